@@ -1,0 +1,163 @@
+"""Every failure that Motet reports, as one tree.
+
+    MotetError
+    ├─ StartupError             a setting, a file or a port that keeps the server from starting (exit code 2)
+    ├─ InvalidRequest           400  a field is wrong, or unsupported and would change the result
+    │  ├─ ContextExceeded       400  prompt and answer do not fit into the context
+    │  └─ JsonInvalid           400  the body is not JSON
+    ├─ Unauthenticated          401  a token is missing or wrong
+    ├─ Forbidden                403  the token may not use this
+    ├─ NotFound                 404  no such model, adapter, route or object
+    ├─ MethodNotAllowed         405
+    ├─ Conflict                 409
+    ├─ PayloadTooLarge          413
+    ├─ UnsupportedMediaType     415
+    ├─ AdapterRefused           422  the adapter exists and cannot be served right
+    ├─ Overloaded               429
+    └─ Unavailable              503  the engine or a source is away; trying again may help
+
+Users' mistakes raise one of these; `assert` is for our own. `ErrorInfo` is the same as plain data, so that
+a failure crosses processes and reaches the client as it was raised.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class ErrorInfo(msgspec.Struct, frozen=True):
+    """A failure as data: OpenAI's error object plus its HTTP status."""
+
+    message: str
+    type: str
+    code: str
+    status: int
+    param: str | None = None
+
+
+class MotetError(Exception):
+    """Root of the tree; `param` names the request field (or setting) at fault, where there is one."""
+
+    status = 500
+    code = "internal_error"
+    type = "server_error"
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        if code is not None:
+            self.code = code
+
+    def info(self) -> ErrorInfo:
+        """This failure as data."""
+        return ErrorInfo(self.message, self.type, self.code, self.status, self.param)
+
+
+class StartupError(MotetError):
+    """The server cannot start as it was asked to."""
+
+    code = "startup_error"
+
+
+class InvalidRequest(MotetError):
+    """A field of the request is wrong, or unsupported and would change the result."""
+
+    status = 400
+    code = "invalid_value"
+    type = "invalid_request_error"
+
+
+class ContextExceeded(InvalidRequest):
+    """Prompt and answer do not fit into the model's context."""
+
+    code = "context_length_exceeded"
+
+
+class JsonInvalid(InvalidRequest):
+    """The body is not JSON."""
+
+    code = "invalid_json"
+
+
+class Unauthenticated(InvalidRequest):
+    """A token is missing or wrong."""
+
+    status = 401
+    code = "invalid_api_key"
+
+
+class Forbidden(InvalidRequest):
+    """The token is known and may not use this."""
+
+    status = 403
+    code = "permission_denied"
+
+
+class NotFound(InvalidRequest):
+    """No such model, adapter, route or object."""
+
+    status = 404
+    code = "model_not_found"
+
+
+class MethodNotAllowed(InvalidRequest):
+    """The route exists and does not take this method."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+class Conflict(InvalidRequest):
+    """The request contradicts what the server holds."""
+
+    status = 409
+    code = "conflict"
+
+
+class PayloadTooLarge(InvalidRequest):
+    """The body is over the limit."""
+
+    status = 413
+    code = "payload_too_large"
+
+
+class UnsupportedMediaType(InvalidRequest):
+    """The body is not declared as JSON."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class AdapterRefused(InvalidRequest):
+    """The adapter exists and cannot be served right: config field, tensor or size at fault is named."""
+
+    status = 422
+    code = "adapter_refused"
+
+
+class Overloaded(MotetError):
+    """Too much is waiting; the client should come back later."""
+
+    status = 429
+    code = "overloaded"
+    type = "rate_limit_error"
+
+
+class Unavailable(MotetError):
+    """The engine or a source is away; trying again may help."""
+
+    status = 503
+    code = "engine_unavailable"
+    type = "service_unavailable_error"
+
+
+def _tree(root: type[MotetError]) -> list[type[MotetError]]:
+    return [root] + [c for sub in root.__subclasses__() for c in _tree(sub)]
+
+
+def from_info(info: ErrorInfo) -> MotetError:
+    """The exception that `info` was made from (by code, else by status, else a plain MotetError)."""
+    tree = _tree(MotetError)
+    kinds = [k for k in tree if k.code == info.code] + [k for k in tree if k.status == info.status]
+    return (kinds or [MotetError])[0](info.message, param=info.param, code=info.code)

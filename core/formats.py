@@ -1,0 +1,27 @@
+"""Output formats: what may come out of a request, as a grammar that the engine enforces token by token."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+
+
+class GrammarSpec(msgspec.Struct, frozen=True):
+    """A grammar as plain text: `json_schema` is a JSON schema, `lark` llguidance's Lark, `regex` a regex."""
+
+    kind: Literal["json_schema", "lark", "regex"]
+    text: str
+
+
+class OutputFormat(ABC):
+    """One value of `response_format.type`."""
+
+    @abstractmethod
+    def grammar(self, response_format: Mapping[str, object]) -> GrammarSpec | None:
+        """The grammar for this request's `response_format` object; None leaves the text free.
+
+        Raises InvalidRequest naming the field that is wrong.
+        """

@@ -1,0 +1,46 @@
+"""Base models: the sources that locate one on disk, and the facts about it that every process may know."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+
+class ModelLocation(msgspec.Struct, frozen=True):
+    """A base model on disk.
+
+    kind `transformers`: `path` is a directory with config.json, *.safetensors and tokenizer.json.
+    kind `gguf`: `path` is a .gguf file, converted once into the cache.
+    """
+
+    path: Path
+    kind: Literal["transformers", "gguf"]
+    name: str
+
+
+class ModelSource(ABC):
+    """One place that base models come from. Only locates files; the engine reads them."""
+
+    @abstractmethod
+    def claims(self, ref: str) -> bool:
+        """Whether `--model REF` is this source's to answer; cheap, no network."""
+
+    @abstractmethod
+    def locate(self, ref: str) -> ModelLocation:
+        """The files of `ref`, downloaded first if need be. Raises StartupError with the mend."""
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """What the engine says about the model that it has loaded. Sizes are in tokens."""
+
+    name: str
+    architecture: str
+    directory: str
+    vocab_size: int
+    max_context: int
+    dtype: str
+    shards: int
+    eos_token_ids: tuple[int, ...]

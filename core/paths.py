@@ -1,0 +1,44 @@
+"""Where Motet keeps files: one cache directory a user, atomic writes, and paths that stay in their roots."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+
+def cache_directory() -> Path:
+    """The user's cache for Motet: MOTET_CACHE, else XDG_CACHE_HOME/motet, else ~/.cache/motet."""
+    if chosen := os.environ.get("MOTET_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "motet"
+
+
+def build_directory(target: Path, fill: Callable[[Path], None]) -> Path:
+    """Make `target` by calling `fill` on a fresh directory beside it, then renaming: whole or not there at all.
+
+    An existing `target` is returned as it is. When two processes race, one result stays and both are equal.
+    """
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        fill(scratch)
+        try:
+            scratch.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def inside(root: Path, relative: str) -> Path | None:
+    """`root / relative` with links resolved, or None if that lies outside `root`."""
+    real_root = root.resolve()
+    path = (real_root / relative).resolve()
+    return path if path.is_relative_to(real_root) and path != real_root else None

@@ -1,0 +1,60 @@
+"""How one request wants its tokens chosen; plain data that travels from the API to the engine."""
+
+from __future__ import annotations
+
+import msgspec
+
+MAX_TOP_LOGPROBS = 20
+MAX_LOGIT_BIAS = 1024
+MASK64 = (1 << 64) - 1
+
+
+class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One request's sampling, complete: the API has filled every default in.
+
+    temperature 0 is greedy. top_k 0, top_p 1 and min_p 0 are off. `repetition_penalty` sees prompt and
+    output, `presence_penalty` and `frequency_penalty` the output only. `logprobs` is how many alternatives
+    to report beside the chosen token (0: the chosen one alone; None: nothing). `eos_token_ids` end the
+    text unless `ignore_eos`; `stop_token_ids` always do; neither can be sampled before `min_tokens`.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    seed: int = 0
+    min_tokens: int = 0
+    eos_token_ids: tuple[int, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+    def ending_ids(self) -> frozenset[int]:
+        """The token ids that end this request's text."""
+        return frozenset(self.stop_token_ids if self.ignore_eos else self.eos_token_ids + self.stop_token_ids)
+
+
+def splitmix64(x: int) -> int:
+    """One step of SplitMix64: a 64-bit mix whose outputs for consecutive inputs look independent.
+
+    Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+    """
+    x = (x + 0x9E3779B97F4A7C15) & MASK64
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK64
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK64
+    return x ^ (x >> 31)
+
+
+def choice_seed(seed: int, choice: int) -> int:
+    """The seed of choice number `choice` of a request: choice 0 draws from `seed` itself."""
+    return seed & MASK64 if choice == 0 else splitmix64((seed & MASK64) ^ splitmix64(choice))
+
+
+def uniform(seed: int, position: int) -> float:
+    """The draw in [0, 1) of a request at an output position; depends on these two alone."""
+    return (splitmix64(splitmix64(seed & MASK64) ^ position) >> 11) * 2.0**-53

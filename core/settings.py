@@ -1,0 +1,128 @@
+"""The server's settings: one dataclass that the command line, MOTET_… variables and a TOML file all fill.
+
+The order is flag, then environment, then file, then default. `Settings` is frozen and complete; what a default
+such as `auto` comes to is decided by the part that needs it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from motet.core.errors import StartupError
+
+_UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
+_UNITS |= {f"{k}I": 1024**i for i, k in enumerate(("K", "M", "G", "T"), start=1)}
+
+
+def parse_size(text: str) -> int:
+    """Bytes from `512MiB`, `2GB`, `1048576`. Raises ValueError on anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", text.upper())
+    if match is None:
+        raise ValueError(f"{text!r} is not a size such as 512MiB or 2GB")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def _setting(default: Any, help: str, **extra: Any) -> Any:
+    metadata = {"help": help, **extra}
+    if isinstance(default, (list, tuple)):
+        return field(default_factory=lambda: default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `motet serve` can be told. Field `adapter_root` is `--adapter-root`, MOTET_ADAPTER_ROOT, and so on."""
+
+    model: str = _setting("smollm2", "base model: a model source's name, a directory, a .gguf file or a hub id")
+    model_name: str = _setting("", "the name that clients use for it (default: the source's or directory's name)")
+    host: str = _setting("127.0.0.1", "address to listen on")
+    port: int = _setting(8080, "port to listen on", low=0, high=65535)
+    shards: int = _setting(1, "ranks that share the model by tensor parallelism", low=1, high=64)
+    device: str = _setting("auto", "where the engine computes", choices=("auto", "cpu", "cuda"))
+    dtype: str = _setting(
+        "auto",
+        "numbers it computes with (auto: float32 on the CPU, the checkpoint's on CUDA)",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    max_context: int = _setting(0, "longest prompt and answer together, in tokens (0: the model's own)", low=0)
+    adapter_root: tuple[str, ...] = _setting((), "a directory under which local:NAME is looked up (repeatable)")
+    adapter_slots: int = _setting(32, "adapters on the device at once", low=1, high=4096)
+    adapter_memory: str = _setting("auto", "device memory for adapters, such as 2GiB (auto: by --adapter-slots)", size=True)
+    max_adapter_rank: int = _setting(256, "adapters with a higher rank are refused", low=1, high=4096)
+    default_source: str = _setting("hub", "the adapter source that org/name means")
+    max_batch_tokens: int = _setting(512, "tokens that one step takes at most", low=16, high=1 << 20)
+    max_sequences: int = _setting(256, "sequences that one step takes at most", low=1, high=1 << 16)
+    kv_memory: str = _setting("auto", "memory for the key-value cache, such as 4GiB", size=True)
+    max_body: str = _setting("4MiB", "largest request body", size=True)
+    drain_seconds: float = _setting(8.0, "how long requests may finish after Ctrl-C", low=0)
+    log_format: str = _setting("text", "log lines as", choices=("text", "json"))
+
+    def size(self, name: str) -> int | None:
+        """A size setting in bytes; None where it is `auto`."""
+        text = str(getattr(self, name))
+        return None if text == "auto" else parse_size(text)
+
+
+def flag(name: str) -> str:
+    """The command line's spelling of a setting."""
+    return "--" + name.replace("_", "-")
+
+
+def _convert(setting: dataclasses.Field[Any], value: Any, origin: str) -> Any:
+    """`value` (text, or TOML's own type) as the setting's type, checked. Raises StartupError naming `origin`."""
+    name, rules = setting.name, setting.metadata
+    if setting.type == "tuple[str, ...]":
+        return tuple(value) if isinstance(value, (list, tuple)) else tuple(str(value).split(os.pathsep))
+    kind: type = {"int": int, "float": float}.get(str(setting.type), str)
+    try:
+        converted = kind(value)
+        if rules.get("size") and converted != "auto":
+            parse_size(converted)
+    except (TypeError, ValueError) as error:
+        expected = "a size such as 512MiB" if rules.get("size") else f"of type {kind.__name__}"
+        raise StartupError(f"{origin}: {value!r} is not {expected}", param=name) from error
+    if "choices" in rules and converted not in rules["choices"]:
+        raise StartupError(f"{origin}: {value!r} is not one of {', '.join(rules['choices'])}", param=name)
+    if converted < rules.get("low", converted) or converted > rules.get("high", converted):
+        limits = f"{rules.get('low', '')}..{rules.get('high', '')}"
+        raise StartupError(f"{origin}: {value!r} is outside {limits}", param=name)
+    return converted
+
+
+def load_settings(
+    flags: Mapping[str, Any], environ: Mapping[str, str], config: Path | None = None
+) -> Settings:
+    """Settings from flags (only those that were given), MOTET_… variables and a TOML file, in that order.
+
+    Raises StartupError naming the flag, variable or key that is wrong, or unknown in the file.
+    """
+    known = {f.name: f for f in dataclasses.fields(Settings)}
+    chosen: dict[str, Any] = {}
+    for key, value in _read_toml(config).items() if config else ():
+        name = key.replace("-", "_")
+        if name not in known:
+            raise StartupError(f"{config}: unknown setting {key!r}", param=key)
+        chosen[name] = _convert(known[name], value, f"{config}: {key}")
+    for name, setting in known.items():
+        variable = f"MOTET_{name.upper()}"
+        if variable in environ:
+            chosen[name] = _convert(setting, environ[variable], variable)
+        if name in flags:
+            chosen[name] = _convert(setting, flags[name], flag(name))
+    return Settings(**chosen)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise StartupError(f"--config: cannot read {path}: {error.strerror}", param="config") from error
+    except tomllib.TOMLDecodeError as error:
+        raise StartupError(f"--config: {path} is not TOML: {error}", param="config") from error
