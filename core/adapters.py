@@ -14,6 +14,8 @@ from pathlib import Path
 
 import msgspec
 
+from motet.core.settings import Settings
+
 
 class AdapterRef(msgspec.Struct, frozen=True):
     """An adapter as a request names it: `source:id@revision`."""
@@ -34,14 +36,20 @@ class ResolvedAdapter(msgspec.Struct, frozen=True):
 
 
 class AdapterListing(msgspec.Struct, frozen=True):
-    """An adapter that a source can name without being asked for it; `alias` is a short name, if it has one."""
+    """An adapter that a source can name unasked; `alias` is a short name, if it has one."""
 
     ref: AdapterRef
     alias: str | None = None
 
 
 class AdapterSource(ABC):
-    """One place that adapters come from. Methods run in the server's event loop: use threads for blocking work."""
+    """One place that adapters come from. Methods run in the server's event loop: block in threads only."""
+
+    def configure(self, settings: Settings) -> None:  # noqa: B027 (most sources need no settings)
+        """Take what this source needs from the server's settings; called once, before any other method.
+
+        Raises StartupError naming the setting that is wrong.
+        """
 
     @abstractmethod
     async def resolve(self, ref: AdapterRef, token: str | None) -> ResolvedAdapter:

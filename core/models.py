@@ -8,6 +8,8 @@ from typing import Literal
 
 import msgspec
 
+from motet.core.settings import Settings
+
 
 class ModelLocation(msgspec.Struct, frozen=True):
     """A base model on disk.
@@ -23,6 +25,9 @@ class ModelLocation(msgspec.Struct, frozen=True):
 
 class ModelSource(ABC):
     """One place that base models come from. Only locates files; the engine reads them."""
+
+    def configure(self, settings: Settings) -> None:  # noqa: B027 (most sources need no settings)
+        """Take what this source needs from the server's settings; called once, before any other method."""
 
     @abstractmethod
     def claims(self, ref: str) -> bool:

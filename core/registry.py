@@ -15,6 +15,7 @@ from motet.core.adapters import AdapterSource
 from motet.core.errors import StartupError
 from motet.core.formats import OutputFormat
 from motet.core.models import ModelSource
+from motet.core.settings import Settings
 from motet.core.templates import ChatTemplateFinder
 
 DEFAULT_PLUGINS = (
@@ -86,6 +87,18 @@ class PluginRegistry:
             raise
         except Exception as error:
             raise StartupError(f"plugin {owner} failed to register: {error!r}") from error
+
+    def configure(self, settings: Settings) -> None:
+        """Hand every source the server's settings. Raises StartupError naming the setting or the owner."""
+        for shelf in (self.adapter_sources, self.model_sources):
+            for name, source in shelf.items.items():
+                try:
+                    source.configure(settings)
+                except StartupError:
+                    raise
+                except Exception as error:
+                    owner = shelf.owners[name]
+                    raise StartupError(f"plugin {owner}: {shelf.kind} {name!r}: {error!r}") from error
 
     @classmethod
     def load(cls, modules: Iterable[str] = DEFAULT_PLUGINS, *, installed: bool = True) -> PluginRegistry:

@@ -1,0 +1,142 @@
+"""The text side of one base model: its tokenizer, its special tokens, its generation defaults.
+
+Reads a transformers directory (tokenizer.json, tokenizer_config.json, special_tokens_map.json,
+generation_config.json). Knows no requests and nothing of weights; chat templates are read by
+`motet.core.templates.read_chat_template`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from tokenizers import Tokenizer
+
+from motet.core.errors import StartupError
+from motet.engine.client.detokenizer import Detokenizer
+from motet.engine.client.token_bytes import TokenBytes, read_decoding
+
+# The ones that transformers knows by name and hands to chat templates.
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+class GenerationDefaults(msgspec.Struct, frozen=True):
+    """The sampling that a model's authors recommend; None where they say nothing."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+
+class TextModel:
+    """Everything about the text of the base model in `directory`.
+
+    `eos_token_ids` are generation_config's and the tokenizer's; `special_tokens` maps `bos_token`, `eos_token`
+    and so on to their texts, as chat templates see them; `fingerprint` is the SHA-256 of tokenizer.json;
+    `vocab_size` is the tokenizer's. Raises StartupError naming the file that is missing or broken.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        data = _read(directory / "tokenizer.json")
+        if data is None:
+            raise StartupError(
+                f"{directory}: no tokenizer.json; save the model's tokenizer with transformers' save_pretrained",
+                param="model",
+            )
+        self.fingerprint = hashlib.sha256(data).hexdigest()
+        try:
+            self._tokenizer = Tokenizer.from_buffer(data)
+        except Exception as error:  # the library raises bare Exception
+            raise StartupError(f"{directory / 'tokenizer.json'}: {error}", param="model") from error
+        # A file saved in training may carry both; a prompt must come through whole.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self.pieces = TokenBytes(self._tokenizer, read_decoding(json.loads(data).get("decoder")))
+        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        config = _read_object(directory / "special_tokens_map.json") | _read_object(directory / "tokenizer_config.json")
+        self.special_tokens = _special_tokens(config)
+        self.bos_token = self.special_tokens.get("bos_token", "")
+        self.eos_token = self.special_tokens.get("eos_token", "")
+        generation = _read_object(directory / "generation_config.json")
+        # Like transformers, which makes a missing generation_config out of config.json.
+        stated = generation or _read_object(directory / "config.json")
+        self.eos_token_ids = self._eos_token_ids(stated.get("eos_token_id"))
+        self.generation = _generation_defaults(generation)
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """The token ids of `text`; special tokens that are written out in it become their ids."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of a whole sequence; what a Detokenizer gives piece by piece."""
+        if skip_special_tokens:
+            detokenizer = Detokenizer(self.pieces)
+            return "".join(map(detokenizer.push, ids)) + detokenizer.flush()
+        special = self.pieces.special_ids
+        parts = Detokenizer(self.pieces)
+        shown = [parts.flush() + self.token_bytes(i).decode() if i in special else parts.push(i) for i in ids]
+        return "".join(shown) + parts.flush()
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The exact bytes of one token: part of a character, perhaps; a special token's name; b"" if unknown."""
+        return self.pieces[token_id]
+
+    def special_id(self, text: str) -> int | None:
+        """The id of the special token that is written `text`, if there is one."""
+        token_id: int | None = self._tokenizer.token_to_id(text)
+        return token_id if token_id in self.pieces.special_ids else None
+
+    def _eos_token_ids(self, stated: object) -> tuple[int, ...]:
+        ids = [stated] if isinstance(stated, int) else stated
+        if ids is not None and not (isinstance(ids, list) and all(isinstance(i, int) for i in ids)):
+            raise StartupError(f"generation_config.json: eos_token_id {stated!r} is no token id", param="model")
+        own = self._tokenizer.token_to_id(self.eos_token) if self.eos_token else None
+        return tuple(dict.fromkeys([*(ids or ()), *(() if own is None else (own,))]))
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StartupError(f"{path}: {error.strerror}", param="model") from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty if there is no such file."""
+    data = _read(path)
+    try:
+        # json, not msgspec: these files may say NaN or Infinity.
+        value = {} if data is None else json.loads(data)
+    except ValueError as error:
+        raise StartupError(f"{path} is not JSON: {error}", param="model") from error
+    if not isinstance(value, dict):
+        raise StartupError(f"{path} is not a JSON object", param="model")
+    return value
+
+
+def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    tokens = {}
+    for name in _SPECIAL_TOKENS:
+        value = config.get(name)
+        text = value.get("content") if isinstance(value, dict) else value
+        if isinstance(text, str):
+            tokens[name] = text
+    return tokens
+
+
+def _generation_defaults(config: Mapping[str, Any]) -> GenerationDefaults:
+    if not config.get("do_sample"):  # transformers would then decode greedily and look at none of them
+        return GenerationDefaults()
+    try:
+        return msgspec.convert(dict(config), GenerationDefaults)
+    except msgspec.ValidationError as error:
+        raise StartupError(f"generation_config.json: {error}", param="model") from error

@@ -1,0 +1,186 @@
+"""CPU kernels, compiled by Numba: norm, activation, rotation, cache writes, decode attention, LoRA rows.
+
+Each walks row by row (a row is one token), in an order that does not depend on the other rows, so that a row's
+result has the same bits alone and in any company; PyTorch's own elementwise and reduction loops do not promise
+that. Arrays are C-contiguous float32 unless said otherwise; T is tokens, H heads, KV key-value heads, D head size.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit, prange
+
+_FAST = {"reassoc", "contract", "nsz"}
+
+
+@njit(parallel=True, fastmath=_FAST, cache=True)
+def rms_norm(x, weight, eps, out):  # type: ignore[no-untyped-def]
+    """out[T, n] = x / rms(x) * weight, one row at a time (Zhang and Sennrich, "RMSNorm", 2019)."""
+    for t in prange(x.shape[0]):
+        row = x[t]
+        total = np.float32(0)
+        for j in range(row.shape[0]):
+            total += row[j] * row[j]
+        factor = np.float32(1.0 / math.sqrt(total / row.shape[0] + eps))
+        for j in range(row.shape[0]):
+            out[t, j] = weight[j] * (row[j] * factor)
+
+
+@njit(parallel=True, fastmath=_FAST, cache=True)
+def add_rms_norm(x, residual, weight, eps, out):  # type: ignore[no-untyped-def]
+    """residual += x, then out = rms_norm(residual)."""
+    for t in prange(x.shape[0]):
+        row = residual[t]
+        total = np.float32(0)
+        for j in range(row.shape[0]):
+            value = row[j] + x[t, j]
+            row[j] = value
+            total += value * value
+        factor = np.float32(1.0 / math.sqrt(total / row.shape[0] + eps))
+        for j in range(row.shape[0]):
+            out[t, j] = weight[j] * (row[j] * factor)
+
+
+@njit(parallel=True, fastmath=_FAST, cache=True)
+def head_norm(x, first, heads, weight, eps):  # type: ignore[no-untyped-def]
+    """RMS-normalise `heads` heads of size len(weight) in place, from column `first` of x[T, n]."""
+    size = weight.shape[0]
+    for t in prange(x.shape[0]):
+        for h in range(heads):
+            row = x[t, first + h * size : first + (h + 1) * size]
+            total = np.float32(0)
+            for j in range(size):
+                total += row[j] * row[j]
+            factor = np.float32(1.0 / math.sqrt(total / size + eps))
+            for j in range(size):
+                row[j] = weight[j] * (row[j] * factor)
+
+
+@njit(parallel=True, fastmath=_FAST, cache=True)
+def silu_mul(gate_up, out):  # type: ignore[no-untyped-def]
+    """out[T, n] = silu(gate) * up for gate_up[T, 2n] (Shazeer, "GLU variants", 2020)."""
+    n = out.shape[1]
+    for t in prange(out.shape[0]):
+        for j in range(n):
+            gate = gate_up[t, j]
+            out[t, j] = gate / (np.float32(1) + math.exp(-gate)) * gate_up[t, n + j]
+
+
+@njit(parallel=True, fastmath=_FAST, cache=True)
+def rotate(qkv, heads, positions, cos, sin):  # type: ignore[no-untyped-def]
+    """Rotate the first `heads` heads of every row of qkv[T, (H + 2 KV) D] in place, halves as in transformers."""
+    half = cos.shape[1]
+    for t in prange(qkv.shape[0]):
+        p = positions[t]
+        for h in range(heads):
+            low = qkv[t, 2 * h * half : (2 * h + 1) * half]
+            high = qkv[t, (2 * h + 1) * half : (2 * h + 2) * half]
+            for j in range(half):
+                a, b = low[j], high[j]
+                low[j] = a * cos[p, j] - b * sin[p, j]
+                high[j] = b * cos[p, j] + a * sin[p, j]
+
+
+@njit(parallel=True, cache=True)
+def store(qkv, heads, cache_rows, keys, values):  # type: ignore[no-untyped-def]
+    """Copy each row's keys and values into the caches [blocks, KV, block size, D], at flat row cache_rows[t]."""
+    kv_heads, block_size, size = keys.shape[1], keys.shape[2], keys.shape[3]
+    for t in prange(qkv.shape[0]):
+        block = cache_rows[t] // block_size
+        offset = cache_rows[t] % block_size
+        for h in range(kv_heads):
+            k = (heads + h) * size
+            v = (heads + kv_heads + h) * size
+            for j in range(size):
+                keys[block, h, offset, j] = qkv[t, k + j]
+                values[block, h, offset, j] = qkv[t, v + j]
+
+
+@njit(parallel=True, fastmath=_FAST, cache=True)
+def decode_attention(qkv, keys, values, tables, lengths, window, out):  # type: ignore[no-untyped-def]
+    """One query token a sequence against its paged context.
+
+    Row s of `qkv` belongs to the sequence with block table tables[s] and lengths[s] tokens (its own included);
+    `window` limits how far back it looks (0: to the start). out is [S, H D].
+    """
+    kv_heads, block_size, size = keys.shape[1], keys.shape[2], keys.shape[3]
+    group = out.shape[1] // size // kv_heads
+    scale = np.float32(1.0 / math.sqrt(size))
+    for item in prange(tables.shape[0] * kv_heads):
+        s, kv = item // kv_heads, item % kv_heads
+        length = lengths[s]
+        first = max(0, length - window) if window > 0 else 0
+        scores = np.empty((group, length - first), np.float32)
+        for p in range(first, length):
+            key = keys[tables[s, p // block_size], kv, p % block_size]
+            for g in range(group):
+                query = qkv[s, (kv * group + g) * size : (kv * group + g + 1) * size]
+                dot = np.float32(0)
+                for j in range(size):
+                    dot += query[j] * key[j]
+                scores[g, p - first] = dot * scale
+        for g in range(group):
+            row = scores[g]
+            top = row[0]
+            for p in range(1, row.shape[0]):
+                top = max(top, row[p])
+            total = np.float32(0)
+            for p in range(row.shape[0]):
+                row[p] = np.float32(math.exp(row[p] - top))
+                total += row[p]
+            for p in range(row.shape[0]):
+                row[p] /= total
+        result = out[s, kv * group * size : (kv + 1) * group * size]
+        for j in range(result.shape[0]):
+            result[j] = np.float32(0)
+        for p in range(first, length):
+            value = values[tables[s, p // block_size], kv, p % block_size]
+            for g in range(group):
+                weight = scores[g, p - first]
+                for j in range(size):
+                    result[g * size + j] += weight * value[j]
+
+
+@njit(parallel=True, fastmath=_FAST, cache=True)
+def lora_rows(x, y, rows, slots, pools, tables):  # type: ignore[no-untyped-def]
+    """y[row] += scale * (x[row] A) B for single rows, each with the adapter in its own slot.
+
+    pools = (A, B): tuples of [pool rows, in] and [pool rows, out], one a part of the fused projection.
+    tables = (pages [slots, parts, n], ranks [slots, parts], scales [slots, parts], offsets [parts]); rank 0 means
+    that the slot does not touch the part. Pages hold 16 rank rows (Sheng et al., "S-LoRA", 2023, pages adapters
+    likewise).
+    """
+    a_pools, b_pools = pools
+    pages, ranks, scales, offsets = tables
+    for i in prange(rows.shape[0]):
+        slot = slots[i]
+        source = x[rows[i]]
+        hidden = np.empty(16, np.float32)
+        for part in range(len(a_pools)):
+            a, b = a_pools[part], b_pools[part]
+            scale = scales[slot, part]
+            target = y[rows[i], offsets[part] : offsets[part] + b.shape[1]]
+            for page in range((ranks[slot, part] + 15) // 16):
+                base = pages[slot, part, page] * 16
+                count = min(16, ranks[slot, part] - page * 16)
+                for k in range(count):
+                    weights = a[base + k]
+                    dot = np.float32(0)
+                    for j in range(source.shape[0]):
+                        dot += source[j] * weights[j]
+                    hidden[k] = dot * scale
+                # Four rank rows at once: the target row is read and written a quarter as often.
+                k = 0
+                while k + 4 <= count:
+                    h0, h1, h2, h3 = hidden[k], hidden[k + 1], hidden[k + 2], hidden[k + 3]
+                    b0, b1, b2, b3 = b[base + k], b[base + k + 1], b[base + k + 2], b[base + k + 3]
+                    for j in range(target.shape[0]):
+                        target[j] += h0 * b0[j] + h1 * b1[j] + h2 * b2[j] + h3 * b3[j]
+                    k += 4
+                while k < count:
+                    h0, b0 = hidden[k], b[base + k]
+                    for j in range(target.shape[0]):
+                        target[j] += h0 * b0[j]
+                    k += 1

@@ -1,0 +1,79 @@
+"""Linear layers that know their shard, and to which LoRA is attached from outside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from motet.engine.context import ForwardContext
+from motet.engine.kernels.matmul import Weight
+from motet.engine.lora.apply import apply_lora
+from motet.engine.lora.pool import ModuleShape, Projection
+from motet.engine.models.checkpoint import Checkpoint
+from motet.engine.parallel import ShardGroup
+
+
+@dataclass(frozen=True)
+class Part:
+    """One module of a fused projection: its name in checkpoints and its full output size."""
+
+    name: str
+    outputs: int
+
+
+@dataclass(frozen=True)
+class LinearSpec:
+    """A (fused) projection: `column` splits outputs over the ranks, `row` splits inputs and sums."""
+
+    parts: tuple[Part, ...]
+    inputs: int
+    split: Literal["column", "row"]
+    bias: bool = False
+
+    def shapes(self, group: ShardGroup) -> tuple[ModuleShape, ...]:
+        """The modules as this rank holds them."""
+        inputs = self.inputs // (group.size if self.split == "row" else 1)
+        share = group.size if self.split == "column" else 1
+        return tuple(ModuleShape(p.name, inputs, p.outputs // share) for p in self.parts)
+
+
+class ParallelLinear:
+    """y = x W.T (+ LoRA) (+ bias), with W's shard of this rank."""
+
+    def __init__(self, spec: LinearSpec, group: ShardGroup) -> None:
+        self.spec = spec
+        self.group = group
+        self.lora: Projection | None = None
+        self._weight: Weight
+        self._bias: Tensor | None = None
+
+    def load(self, checkpoint: Checkpoint, prefix: str) -> None:
+        """Read this rank's rows (column split) or columns (row split) of every part under `prefix`."""
+        weights, biases = [], []
+        for part in self.spec.parts:
+            name = f"{prefix}.{part.name}"
+            if self.spec.split == "column":
+                rows = self.group.slice(part.outputs)
+                weights.append(checkpoint.read(f"{name}.weight", (part.outputs, self.spec.inputs), rows=rows))
+            else:
+                rows = slice(None)
+                columns = self.group.slice(self.spec.inputs)
+                weights.append(checkpoint.read(f"{name}.weight", (part.outputs, self.spec.inputs), columns=columns))
+            if self.spec.bias:
+                biases.append(checkpoint.read(f"{name}.bias", (part.outputs,), rows=rows))
+        self._weight = Weight(torch.cat(weights) if len(weights) > 1 else weights[0])
+        self._bias = torch.cat(biases) if biases else None
+
+    def __call__(self, x: Tensor, context: ForwardContext) -> Tensor:
+        """x [T, in] to [T, out], on this rank's shard."""
+        y = self._weight(x)
+        if self.lora is not None and context.lora is not None:
+            apply_lora(x, y, self.lora, context.lora)
+        if self.spec.split == "row":
+            self.group.all_reduce(y)
+        if self._bias is not None:
+            y += self._bias
+        return y

@@ -1,0 +1,56 @@
+"""Rotary position embedding (Su et al., "RoFormer", 2021), with transformers' own frequencies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from motet.core.errors import StartupError
+
+# Variants whose frequencies depend on the sequence's length at hand cannot be served from one table.
+_STATIC = ("linear", "llama3", "yarn")
+
+
+def inverse_frequencies(config: Any) -> tuple[Tensor, float]:
+    """Inverse frequencies [head_dim / 2] (fp32) and the factor on cos and sin for a transformers config.
+
+    Raises StartupError for a variant that would not be exactly transformers'.
+    """
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    parameters = config.rope_parameters or {}
+    kind = parameters.get("rope_type", "default")
+    if parameters.get("partial_rotary_factor", 1.0) != 1.0:
+        raise StartupError("the model rotates only part of each head, which is not supported", param="model")
+    if kind == "default":
+        dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return 1.0 / (parameters["rope_theta"] ** (torch.arange(0, dim, 2, dtype=torch.float) / dim)), 1.0
+    if kind not in _STATIC:
+        raise StartupError(f"the model's rope_type {kind!r} is not supported; supported: default, "
+                           + ", ".join(_STATIC), param="model")
+    frequencies, scale = ROPE_INIT_FUNCTIONS[kind](config)
+    return frequencies.float(), float(scale)
+
+
+class RotaryTable:
+    """cos and sin [max_context, head_dim / 2] (fp32) for every position."""
+
+    def __init__(self, frequencies: Tensor, scale: float, max_context: int, device: torch.device) -> None:
+        angles = torch.arange(max_context, dtype=torch.float)[:, None] * frequencies[None, :]
+        self.cos = (angles.cos() * scale).contiguous().to(device)
+        self.sin = (angles.sin() * scale).contiguous().to(device)
+
+    def rotate(self, qkv: Tensor, heads: int, positions: Tensor) -> None:
+        """Rotate the first `heads` heads of qkv [T, n] in place; positions is [T] int64."""
+        if qkv.device.type == "cpu":
+            from motet.engine.kernels.cpu import rotate
+
+            rotate(qkv.numpy(), heads, positions.numpy(), self.cos.numpy(), self.sin.numpy())
+            return
+        half = self.cos.shape[1]
+        part = qkv[:, : heads * 2 * half].unflatten(1, (heads, 2, half))
+        cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]
+        low, high = part[:, :, 0].float(), part[:, :, 1].float()
+        part[:, :, 0], part[:, :, 1] = low * cos - high * sin, high * cos + low * sin

@@ -1,0 +1,41 @@
+"""The embedding and the head: both split over the vocabulary, and tied where the model ties them."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from motet.engine.kernels.matmul import Weight
+from motet.engine.models.checkpoint import Checkpoint
+from motet.engine.parallel import ShardGroup
+
+
+class VocabularyShard:
+    """This rank's rows of the vocabulary; every rank's share is equal, the last one's padded."""
+
+    def __init__(self, vocab_size: int, hidden_size: int, group: ShardGroup) -> None:
+        self._group = group
+        self._shape = (vocab_size, hidden_size)
+        self._share = -(-vocab_size // group.size)
+        self._first = group.rank * self._share
+
+    def read(self, checkpoint: Checkpoint, name: str) -> Tensor:
+        """Rows [share, hidden] of a [vocab, hidden] tensor, zeros beyond its end."""
+        last = min(self._first + self._share, self._shape[0])
+        rows = checkpoint.read(name, self._shape, rows=slice(self._first, last))
+        return F.pad(rows, (0, 0, 0, self._share - len(rows)))
+
+    def embed(self, table: Tensor, ids: Tensor) -> Tensor:
+        """The embeddings [T, hidden] of ids [T]: rows of other ranks are zero here and summed in."""
+        if self._group.size == 1:
+            return F.embedding(ids, table)
+        local = ids - self._first
+        mine = (local >= 0) & (local < self._share)
+        rows = F.embedding(torch.where(mine, local, 0), table)
+        return self._group.all_reduce(rows * mine[:, None])
+
+    def logits(self, head: Weight, hidden: Tensor) -> Tensor | None:
+        """fp32 logits [N, vocab] on rank 0, None on the others."""
+        logits = self._group.gather_columns(head(hidden))
+        return None if logits is None else logits[:, : self._shape[0]].float()

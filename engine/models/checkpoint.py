@@ -1,0 +1,81 @@
+"""Reads a model's safetensors, one rank's slices at a time, and notices whatever is missing or left over."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from motet.core.errors import StartupError
+
+_MAX_HEADER = 100 << 20
+
+
+def check_safetensors(path: Path) -> None:
+    """Raise ValueError unless the file is as long as its header says: a mapped short file kills the process."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, _MAX_HEADER):
+            raise ValueError(f"{path.name} is cut short or not a safetensors file")
+        try:
+            header: dict[str, Any] = json.loads(file.read(length))
+            end = max((t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise ValueError(f"{path.name} has a broken safetensors header") from error
+    if size != 8 + length + end:
+        raise ValueError(f"{path.name} is {size} bytes long and its header says {8 + length + end}")
+
+
+class Checkpoint:
+    """A directory's *.safetensors as one set of named tensors."""
+
+    def __init__(self, directory: Path, dtype: torch.dtype, device: torch.device) -> None:
+        """Raises StartupError if there are none, or one is cut short."""
+        self._dtype, self._device, self._directory = dtype, device, directory
+        self._files: dict[str, Any] = {}
+        index = directory / "model.safetensors.index.json"
+        paths = sorted(directory.glob("*.safetensors"))
+        if index.is_file():
+            paths = sorted({directory / name for name in json.loads(index.read_text())["weight_map"].values()})
+        if not paths:
+            raise StartupError(f"{directory} has no *.safetensors; other weight formats are not read", param="model")
+        for path in paths:
+            try:
+                check_safetensors(path)
+            except (OSError, ValueError) as error:
+                raise StartupError(f"{directory}: {error}; download the model again", param="model") from error
+            handle = safe_open(str(path), framework="pt")
+            self._files.update((name, handle) for name in handle.keys())
+        self._unread = set(self._files)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
+
+    def read(
+        self, name: str, shape: tuple[int, ...], rows: slice = slice(None), columns: slice | None = None
+    ) -> Tensor:
+        """The tensor's rows (and columns, for a matrix) in the engine's dtype. Raises StartupError if it is not there."""
+        if name not in self._files:
+            raise StartupError(f"{self._directory} lacks the tensor {name}", param="model")
+        piece = self._files[name].get_slice(name)
+        if tuple(piece.get_shape()) != shape:
+            raise StartupError(f"{name} has shape {tuple(piece.get_shape())}, expected {shape}", param="model")
+        self._unread.discard(name)
+        tensor: Tensor = piece[rows] if columns is None else piece[rows, columns]
+        return tensor.to(device=self._device, dtype=self._dtype)
+
+    def finish(self, ignorable: str) -> None:
+        """Raise StartupError if tensors were left unread, other than those matching the pattern `ignorable`."""
+        left = sorted(name for name in self._unread if not re.fullmatch(ignorable, name))
+        if left:
+            raise StartupError(
+                f"{self._directory} has {len(left)} tensors that this architecture does not use, such as {left[0]}",
+                param="model",
+            )
+        self._files.clear()

@@ -1,0 +1,151 @@
+"""What a decoder looks like, as one flat record; made from a transformers config by the architecture table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from motet.core.errors import StartupError
+from motet.engine.layers.rotary import inverse_frequencies
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder-only transformer of the Llama kind; its relatives differ by the named flags.
+
+    `window[i]` is layer i's sliding window in tokens (0: none); `rotates[i]` whether it applies RoPE.
+    """
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    norm_eps: float
+    max_context: int
+    tied_embeddings: bool
+    inverse_frequencies: torch.Tensor
+    rope_scale: float
+    window: tuple[int, ...]
+    rotates: tuple[bool, ...]
+    dtype: torch.dtype
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    eos_token_ids: tuple[int, ...] = ()
+
+    def check_shards(self, shards: int) -> None:
+        """Raise StartupError if `shards` ranks cannot split this model evenly."""
+        sizes = {
+            "attention heads": self.num_heads,
+            "key-value heads": self.num_kv_heads,
+            "intermediate size": self.intermediate_size,
+        }
+        for what, size in sizes.items():
+            if size % shards:
+                fit = [n for n in range(1, shards + 8) if not any(s % n for s in sizes.values())]
+                raise StartupError(
+                    f"--shards {shards} does not divide the model's {size} {what}; "
+                    f"possible here: {', '.join(map(str, fit))}",
+                    param="shards",
+                )
+
+
+def _windows(config: Any) -> tuple[int, ...]:
+    """Each layer's sliding window, from `layer_types` where the config has them."""
+    window = getattr(config, "sliding_window", None) or 0
+    kinds = getattr(config, "layer_types", None)
+    if not getattr(config, "use_sliding_window", True):
+        window = 0
+    if kinds is None:
+        return (window,) * config.num_hidden_layers
+    unknown = set(kinds) - {"full_attention", "sliding_attention"}
+    if unknown:
+        raise StartupError(f"the model has layers of a kind that is not supported: {', '.join(unknown)}")
+    return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
+
+
+def _llama(config: Any) -> dict[str, Any]:
+    bias = bool(getattr(config, "attention_bias", False))
+    return {"qkv_bias": bias, "output_bias": bias, "mlp_bias": bool(getattr(config, "mlp_bias", False))}
+
+
+def _mistral(config: Any) -> dict[str, Any]:
+    return {}
+
+
+def _qwen2(config: Any) -> dict[str, Any]:
+    return {"qkv_bias": True}
+
+
+def _qwen3(config: Any) -> dict[str, Any]:
+    bias = bool(config.attention_bias)
+    return {"qkv_bias": bias, "output_bias": bias, "qk_norm": True}
+
+
+def _smollm3(config: Any) -> dict[str, Any]:
+    return {**_llama(config), "rotates": tuple(bool(r) for r in config.no_rope_layers)}
+
+
+ARCHITECTURES: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "LlamaForCausalLM": _llama,  # SmolLM and SmolLM2 too
+    "MistralForCausalLM": _mistral,
+    "Qwen2ForCausalLM": _qwen2,
+    "Qwen3ForCausalLM": _qwen3,
+    "SmolLM3ForCausalLM": _smollm3,
+}
+
+
+def from_transformers(config: Any) -> ModelConfig:
+    """The record for a transformers config. Raises StartupError for what would not compute exactly the same."""
+    architecture = (config.architectures or ["?"])[0]
+    if architecture not in ARCHITECTURES:
+        known = ", ".join(sorted(ARCHITECTURES))
+        raise StartupError(f"the model's architecture {architecture} is not supported; supported: {known}", param="model")
+    if config.hidden_act != "silu":
+        raise StartupError(f"the model's hidden_act {config.hidden_act!r} is not supported", param="model")
+    heads = config.num_attention_heads
+    frequencies, scale = inverse_frequencies(config)
+    eos = config.eos_token_id
+    layers = config.num_hidden_layers
+    record: dict[str, Any] = {
+        "architecture": architecture,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_layers": layers,
+        "num_heads": heads,
+        "num_kv_heads": config.num_key_value_heads or heads,
+        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
+        "norm_eps": config.rms_norm_eps,
+        "max_context": config.max_position_embeddings,
+        "tied_embeddings": bool(config.tie_word_embeddings),
+        "inverse_frequencies": frequencies,
+        "rope_scale": scale,
+        "window": _windows(config),
+        "rotates": (True,) * layers,
+        "dtype": config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32,
+        "eos_token_ids": () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos),
+    }
+    return ModelConfig(**(record | ARCHITECTURES[architecture](config)))
+
+
+def read_config(directory: Path) -> ModelConfig:
+    """The model in `directory`, as its config.json tells. Raises StartupError if that is missing or unknown."""
+    from transformers import AutoConfig
+
+    if not (directory / "config.json").is_file():
+        raise StartupError(f"{directory} has no config.json; --model takes a transformers directory", param="model")
+    try:
+        config = AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+    except (ValueError, KeyError, OSError) as error:
+        raise StartupError(f"{directory}/config.json cannot be read: {error}", param="model") from error
+    return from_transformers(config)

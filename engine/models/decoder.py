@@ -1,0 +1,130 @@
+"""The decoder: one file for every architecture in the table. Knows shards, and nothing of adapters.
+
+T is tokens of the step, n the hidden size. LoRA is attached to the linear layers from outside (`attach`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from motet.engine.context import ForwardContext
+from motet.engine.kernels.matmul import Weight
+from motet.engine.layers.attention import AttentionBackend
+from motet.engine.layers.elementwise import RMSNorm, silu_mul
+from motet.engine.layers.linear import LinearSpec, ParallelLinear, Part
+from motet.engine.layers.rotary import RotaryTable
+from motet.engine.layers.vocabulary import VocabularyShard
+from motet.engine.lora.pool import LoraPool, ModuleShape
+from motet.engine.models.checkpoint import Checkpoint
+from motet.engine.models.config import ModelConfig
+from motet.engine.parallel import ShardGroup
+
+
+def linear_specs(config: ModelConfig) -> tuple[LinearSpec, LinearSpec, LinearSpec, LinearSpec]:
+    """A layer's fused projections: q/k/v, attention output, gate/up, down."""
+    heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    hidden, inner = config.hidden_size, config.intermediate_size
+    qkv = (Part("q_proj", heads), Part("k_proj", kv_heads), Part("v_proj", kv_heads))
+    return (
+        LinearSpec(qkv, hidden, "column", config.qkv_bias),
+        LinearSpec((Part("o_proj", hidden),), heads, "row", config.output_bias),
+        LinearSpec((Part("gate_proj", inner), Part("up_proj", inner)), hidden, "column", config.mlp_bias),
+        LinearSpec((Part("down_proj", hidden),), inner, "row", config.mlp_bias),
+    )
+
+
+def module_shapes(config: ModelConfig, group: ShardGroup) -> tuple[tuple[ModuleShape, ...], ...]:
+    """The linear modules of a layer as this rank holds them, grouped by fused projection."""
+    return tuple(spec.shapes(group) for spec in linear_specs(config))
+
+
+class Layer:
+    """One decoder layer: attention and a gated MLP, each behind a norm and a residual sum."""
+
+    def __init__(self, config: ModelConfig, index: int, group: ShardGroup) -> None:
+        self.index = index
+        self._config = config
+        self.linears = [ParallelLinear(spec, group) for spec in linear_specs(config)]
+        self._heads = config.num_heads // group.size
+        self._kv_heads = config.num_kv_heads // group.size
+        self.input_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.post_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self._q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        self._k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Read this layer's tensors."""
+        prefix = f"model.layers.{self.index}"
+        for linear, place in zip(self.linears, ("self_attn", "self_attn", "mlp", "mlp"), strict=True):
+            linear.load(checkpoint, f"{prefix}.{place}")
+        self.input_norm.load(checkpoint, f"{prefix}.input_layernorm")
+        self.post_norm.load(checkpoint, f"{prefix}.post_attention_layernorm")
+        if self._q_norm is not None and self._k_norm is not None:
+            self._q_norm.load(checkpoint, f"{prefix}.self_attn.q_norm")
+            self._k_norm.load(checkpoint, f"{prefix}.self_attn.k_norm")
+
+    def attend(
+        self, x: Tensor, context: ForwardContext, attention: AttentionBackend, rotary: RotaryTable
+    ) -> Tensor:
+        """The attention half: x [T, n], normalised, to [T, n]."""
+        qkv_linear, output = self.linears[0], self.linears[1]
+        qkv = qkv_linear(x, context)
+        if self._q_norm is not None and self._k_norm is not None:
+            self._q_norm.heads(qkv, 0, self._heads)
+            self._k_norm.heads(qkv, self._heads * self._config.head_dim, self._kv_heads)
+        if self._config.rotates[self.index]:
+            rotary.rotate(qkv, self._heads + self._kv_heads, context.positions)
+        return output(attention(self.index, self._config.window[self.index], qkv, context), context)
+
+    def feed_forward(self, x: Tensor, context: ForwardContext) -> Tensor:
+        """The MLP half: x [T, n], normalised, to [T, n]."""
+        gate_up, down = self.linears[2], self.linears[3]
+        return down(silu_mul(gate_up(x, context)), context)
+
+
+class Decoder:
+    """The whole model on one rank."""
+
+    def __init__(self, config: ModelConfig, group: ShardGroup, device: torch.device) -> None:
+        self.config = config
+        self.group = group
+        self._device = device
+        self.layers = [Layer(config, i, group) for i in range(config.num_layers)]
+        self._norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self._vocabulary = VocabularyShard(config.vocab_size, config.hidden_size, group)
+        self._rotary = RotaryTable(config.inverse_frequencies, config.rope_scale, config.max_context, device)
+        self._embedding: Tensor
+        self._head: Weight
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Read this rank's slices. Raises StartupError on a missing, misshapen or left-over tensor."""
+        self._embedding = self._vocabulary.read(checkpoint, "model.embed_tokens.weight")
+        tied = self.config.tied_embeddings
+        head = self._embedding if tied else self._vocabulary.read(checkpoint, "lm_head.weight")
+        self._head = Weight(head)
+        for layer in self.layers:
+            layer.load(checkpoint)
+        self._norm.load(checkpoint, "model.norm")
+        checkpoint.finish(r".*rotary_emb\.inv_freq" + (r"|lm_head\.weight" if tied else ""))
+
+    def attach(self, pool: LoraPool) -> None:
+        """Give every linear layer its side of the adapter pools."""
+        for layer, projections in zip(self.layers, pool.layers, strict=True):
+            for linear, projection in zip(layer.linears, projections, strict=True):
+                linear.lora = projection
+
+    def forward(self, ids: Tensor, context: ForwardContext, attention: AttentionBackend) -> Tensor | None:
+        """fp32 logits [N, vocab] of the context's N sample rows on rank 0 (None elsewhere); ids is [T] int64."""
+        residual = self._vocabulary.embed(self._embedding, ids)
+        x: Tensor | None = None
+        for layer in self.layers:
+            normed = layer.input_norm(residual) if x is None else layer.input_norm.add(x, residual)
+            x = layer.attend(normed, context, attention, self._rotary)
+            x = layer.feed_forward(layer.post_norm.add(x, residual), context)
+        assert x is not None, "a model has at least one layer"
+        rows = context.sample_rows
+        if not len(rows):  # chunks of prompts that go on in a later step
+            return None
+        hidden = self._norm.add(x[rows], residual[rows])
+        return self._vocabulary.logits(self._head, hidden)

@@ -1,0 +1,49 @@
+"""One sequence: what was asked, and what the engine knows of it so far. No tensors, no text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from motet.core.messages import Submit
+
+
+@dataclass(slots=True)
+class Sequence:
+    """A prompt being continued.
+
+    `computed` tokens (prompt first, then output) have their keys and values in `blocks`. `sampled_row` is the
+    row of the last step that sampled the newest output token, while that token exists on the ranks only as
+    "what row j sampled"; None once it has to be fed literally.
+    """
+
+    request: Submit
+    client: bytes
+    number: int
+    arrived: float
+    output: list[int] = field(default_factory=list)
+    blocks: list[int] = field(default_factory=list)
+    computed: int = 0
+    slot: int | None = None
+    sampled_row: int | None = None
+
+    @property
+    def id(self) -> str:
+        """The request's id."""
+        return self.request.id
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and output together."""
+        return len(self.request.prompt) + len(self.output)
+
+    @property
+    def pending(self) -> int:
+        """Tokens that are known and not computed yet: a prompt's rest, or the one just sampled."""
+        return self.length - self.computed
+
+    def tokens(self, start: int, stop: int) -> tuple[int, ...]:
+        """Token ids [start, stop) of prompt and output."""
+        prompt = self.request.prompt
+        if stop <= len(prompt):
+            return tuple(prompt[start:stop])
+        return (*prompt[start:], *self.output[max(0, start - len(prompt)) : stop - len(prompt)])
