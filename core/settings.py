@@ -54,7 +54,9 @@ class Settings:
     max_context: int = _setting(0, "longest prompt and answer together, in tokens (0: the model's own)", low=0)
     adapter_root: tuple[str, ...] = _setting((), "a directory under which local:NAME is looked up (repeatable)")
     adapter_slots: int = _setting(32, "adapters on the device at once", low=1, high=4096)
-    adapter_memory: str = _setting("auto", "device memory for adapters, such as 2GiB (auto: by --adapter-slots)", size=True)
+    adapter_memory: str = _setting(
+        "auto", "device memory for adapters, such as 2GiB (auto: by --adapter-slots)", size=True
+    )
     max_adapter_rank: int = _setting(256, "adapters with a higher rank are refused", low=1, high=4096)
     default_source: str = _setting("hub", "the adapter source that org/name means")
     max_batch_tokens: int = _setting(512, "tokens that one step takes at most", low=16, high=1 << 20)
@@ -96,9 +98,7 @@ def _convert(setting: dataclasses.Field[Any], value: Any, origin: str) -> Any:
     return converted
 
 
-def load_settings(
-    flags: Mapping[str, Any], environ: Mapping[str, str], config: Path | None = None
-) -> Settings:
+def load_settings(flags: Mapping[str, Any], environ: Mapping[str, str], config: Path | None = None) -> Settings:
     """Settings from flags (only those that were given), MOTET_… variables and a TOML file, in that order.
 
     Raises StartupError naming the flag, variable or key that is wrong, or unknown in the file.

@@ -49,7 +49,9 @@ def forward_context(plan: StepPlan, block_size: int, device: torch.device) -> Fo
         lengths=torch.tensor([start + count for start, count in spans], dtype=torch.int32, device=device),
         query_starts=torch.tensor(starts, dtype=torch.int32, device=device),
         sample_rows=torch.tensor(
-            [starts[i + 1] - 1 for i, s in enumerate(plan.sequences) if s.sample], dtype=torch.long, device=device
+            [starts[i + 1] - 1 for i, s in enumerate(plan.sequences) if s.sample],
+            dtype=torch.long,
+            device=device,
         ),
         decodes=next((i for i, (_, count) in enumerate(spans) if count > 1), len(spans)),
         spans=spans,

@@ -43,3 +43,11 @@ class ShardGroup:
         """This rank's share of `total` rows, which the number of ranks divides."""
         share = total // self.size
         return slice(self.rank * share, (self.rank + 1) * share)
+
+
+def join(group: ShardGroup, store: str, device: str) -> ShardGroup:
+    """Meet the other ranks through the file `store`; nothing to do for a single rank."""
+    if group.size > 1:
+        backend = "nccl" if device != "cpu" and torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, init_method=f"file://{store}", rank=group.rank, world_size=group.size)
+    return group

@@ -171,9 +171,7 @@ class Scheduler:
             budget -= self._make_room(sequence, min(sequence.pending, budget), shares)
         return budget
 
-    def _adapter_ready(
-        self, sequence: Sequence, fingerprint: str, starving: bool, wanted: set[str]
-    ) -> bool:
+    def _adapter_ready(self, sequence: Sequence, fingerprint: str, starving: bool, wanted: set[str]) -> bool:
         """Whether the adapter can be used now; if not, see to its loading, or have another drained for it."""
         resident = self.slots.get(fingerprint)
         wanted.add(fingerprint)

@@ -75,9 +75,7 @@ class AdapterSlots:
         assert resident.pins > 0, "an adapter is unpinned too often"
         resident.pins -= 1
 
-    def place(
-        self, adapter: PreparedAdapter, keep: Collection[str]
-    ) -> tuple[list[int], InstallAdapter | None]:
+    def place(self, adapter: PreparedAdapter, keep: Collection[str]) -> tuple[list[int], InstallAdapter | None]:
         """Find room for an absent adapter, evicting unpinned ones (least recently used first, none in `keep`).
 
         Returns the slots to clear and the installation to send, which is None when there is no room; then

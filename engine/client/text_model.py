@@ -76,13 +76,8 @@ class TextModel:
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of a whole sequence; what a Detokenizer gives piece by piece."""
-        if skip_special_tokens:
-            detokenizer = Detokenizer(self.pieces)
-            return "".join(map(detokenizer.push, ids)) + detokenizer.flush()
-        special = self.pieces.special_ids
-        parts = Detokenizer(self.pieces)
-        shown = [parts.flush() + self.token_bytes(i).decode() if i in special else parts.push(i) for i in ids]
-        return "".join(shown) + parts.flush()
+        detokenizer = Detokenizer(self.pieces, skip_special_tokens=skip_special_tokens)
+        return "".join(map(detokenizer.push, ids)) + detokenizer.flush()
 
     def token_bytes(self, token_id: int) -> bytes:
         """The exact bytes of one token: part of a character, perhaps; a special token's name; b"" if unknown."""

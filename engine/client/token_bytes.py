@@ -105,10 +105,8 @@ class TokenBytes:
         piece = self._pieces.get(token_id)
         if piece is None:
             token = self._name(token_id)
-            if token_id in self.special_ids:
-                piece = token.encode()  # its name is its text, whatever the decoder would make of it
-            else:
-                piece = self.decoding.piece(token)
+            # A special token's name is its text, whatever the decoder would make of it.
+            piece = token.encode() if token_id in self.special_ids else self.decoding.piece(token)
             self._pieces[token_id] = piece
         return piece
 

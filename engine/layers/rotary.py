@@ -28,8 +28,10 @@ def inverse_frequencies(config: Any) -> tuple[Tensor, float]:
         dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return 1.0 / (parameters["rope_theta"] ** (torch.arange(0, dim, 2, dtype=torch.float) / dim)), 1.0
     if kind not in _STATIC:
-        raise StartupError(f"the model's rope_type {kind!r} is not supported; supported: default, "
-                           + ", ".join(_STATIC), param="model")
+        raise StartupError(
+            f"the model's rope_type {kind!r} is not supported; supported: default, " + ", ".join(_STATIC),
+            param="model",
+        )
     frequencies, scale = ROPE_INIT_FUNCTIONS[kind](config)
     return frequencies.float(), float(scale)
 

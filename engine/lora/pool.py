@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from motet.engine.plan import InstallAdapter
+from motet.engine.lora.batch import lora_batch
+from motet.engine.plan import InstallAdapter, LoraChunk
 from motet.engine.slots import PAGE_ROWS, pages_for
 
 
@@ -98,9 +99,7 @@ class LoraPool:
             a=tuple(self._a[s.name] for s in shapes),
             b=tuple(self._b[s.name] for s in shapes),
             offsets=torch.tensor(offsets, dtype=torch.int32, device=self._device),
-            pages=torch.zeros(
-                slots, len(shapes), pages_for(size.max_rank), dtype=torch.int32, device=self._device
-            ),
+            pages=torch.zeros(slots, len(shapes), pages_for(size.max_rank), dtype=torch.int32, device=self._device),
             ranks=torch.zeros(slots, len(shapes), dtype=torch.int32, device=self._device),
             scales=torch.zeros(slots, len(shapes), dtype=torch.float32, device=self._device),
         )
@@ -129,6 +128,18 @@ class LoraPool:
             projection.pages[install.slot, part, : len(p.pages)] = torch.tensor(p.pages, dtype=torch.int32)
             projection.ranks[install.slot, part] = p.rank
             projection.scales[install.slot, part] = p.scale
+
+    def warm_up(self) -> None:
+        """Compile the row kernel for every fused projection, on an empty slot."""
+        if self._device.type != "cpu":
+            return
+        from motet.engine.lora.apply import apply_lora
+
+        batch = lora_batch((LoraChunk(0, 0, 1),), self._device)
+        assert batch is not None
+        for projection in self.layers[0]:
+            width = sum(b.shape[1] for b in projection.b)
+            apply_lora(torch.zeros(1, projection.a[0].shape[1]), torch.zeros(1, width), projection, batch)
 
     def clear(self, slot: int) -> None:
         """Empty the slot; between steps."""

@@ -51,7 +51,7 @@ class Checkpoint:
             except (OSError, ValueError) as error:
                 raise StartupError(f"{directory}: {error}; download the model again", param="model") from error
             handle = safe_open(str(path), framework="pt")
-            self._files.update((name, handle) for name in handle.keys())
+            self._files.update((name, handle) for name in list(handle.keys()))
         self._unread = set(self._files)
 
     def __contains__(self, name: str) -> bool:
@@ -60,7 +60,7 @@ class Checkpoint:
     def read(
         self, name: str, shape: tuple[int, ...], rows: slice = slice(None), columns: slice | None = None
     ) -> Tensor:
-        """The tensor's rows (and columns, for a matrix) in the engine's dtype. Raises StartupError if it is not there."""
+        """The tensor's rows (and columns, of a matrix) in the engine's dtype. Raises StartupError if it is absent."""
         if name not in self._files:
             raise StartupError(f"{self._directory} lacks the tensor {name}", param="model")
         piece = self._files[name].get_slice(name)

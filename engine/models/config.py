@@ -61,12 +61,12 @@ class ModelConfig:
 
 def _windows(config: Any) -> tuple[int, ...]:
     """Each layer's sliding window, from `layer_types` where the config has them."""
-    window = getattr(config, "sliding_window", None) or 0
+    window: int = getattr(config, "sliding_window", None) or 0
     kinds = getattr(config, "layer_types", None)
     if not getattr(config, "use_sliding_window", True):
         window = 0
     if kinds is None:
-        return (window,) * config.num_hidden_layers
+        return tuple([window] * int(config.num_hidden_layers))
     unknown = set(kinds) - {"full_attention", "sliding_attention"}
     if unknown:
         raise StartupError(f"the model has layers of a kind that is not supported: {', '.join(unknown)}")
@@ -109,7 +109,9 @@ def from_transformers(config: Any) -> ModelConfig:
     architecture = (config.architectures or ["?"])[0]
     if architecture not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
-        raise StartupError(f"the model's architecture {architecture} is not supported; supported: {known}", param="model")
+        raise StartupError(
+            f"the model's architecture {architecture} is not supported; supported: {known}", param="model"
+        )
     if config.hidden_act != "silu":
         raise StartupError(f"the model's hidden_act {config.hidden_act!r} is not supported", param="model")
     heads = config.num_attention_heads

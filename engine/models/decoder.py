@@ -64,9 +64,7 @@ class Layer:
             self._q_norm.load(checkpoint, f"{prefix}.self_attn.q_norm")
             self._k_norm.load(checkpoint, f"{prefix}.self_attn.k_norm")
 
-    def attend(
-        self, x: Tensor, context: ForwardContext, attention: AttentionBackend, rotary: RotaryTable
-    ) -> Tensor:
+    def attend(self, x: Tensor, context: ForwardContext, attention: AttentionBackend, rotary: RotaryTable) -> Tensor:
         """The attention half: x [T, n], normalised, to [T, n]."""
         qkv_linear, output = self.linears[0], self.linears[1]
         qkv = qkv_linear(x, context)

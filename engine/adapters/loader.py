@@ -1,0 +1,94 @@
+"""The loader process: `python -m motet.engine.adapters.loader SPEC`. Prepares adapters off everybody's loop.
+
+A process of its own, since parsing foreign files must neither share the step's interpreter nor be able to take a
+rank down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import signal
+import sys
+from pathlib import Path
+
+import msgspec
+import zmq
+import zmq.asyncio
+from loguru import logger
+
+from motet.core.errors import MotetError, StartupError
+from motet.core.lifeline import follow_parent
+from motet.core.messages import LoaderFailure, PrepareAdapter
+from motet.engine.spec import EngineSpec
+
+PARALLEL = 2
+"""Adapters prepared at once."""
+
+
+class LoaderSpec(msgspec.Struct, frozen=True):
+    """What the loader prepares for, and the address it answers at."""
+
+    engine: EngineSpec
+    shards: int
+    address: str
+    cache: str
+
+
+async def serve(spec: LoaderSpec) -> None:
+    """Answer questions until SIGTERM."""
+    from motet.engine.adapters.prepare import Target, prepare_adapter
+    from motet.engine.models.config import read_config
+    from motet.engine.runner import resolve_device, resolve_dtype
+
+    directory = Path(spec.engine.directory)
+    model = read_config(directory)
+    target = Target(
+        model=model,
+        base_fingerprint=hashlib.sha256((directory / "config.json").read_bytes()).hexdigest(),
+        shards=spec.shards,
+        dtype=resolve_dtype(spec.engine, model, resolve_device(spec.engine, 0)),
+        max_rank=spec.engine.max_adapter_rank,
+        cache=Path(spec.cache),
+    )
+    socket = zmq.asyncio.Context().socket(zmq.ROUTER)
+    socket.bind(spec.address)
+    gate = asyncio.Semaphore(PARALLEL)
+
+    async def answer(client: bytes, question: PrepareAdapter) -> None:
+        async with gate:
+            try:
+                prepared = await asyncio.to_thread(prepare_adapter, Path(question.directory), target)
+                reply = msgspec.msgpack.encode(msgspec.structs.replace(prepared, id=question.id))
+            except MotetError as error:
+                reply = msgspec.msgpack.encode(LoaderFailure(question.id, error.info()))
+            except Exception as error:  # one adapter's trouble must not end the loader
+                logger.exception("preparing an adapter failed")
+                failure = MotetError(f"preparing the adapter failed: {type(error).__name__}")
+                reply = msgspec.msgpack.encode(LoaderFailure(question.id, failure.info()))
+        await socket.send_multipart([client, reply])
+
+    tasks: set[asyncio.Task[None]] = set()
+    while True:
+        client, body = await socket.recv_multipart()
+        task = asyncio.create_task(answer(client, msgspec.msgpack.decode(body, type=PrepareAdapter)))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+
+def main() -> None:
+    """Run the loader that argv[1] describes."""
+    spec = msgspec.json.decode(sys.argv[1], type=LoaderSpec)
+    follow_parent()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    try:
+        asyncio.run(serve(spec))
+    except StartupError as error:
+        print(f"motet: {error}", file=sys.stderr, flush=True)
+        os._exit(2)
+
+
+if __name__ == "__main__":
+    main()

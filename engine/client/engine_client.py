@@ -1,0 +1,190 @@
+"""The API's side of the engine: submits sequences, receives their tokens. Torch-free; knows no text."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+
+import msgspec
+import zmq
+import zmq.asyncio
+from loguru import logger
+
+from motet.core.errors import MotetError, Unavailable, from_info
+from motet.core.messages import (
+    AskStats,
+    EngineState,
+    EngineStats,
+    FromEngine,
+    Hello,
+    PreparedAdapter,
+    Ready,
+    RegisterAdapter,
+    SequenceFailure,
+    Stop,
+    Submit,
+    ToEngine,
+    TokenEvent,
+    Tokens,
+)
+from motet.core.models import ModelInfo
+
+_decode = msgspec.msgpack.Decoder(FromEngine).decode
+_decode_state = msgspec.msgpack.Decoder(EngineState).decode
+
+HELLO_SECONDS = 0.2
+
+
+class EngineClient:
+    """One API process's connection to rank 0, and to the supervisor's word on the engine's health.
+
+    When the engine goes down, every sequence fails with Unavailable at once; the client says hello to the next
+    one by itself and registers the adapters again that were registered before.
+    """
+
+    def __init__(self, address: str, state_address: str) -> None:
+        self._address, self._state_address = address, state_address
+        self._context = zmq.asyncio.Context()
+        self._encoder = msgspec.msgpack.Encoder()
+        self._queues: dict[str, asyncio.Queue[TokenEvent | MotetError]] = {}
+        self._adapters: dict[str, PreparedAdapter] = {}
+        self._stats: list[asyncio.Future[EngineStats]] = []
+        self._up = asyncio.Event()
+        self._epoch = ""
+        self._tasks: list[asyncio.Task[None]] = []
+        self.reason = "the engine is starting"
+        self.model: ModelInfo | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the engine takes requests now; `reason` says why not."""
+        return self._up.is_set()
+
+    async def start(self) -> None:
+        """Connect; does not wait for the engine."""
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.SNDHWM, 0)
+        self._socket.setsockopt(zmq.RCVHWM, 0)
+        self._socket.connect(self._address)
+        self._state = self._context.socket(zmq.SUB)
+        self._state.setsockopt(zmq.SUBSCRIBE, b"")
+        self._state.connect(self._state_address)
+        self._tasks = [asyncio.create_task(work()) for work in (self._receive, self._watch, self._greet)]
+
+    async def close(self) -> None:
+        """Fail what is left and disconnect."""
+        self._fail_all("the server is shutting down")
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._context.destroy(linger=200)
+
+    async def wait_ready(self, timeout: float) -> ModelInfo:
+        """The model, once the engine is up. Raises Unavailable after `timeout` seconds."""
+        try:
+            await asyncio.wait_for(self._up.wait(), timeout)
+        except TimeoutError as error:
+            raise Unavailable(f"the engine is not ready: {self.reason}") from error
+        assert self.model is not None
+        return self.model
+
+    async def generate(self, request: Submit) -> AsyncGenerator[TokenEvent, None]:
+        """The sequence's tokens as they come; the last event has `finish`. Closing early ends the sequence.
+
+        Raises Unavailable when the engine is not up or goes down, or what the engine refuses the request with.
+        """
+        if not self.ready:
+            raise Unavailable(f"the engine is not ready: {self.reason}; try again shortly")
+        queue: asyncio.Queue[TokenEvent | MotetError] = asyncio.Queue()
+        self._queues[request.id] = queue
+        ended = False
+        try:
+            await self._send(request)
+            while not ended:
+                event = await queue.get()
+                if isinstance(event, MotetError):
+                    ended = True
+                    raise event
+                ended = event.finish is not None
+                yield event
+        finally:
+            self._queues.pop(request.id, None)
+            if not ended and self.ready:
+                # Not awaited: a generator that is being closed by cancellation must not suspend again.
+                self._socket.send(self._encoder.encode(Stop(request.id)))
+
+    async def register(self, adapter: PreparedAdapter) -> None:
+        """Make an adapter known to the engine, now and after every restart. Idempotent."""
+        if adapter.fingerprint not in self._adapters:
+            self._adapters[adapter.fingerprint] = adapter
+            if self.ready:
+                await self._send(RegisterAdapter(adapter))
+
+    async def stats(self) -> EngineStats:
+        """The engine's counters. Raises Unavailable when it is not up."""
+        if not self.ready:
+            raise Unavailable(f"the engine is not ready: {self.reason}")
+        answer: asyncio.Future[EngineStats] = asyncio.get_running_loop().create_future()
+        self._stats.append(answer)
+        await self._send(AskStats())
+        return await answer
+
+    async def _send(self, message: ToEngine) -> None:
+        await self._socket.send(self._encoder.encode(message))
+
+    async def _greet(self) -> None:
+        """Say hello until there is an answer, and again whenever the engine has gone."""
+        while True:
+            if not self.ready:
+                with contextlib.suppress(zmq.Again):
+                    await self._socket.send(self._encoder.encode(Hello()), zmq.NOBLOCK)
+            await asyncio.sleep(HELLO_SECONDS)
+
+    async def _receive(self) -> None:
+        while True:
+            message = _decode(await self._socket.recv())
+            match message:
+                case Tokens():
+                    for event in message.events:
+                        if queue := self._queues.get(event.id):
+                            queue.put_nowait(event)
+                        elif event.finish is None:  # nobody reads it any more, and the engine does not know
+                            await self._send(Stop(event.id))
+                case SequenceFailure():
+                    if queue := self._queues.get(message.id):
+                        queue.put_nowait(from_info(message.error))
+                case EngineStats():
+                    if self._stats and not (answer := self._stats.pop(0)).done():
+                        answer.set_result(message)
+                case Ready():
+                    await self._greeted(message)
+
+    async def _greeted(self, message: Ready) -> None:
+        if message.epoch == self._epoch:
+            return  # an answer to an earlier hello, or from an engine that has gone since
+        self._fail_all("the engine was restarted")
+        self._epoch, self.model = message.epoch, message.model
+        for adapter in self._adapters.values():
+            await self._send(RegisterAdapter(adapter))
+        self._up.set()
+        logger.info("engine {} is up", message.epoch)
+
+    async def _watch(self) -> None:
+        """Follow the supervisor: it knows within milliseconds when a rank has died."""
+        while True:
+            state = _decode_state(await self._state.recv())
+            if state.state != "up":
+                self.reason = state.reason or "the engine is starting"
+                if state.state == "down":
+                    self._up.clear()
+                    self._fail_all(self.reason)
+
+    def _fail_all(self, reason: str) -> None:
+        error = Unavailable(f"{reason}; the request was not completed, try again")
+        for queue in self._queues.values():
+            queue.put_nowait(error)
+        for answer in self._stats:
+            if not answer.done():
+                answer.set_exception(error)
+        self._stats.clear()

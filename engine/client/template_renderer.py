@@ -1,0 +1,118 @@
+"""Chat templates rendered in worker processes, so that a slow or hostile one harms nobody but itself.
+
+Knows limits, queues and processes; jinja itself is in template_worker.py, and where a template comes from is the
+plugins' affair.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Mapping
+
+import msgspec
+
+from motet.core.errors import InvalidRequest
+from motet.core.templates import MAX_TEMPLATE_BYTES, ChatTemplate
+from motet.engine.client.template_lane import Crashed, Lane, TooSlow
+from motet.engine.client.template_worker import MAX_OUTPUT_BYTES, Render, Rendered
+
+_SECONDS = 1.0
+_BAN_SECONDS = 60.0
+_MAX_REQUEST_BYTES = 32 * 1024 * 1024
+_BASE = "base"
+
+
+class TemplateRenderer:
+    """Renders chat templates in `workers` processes (two at least), started when first needed.
+
+    One worker is the base model's own and renders nothing else; the others share what adapters and plugins
+    bring along. Call close() at the end, in the same event loop.
+    """
+
+    def __init__(self, workers: int = 2) -> None:
+        self._base = Lane(_SECONDS)
+        self._foreign = [Lane(_SECONDS) for _ in range(max(1, workers - 1))]
+        self._banned: dict[bytes, float] = {}  # digest of a template -> until when (monotonic seconds)
+
+    async def close(self) -> None:
+        """End the workers; renders that wait are refused."""
+        await asyncio.gather(*(lane.close() for lane in (self._base, *self._foreign)))
+
+    async def render(self, template: ChatTemplate, variables: Mapping[str, object]) -> str:
+        """The prompt that `template` makes of `variables` (messages, tools, add_generation_prompt, …).
+
+        `tools` and `documents` default to none, as in transformers. Raises InvalidRequest with the template's own
+        message if it refuses, or naming the template's origin if it is broken or goes over a limit (1 s, 512 MiB,
+        4 MiB of output, 256 KiB of template); Overloaded if too many renders wait.
+        """
+        frame = _frame(template, variables)
+        lane = self._base if template.origin == _BASE else min(self._foreign, key=lambda lane: lane.waiting)
+        digest = hashlib.sha256(template.text.encode()).digest()
+        self._refuse_banned(template, digest)
+        async with lane.turn():
+            self._refuse_banned(template, digest)  # it may have been too slow for somebody else meanwhile
+            try:
+                answer = msgspec.msgpack.decode(await lane.exchange(frame), type=Rendered)
+            except TooSlow:
+                # Never the base's: one caller's strange messages would lock everybody else out.
+                if template.origin != _BASE:
+                    self._ban(digest)
+                raise _limit(template, f"takes longer than {_SECONDS:g} s") from None
+            except Crashed:
+                raise _limit(template, "ended the process that renders it") from None
+            if answer.outcome == "memory":
+                await lane.renew()
+        return _text(template, answer)
+
+    def _ban(self, digest: bytes) -> None:
+        now = time.monotonic()
+        self._banned = {key: until for key, until in self._banned.items() if until > now}
+        self._banned[digest] = now + _BAN_SECONDS
+
+    def _refuse_banned(self, template: ChatTemplate, digest: bytes) -> None:
+        left = self._banned.get(digest, 0.0) - time.monotonic()
+        if left > 0:
+            raise _limit(template, f"was too slow a moment ago and is not tried again for {left:.0f} s")
+
+
+def _limit(template: ChatTemplate, what: str) -> InvalidRequest:
+    """The base's template is trusted, so there it is the messages that are too much."""
+    param = "messages" if template.origin == _BASE else "model"
+    return InvalidRequest(f"the chat template ({template.origin}) {what}", param=param)
+
+
+def _text(template: ChatTemplate, answer: Rendered) -> str:
+    match answer.outcome:
+        case "ok":
+            return answer.text
+        case "raised":
+            raise InvalidRequest(answer.text, param="messages")
+        case "failed":
+            message = f"the chat template ({template.origin}) failed on these messages: {answer.text}"
+            raise InvalidRequest(message, param="messages")
+        case "invalid":
+            raise InvalidRequest(f"the chat template ({template.origin}) is broken: {answer.text}", param="model")
+        case "memory":
+            raise _limit(template, "needs too much memory")
+        case "output":
+            raise _limit(template, f"makes a prompt of over {MAX_OUTPUT_BYTES} bytes")
+
+
+def _frame(template: ChatTemplate, variables: Mapping[str, object]) -> bytes:
+    try:
+        size = len(template.text.encode())
+    except UnicodeEncodeError:
+        raise InvalidRequest(f"the chat template ({template.origin}) is not valid Unicode", param="model") from None
+    if size > MAX_TEMPLATE_BYTES:
+        raise _limit(template, f"is over {MAX_TEMPLATE_BYTES} bytes long")
+    try:
+        frame = msgspec.msgpack.encode(Render(template.text, dict(variables)))
+    except UnicodeEncodeError:
+        raise InvalidRequest("the messages hold half a surrogate pair, which is no text", param="messages") from None
+    except (OverflowError, RecursionError) as error:
+        raise InvalidRequest(f"the messages cannot be rendered: {error}", param="messages") from None
+    if len(frame) > _MAX_REQUEST_BYTES:
+        raise InvalidRequest(f"the messages are over {_MAX_REQUEST_BYTES} bytes", param="messages")
+    return frame

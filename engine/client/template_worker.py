@@ -1,0 +1,227 @@
+"""A process that renders chat templates: foreign code, so it runs sandboxed, apart, and within limits.
+
+Reads requests from stdin and writes answers to stdout (each a length and a msgpack struct), and ends when stdin
+does. Time is limited by the other end (template_renderer.py), which kills; the limits here are for memory,
+output, and for the case that the other end is gone. Templates see what transformers 5 shows them.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import sys
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, BinaryIO, Literal
+
+import jinja2
+import msgspec
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+MAX_OUTPUT_BYTES = 4 * 1024 * 1024
+LENGTH_BYTES = 4
+_MEMORY_BYTES = 512 * 1024 * 1024
+_CPU_SECONDS = 3  # a render has one; past that nobody waits for it
+_MAX_ERROR_CHARACTERS = 2000
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+
+
+class Render(msgspec.Struct):
+    """Ask for a template to be rendered."""
+
+    template: str
+    variables: dict[str, Any]
+
+
+class Rendered(msgspec.Struct):
+    """The answer: the prompt, or what went wrong.
+
+    `raised` is the template's own complaint (raise_exception), `failed` an error while it ran, `invalid` no
+    template at all, `memory` and `output` a limit.
+    """
+
+    text: str
+    outcome: Literal["ok", "raised", "failed", "invalid", "memory", "output"] = "ok"
+
+
+class _Raised(jinja2.TemplateError):
+    """The template called raise_exception."""
+
+
+class _OutputTooLarge(Exception):
+    pass
+
+
+class _Generation(Extension):
+    """{% generation %} … {% endgeneration %} marks what training counts; for a prompt it is just its content."""
+
+    tags = {"generation"}  # noqa: RUF012 (jinja declares it like this)
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
+
+
+class _Namespace(Namespace):
+    """jinja's namespace() without underscore names, which reach into Python's own objects."""
+
+    def __init__(*args: Any, **attributes: Any) -> None:
+        self, *rest = args
+        values = dict(*rest, **attributes)
+        for name in values:
+            _refuse_underscore(name)
+        Namespace.__init__(self, values)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _refuse_underscore(name)
+        super().__setitem__(name, value)
+
+
+def _refuse_underscore(name: object) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a namespace cannot have the attribute {name!r}")
+
+
+class _Dict:
+    """dict() for templates: makes dicts, and is not the type itself."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args)
+
+
+def _raise_exception(message: object) -> None:
+    raise _Raised(str(message))
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Not jinja's own filter, which escapes for HTML.
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _strftime_now(pattern: str) -> str:
+    return datetime.now().strftime(pattern)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals |= {
+        "raise_exception": _raise_exception,
+        "strftime_now": _strftime_now,
+        "dict": _Dict(),
+        "namespace": _Namespace,
+    }
+    return environment
+
+
+_ENVIRONMENT = _environment()
+
+
+@lru_cache(maxsize=32)
+def _compiled(template: str) -> jinja2.Template:
+    return _ENVIRONMENT.from_string(template)
+
+
+def _as_transformers_shows_it(message: object) -> object:
+    """A message without its empty fields, its reasoning under the two names that templates use."""
+    if not isinstance(message, dict):
+        return message
+    message = {name: value for name, value in message.items() if value is not None}
+    reasoning = next((message[name] for name in _REASONING if name in message), None)
+    if reasoning is None:
+        return message
+    return {"thinking": reasoning, **message, "reasoning_content": reasoning}
+
+
+def _text(request: Render) -> str:
+    template = _compiled(request.template)
+    variables = {"tools": None, "documents": None, "add_generation_prompt": False, **request.variables}
+    messages = variables.get("messages")
+    if isinstance(messages, list):
+        variables["messages"] = [_as_transformers_shows_it(message) for message in messages]
+    parts: list[str] = []
+    size = 0
+    for part in template.generate(variables):
+        size += len(part.encode())
+        if size > MAX_OUTPUT_BYTES:
+            raise _OutputTooLarge
+        parts.append(part)
+    return "".join(parts)
+
+
+def render(request: Render) -> Rendered:
+    """Render one template; whatever goes wrong in it becomes an answer."""
+    try:
+        return Rendered(_text(request))
+    except _Raised as error:
+        return _complaint(error, "raised")
+    except _OutputTooLarge:
+        return Rendered("", "output")
+    except MemoryError:
+        return Rendered("", "memory")
+    except jinja2.TemplateSyntaxError as error:
+        return _complaint(error, "invalid")
+    except Exception as error:  # foreign code: anything at all
+        return _complaint(error, "failed")
+
+
+def _complaint(error: Exception, outcome: Literal["raised", "failed", "invalid"]) -> Rendered:
+    text = str(error)[:_MAX_ERROR_CHARACTERS] or type(error).__name__
+    return Rendered(text.encode(errors="replace").decode(), outcome)
+
+
+def _limit_memory() -> None:
+    with open("/proc/self/statm") as file:
+        mapped = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + _MEMORY_BYTES,) * 2)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _limit_time() -> None:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = int(used.ru_utime + used.ru_stime) + 1 + _CPU_SECONDS
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+
+
+def write_frame(stream: BinaryIO, data: bytes) -> None:
+    """Write one message."""
+    stream.write(len(data).to_bytes(LENGTH_BYTES, "big") + data)
+    stream.flush()
+
+
+def main() -> None:
+    """Serve stdin until it ends. An empty message on stdout says that the worker is up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # requests in flight still need templates while the server drains
+    _limit_memory()
+    requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    decoder, encoder = msgspec.msgpack.Decoder(Render), msgspec.msgpack.Encoder()
+    write_frame(answers, b"")
+    while header := requests.read(LENGTH_BYTES):
+        _limit_time()
+        try:
+            answer = render(decoder.decode(requests.read(int.from_bytes(header, "big"))))
+        except MemoryError:
+            answer = Rendered("", "memory")
+        write_frame(answers, encoder.encode(answer))
+
+
+if __name__ == "__main__":
+    main()

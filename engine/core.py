@@ -1,0 +1,213 @@
+"""Rank 0's loop: takes requests in, schedules, runs steps, samples, and sends tokens out. Decides for all ranks."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future
+
+from loguru import logger
+
+from motet.core.errors import ErrorInfo, InvalidRequest, MotetError, Unavailable
+from motet.core.messages import (
+    AskStats,
+    EngineStats,
+    FinishReason,
+    Hello,
+    Ready,
+    RegisterAdapter,
+    SequenceFailure,
+    Stop,
+    Submit,
+    ToEngine,
+    TokenEvent,
+    Tokens,
+)
+from motet.core.models import ModelInfo
+from motet.engine.installer import Installer
+from motet.engine.plan import InstallAdapter, Installed, Shutdown
+from motet.engine.runner import Runner
+from motet.engine.sampling.grammar import GrammarCompiler, Matcher
+from motet.engine.sampling.sampler import Choice, Sampler
+from motet.engine.scheduler import Scheduler, Step
+from motet.engine.sequence import Sequence
+from motet.engine.transport import LeaderSockets
+
+IDLE_WAIT, INSTALL_WAIT = 1000, 2
+"""Milliseconds to wait for messages when there is nothing to do, and while an adapter or a grammar is on its way."""
+
+
+class EngineCore:
+    """The engine's decisions. `run` returns when `stop` was called or Shutdown is asked for."""
+
+    def __init__(self, runner: Runner, model: ModelInfo, scheduler: Scheduler, sockets: LeaderSockets) -> None:
+        self.scheduler = scheduler
+        self._runner, self._model, self._sockets = runner, model, sockets
+        self._installer = Installer(runner.pool, rank=0)
+        self._awaiting: dict[str, int] = {}  # fingerprint -> ranks that have yet to install it
+        self._failed: dict[str, str] = {}  # fingerprint -> why an installation failed on some rank
+        self._sampler = Sampler(model.vocab_size)
+        self._grammars = GrammarCompiler(runner.directory, model.vocab_size, model.eos_token_ids)
+        self._compiling: dict[str, tuple[Submit, bytes, Future[Matcher]]] = {}
+        self._matchers: dict[str, Matcher] = {}
+        self._stopping = False
+
+    def run(self) -> None:
+        """Loop until told to stop."""
+        while not self._stopping:
+            self.turn()
+        self._sockets.broadcast(Shutdown())
+        self._grammars.close()
+
+    def stop(self) -> None:
+        """Leave `run` after the current turn."""
+        self._stopping = True
+
+    def turn(self) -> None:
+        """Take in what has arrived and run one step, if anything can run; else wait a moment for messages."""
+        for client, message in self._sockets.from_clients():
+            self._handle(client, message)
+        for report in [*self._installer.finish(), *self._sockets.from_ranks()]:
+            self._installed(report)
+        for id in [id for id, (_, _, future) in self._compiling.items() if future.done()]:
+            self._compiled(id)
+        step = self.scheduler.schedule(time.monotonic())
+        for command in self.scheduler.commands:
+            self._sockets.broadcast(command)
+            if isinstance(command, InstallAdapter):
+                self._awaiting[command.fingerprint] = self._runner.group.size
+                self._installer.start(command)
+            else:
+                self._runner.pool.clear(command.slot)
+        self.scheduler.commands.clear()
+        if step is not None:
+            self._run(step)
+        else:
+            self._sockets.wait(INSTALL_WAIT if self._awaiting or self._compiling else IDLE_WAIT)
+
+    def _handle(self, client: bytes, message: ToEngine) -> None:
+        match message:
+            case Hello():
+                self._sockets.send(client, Ready(self.scheduler.epoch, self._model))
+            case Submit():
+                self._submit(client, message)
+            case Stop():
+                self._compiling.pop(message.id, None)
+                self._end(message.id)
+            case RegisterAdapter():
+                try:
+                    self.scheduler.register(message.adapter)
+                    self._failed.pop(message.adapter.fingerprint, None)
+                except MotetError as error:
+                    self._failed[message.adapter.fingerprint] = error.message
+            case AskStats():
+                self._sockets.send(client, self._stats())
+
+    def _submit(self, client: bytes, request: Submit) -> None:
+        error: MotetError | None = None
+        if request.adapter in self._failed:
+            error = Unavailable(self._failed[request.adapter], param="model", code="adapter_failed")
+        elif request.adapter is not None and not self.scheduler.knows(request.adapter):
+            error = Unavailable("the adapter is not registered with the engine; try again", param="model")
+        elif not request.prompt or len(request.prompt) >= self._model.max_context:
+            error = InvalidRequest(
+                f"the prompt has {len(request.prompt)} tokens; it must have 1 to {self._model.max_context - 1}"
+            )
+        elif max(request.prompt) >= self._model.vocab_size or min(request.prompt) < 0:
+            error = InvalidRequest(f"token ids must be in 0..{self._model.vocab_size - 1}", param="prompt")
+        if error is not None:
+            self._sockets.send(client, SequenceFailure(request.id, error.info()))
+        elif request.grammar is not None:
+            self._compiling[request.id] = (request, client, self._grammars.compile(request.grammar))
+        else:
+            self.scheduler.add(request, client, time.monotonic())
+
+    def _compiled(self, id: str) -> None:
+        request, client, future = self._compiling.pop(id)
+        try:
+            self._matchers[id] = future.result()
+        except MotetError as error:
+            self._sockets.send(client, SequenceFailure(id, error.info()))
+        else:
+            self.scheduler.add(request, client, time.monotonic())
+
+    def _installed(self, report: Installed) -> None:
+        """Count a rank's report; the adapter is ready when all have it, and its requests fail if one cannot."""
+        if report.error:
+            logger.error("adapter {} failed on rank {}: {}", report.fingerprint, report.rank, report.error)
+            self._failed[report.fingerprint] = f"the adapter could not be installed: {report.error}"
+        self._awaiting[report.fingerprint] -= 1
+        if self._awaiting[report.fingerprint]:
+            return
+        del self._awaiting[report.fingerprint]
+        if report.fingerprint not in self._failed:
+            self.scheduler.slots.installed(report.fingerprint)
+            return
+        self.scheduler.slots.drop(report.fingerprint)
+        error = Unavailable(self._failed[report.fingerprint], param="model", code="adapter_failed").info()
+        for sequence in self.scheduler.waiting_for(report.fingerprint):
+            self._fail(sequence, error)
+
+    def _run(self, step: Step) -> None:
+        self._sockets.broadcast(step.plan)
+        logits = self._runner.execute(step.plan)
+        if not step.rows:
+            return
+        assert logits is not None, "rank 0 has the logits"
+        masks = {j: self._matchers[s.id].allowed() for j, s in enumerate(step.rows) if s.id in self._matchers}
+        choices = self._sampler(logits, step.rows, masks)
+        tokens = [choice.token for choice in choices]
+        self._runner.share(tokens, len(tokens))
+        self.scheduler.sampled(step, tokens)
+        events: dict[bytes, list[TokenEvent]] = {}
+        for sequence, choice in zip(step.rows, choices, strict=True):
+            event = self._event(sequence, choice)
+            if event is not None:
+                events.setdefault(sequence.client, []).append(event)
+                if event.finish:
+                    self._end(sequence.id)
+        for client, batch in events.items():
+            if not self._sockets.send(client, Tokens(tuple(batch))):
+                for sequence in [s for s in self.scheduler.sequences() if s.client == client]:
+                    self._end(sequence.id)
+
+    def _event(self, sequence: Sequence, choice: Choice) -> TokenEvent | None:
+        """What to tell about a sampled token; None if its grammar broke and the sequence has failed."""
+        params = sequence.request.params
+        finish: FinishReason | None = None
+        stop_id: int | None = None
+        if choice.token in params.ending_ids():
+            finish, stop_id = "stop", choice.token
+        elif sequence.id in self._matchers:
+            matcher = self._matchers[sequence.id]
+            try:
+                matcher.advance(choice.token)
+            except MotetError as error:
+                self._fail(sequence, error.info())
+                return None
+            finish = "stop" if matcher.complete() else None
+        if finish is None and (len(sequence.output) >= params.max_tokens or sequence.length >= self._model.max_context):
+            finish = "length"
+        return TokenEvent(sequence.id, choice.token, choice.logprob, choice.top, finish, stop_id)
+
+    def _fail(self, sequence: Sequence, error: ErrorInfo) -> None:
+        self._sockets.send(sequence.client, SequenceFailure(sequence.id, error))
+        self._end(sequence.id)
+
+    def _end(self, id: str) -> None:
+        """Forget a sequence and everything that is kept for it."""
+        self.scheduler.finish(id)
+        self._sampler.forget(id)
+        self._matchers.pop(id, None)
+
+    def _stats(self) -> EngineStats:
+        resident, pinned = self.scheduler.slots.counts()
+        return EngineStats(
+            running=len(self.scheduler.running),
+            waiting=len(self.scheduler.waiting) + len(self._compiling),
+            blocks_free=self.scheduler.blocks.free,
+            blocks_total=self.scheduler.blocks.total,
+            adapters_resident=resident,
+            adapters_pinned=pinned,
+            steps=self.scheduler.steps,
+            preemptions=self.scheduler.preemptions,
+        )

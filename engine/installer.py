@@ -1,0 +1,48 @@
+"""Copies prepared adapters into the pools in a thread, beside the running steps."""
+
+from __future__ import annotations
+
+import queue
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from safetensors.torch import load
+
+from motet.engine.lora.pool import LoraPool
+from motet.engine.plan import InstallAdapter, Installed
+
+
+class Installer:
+    """One rank's installations. `start` from the step loop, `finish` between steps."""
+
+    def __init__(self, pool: LoraPool, rank: int) -> None:
+        self._pool, self._rank = pool, rank
+        self._done: queue.SimpleQueue[tuple[InstallAdapter, str]] = queue.SimpleQueue()
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="install")
+        self.running = 0
+
+    def start(self, install: InstallAdapter) -> None:
+        """Begin copying; the slot's pages are nobody else's."""
+        self._pool.clear(install.slot)
+        self.running += 1
+        self._threads.submit(self._copy, install)
+
+    def finish(self) -> list[Installed]:
+        """Point the slots of finished copies at their pages; what to report for each."""
+        reports = []
+        while not self._done.empty():
+            install, error = self._done.get()
+            self.running -= 1
+            if not error:
+                self._pool.point(install)
+            reports.append(Installed(self._rank, install.slot, install.fingerprint, error))
+        return reports
+
+    def _copy(self, install: InstallAdapter) -> None:
+        error = ""
+        try:
+            # Read, not mapped: a file that shrinks under a mapping would kill the process.
+            self._pool.copy(install, load(Path(install.files[self._rank]).read_bytes()))
+        except Exception as failure:  # whatever it is, it is this adapter's failure and not the engine's
+            error = f"{type(failure).__name__}: {failure}"
+        self._done.put((install, error))

@@ -1,0 +1,127 @@
+"""The process of one rank: `python -m motet.engine.rank SPEC`. Rank 0 leads, the others follow its plans."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from motet.core.errors import StartupError
+from motet.core.lifeline import follow_parent
+from motet.core.models import ModelInfo
+from motet.engine.spec import EngineSpec
+
+if TYPE_CHECKING:
+    from motet.engine.parallel import ShardGroup
+
+
+class RankSpec(msgspec.Struct, frozen=True):
+    """One rank's part of an engine. `store` is a fresh file through which the ranks find each other."""
+
+    rank: int
+    size: int
+    epoch: str
+    name: str
+    engine: EngineSpec
+    engine_address: str
+    ranks_address: str
+    store: str
+    kernel_cache: str
+
+
+def _prepare_environment(spec: RankSpec) -> None:
+    """What has to be set before torch and Numba are imported."""
+    threads = str(spec.engine.threads)
+    os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = threads
+    os.environ.setdefault("NUMBA_CACHE_DIR", spec.kernel_cache)
+    # One OpenMP pool for torch and Numba; Numba's own where there is no OpenMP.
+    os.environ.setdefault("NUMBA_THREADING_LAYER_PRIORITY", "omp workqueue tbb")
+
+
+def lead(spec: RankSpec) -> None:
+    """Load, tell everybody that the engine is up, and run until SIGTERM."""
+    from motet.engine.blocks import BlockPool
+    from motet.engine.core import EngineCore
+    from motet.engine.runner import Runner
+    from motet.engine.scheduler import Limits, Scheduler
+    from motet.engine.slots import AdapterSlots
+    from motet.engine.transport import LeaderSockets
+
+    runner = Runner(spec.engine, _join(spec))
+    runner.warm_up()
+    room = runner.capacity
+    scheduler = Scheduler(
+        BlockPool(room.blocks, room.block_size),
+        AdapterSlots(spec.engine.adapter_slots, dict.fromkeys(runner.modules, room.pages)),
+        Limits(spec.engine.batch_tokens, spec.engine.sequences),
+        spec.epoch,
+    )
+    model = ModelInfo(
+        name=spec.name,
+        architecture=runner.config.architecture,
+        directory=spec.engine.directory,
+        vocab_size=runner.config.vocab_size,
+        max_context=room.max_context,
+        dtype=str(runner.dtype).removeprefix("torch."),
+        shards=spec.size,
+        eos_token_ids=runner.config.eos_token_ids,
+    )
+    sockets = LeaderSockets(spec.engine_address, spec.ranks_address, spec.size - 1)
+    core = EngineCore(runner, model, scheduler, sockets)
+    signal.signal(signal.SIGTERM, lambda *_: core.stop())
+    core.run()
+    sockets.close()
+
+
+def follow(spec: RankSpec) -> None:
+    """Load, and do as rank 0 says until Shutdown."""
+    from motet.engine.installer import Installer
+    from motet.engine.plan import ClearSlot, InstallAdapter, Shutdown, StepPlan
+    from motet.engine.runner import Runner
+    from motet.engine.transport import FollowerSocket
+
+    runner = Runner(spec.engine, _join(spec))
+    runner.warm_up()
+    installer = Installer(runner.pool, spec.rank)
+    socket = FollowerSocket(spec.ranks_address, spec.rank)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    while True:
+        message = socket.receive(2 if installer.running else 1000)
+        for report in installer.finish():
+            socket.report(report)
+        match message:
+            case StepPlan():
+                runner.execute(message)
+                runner.share([], sum(s.sample for s in message.sequences))
+            case InstallAdapter():
+                installer.start(message)
+            case ClearSlot():
+                runner.pool.clear(message.slot)
+            case Shutdown():
+                socket.close()
+                return
+
+
+def _join(spec: RankSpec) -> ShardGroup:
+    from motet.engine.parallel import ShardGroup, join
+
+    return join(ShardGroup(spec.rank, spec.size), spec.store, spec.engine.device)
+
+
+def main() -> None:
+    """Run the rank that argv[1] describes; one line and exit code 2 when it cannot start."""
+    spec = msgspec.json.decode(sys.argv[1], type=RankSpec)
+    follow_parent()
+    _prepare_environment(spec)
+    try:
+        (lead if spec.rank == 0 else follow)(spec)
+    except StartupError as error:
+        print(f"motet: {error}", file=sys.stderr, flush=True)
+        os._exit(2)
+
+
+if __name__ == "__main__":
+    main()
