@@ -153,14 +153,3 @@ class EngineState(msgspec.Struct, frozen=True, tag=True):
 
     state: Literal["starting", "up", "down"]
     reason: str = ""
-
-
-class Deployment(msgspec.Struct, frozen=True):
-    """What the supervisor tells a child process about the others: addresses and the model's directory."""
-
-    model_directory: str
-    model_name: str
-    cache_directory: str
-    engine_address: str
-    loader_address: str
-    state_address: str

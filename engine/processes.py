@@ -5,7 +5,6 @@ The supervisor and the library both keep an engine alive with it: `start`, then 
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from motet.engine.adapters.loader import LoaderSpec
 from motet.engine.rank import RankSpec
 from motet.engine.spec import EngineSpec
 
-STOP_SECONDS = 2.0
+STOP_SECONDS = 0.8
 """How long a process may take to leave after SIGTERM before it is killed."""
 
 YOUNG_SECONDS = 60.0
@@ -134,10 +133,10 @@ def _check_exit(code: int) -> None:
         raise StartupError("the engine could not start; its message is above")
 
 
-def start_child(module: str, spec: msgspec.Struct) -> subprocess.Popen[bytes]:
-    """Start `python -m module SPEC`, holding its stdin open as its lifeline."""
+def start_child(module: str, spec: msgspec.Struct, descriptors: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:
+    """Start `python -m module SPEC`, holding its stdin open as its lifeline; it inherits `descriptors`."""
     command = [sys.executable, "-m", module, msgspec.json.encode(spec).decode()]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    return subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=descriptors)
 
 
 def stop_all(processes: list[subprocess.Popen[bytes]]) -> None:

@@ -11,6 +11,7 @@ import msgspec
 
 from motet.core.errors import StartupError
 from motet.core.lifeline import follow_parent
+from motet.core.logs import configure_logging
 from motet.core.models import ModelInfo
 from motet.engine.spec import EngineSpec
 
@@ -115,6 +116,7 @@ def main() -> None:
     """Run the rank that argv[1] describes; one line and exit code 2 when it cannot start."""
     spec = msgspec.json.decode(sys.argv[1], type=RankSpec)
     follow_parent()
+    configure_logging()
     _prepare_environment(spec)
     try:
         (lead if spec.rank == 0 else follow)(spec)

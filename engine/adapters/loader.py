@@ -20,6 +20,7 @@ from loguru import logger
 
 from motet.core.errors import MotetError, StartupError
 from motet.core.lifeline import follow_parent
+from motet.core.logs import configure_logging
 from motet.core.messages import LoaderFailure, PrepareAdapter
 from motet.engine.spec import EngineSpec
 
@@ -81,6 +82,7 @@ def main() -> None:
     """Run the loader that argv[1] describes."""
     spec = msgspec.json.decode(sys.argv[1], type=LoaderSpec)
     follow_parent()
+    configure_logging()
     os.environ["OMP_NUM_THREADS"] = "1"
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     try:

@@ -1,0 +1,8 @@
+"""`python -m motet.api`, the same as the `motet` command."""
+
+from __future__ import annotations
+
+from motet.api.cli import main
+
+if __name__ == "__main__":
+    main()

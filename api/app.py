@@ -1,0 +1,50 @@
+"""The Quart application: routes, error shapes, and the headers that every answer has."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from pathlib import Path
+
+from quart import Quart, Response, g, request
+
+from motet.api.chat import chat_routes
+from motet.api.completions import completion_routes
+from motet.api.docs_page import docs_routes
+from motet.api.errors import install_error_handlers
+from motet.api.health import health_routes
+from motet.api.models import model_routes
+from motet.api.services import Services
+
+__all__ = ["Services", "create_app"]
+
+DEFAULT_MAX_BODY = 4 << 20
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+def create_app(services: Services) -> Quart:
+    """The application for one API process."""
+    # Nothing is kept there, but the framework's own search for it fails in a namespace package.
+    app = Quart("motet.api", static_folder=None, instance_path=str(Path(__file__).parent))
+    # An adapter's id may hold "//" (a URL): without this it would be redirected.
+    app.url_map.merge_slashes = False
+    max_body = services.settings.size("max_body") or DEFAULT_MAX_BODY
+    app.config["MAX_CONTENT_LENGTH"] = max_body
+    for routes in (chat_routes, completion_routes, model_routes, health_routes, docs_routes):
+        app.register_blueprint(routes(services))
+    install_error_handlers(app, max_body)
+
+    @app.before_request
+    async def name_request() -> None:
+        sent = request.headers.get("x-request-id", "")
+        g.request_id = sent if _REQUEST_ID.fullmatch(sent) else f"req_{uuid.uuid4().hex}"
+
+    @app.after_request
+    async def add_headers(response: Response) -> Response:
+        response.headers["x-request-id"] = g.request_id
+        if ignored := g.get("ignored"):
+            response.headers["x-motet-ignored"] = ignored
+        return response
+
+    app.asgi_app = services.drain.counted(app.asgi_app)  # type: ignore[assignment, method-assign]
+    return app

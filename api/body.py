@@ -1,0 +1,21 @@
+"""A request's body, read, parsed and its ignored fields noted for the response's header."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import msgspec
+from quart import g, request
+
+from motet.api.parsing import Parsed, decode_object
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+async def read_body(parse: Callable[[dict[str, Any]], Parsed[T]]) -> T:
+    """The current request's body as `parse` understands it. Raises InvalidRequest, or 413 for one too large."""
+    content = cast(bytes, await request.get_data(as_text=False))
+    parsed = parse(decode_object(content, request.mimetype))
+    g.ignored = parsed.header()
+    return parsed.request

@@ -1,0 +1,92 @@
+"""The command line: `motet serve`, `motet plugins`, `motet bench`. Every setting becomes a flag by itself."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from motet.core.errors import StartupError
+from motet.core.logs import configure_logging
+from motet.core.registry import PluginRegistry
+from motet.core.settings import Settings, flag, load_settings
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """One flag for each setting; a flag that is not given leaves no trace, so that variables and file can speak."""
+    for setting in dataclasses.fields(Settings):
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": setting.metadata["help"]}
+        if setting.type == "tuple[str, ...]":
+            options |= {"action": "append", "metavar": "DIR"}
+        elif "choices" in setting.metadata:
+            options |= {"metavar": "|".join(setting.metadata["choices"])}
+        else:
+            options |= {"metavar": str(setting.type).upper()}
+        if "default" not in options["help"] and "(" not in options["help"] and setting.default not in ("", 0):
+            shown = "none" if setting.default is dataclasses.MISSING else setting.default
+            options["help"] += f" (default: {shown})"
+        parser.add_argument(flag(setting.name), **options)
+    parser.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS, help="a TOML file with these settings")
+
+
+def settings_from(arguments: argparse.Namespace) -> Settings:
+    """The settings that the flags, MOTET_… variables and the TOML file come to. Raises StartupError."""
+    given = vars(arguments)
+    config = given.pop("config", None) or os.environ.get("MOTET_CONFIG")
+    return load_settings(given, os.environ, Path(config) if config else None)
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    from motet.api.supervisor import supervise
+
+    settings = settings_from(arguments)
+    configure_logging(settings.log_format)
+    supervise(settings)
+
+
+def _plugins(arguments: argparse.Namespace) -> None:
+    from motet.api.plugin_list import print_plugins
+
+    print_plugins(PluginRegistry.load())
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from motet.api.bench import run_bench
+
+    run_bench(arguments)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the `motet` command."""
+    parser = argparse.ArgumentParser(prog="motet", description="Many LoRA fine-tunes of one base model, one server.")
+    parser.add_argument("--version", action="version", version=f"motet {version('motet')}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], help: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
+        added.set_defaults(run=run)
+        return added
+
+    add_settings(command("serve", _serve, "serve a base model and its adapters over HTTP"))
+    command("plugins", _plugins, "list what is registered, and by which plugin")
+    bench = command("bench", _bench, "measure any OpenAI-compatible server over HTTP")
+    from motet.api.bench import add_bench_arguments
+
+    add_bench_arguments(bench)
+    return parser
+
+
+def main() -> None:
+    """Entry point of the `motet` command. A mistake in the settings is one line and exit code 2."""
+    arguments = build_parser().parse_args()
+    run = vars(arguments).pop("run")
+    try:
+        run(arguments)
+    except StartupError as error:
+        print(f"motet: {error.message}", file=sys.stderr)
+        raise SystemExit(2) from None

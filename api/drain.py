@@ -1,0 +1,79 @@
+"""An orderly end: new work is refused, work in flight may finish, and what is left is told why it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from motet.core.errors import Unavailable
+
+if TYPE_CHECKING:
+    from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, Scope
+
+
+class Drain:
+    """Counts the HTTP requests that run. `begin()`, then `await wait(seconds)`, then `cancel_rest()` end them."""
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._scopes: set[asyncio.Timeout] = set()
+
+    def begin(self) -> None:
+        """From now on `check` refuses."""
+        self.draining = True
+
+    def check(self) -> None:
+        """Raise Unavailable if the server is about to stop."""
+        if self.draining:
+            raise Unavailable("the server is shutting down; try again in a moment", code="shutting_down")
+
+    async def wait(self, timeout: float) -> bool:
+        """Wait at most `timeout` seconds until nothing runs any more; whether that came true."""
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout)
+        except TimeoutError:
+            return False
+        return True
+
+    def cancel_rest(self) -> None:
+        """End everything inside `interruptible()`; follow it by a short `wait`, so that the errors are sent."""
+        for scope in self._scopes:
+            scope.reschedule(0)
+
+    @asynccontextmanager
+    async def interruptible(self) -> AsyncIterator[None]:
+        """Code that `cancel_rest` may cut short, which then raises Unavailable here."""
+        scope = asyncio.timeout(None)
+        try:
+            async with scope:
+                self._scopes.add(scope)
+                try:
+                    yield
+                finally:
+                    self._scopes.discard(scope)
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            raise Unavailable("the server shut down before the answer was complete", code="shutting_down") from None
+
+    def counted(self, app: ASGIFramework) -> ASGIFramework:
+        """`app`, with its HTTP requests counted from the first byte to the last."""
+
+        async def asgi(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> Any:
+            if scope["type"] != "http":
+                return await app(scope, receive, send)
+            self.running += 1
+            self._idle.clear()
+            try:
+                return await app(scope, receive, send)
+            finally:
+                self.running -= 1
+                if self.running == 0:
+                    self._idle.set()
+
+        return asgi

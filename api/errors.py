@@ -1,0 +1,71 @@
+"""Every failure as OpenAI's nested error object, with its status and headers."""
+
+from __future__ import annotations
+
+import secrets
+
+from loguru import logger
+from quart import Quart, Response, g
+from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
+
+from motet.api.responses import ENCODER, error_body
+from motet.core import errors
+from motet.core.errors import ErrorInfo, MotetError
+
+RETRY_AFTER_SECONDS = {429: "1", 503: "2"}
+
+
+def internal_error(error: BaseException) -> ErrorInfo:
+    """What the client hears of a fault of ours; the log hears all, under the same number."""
+    number = secrets.token_hex(4)
+    logger.opt(exception=error).error("internal error {}", number)
+    return MotetError(f"internal error {number}; the server's log has the details").info()
+
+
+def error_response(info: ErrorInfo) -> Response:
+    """`info` as a response."""
+    response = Response(ENCODER.encode(error_body(info)), info.status, content_type="application/json")
+    if info.status in RETRY_AFTER_SECONDS:
+        response.headers["retry-after"] = RETRY_AFTER_SECONDS[info.status]
+    return response
+
+
+def _from_http(error: HTTPException, max_body: int) -> MotetError:
+    """The routing's and the framework's own errors as ours."""
+    match error.code:
+        case 404:
+            return errors.NotFound("no such route; GET /docs lists them", code="not_found")
+        case 405:
+            return errors.MethodNotAllowed("this route does not take this method; see the header allow")
+        case 413:
+            return errors.PayloadTooLarge(f"the body is larger than {max_body} bytes (--max-body)")
+        case 408:
+            failure: MotetError = errors.InvalidRequest("the body did not arrive in time", code="request_timeout")
+            failure.status = 408
+        case _:
+            failure = errors.InvalidRequest(error.description or error.name, code="bad_request")
+            failure.status = error.code or 400
+    return failure
+
+
+def install_error_handlers(app: Quart, max_body: int) -> None:
+    """Make `app` answer every exception with an error object."""
+
+    async def on_motet_error(error: MotetError) -> Response:
+        if error.status >= 500:
+            logger.warning("request {}: {} ({})", g.get("request_id"), error.message, error.code)
+        return error_response(error.info())
+
+    async def on_http_error(error: HTTPException) -> Response:
+        response = error_response(_from_http(error, max_body).info())
+        if isinstance(error, WerkzeugMethodNotAllowed) and error.valid_methods:
+            response.headers["allow"] = ", ".join(sorted(error.valid_methods))
+        return response
+
+    async def on_fault(error: Exception) -> Response:
+        return error_response(internal_error(error))
+
+    app.register_error_handler(MotetError, on_motet_error)
+    app.register_error_handler(HTTPException, on_http_error)
+    app.register_error_handler(Exception, on_fault)

@@ -1,0 +1,182 @@
+"""What chat and completions share: a request that has passed every check, run as one or more sequences at once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
+
+from motet.api.adapters import ServedAdapter
+from motet.api.caller import source_token
+from motet.api.params import sampling_params, token_limit
+from motet.api.responses import Usage
+from motet.api.schemas import ChatRequest, CompletionRequest
+from motet.api.services import Services
+from motet.core.errors import MotetError
+from motet.core.formats import GrammarSpec
+from motet.core.messages import FinishReason, Submit, TokenEvent
+from motet.core.models import ModelInfo
+from motet.core.sampling import SamplingParams, choice_seed
+from motet.engine.client.text_stream import TextDelta, stream_text
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What is known of a request before its prompt is: everything that can be refused cheaply has been."""
+
+    model: ModelInfo
+    params: SamplingParams
+    grammar: GrammarSpec | None
+    adapter: ServedAdapter | None
+
+
+async def check(services: Services, request: ChatRequest | CompletionRequest) -> Checked:
+    """Find the adapter (the slow part, and so the last) and settle the parameters. Raises MotetError."""
+    model = services.model()
+    ref = await services.adapters.name(request.model, request.adapter_source)
+    eos = {*model.eos_token_ids, *services.text.eos_token_ids}
+    vocab_size = min(model.vocab_size, services.text.vocab_size)
+    params = sampling_params(request, services.text.generation, eos, vocab_size)
+    grammar = await services.grammars.of(request.response_format, services.plugins.output_formats.items)
+    if ref is None:
+        return Checked(model, params, grammar, None)
+    adapter = await services.adapters.serve(ref, source_token(request.api_token))
+    own = {*params.eos_token_ids, *adapter.prepared.eos_token_ids}
+    return Checked(model, replace(params, eos_token_ids=tuple(sorted(own))), grammar, adapter)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Sequences to run for one request. Sequence n·p + i is choice i of prompt p."""
+
+    id: str
+    model: str
+    created: int
+    submits: tuple[Submit, ...]
+    stop: tuple[str, ...]
+    prompt_tokens: int
+    fingerprint: str
+
+    @classmethod
+    def of(
+        cls,
+        services: Services,
+        request: ChatRequest | CompletionRequest,
+        checked: Checked,
+        prompts: Sequence[tuple[int, ...]],
+    ) -> Generation:
+        """The sequences of `request`. Raises ContextExceeded if one does not fit into the context."""
+        limits = [token_limit(request, len(prompt), checked.model.max_context) for prompt in prompts]
+        prefix = "chatcmpl" if isinstance(request, ChatRequest) else "cmpl"
+        response_id = f"{prefix}-{uuid.uuid4().hex}"
+        n, seed = request.n or 1, checked.params.seed
+        submits = tuple(
+            Submit(
+                f"{response_id}-{n * p + i}",
+                prompt,
+                replace(checked.params, max_tokens=limits[p], seed=choice_seed(seed, i)),
+                checked.adapter.prepared.fingerprint if checked.adapter else None,
+                checked.grammar,
+            )
+            for p, prompt in enumerate(prompts)
+            for i in range(n)
+        )
+        return cls(
+            id=response_id,
+            model=request.model,
+            created=int(time.time()),
+            submits=submits,
+            stop=request.stop_strings(),
+            prompt_tokens=sum(map(len, prompts)),
+            fingerprint=services.fingerprint,
+        )
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether tokens are reported with their logprobs."""
+        return self.submits[0].params.logprobs is not None
+
+    def usage(self, completion_tokens: int) -> Usage:
+        """The token counts, once the answers are complete."""
+        return Usage(self.prompt_tokens, completion_tokens, self.prompt_tokens + completion_tokens)
+
+    async def deltas(self, services: Services) -> AsyncGenerator[tuple[int, TextDelta], None]:
+        """(sequence number, what it adds) as things come; closing this ends every sequence at once."""
+        streams = [stream_text(services.engine, services.text, submit, self.stop) for submit in self.submits]
+        async with aclosing(merge(streams)) as merged:
+            async for item in merged:
+                yield item
+
+
+async def merge(
+    streams: Sequence[AsyncGenerator[TextDelta, None]],
+) -> AsyncGenerator[tuple[int, TextDelta], None]:
+    """Run `streams` side by side and yield (number, delta) as they come; the first failure ends them all."""
+    if len(streams) == 1:
+        async with aclosing(streams[0]) as only:
+            async for delta in only:
+                yield 0, delta
+        return
+    queue: asyncio.Queue[tuple[int, TextDelta] | BaseException | None] = asyncio.Queue()
+
+    async def pump(index: int, stream: AsyncGenerator[TextDelta, None]) -> None:
+        try:
+            async with aclosing(stream):
+                async for delta in stream:
+                    queue.put_nowait((index, delta))
+            queue.put_nowait(None)
+        except Exception as error:
+            queue.put_nowait(error)
+
+    tasks = [asyncio.create_task(pump(index, stream)) for index, stream in enumerate(streams)]
+    try:
+        running = len(tasks)
+        while running:
+            item = await queue.get()
+            if item is None:
+                running -= 1
+            elif isinstance(item, BaseException):
+                raise item
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@dataclass
+class Output:
+    """One sequence's answer, put together."""
+
+    texts: list[str] = field(default_factory=list)
+    tokens: list[TokenEvent] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    @property
+    def text(self) -> str:
+        """The whole text."""
+        return "".join(self.texts)
+
+    def finish(self) -> FinishReason:
+        """Why it ended. Raises MotetError if it never did."""
+        if self.finish_reason is None:
+            raise MotetError("the engine's answer broke off")
+        return self.finish_reason
+
+
+async def collect(generation: Generation, services: Services) -> list[Output]:
+    """Every sequence's whole answer, in order."""
+    outputs = [Output() for _ in generation.submits]
+    async with aclosing(generation.deltas(services)) as deltas:
+        async for index, delta in deltas:
+            output = outputs[index]
+            output.texts.append(delta.text)
+            output.tokens.extend(delta.tokens)
+            output.finish_reason = delta.finish_reason or output.finish_reason
+    return outputs

@@ -1,0 +1,76 @@
+"""Token events as OpenAI's two shapes of logprobs: chat's list of objects and completions' parallel lists.
+
+The token that ends a text (EOS, a stop token) has no text and is not reported.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable
+
+from motet.api.responses import ChatLogprobs, CompletionLogprobs, TokenLogprob, TopLogprob
+from motet.core.messages import TokenEvent
+from motet.engine.client.text_model import TextModel
+
+# JSON has no infinity; this is what OpenAI writes instead.
+LOWEST = -9999.0
+
+
+def _finite(logprob: float | None) -> float:
+    return LOWEST if logprob is None else max(logprob, LOWEST)
+
+
+def readable(piece: bytes) -> str:
+    """A token's text; if its bytes are no whole characters, each is written as \\xNN."""
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return "".join(f"\\x{byte:02x}" for byte in piece)
+
+
+def told(tokens: Iterable[TokenEvent]) -> list[TokenEvent]:
+    """The tokens that are reported: all but the one that ended the text."""
+    return [event for event in tokens if event.stop_id is None]
+
+
+def chat_logprobs(text: TextModel, tokens: Iterable[TokenEvent]) -> ChatLogprobs:
+    """`choices[].logprobs` of a chat answer or chunk."""
+    content = []
+    for event in told(tokens):
+        piece = text.token_bytes(event.token)
+        top = [_top(text.token_bytes(token), logprob) for token, logprob in event.top]
+        content.append(TokenLogprob(readable(piece), _finite(event.logprob), list(piece), top))
+    return ChatLogprobs(content)
+
+
+def _top(piece: bytes, logprob: float) -> TopLogprob:
+    return TopLogprob(readable(piece), _finite(logprob), list(piece))
+
+
+class CompletionLogprobsWriter:
+    """Writes one choice's logprobs, chunk by chunk; keeps the place in its text between chunks."""
+
+    def __init__(self, text: TextModel) -> None:
+        self._text = text
+        # A character may be spread over several tokens: all of them get the offset at which it stands.
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._offset = 0
+
+    def write(self, tokens: Iterable[TokenEvent]) -> CompletionLogprobs:
+        """`choices[].logprobs` for the next tokens."""
+        result = CompletionLogprobs([], [], [], [])
+        for event in told(tokens):
+            piece = self._text.token_bytes(event.token)
+            name, logprob = _legacy(piece), _finite(event.logprob)
+            top = {_legacy(self._text.token_bytes(token)): _finite(value) for token, value in event.top}
+            result.text_offset.append(self._offset)
+            result.token_logprobs.append(logprob)
+            result.tokens.append(name)
+            result.top_logprobs.append({**top, name: logprob})
+            self._offset += len(self._decoder.decode(piece))
+        return result
+
+
+def _legacy(piece: bytes) -> str:
+    text = readable(piece)
+    return text if text.encode() == piece else f"bytes:{text}"

@@ -1,0 +1,108 @@
+"""A request's fields as complete sampling parameters.
+
+A value comes from the request, else from the model's generation_config, else from OpenAI's documentation.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from typing import TypeVar
+
+from motet.api.schemas import ChatRequest, CompletionRequest, GenerateRequest
+from motet.core.errors import ContextExceeded, InvalidRequest
+from motet.core.sampling import SamplingParams
+from motet.engine.client.text_model import GenerationDefaults
+
+DEFAULT_COMPLETION_TOKENS = 16
+
+T = TypeVar("T", int, float)
+
+
+def sampling_params(
+    request: ChatRequest | CompletionRequest, defaults: GenerationDefaults, eos: Iterable[int], vocab_size: int
+) -> SamplingParams:
+    """Everything but `max_tokens` (0 here; see `token_limit`). Raises InvalidRequest on ids beyond the vocabulary."""
+    top_p = _first(request.top_p, defaults.top_p, 1.0)
+    top_k = max(_first(request.top_k, defaults.top_k, 0), 0)
+    return SamplingParams(
+        max_tokens=0,
+        temperature=_first(request.temperature, defaults.temperature, 1.0),
+        # The smallest set of tokens with a mass of 0 is taken to be the likeliest token alone.
+        top_p=top_p or 1.0,
+        top_k=top_k if top_p else 1,
+        min_p=_first(request.min_p, defaults.min_p, 0.0),
+        repetition_penalty=_first(request.repetition_penalty, defaults.repetition_penalty, 1.0),
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        logit_bias=_logit_bias(request, vocab_size),
+        seed=secrets.randbits(63) if request.seed is None else request.seed,
+        min_tokens=request.min_tokens or 0,
+        eos_token_ids=tuple(sorted(set(eos))),
+        stop_token_ids=_stop_token_ids(request, vocab_size),
+        ignore_eos=bool(request.ignore_eos or request.ignore_eos_token),
+        logprobs=_logprobs(request),
+    )
+
+
+def token_limit(request: ChatRequest | CompletionRequest, prompt_tokens: int, context: int) -> int:
+    """`max_tokens`, or its default, for a prompt of this length. Raises ContextExceeded giving the numbers."""
+    if isinstance(request, ChatRequest):
+        field, prompt_field, default = "max_tokens", "messages", context
+        asked = request.max_tokens
+        if asked is None and request.max_completion_tokens is not None:
+            field, asked = "max_completion_tokens", request.max_completion_tokens
+    else:
+        field, prompt_field, default = "max_tokens", "prompt", DEFAULT_COMPLETION_TOKENS
+        asked = request.max_tokens
+    rest = context - prompt_tokens
+    if rest < 1:
+        raise ContextExceeded(
+            f"the context holds {context} tokens and the prompt alone has {prompt_tokens}; shorten it",
+            param=prompt_field,
+        )
+    if asked is not None and asked > rest:
+        raise ContextExceeded(
+            f"the context holds {context} tokens; the prompt has {prompt_tokens} and {field} asks for {asked} more. "
+            f"Shorten the prompt, or ask for at most {rest}",
+            param=field,
+        )
+    limit = min(default, rest) if asked is None else asked
+    if (request.min_tokens or 0) > limit:
+        raise InvalidRequest(
+            f"min_tokens is {request.min_tokens}, and the answer has at most {limit} tokens", param="min_tokens"
+        )
+    return limit
+
+
+def _first(asked: T | None, recommended: T | None, usual: T) -> T:
+    if asked is not None:
+        return asked
+    return usual if recommended is None else recommended
+
+
+def _logprobs(request: ChatRequest | CompletionRequest) -> int | None:
+    if isinstance(request, ChatRequest):
+        return (request.top_logprobs or 0) if request.logprobs else None
+    return request.logprobs
+
+
+def _logit_bias(request: GenerateRequest, vocab_size: int) -> dict[int, float]:
+    bias = {}
+    for name, value in (request.logit_bias or {}).items():
+        if not (name.isascii() and name.isdigit() and len(name) < 10 and int(name) < vocab_size):
+            raise InvalidRequest(
+                f"logit_bias: {name[:32]!r} is not the id of a token (0 to {vocab_size - 1})", param="logit_bias"
+            )
+        bias[int(name)] = value
+    return bias
+
+
+def _stop_token_ids(request: GenerateRequest, vocab_size: int) -> tuple[int, ...]:
+    for index, token in enumerate(request.stop_token_ids or ()):
+        if token >= vocab_size:
+            raise InvalidRequest(
+                f"stop_token_ids: {token} is not the id of a token (0 to {vocab_size - 1})",
+                param=f"stop_token_ids[{index}]",
+            )
+    return tuple(request.stop_token_ids or ())

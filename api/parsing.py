@@ -1,0 +1,137 @@
+"""From the bytes of a request to its struct; every mistake is a 400 (or 415) that names the field."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote
+
+import msgspec
+
+from motet.api import unsupported
+from motet.api.schemas import ChatRequest, CompletionRequest, Message, StreamOptions
+from motet.core.errors import InvalidRequest, JsonInvalid, UnsupportedMediaType
+
+MAX_IGNORED_NAMES = 32
+MAX_IGNORED_LENGTH = 64
+
+_PLACE = re.compile(r" - at `\$\.?([^`]*)`$")
+_MISSING = re.compile(r"missing required field `([^`]+)`")
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+@dataclass(frozen=True)
+class Parsed(Generic[T]):
+    """A request, and the fields of it that nobody knows."""
+
+    request: T
+    ignored: tuple[str, ...]
+
+    def header(self) -> str:
+        """The value of `x-motet-ignored`: names, quoted as in a URL, comma-separated; at most 32 of them."""
+        names = self.ignored[:MAX_IGNORED_NAMES]
+        return ",".join(quote(name[:MAX_IGNORED_LENGTH], safe="[].") for name in names)
+
+
+def decode_object(content: bytes, mimetype: str) -> dict[str, Any]:
+    """The JSON object in a body. Raises UnsupportedMediaType, or JsonInvalid saying where it breaks."""
+    if mimetype != "application/json":
+        raise UnsupportedMediaType(
+            "send the body as JSON, with the header content-type: application/json", param="content-type"
+        )
+    try:
+        body = msgspec.json.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise JsonInvalid(f"the body is not JSON: {error}") from None
+    except RecursionError:
+        raise JsonInvalid("the body is nested too deeply") from None
+    if not isinstance(body, dict):
+        raise InvalidRequest("the body must be a JSON object", code="invalid_type")
+    return body
+
+
+def parse_chat(body: dict[str, Any]) -> Parsed[ChatRequest]:
+    """A chat request, complete but for what only the model knows. Raises InvalidRequest."""
+    unsupported.refuse_unsupported(body, unsupported.CHAT)
+    unsupported.refuse_best_of(body)
+    messages = body.get("messages")
+    ignored = []
+    for index, message in enumerate(messages) if isinstance(messages, list) else ():
+        if isinstance(message, dict):
+            where = f"messages[{index}]."
+            unsupported.refuse_unsupported(message, unsupported.MESSAGE, where)
+            unsupported.refuse_parts(message, where)
+            known = (*Message.__struct_fields__, *unsupported.MESSAGE, "annotations")
+            ignored += [where + name for name in message if name not in known]
+    request = convert(body, ChatRequest)
+    check_chat(request)
+    return Parsed(request, (*_unknown(body, ChatRequest, unsupported.CHAT), *ignored))
+
+
+def parse_completion(body: dict[str, Any]) -> Parsed[CompletionRequest]:
+    """A completion request, complete but for what only the model knows. Raises InvalidRequest."""
+    unsupported.refuse_unsupported(body, unsupported.COMPLETIONS)
+    unsupported.refuse_best_of(body)
+    request = convert(body, CompletionRequest)
+    _check_stream_options(request)
+    return Parsed(request, _unknown(body, CompletionRequest, unsupported.COMPLETIONS))
+
+
+def check_chat(request: ChatRequest) -> None:
+    """The rules between fields of a chat request. Raises InvalidRequest."""
+    _check_stream_options(request)
+    if request.top_logprobs is not None and not request.logprobs:
+        raise InvalidRequest("top_logprobs needs logprobs to be true", param="top_logprobs")
+    if request.max_tokens != request.max_completion_tokens and None not in (
+        request.max_tokens,
+        request.max_completion_tokens,
+    ):
+        raise InvalidRequest(
+            "max_tokens and max_completion_tokens say different things; send one of them", param="max_tokens"
+        )
+    for index, message in enumerate(request.messages):
+        if message.content is None and not (message.role == "assistant" and message.tool_calls):
+            raise InvalidRequest(
+                f"messages[{index}].content is missing",
+                param=f"messages[{index}].content",
+                code="missing_required_parameter",
+            )
+        if message.tool_calls and message.role != "assistant":
+            raise InvalidRequest("only assistant messages have tool_calls", param=f"messages[{index}].tool_calls")
+
+
+def _check_stream_options(request: ChatRequest | CompletionRequest) -> None:
+    if request.stream_options is not None and not request.stream:
+        raise InvalidRequest("stream_options needs stream to be true", param="stream_options")
+
+
+def _unknown(body: Mapping[str, object], kind: type[msgspec.Struct], table: Mapping[str, object]) -> tuple[str, ...]:
+    names = [name for name in body if name not in kind.__struct_fields__ and name not in (*table, "best_of")]
+    options = body.get("stream_options")
+    if isinstance(options, dict):
+        names += [f"stream_options.{name}" for name in options if name not in StreamOptions.__struct_fields__]
+    return tuple(names)
+
+
+def convert(body: Mapping[str, object], kind: type[T]) -> T:
+    """`body` as `kind`. Raises InvalidRequest whose param is the path of the field at fault."""
+    try:
+        return msgspec.convert(body, kind)
+    except msgspec.ValidationError as error:
+        raise field_error(str(error)) from None
+
+
+def field_error(message: str) -> InvalidRequest:
+    """msgspec's message, with its place (`$.messages[0].role`) as the error's param."""
+    place = _PLACE.search(message)
+    text = message[: place.start()] if place else message
+    param = (place[1] if place else "").removesuffix("[...]")
+    missing = _MISSING.search(text)
+    if missing:
+        param = f"{param}.{missing[1]}" if param else missing[1]
+        return InvalidRequest(f"{param} is missing", param=param, code="missing_required_parameter")
+    code = "invalid_type" if ", got `" in text else "invalid_value"
+    return InvalidRequest(f"{param}: {text[:1].lower()}{text[1:]}", param=param or None, code=code)

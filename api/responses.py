@@ -1,0 +1,190 @@
+"""What answers look like: OpenAI's objects as structs, encoded by one encoder. Knows nothing of how they come about."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from motet.core.errors import ErrorInfo
+from motet.core.messages import FinishReason
+
+ENCODER = msgspec.json.Encoder()
+
+
+class PromptTokensDetails(msgspec.Struct, frozen=True):
+    """Where the prompt's tokens came from."""
+
+    cached_tokens: int = 0
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Token counts of one request: its prompts once each, and all of its choices."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails = PromptTokensDetails()
+
+
+class TopLogprob(msgspec.Struct, frozen=True):
+    """An alternative at one position."""
+
+    token: Annotated[str, Meta(description="Its text; bytes that are no whole character are written as \\xNN.")]
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(msgspec.Struct, frozen=True):
+    """A token of the answer; the logprob is the model's own, before temperature and the like."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(msgspec.Struct, frozen=True):
+    """Logprobs of an answer's tokens."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(msgspec.Struct, frozen=True):
+    """One answer."""
+
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason
+
+
+class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole answer to a chat request."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    system_fingerprint: str
+
+
+class Delta(msgspec.Struct, frozen=True):
+    """What a chunk adds to the message: first the role, then text, then nothing."""
+
+    role: Literal["assistant"] | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+
+
+class ChatChunkChoice(msgspec.Struct, frozen=True):
+    """A chunk's part of one choice."""
+
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: FinishReason | None = None
+
+
+class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
+    """One event of a streamed chat answer. `usage` is there only with stream_options.include_usage."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: tuple[ChatChunkChoice, ...]
+    system_fingerprint: str
+    usage: Usage | UnsetType | None = UNSET
+
+
+class CompletionLogprobs(msgspec.Struct, frozen=True):
+    """Logprobs of a completion's tokens, as parallel lists; `text_offset` counts characters of `text`."""
+
+    text_offset: list[int]
+    token_logprobs: list[float]
+    tokens: list[str]
+    top_logprobs: list[dict[str, float]]
+
+
+class CompletionChoice(msgspec.Struct, frozen=True):
+    """One completion; choice i of prompt p has index n·p + i."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: FinishReason | None = None
+
+
+class Completion(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole completion, or one event of a streamed one."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: tuple[CompletionChoice, ...]
+    system_fingerprint: str
+    usage: Usage | UnsetType | None = UNSET
+
+
+class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
+    """The base model, or an adapter."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "motet"
+    root: Annotated[str, Meta(description="The id.")]
+    parent: Annotated[str | None, Meta(description="The base model's name; null for the base itself.")] = None
+    alias: Annotated[str | None, Meta(description="A shorter name that requests may use.")] = None
+    max_model_len: Annotated[int | None, Meta(description="Longest prompt and answer, in tokens.")] = None
+
+
+class ModelList(msgspec.Struct, frozen=True, kw_only=True):
+    """The base model and every adapter that can be listed."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether requests can be answered now."""
+
+    status: Literal["ok", "unavailable", "draining"]
+    model: str
+    reason: str | None = None
+
+
+class ErrorObject(msgspec.Struct, frozen=True):
+    """OpenAI's error object."""
+
+    message: str
+    type: str
+    param: Annotated[str | None, Meta(description="The field at fault.")]
+    code: Annotated[str, Meta(description="A short name of the kind of error.")]
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """The body of every answer that is not 2xx (but for GET /health)."""
+
+    error: ErrorObject
+
+
+Answer: TypeAlias = ChatCompletion | Completion | ModelCard | ModelList | Health | ErrorBody
+
+
+def error_body(info: ErrorInfo) -> ErrorBody:
+    """`info` in OpenAI's shape."""
+    return ErrorBody(ErrorObject(info.message, info.type, info.param, info.code))

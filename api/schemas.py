@@ -1,0 +1,182 @@
+"""What requests may say: the bodies of POST /v1/chat/completions and /v1/completions.
+
+Types and limits stand here once; parsing (api/parsing.py) and GET /openapi.json both read them. A field that is
+null is a field that is absent. Fields that we know and do not support are in api/unsupported.py.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+from motet.core.sampling import MAX_LOGIT_BIAS, MAX_TOP_LOGPROBS
+
+MAX_CHOICES = 128
+MAX_STOP_STRINGS = 16
+MAX_STOP_CHARACTERS = 512
+MAX_STOP_TOKEN_IDS = 128
+
+Fraction: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
+Penalty: TypeAlias = Annotated[float, Meta(ge=-2, le=2)]
+Positive: TypeAlias = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Bias: TypeAlias = Annotated[float, Meta(ge=-100, le=100)]
+StopString: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+
+
+def _says(text: str, *examples: object) -> Meta:
+    return Meta(description=text, examples=list(examples) or None)
+
+
+class StreamOptions(msgspec.Struct, frozen=True):
+    """How to stream."""
+
+    include_usage: Annotated[bool | None, _says("Send one more chunk, with `usage`, at the end.")] = None
+    include_obfuscation: Annotated[bool | None, _says("Accepted; has no effect.")] = None
+
+
+class TextPart(msgspec.Struct, frozen=True):
+    """A piece of a message's text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class FunctionCall(msgspec.Struct, frozen=True):
+    """The function that an earlier assistant message called."""
+
+    name: str
+    arguments: Annotated[str, _says("A JSON object, as text.", '{"city": "Bergen"}')]
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    """A call that an earlier assistant message made; needs a chat template that writes tool calls."""
+
+    id: str
+    function: FunctionCall
+    type: Literal["function"] = "function"
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: Annotated[
+        str | list[TextPart] | None, _says("Text, or a list of text parts, which are joined.", "Ahoy!")
+    ] = None
+    name: Annotated[str | None, _says("Who speaks; most chat templates ignore it.")] = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: Annotated[str | None, _says("Which call a `tool` message answers.")] = None
+
+
+class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields that chat and completions share."""
+
+    model: Annotated[
+        str,
+        Meta(
+            max_length=1024,
+            description='"" or the base model\'s name for the base, else an adapter: an alias, '
+            "`source:id@revision`, or an id of the default source.",
+            examples=["", "demo:pirate", "hub:org/name@main"],
+        ),
+    ]
+    adapter_source: Annotated[
+        str | None, _says("Where `model` comes from, unless it says so itself.", "hub", "local", "demo")
+    ] = None
+    api_token: Annotated[
+        str | None, _says("Token for the adapter source (also: header x-adapter-token). Never logged.")
+    ] = None
+    max_tokens: Annotated[Positive | None, _says("Longest answer, in tokens.", 64)] = None
+    temperature: Annotated[Annotated[float, Meta(ge=0, le=2)] | None, _says("0 is greedy.", 0.7)] = None
+    top_p: Annotated[Fraction | None, _says("Sample from the most likely tokens of this total mass.")] = None
+    top_k: Annotated[
+        Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None, _says("Sample from the k likeliest; 0 or -1: all.")
+    ] = None
+    min_p: Annotated[Fraction | None, _says("Drop tokens less likely than this share of the likeliest.")] = None
+    repetition_penalty: Annotated[
+        Annotated[float, Meta(gt=0, le=100)] | None, _says("Over 1: avoid tokens of prompt and answer.", 1.1)
+    ] = None
+    presence_penalty: Annotated[Penalty | None, _says("Over 0: avoid tokens of the answer.")] = None
+    frequency_penalty: Annotated[Penalty | None, _says("The same, times how often they came.")] = None
+    logit_bias: Annotated[
+        Annotated[dict[str, Bias], Meta(max_length=MAX_LOGIT_BIAS)] | None,
+        _says("Token id (as a string) to what is added to its logit.", {"42": -100}),
+    ] = None
+    seed: Annotated[
+        Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None,
+        _says("The same seed gives the same answer; absent: a random one.", 7),
+    ] = None
+    n: Annotated[Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None, _says("Choices for each prompt.")] = None
+    stop: Annotated[
+        StopString | Annotated[list[StopString], Meta(max_length=MAX_STOP_STRINGS)] | None,
+        _says("The answer ends before the first of these.", ["\n\n"]),
+    ] = None
+    stop_token_ids: Annotated[
+        Annotated[list[TokenId], Meta(max_length=MAX_STOP_TOKEN_IDS)] | None, _says("Tokens that end the answer.")
+    ] = None
+    min_tokens: Annotated[
+        Annotated[int, Meta(ge=0, le=2**31 - 1)] | None, _says("The answer does not end by a token before this many.")
+    ] = None
+    ignore_eos: Annotated[bool | None, _says("Go on past the model's end-of-text token.")] = None
+    ignore_eos_token: Annotated[bool | None, _says("Another name for `ignore_eos`.")] = None
+    response_format: Annotated[
+        dict[str, Any] | None,
+        _says("`type` is `text`, `json_object` or a format that a plugin adds.", {"type": "json_object"}),
+    ] = None
+    stream: Annotated[bool | None, _says("Answer as server-sent events.")] = None
+    stream_options: Annotated[StreamOptions | None, _says("Only with `stream`.")] = None
+    user: Annotated[str | None, _says("Accepted; has no effect.")] = None
+    metadata: Annotated[dict[str, Any] | None, _says("Accepted; has no effect.")] = None
+    store: Annotated[bool | None, _says("Only false: nothing is stored.")] = None
+    service_tier: Annotated[Literal["auto", "default"] | None, _says("Accepted; has no effect.")] = None
+    prompt_cache_key: Annotated[str | None, _says("Accepted; has no effect.")] = None
+    safety_identifier: Annotated[str | None, _says("Accepted; has no effect.")] = None
+    parallel_tool_calls: Annotated[bool | None, _says("Accepted; has no effect.")] = None
+
+    def __repr__(self) -> str:
+        """Nothing but the model: prompts and tokens reach no log."""
+        return f"{type(self).__name__}(model={self.model!r}, ...)"
+
+    def stop_strings(self) -> tuple[str, ...]:
+        """`stop` as a tuple."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a chunk that carries `usage`."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+
+class ChatRequest(GenerateRequest, frozen=True, kw_only=True):
+    """Body of POST /v1/chat/completions. Without `max_tokens`, the answer may fill the rest of the context."""
+
+    messages: Annotated[
+        Annotated[list[Message], Meta(min_length=1)],
+        _says("The conversation so far.", [{"role": "user", "content": "Tell me about the sea."}]),
+    ]
+    max_completion_tokens: Annotated[Positive | None, _says("The newer name of `max_tokens`.")] = None
+    logprobs: Annotated[bool | None, _says("Report each token's logprob.")] = None
+    top_logprobs: Annotated[
+        Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None,
+        _says("Report this many alternatives for each token; needs `logprobs`."),
+    ] = None
+
+
+class CompletionRequest(GenerateRequest, frozen=True, kw_only=True):
+    """Body of POST /v1/completions. Without `max_tokens`, the answer has at most 16 tokens."""
+
+    prompt: Annotated[
+        str | list[str | TokenId | list[TokenId]],
+        _says(
+            "A text, a list of texts, a list of token ids, or a list of such lists (no mixture).",
+            "Once upon a time",
+            ["One prompt", "and another"],
+        ),
+    ]
+    logprobs: Annotated[
+        Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None,
+        _says("Report each token's logprob and this many alternatives."),
+    ] = None

@@ -1,0 +1,49 @@
+"""What the routes work with: the parts of one API process, made by the worker and handed to `create_app`."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+
+from motet.api.adapters import AdapterRegistry
+from motet.api.drain import Drain
+from motet.api.grammar import GrammarChecker
+from motet.core.errors import Unavailable
+from motet.core.models import ModelInfo
+from motet.core.registry import PluginRegistry
+from motet.core.settings import Settings
+from motet.engine.client.engine_client import EngineClient
+from motet.engine.client.template_renderer import TemplateRenderer
+from motet.engine.client.text_model import TextModel
+
+
+@dataclass
+class Services:
+    """The parts of one API process; `drain` and `grammars` need no setting up."""
+
+    settings: Settings
+    text: TextModel
+    engine: EngineClient
+    adapters: AdapterRegistry
+    renderer: TemplateRenderer
+    plugins: PluginRegistry
+    model_name: str
+    drain: Drain = field(default_factory=Drain)
+    grammars: GrammarChecker = field(default_factory=GrammarChecker)
+    started: int = field(default_factory=lambda: int(time.time()))
+
+    def model(self) -> ModelInfo:
+        """The facts of the loaded model. Raises Unavailable, saying why, while there is none or we shut down."""
+        self.drain.check()
+        if not self.engine.ready or self.engine.model is None:
+            raise Unavailable(self.engine.reason or "the model is still being loaded; try again in a moment")
+        return self.engine.model
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """`system_fingerprint`: the same as long as version, model and tokenizer are."""
+        facts = "\n".join((version("motet"), self.model_name, self.text.fingerprint))
+        return "fp_" + hashlib.sha256(facts.encode()).hexdigest()[:12]

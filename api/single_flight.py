@@ -1,0 +1,51 @@
+"""Sharing work between requests that want the same thing at the same time. Keeps no results."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Hashable
+from typing import Any, Generic, TypeVar
+
+from motet.core.errors import Overloaded
+
+Key = TypeVar("Key", bound=Hashable)
+Result = TypeVar("Result")
+
+
+class SingleFlight(Generic[Key, Result]):
+    """One running task a key. A caller that gives up leaves the task to the others, or to its own end."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._tasks: dict[Key, asyncio.Task[Result]] = {}
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._tasks
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    async def run(self, key: Key, work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
+        """The result of the task that runs for `key`, which is `work()` if none does.
+
+        Raises what the task raises, and Overloaded when `limit` other tasks are running.
+        """
+        task = self._tasks.get(key)
+        if task is None:
+            if len(self._tasks) >= self._limit:
+                raise Overloaded("too many adapters are being looked up or loaded; try again in a moment")
+            task = self._tasks[key] = asyncio.create_task(work())
+            task.add_done_callback(lambda done: self._ended(key, done))
+        return await asyncio.shield(task)
+
+    async def close(self) -> None:
+        """Cancel what still runs and wait for its end."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _ended(self, key: Key, task: asyncio.Task[Result]) -> None:
+        del self._tasks[key]
+        if not task.cancelled():
+            task.exception()  # it has been seen, even if every caller has gone

@@ -1,0 +1,135 @@
+"""`motet serve`: finds the model, starts the engine and the API worker, watches both, and ends them in order.
+
+Imports neither torch nor Quart: it must live when they die. It holds the listening socket, so that a port in use
+is known at once and connections wait through a worker's restart.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from loguru import logger
+
+from motet.api.deployment import Deployment
+from motet.core.errors import StartupError
+from motet.core.models import ModelLocation
+from motet.core.paths import cache_directory
+from motet.core.registry import PluginRegistry
+from motet.core.settings import Settings
+from motet.engine.models.convert import converted_directory
+from motet.engine.processes import EngineProcesses, start_child, stop_all
+from motet.engine.spec import engine_spec
+
+TICK_SECONDS = 0.05
+ERROR_EVENT_SECONDS = 1.0
+"""After the drain, how long the worker may take to send the last errors and leave."""
+
+
+def supervise(settings: Settings) -> None:
+    """Serve until Ctrl-C or SIGTERM. Raises StartupError for what keeps the server from starting."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    listener = _listen(settings.host, settings.port)
+    location = _locate(settings)
+    directory = _directory(location)
+    name = settings.model_name or location.name
+    engine = EngineProcesses(engine_spec(settings, directory), settings.shards, name)
+    deployment = Deployment(
+        settings=settings,
+        model_directory=str(directory),
+        model_name=name,
+        engine_address=engine.engine_address,
+        loader_address=engine.loader_address,
+        state_address=engine.state_address,
+        socket=listener.fileno(),
+        address=f"http://{_shown(settings.host)}:{listener.getsockname()[1]}",
+    )
+    worker = _start_worker(deployment)
+    try:
+        engine.start()
+        while not stop.wait(TICK_SECONDS):
+            engine.tick()
+            if worker.poll() is not None:
+                if worker.returncode == 2:
+                    raise StartupError("the API worker could not start; its message is above")
+                logger.error("the API worker ended with {}; starting it again", worker.returncode)
+                time.sleep(0.5)
+                worker = _start_worker(deployment)
+        logger.info("shutting down; requests may finish for {:g} s", settings.drain_seconds)
+        stop.clear()
+        _drain(worker, settings.drain_seconds, stop)
+    finally:
+        stop_all([worker])
+        engine.stop()
+        listener.close()
+
+
+def _drain(worker: subprocess.Popen[bytes], seconds: float, impatient: threading.Event) -> None:
+    """Let the worker finish its requests; a second Ctrl-C ends the patience."""
+    worker.terminate()
+    deadline = time.monotonic() + seconds + ERROR_EVENT_SECONDS
+    while worker.poll() is None and time.monotonic() < deadline and not impatient.wait(TICK_SECONDS):
+        pass
+    if worker.poll() is None:
+        worker.kill()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(1024)
+    except OSError as error:
+        raise StartupError(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another --port or --host", param="port"
+        ) from error
+    listener.set_inheritable(True)
+    return listener
+
+
+def _shown(host: str) -> str:
+    """`host` as a client on this machine would write it into a URL."""
+    if host in ("0.0.0.0", "::", ""):
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+def _locate(settings: Settings) -> ModelLocation:
+    plugins = PluginRegistry.load()
+    plugins.configure(settings)
+    if settings.default_source not in plugins.adapter_sources.items:
+        known = ", ".join(sorted(plugins.adapter_sources.items))
+        raise StartupError(f"--default-source {settings.default_source}: no such adapter source; there are: {known}")
+    for source in plugins.model_sources.items.values():
+        if source.claims(settings.model):
+            return source.locate(settings.model)
+    raise StartupError(
+        f"--model {settings.model}: no such model; give a directory, a .gguf file, a hub id (org/name) or one of: "
+        + ", ".join(sorted(plugins.model_sources.items)),
+        param="model",
+    )
+
+
+def _directory(location: ModelLocation) -> Path:
+    """The model as a transformers directory; a GGUF file is converted first, by a process that may use torch."""
+    if location.kind == "transformers":
+        return location.path.resolve()
+    target = converted_directory(location.path, cache_directory())
+    if not target.is_dir():
+        command = [sys.executable, "-m", "motet.engine.models.convert", str(location.path), str(cache_directory())]
+        if code := subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+            raise StartupError(f"converting {location.path.name} failed (exit code {code}); its message is above")
+    return target
+
+
+def _start_worker(deployment: Deployment) -> subprocess.Popen[bytes]:
+    return start_child("motet.api.worker", deployment, (deployment.socket,))

@@ -1,0 +1,110 @@
+"""Fields that we know, do not support, and that would change the answer: each is a 400 that names it.
+
+A value that changes nothing (null, an empty list, the default) passes. What is in neither this table nor the
+schemas is unknown: it is ignored and listed in the response header `x-motet-ignored`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from motet.core.errors import InvalidRequest
+
+_OFF = (None, False)
+_EMPTY: tuple[object, ...] = (None, [], {})
+
+# Field -> the values that change nothing.
+_BOTH: Mapping[str, tuple[object, ...]] = {
+    "store": _OFF,
+    "echo": _OFF,
+    "use_beam_search": _OFF,
+    "length_penalty": (None, 1),
+    "truncate_prompt_tokens": (None,),
+    "prompt_logprobs": (None,),
+    "logprob_token_ids": _EMPTY,
+    "allowed_token_ids": _EMPTY,
+    "bad_words": _EMPTY,
+    "include_stop_str_in_output": _OFF,
+    "skip_special_tokens": (None, True),
+    "spaces_between_special_tokens": (None, True),
+    "structured_outputs": _EMPTY,
+    "guided_json": _EMPTY,
+    "guided_regex": (None, ""),
+    "guided_choice": _EMPTY,
+    "guided_grammar": (None, ""),
+    "regex": (None, ""),
+    "ebnf": (None, ""),
+    "json_schema": (None, ""),
+    "typical_p": (None, 1),
+    "watermark": _OFF,
+    "merged_adapters": _EMPTY,
+    "adapter_id": (None, ""),
+    "lora_path": _EMPTY,
+}
+CHAT: Mapping[str, tuple[object, ...]] = {
+    **_BOTH,
+    "tools": _EMPTY,
+    "functions": _EMPTY,
+    "tool_choice": (None, "none", "auto"),
+    "function_call": (None, "none", "auto"),
+    "audio": (None,),
+    "modalities": (None, [], ["text"]),
+    "reasoning": _EMPTY,
+    "reasoning_effort": (None, "none"),
+    "verbosity": (None, "medium"),
+    "web_search_options": (None,),
+    "chat_template": (None,),
+    "chat_template_kwargs": _EMPTY,
+    "documents": _EMPTY,
+    "add_generation_prompt": (None, True),
+    "continue_final_message": _OFF,
+    "add_special_tokens": _OFF,
+}
+COMPLETIONS: Mapping[str, tuple[object, ...]] = {
+    **_BOTH,
+    "suffix": (None, ""),
+    "prompt_embeds": (None,),
+    "add_special_tokens": (None, True),
+}
+MESSAGE: Mapping[str, tuple[object, ...]] = {
+    "refusal": (None,),
+    "audio": (None,),
+    "function_call": (None,),
+}
+
+
+def refuse_unsupported(body: Mapping[str, object], table: Mapping[str, tuple[object, ...]], where: str = "") -> None:
+    """Raise InvalidRequest naming the first field of `body` that has an effect which we do not offer.
+
+    `where` is the path of `body` in the request, such as `messages[0].`.
+    """
+    for field, neutral in table.items():
+        if field in body and body[field] not in neutral:
+            raise _unsupported(f"{where}{field}")
+
+
+def refuse_best_of(body: Mapping[str, object]) -> None:
+    """`best_of` may only say what `n` says anyway."""
+    if body.get("best_of") not in (None, body.get("n") or 1):
+        raise _unsupported("best_of", " beyond n")
+
+
+def refuse_parts(message: Mapping[str, object], where: str) -> None:
+    """Refuse content that is not text (images, audio, files)."""
+    content = message.get("content")
+    for index, part in enumerate(content) if isinstance(content, list) else ():
+        kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(kind, str) and kind != "text":
+            raise InvalidRequest(
+                "this server reads text parts only",
+                param=f"{where}content[{index}].type",
+                code="unsupported_value",
+            )
+
+
+def _unsupported(field: str, detail: str = "") -> InvalidRequest:
+    return InvalidRequest(
+        f"{field}{detail} is not supported and would change the answer; leave it out",
+        param=field,
+        code="unsupported_parameter",
+    )

@@ -1,0 +1,118 @@
+"""One API process: `python -m motet.api.worker DEPLOYMENT`. Quart on Hypercorn, on the supervisor's socket."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import msgspec
+from hypercorn.asyncio import serve
+from hypercorn.config import Config
+from loguru import logger
+
+from motet.api.adapter_names import NameRules
+from motet.api.adapters import AdapterRegistry
+from motet.api.app import create_app
+from motet.api.deployment import Deployment
+from motet.api.services import Services
+from motet.core.errors import StartupError, Unavailable
+from motet.core.lifeline import follow_parent
+from motet.core.logs import configure_logging
+from motet.core.paths import cache_directory
+from motet.core.registry import PluginRegistry
+from motet.engine.client.engine_client import EngineClient
+from motet.engine.client.loader_client import LoaderClient
+from motet.engine.client.template_renderer import TemplateRenderer
+from motet.engine.client.text_model import TextModel
+
+LAST_WORDS_SECONDS = 0.5
+"""What requests that outlived the drain get for sending their error."""
+
+KEEP_ALIVE_SECONDS = 75
+
+
+async def run(deployment: Deployment) -> None:
+    """Serve until SIGTERM, then drain."""
+    settings = deployment.settings
+    plugins = PluginRegistry.load()
+    plugins.configure(settings)
+    engine = EngineClient(deployment.engine_address, deployment.state_address)
+    loader = LoaderClient(deployment.loader_address)
+    names = NameRules(deployment.model_name, settings.default_source, cache_directory())
+    services = Services(
+        settings=settings,
+        text=TextModel(Path(deployment.model_directory)),
+        engine=engine,
+        adapters=AdapterRegistry(plugins.adapter_sources.items, engine, loader, names),
+        renderer=TemplateRenderer(),
+        plugins=plugins,
+        model_name=deployment.model_name,
+    )
+    await engine.start()
+    await loader.start()
+    stopped = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+    drained = asyncio.Event()
+    drain = asyncio.create_task(_drain(services, stopped, drained))
+    announce = asyncio.create_task(_announce(services, deployment))
+    config = Config()
+    config.bind = [f"fd://{deployment.socket}"]
+    config.keep_alive_timeout = KEEP_ALIVE_SECONDS
+    config.graceful_timeout = LAST_WORDS_SECONDS
+    config.h11_max_incomplete_size = 64 << 10
+    config.loglevel = "WARNING"
+    await serve(create_app(services), config, shutdown_trigger=drained.wait)
+    for task in (drain, announce):
+        task.cancel()
+    await asyncio.gather(drain, announce, return_exceptions=True)
+    await services.adapters.close()
+    await services.renderer.close()
+    await engine.close()
+    await loader.close()
+
+
+async def _drain(services: Services, stopped: asyncio.Event, drained: asyncio.Event) -> None:
+    """After SIGTERM: refuse new requests, let running ones finish for a while, then end them with an error."""
+    await stopped.wait()
+    services.drain.begin()
+    if not await services.drain.wait(services.settings.drain_seconds):
+        services.drain.cancel_rest()
+        await services.drain.wait(LAST_WORDS_SECONDS)
+    drained.set()
+
+
+async def _announce(services: Services, deployment: Deployment) -> None:
+    """Say that the server is up, with a line to paste."""
+    while True:
+        try:
+            await services.engine.wait_ready(10.0)
+        except Unavailable as error:
+            logger.info("waiting: {}", error.message)
+        else:
+            break
+    body = f'{{"model": "{deployment.model_name}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+    print(
+        f"\nMotet serves {deployment.model_name} at {deployment.address}   (docs: {deployment.address}/docs)\n"
+        f"Try it:  curl {deployment.address}/v1/chat/completions "
+        f"-H 'Content-Type: application/json' -d '{body}'\n",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Run the worker that argv[1] describes; one line and exit code 2 when it cannot start."""
+    deployment = msgspec.json.decode(sys.argv[1], type=Deployment)
+    follow_parent()
+    configure_logging()
+    try:
+        asyncio.run(run(deployment))
+    except StartupError as error:
+        print(f"motet: {error.message}", file=sys.stderr, flush=True)
+        os._exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""`gguf`: a base model in a .gguf file of this machine. The engine converts it, once, into the cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from motet.core.errors import StartupError
+from motet.core.hookspecs import Register, hookimpl
+from motet.core.models import ModelLocation, ModelSource
+
+MAGIC = b"GGUF"
+
+
+class GgufFiles(ModelSource):
+    """Claims every `--model` that ends in `.gguf`."""
+
+    def claims(self, ref: str) -> bool:
+        """Whether `ref` is the name of a GGUF file."""
+        return ref.lower().endswith(".gguf")
+
+    def locate(self, ref: str) -> ModelLocation:
+        """The file `ref`. Raises StartupError when it cannot be read or is no GGUF."""
+        path = Path(ref).expanduser().resolve()
+        try:
+            with path.open("rb") as file:
+                magic = file.read(len(MAGIC))
+        except OSError as error:
+            raise StartupError(f"--model: cannot read {path}: {error.strerror}", param="model") from error
+        if magic != MAGIC:
+            raise StartupError(f"--model: {path} is not a GGUF file", param="model")
+        return ModelLocation(path, "gguf", path.stem)
+
+
+@hookimpl
+def register_model_sources(register: Register[ModelSource]) -> None:
+    """Add `gguf`."""
+    register("gguf", GgufFiles())

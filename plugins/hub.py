@@ -1,0 +1,217 @@
+"""`hub`: base models and adapters from the Hugging Face Hub, or from the mirror that HF_ENDPOINT names.
+
+Whose token is sent: for an adapter, the caller's own and never the operator's login or HF_TOKEN, or else
+every caller could use whatever the operator may read. An operator who wants just that sets MOTET_HUB_TOKEN,
+which then stands in for callers without a token. The base model is the operator's, and uses the usual login.
+
+Each `resolve` is one HEAD request for the adapter's config with the caller's token: it names the commit and,
+unlike the repository's page, is refused to those who may not read a gated repository.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from huggingface_hub import HfApi, hf_hub_url
+from huggingface_hub.utils.tqdm import tqdm
+
+from motet.core.adapters import AdapterRef, AdapterSource, ResolvedAdapter
+from motet.core.errors import AdapterRefused, NotFound, StartupError, Unauthenticated
+from motet.core.hookspecs import Register, hookimpl
+from motet.core.models import ModelLocation, ModelSource
+from motet.core.settings import Settings
+from motet.plugins.directories import CONFIG_FILE, MAX_FILES, is_adapter_file
+from motet.plugins.hub_errors import HUB_FAILURES, as_motet_error
+
+NAME = "hub"
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+TOKEN = re.compile(r"[!-~]{1,512}", re.ASCII)
+REQUEST_SECONDS = 10.0
+MAX_ADAPTER_BYTES = 8 << 30
+MAX_SMALL_FILE_BYTES = 64 << 20  # everything but weights
+MODEL_FILES = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"]
+MODEL_FILES += ["tokenizer*", "special_tokens_map.json", "chat_template*"]
+OTHER_LAYOUTS = ["*/*", "consolidated*"]  # the same weights once more, in other programs' formats
+
+T = TypeVar("T")
+
+
+class _Cancelled(Exception):
+    """The download's request is gone."""
+
+
+def _api() -> HfApi:
+    """The hub's client; HF_ENDPOINT is read now, since the library read it whenever it was first imported."""
+    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
+    if endpoint and urlsplit(endpoint).scheme not in ("http", "https"):
+        raise StartupError(f"HF_ENDPOINT: {endpoint!r} is not an http(s) address", param="HF_ENDPOINT")
+    return HfApi(endpoint=endpoint, library_name="motet")
+
+
+def _stoppable(cancelled: threading.Event) -> type[tqdm]:
+    """A progress bar that shows nothing, and ends its download once `cancelled` is set."""
+
+    class Progress(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
+
+        def update(self, n: float | None = 1) -> None:
+            if cancelled.is_set():
+                raise _Cancelled
+
+    return Progress
+
+
+class HubAdapters(AdapterSource):
+    """Adapters as hub repositories, `org/name`; a revision is a branch, a tag or a commit."""
+
+    def configure(self, settings: Settings) -> None:
+        """Read HF_ENDPOINT and MOTET_HUB_TOKEN. Raises StartupError."""
+        self._hub = _api()
+        self._stand_in = os.environ.get("MOTET_HUB_TOKEN", "").strip()
+        # Threads of their own: a slow hub must not take those that other sources work in, nor slow downloads
+        # those that authorise callers.
+        self._resolvers = ThreadPoolExecutor(16, "hub-resolve")
+        self._fetchers = ThreadPoolExecutor(4, "hub-fetch")
+
+    async def resolve(self, ref: AdapterRef, token: str | None) -> ResolvedAdapter:
+        """The commit that `ref` means. Raises as any source, and AdapterRefused if it is no adapter."""
+        if not REPOSITORY.fullmatch(ref.id) or ".." in ref.id or "--" in ref.id:
+            raise NotFound(f"{ref.id!r} is not the name of a hub repository (org/name)", param="model")
+        sent = self._token(token)
+        return await self._in_thread(self._resolvers, ref, lambda: self._resolve(ref, sent))
+
+    async def fetch(self, adapter: ResolvedAdapter, token: str | None, into: Path) -> Path:
+        """Download the adapter's files. Raises as `resolve` does."""
+        sent, cancelled = self._token(token), threading.Event()
+        try:
+            await self._in_thread(self._fetchers, adapter.ref, lambda: self._download(adapter, sent, into, cancelled))
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+        return into
+
+    def _token(self, token: str | None) -> str | bool:
+        """What to send to the hub; False sends nothing, where None would send the operator's own login."""
+        if token and not TOKEN.fullmatch(token):
+            raise Unauthenticated("the hub token has characters that no token has", param="api_token")
+        return token or self._stand_in or False
+
+    async def _in_thread(self, pool: ThreadPoolExecutor, ref: AdapterRef, work: Callable[[], T]) -> T:
+        def translated() -> T:
+            try:
+                return work()
+            except HUB_FAILURES as error:
+                # The library's messages may quote headers: what the caller sees is ours.
+                raise as_motet_error(error, str(ref)) from None
+
+        return await asyncio.get_running_loop().run_in_executor(pool, translated)
+
+    def _resolve(self, ref: AdapterRef, token: str | bool) -> ResolvedAdapter:
+        url = hf_hub_url(ref.id, CONFIG_FILE, revision=ref.revision, endpoint=self._hub.endpoint)
+        commit = self._hub.get_hf_file_metadata(url=url, token=token, timeout=REQUEST_SECONDS).commit_hash
+        if not commit or not re.fullmatch(r"[0-9a-f]{40,64}", commit):
+            raise NotFound(f"the hub names no commit for {ref}", param="model")
+        return ResolvedAdapter(ref, commit)
+
+    def _download(self, adapter: ResolvedAdapter, token: str | bool, into: Path, cancelled: threading.Event) -> None:
+        try:
+            for name in self._files(adapter, token):
+                self._hub.hf_hub_download(
+                    adapter.ref.id,
+                    name,
+                    revision=adapter.revision,
+                    local_dir=into,
+                    token=token,
+                    etag_timeout=REQUEST_SECONDS,
+                    tqdm_class=_stoppable(cancelled),
+                )
+            shutil.rmtree(into / ".cache", ignore_errors=True)  # the library's notes about the download
+        except _Cancelled:
+            pass
+        finally:
+            if cancelled.is_set():  # nobody waits, and whoever made `into` has removed it already
+                shutil.rmtree(into, ignore_errors=True)
+
+    def _files(self, adapter: ResolvedAdapter, token: str | bool) -> list[str]:
+        """The names of the files to download. Raises AdapterRefused."""
+        info = self._hub.model_info(
+            adapter.ref.id,
+            revision=adapter.revision,
+            files_metadata=True,
+            token=token,
+            timeout=REQUEST_SECONDS,
+        )
+        sizes = {file.rfilename: file.size for file in info.siblings or ()}
+        wanted = {name: size for name, size in sizes.items() if "/" not in name and is_adapter_file(name)}
+        _check_files(str(adapter.ref), sizes, wanted)
+        return list(wanted)
+
+
+def _check_files(ref: str, every: Iterable[str], wanted: dict[str, int | None]) -> None:
+    """Raise AdapterRefused unless `wanted` (name: bytes) is a complete adapter of an acceptable size."""
+    weights = [name for name in wanted if name.endswith(".safetensors")]
+    if not weights:
+        pickled = any(name.endswith((".bin", ".pt", ".pth")) for name in every)
+        reason = "its weights are pickled (.bin), and only safetensors is read" if pickled else "no weights"
+        raise AdapterRefused(f"{ref} has no adapter_model.safetensors: {reason}", param="model")
+    if len(wanted) > MAX_FILES:
+        raise AdapterRefused(f"{ref} has more than {MAX_FILES} adapter files", param="model")
+    for name, size in wanted.items():
+        limit = MAX_ADAPTER_BYTES if name in weights else MAX_SMALL_FILE_BYTES
+        if size is None or size > limit:
+            raise AdapterRefused(f"{name} of {ref} has {size} bytes; {limit} are allowed", param="model")
+    if (total := sum(size or 0 for size in wanted.values())) > MAX_ADAPTER_BYTES:
+        raise AdapterRefused(f"{ref} has {total} bytes; {MAX_ADAPTER_BYTES} are allowed", param="model")
+
+
+class HubModels(ModelSource):
+    """Base models as hub repositories: `org/name`, `org/name@revision`, both also with `hub:` in front."""
+
+    def claims(self, ref: str) -> bool:
+        """Whether `ref` has the form of a hub repository."""
+        return REPOSITORY.fullmatch(ref.removeprefix("hub:").partition("@")[0]) is not None
+
+    def locate(self, ref: str) -> ModelLocation:
+        """The repository's snapshot in the hub's own cache, downloaded if need be. Raises StartupError."""
+        repository, _, revision = ref.removeprefix("hub:").partition("@")
+        try:
+            directory = Path(
+                _api().snapshot_download(
+                    repository,
+                    revision=revision or None,
+                    allow_patterns=MODEL_FILES,
+                    ignore_patterns=OTHER_LAYOUTS,
+                )
+            )
+        except HUB_FAILURES as error:
+            reason = as_motet_error(error, ref).message
+            mend = "for a private or gated model, run `hf auth login` or set HF_TOKEN"
+            raise StartupError(f"--model {ref}: {reason} ({mend})", param="model") from None
+        if not (directory / "config.json").is_file() or not any(directory.glob("*.safetensors")):
+            raise StartupError(
+                f"--model {ref}: the repository lacks config.json or *.safetensors (no other format is read)",
+                param="model",
+            )
+        return ModelLocation(directory, "transformers", repository)
+
+
+@hookimpl
+def register_adapter_sources(register: Register[AdapterSource]) -> None:
+    """Add `hub`."""
+    register(NAME, HubAdapters())
+
+
+@hookimpl
+def register_model_sources(register: Register[ModelSource]) -> None:
+    """Add `hub`."""
+    register(NAME, HubModels())

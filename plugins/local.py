@@ -1,0 +1,64 @@
+"""`local`: base models and adapters in directories of this machine.
+
+A base model is named by its directory. An adapter is `local:NAME`, looked up under each `--adapter-root` and
+nowhere else.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from motet.core.adapters import AdapterSource
+from motet.core.errors import StartupError
+from motet.core.hookspecs import Register, hookimpl
+from motet.core.models import ModelLocation, ModelSource
+from motet.core.settings import Settings
+from motet.plugins.directories import DirectoryAdapters
+
+
+class LocalAdapters(DirectoryAdapters):
+    """The adapters under the directories that `--adapter-root` names; none if it names none."""
+
+    def __init__(self) -> None:
+        super().__init__("local", ())
+
+    def configure(self, settings: Settings) -> None:
+        """Take the roots from the settings. Raises StartupError for one that is not a directory."""
+        self.roots = tuple(Path(root).expanduser() for root in settings.adapter_root)
+        for root in self.roots:
+            if not root.is_dir():
+                raise StartupError(f"--adapter-root: {root} is not a directory", param="adapter_root")
+
+
+class LocalModels(ModelSource):
+    """A base model in a directory, as transformers saves it."""
+
+    def claims(self, ref: str) -> bool:
+        """Whether `ref` is a directory, or can be nothing but a path."""
+        return ref.startswith(("/", "./", "../", "~")) or Path(ref).is_dir()
+
+    def locate(self, ref: str) -> ModelLocation:
+        """The directory `ref`. Raises StartupError when it is missing, or not a model in safetensors."""
+        directory = Path(ref).expanduser().resolve()
+        if not directory.is_dir():
+            raise StartupError(f"--model: there is no directory {directory}", param="model")
+        if not (directory / "config.json").is_file():
+            raise StartupError(f"--model: {directory} has no config.json, so it is no model", param="model")
+        if not any(directory.glob("*.safetensors")):
+            raise StartupError(
+                f"--model: {directory} has no *.safetensors, and no other format is read",
+                param="model",
+            )
+        return ModelLocation(directory, "transformers", directory.name)
+
+
+@hookimpl
+def register_adapter_sources(register: Register[AdapterSource]) -> None:
+    """Add `local`."""
+    register("local", LocalAdapters())
+
+
+@hookimpl
+def register_model_sources(register: Register[ModelSource]) -> None:
+    """Add `local`."""
+    register("local", LocalModels())

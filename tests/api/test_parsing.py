@@ -1,0 +1,257 @@
+"""Bodies to requests: what is accepted, and what each mistake is called."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from motet.api.parsing import decode_object, parse_chat, parse_completion
+from motet.api.schemas import ChatRequest
+from motet.core.errors import InvalidRequest, JsonInvalid, UnsupportedMediaType
+
+JSON = "application/json"
+MESSAGES = [{"role": "user", "content": "hi"}]
+CHAT: dict[str, Any] = {"model": "", "messages": MESSAGES}
+PROMPT: dict[str, Any] = {"model": "", "prompt": "hi"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b'{"a": NaN}',
+        b'{"a": Infinity}',
+        b'{"a": 1e999}',
+        b'{"a": 1} x',
+        b'{"a": "\\ud800"}',
+        b'{"a": "\xff"}',
+        b'{"a": ' + b"[" * 100_000,
+        '{"a": 1}'.encode("utf-16"),
+    ],
+)
+def test_what_is_not_json(content: bytes) -> None:
+    with pytest.raises(JsonInvalid):
+        decode_object(content, JSON)
+
+
+@given(st.binary(max_size=64))
+def test_any_bytes_are_an_object_or_an_error_of_ours(content: bytes) -> None:
+    with contextlib.suppress(InvalidRequest):
+        assert isinstance(decode_object(content, JSON), dict)
+
+
+@pytest.mark.parametrize("content", [b"[]", b'"x"', b"null", b"1"])
+def test_the_body_is_an_object(content: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="must be a JSON object"):
+        decode_object(content, JSON)
+
+
+@pytest.mark.parametrize("mimetype", ["", "text/plain", "application/x-www-form-urlencoded"])
+def test_the_body_is_declared_as_json(mimetype: str) -> None:
+    with pytest.raises(UnsupportedMediaType):
+        decode_object(b"{}", mimetype)
+
+
+BAD_CHAT = [
+    ({"model": None}, "model", "invalid_type"),
+    ({"model": 3}, "model", "invalid_type"),
+    ({"messages": None}, "messages", "invalid_type"),
+    ({"messages": []}, "messages", "invalid_value"),
+    ({"messages": "hi"}, "messages", "invalid_type"),
+    ({"messages": [1]}, "messages[0]", "invalid_type"),
+    ({"messages": [{"content": "x"}]}, "messages[0].role", "missing_required_parameter"),
+    ({"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].role", "invalid_value"),
+    ({"messages": [{"role": "user"}]}, "messages[0].content", "missing_required_parameter"),
+    ({"messages": [*MESSAGES, {"role": "assistant"}]}, "messages[1].content", "missing_required_parameter"),
+    ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "invalid_type"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+        "messages[0].content[0].type",
+        "unsupported_value",
+    ),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+        "messages[0].content[0].text",
+        "missing_required_parameter",
+    ),
+    ({"messages": [{**MESSAGES[0], "audio": {"id": "a"}}]}, "messages[0].audio", "unsupported_parameter"),
+    ({"temperature": -0.1}, "temperature", "invalid_value"),
+    ({"temperature": 2.1}, "temperature", "invalid_value"),
+    ({"temperature": "0.5"}, "temperature", "invalid_type"),
+    ({"temperature": True}, "temperature", "invalid_type"),
+    ({"top_p": 1.5}, "top_p", "invalid_value"),
+    ({"top_k": -2}, "top_k", "invalid_value"),
+    ({"top_k": 1.5}, "top_k", "invalid_type"),
+    ({"min_p": -1}, "min_p", "invalid_value"),
+    ({"repetition_penalty": 0}, "repetition_penalty", "invalid_value"),
+    ({"presence_penalty": 2.5}, "presence_penalty", "invalid_value"),
+    ({"frequency_penalty": -2.5}, "frequency_penalty", "invalid_value"),
+    ({"max_tokens": 0}, "max_tokens", "invalid_value"),
+    ({"max_tokens": 2**40}, "max_tokens", "invalid_value"),
+    ({"max_completion_tokens": -1}, "max_completion_tokens", "invalid_value"),
+    ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens", "invalid_value"),
+    ({"n": 0}, "n", "invalid_value"),
+    ({"n": 129}, "n", "invalid_value"),
+    ({"seed": 1.5}, "seed", "invalid_type"),
+    ({"seed": 2**63}, "seed", "invalid_value"),
+    ({"seed": 10**60}, "seed", "invalid_value"),
+    ({"stop": ""}, "stop", "invalid_value"),
+    ({"stop": ["a", ""]}, "stop[1]", "invalid_value"),
+    ({"stop": ["a"] * 17}, "stop", "invalid_value"),
+    ({"stop": 7}, "stop", "invalid_type"),
+    ({"stop_token_ids": [-1]}, "stop_token_ids[0]", "invalid_value"),
+    ({"logit_bias": {"1": 101}}, "logit_bias", "invalid_value"),
+    ({"logit_bias": [1]}, "logit_bias", "invalid_type"),
+    ({"logprobs": 3}, "logprobs", "invalid_type"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
+    ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
+    ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
+    ({"stream": "yes"}, "stream", "invalid_type"),
+    ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage", "invalid_type"),
+    ({"response_format": "json"}, "response_format", "invalid_type"),
+    ({"service_tier": "priority"}, "service_tier", "invalid_value"),
+    ({"api_token": 5}, "api_token", "invalid_type"),
+    *(
+        (fields, next(iter(fields)), "unsupported_parameter")
+        for fields in (
+            {"tools": [{"type": "function", "function": {"name": "f"}}]},
+            {"functions": [{"name": "f"}]},
+            {"tool_choice": "required"},
+            {"tool_choice": {"type": "function", "function": {"name": "f"}}},
+            {"function_call": {"name": "f"}},
+            {"audio": {"voice": "x"}},
+            {"modalities": ["text", "audio"]},
+            {"reasoning_effort": "high"},
+            {"store": True},
+            {"best_of": 3},
+            {"echo": True},
+            {"chat_template": "{{ messages }}"},
+            {"guided_json": {"type": "object"}},
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "param", "code"), BAD_CHAT, ids=lambda value: str(value)[:40])
+def test_a_mistake_is_named(fields: dict[str, Any], param: str, code: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_chat({**CHAT, **fields})
+    assert (caught.value.param, caught.value.code) == (param, code)
+    assert caught.value.message
+
+
+@pytest.mark.parametrize("field", ["model", "messages"])
+def test_what_is_missing_is_named(field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_chat({name: value for name, value in CHAT.items() if name != field})
+    assert (caught.value.param, caught.value.code) == (field, "missing_required_parameter")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": None}, "prompt"),
+        ({"prompt": 3}, "prompt"),
+        ({"prompt": [[1, "a"]]}, "prompt[0][1]"),
+        ({"prompt": [-1]}, "prompt[0]"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"logprobs": True}, "logprobs"),
+        ({"suffix": "x"}, "suffix"),
+        ({"echo": True}, "echo"),
+        ({"best_of": 2}, "best_of"),
+        ({"best_of": 3, "n": 2}, "best_of"),
+    ],
+    ids=str,
+)
+def test_a_mistake_in_a_completion_is_named(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_completion({**PROMPT, **fields})
+    assert caught.value.param == param
+
+
+NULLS = {name: None for name in ChatRequest.__struct_fields__ if name not in ("model", "messages")}
+HARMLESS = {
+    "user": "u",
+    "metadata": {"a": "b"},
+    "store": False,
+    "service_tier": "auto",
+    "prompt_cache_key": "k",
+    "safety_identifier": "s",
+    "parallel_tool_calls": True,
+    "tools": [],
+    "tool_choice": "none",
+    "modalities": ["text"],
+    "best_of": 1,
+    "echo": False,
+    "audio": None,
+}
+
+
+@pytest.mark.parametrize(
+    "fields", [NULLS, HARMLESS, {"temperature": 1}, {"best_of": 2, "n": 2}], ids=lambda f: str(f)[:20]
+)
+def test_what_changes_nothing_is_accepted(fields: dict[str, Any]) -> None:
+    assert parse_chat({**CHAT, **fields}).ignored == ()
+
+
+def test_what_the_sdk_sends_back_is_accepted() -> None:
+    """An answer of ours, appended to the conversation as `message.model_dump()` writes it."""
+    answer = {
+        "role": "assistant",
+        "content": "Ahoy",
+        "refusal": None,
+        "annotations": None,
+        "audio": None,
+        "function_call": None,
+        "tool_calls": None,
+    }
+    assert parse_chat({**CHAT, "messages": [*MESSAGES, answer]}).ignored == ()
+
+
+def test_what_is_unknown_is_listed() -> None:
+    body = {
+        **CHAT,
+        "prediction": {"type": "content"},
+        "messages": [{**MESSAGES[0], "mood": "good"}],
+        "stream": True,
+        "stream_options": {"speed": 3},
+    }
+    parsed = parse_chat(body)
+    assert parsed.ignored == ("prediction", "stream_options.speed", "messages[0].mood")
+    assert parsed.header() == "prediction,stream_options.speed,messages[0].mood"
+
+
+@given(st.lists(st.text(), max_size=50))
+def test_the_header_of_ignored_fields_is_always_a_header(names: list[str]) -> None:
+    body = {**PROMPT, **{f"x{name}": 1 for name in names}}
+    header = parse_completion(body).header()
+    assert header.isascii()
+    assert header.isprintable()
+    assert len(header) < 32 * 64 * 12 + 32
+
+
+def test_a_request_shows_no_secret() -> None:
+    parsed = parse_chat({**CHAT, "api_token": "hf_secret", "messages": [{"role": "user", "content": "private"}]})
+    shown = repr(parsed) + str(parsed.request)
+    assert "hf_secret" not in shown
+    assert "private" not in shown
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(ChatRequest.__struct_fields__),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+            max_leaves=8,
+        ),
+    )
+)
+def test_no_body_is_a_fault_of_ours(fields: dict[str, Any]) -> None:
+    with contextlib.suppress(InvalidRequest):
+        parse_chat({**CHAT, **fields})

@@ -1,0 +1,96 @@
+"""What TextModel reads from a model's directory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from motet.core.errors import StartupError
+from motet.engine.client.text_model import GenerationDefaults, TextModel
+
+
+@pytest.fixture
+def directory(model_directory: Path, tmp_path: Path) -> Path:
+    """A copy of the default model's text files that a test may change."""
+    return Path(shutil.copytree(model_directory, tmp_path / "model"))
+
+
+def write(directory: Path, name: str, value: object) -> None:
+    (directory / name).write_text(json.dumps(value))
+
+
+def test_the_default_model(smollm2: TextModel, model_directory: Path) -> None:
+    assert smollm2.vocab_size == 49_152
+    assert (smollm2.bos_token, smollm2.eos_token) == ("<|im_start|>", "<|im_end|>")
+    assert smollm2.special_tokens["unk_token"] == "<|endoftext|>"
+    assert smollm2.eos_token_ids == (2,)
+    assert smollm2.special_id("<|im_end|>") == 2
+    assert smollm2.special_id("Hello") is None
+    assert smollm2.fingerprint == hashlib.sha256((model_directory / "tokenizer.json").read_bytes()).hexdigest()
+    assert smollm2.encode("<|im_start|>user", add_special_tokens=False) == [1, 4093]
+
+
+@pytest.mark.parametrize(("stated", "expected"), [(0, (0, 2)), ([2, 0], (2, 0)), (None, (2,)), ([], (2,))])
+def test_eos_is_the_generation_configs_and_the_tokenizers(
+    directory: Path, stated: object, expected: tuple[int, ...]
+) -> None:
+    write(directory, "generation_config.json", {"eos_token_id": stated})
+    assert TextModel(directory).eos_token_ids == expected
+
+
+def test_eos_comes_from_config_json_where_there_is_no_generation_config(directory: Path) -> None:
+    write(directory, "config.json", {"eos_token_id": 0})
+    assert TextModel(directory).eos_token_ids == (0, 2)
+
+
+def test_special_tokens_may_be_objects_or_in_the_older_file(directory: Path) -> None:
+    write(directory, "tokenizer_config.json", {"eos_token": {"content": "<|endoftext|>"}, "pad_token": None})
+    write(directory, "special_tokens_map.json", {"bos_token": "<|im_start|>"})
+    text = TextModel(directory)
+    assert text.special_tokens == {"eos_token": "<|endoftext|>", "bos_token": "<|im_start|>"}
+    assert text.eos_token_ids == (0,)
+
+
+def test_generation_defaults_count_only_with_do_sample(directory: Path) -> None:
+    recommended = {"temperature": 0.6, "top_p": 0.9, "top_k": 40, "repetition_penalty": None, "max_length": 20}
+    write(directory, "generation_config.json", recommended)
+    assert TextModel(directory).generation == GenerationDefaults()
+    write(directory, "generation_config.json", {**recommended, "do_sample": True})
+    assert TextModel(directory).generation == GenerationDefaults(temperature=0.6, top_p=0.9, top_k=40)
+
+
+def test_a_tokenizer_saved_with_truncation_does_not_cut_prompts(directory: Path) -> None:
+    saved = json.loads((directory / "tokenizer.json").read_text())
+    saved["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    write(directory, "tokenizer.json", saved)
+    assert len(TextModel(directory).encode("one two three four five six", add_special_tokens=True)) == 6
+
+
+def test_start_up_errors_name_the_file(directory: Path, tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match=r"no tokenizer\.json"):
+        TextModel(tmp_path)
+    for name, content in {
+        "generation_config.json": '{"eos_token_id": "two"}',
+        "tokenizer_config.json": "[]",
+        "special_tokens_map.json": "{",
+        "tokenizer.json": '{"model": 1}',
+    }.items():
+        (directory / name).write_text(content)
+        with pytest.raises(StartupError, match=name.replace(".", r"\.")) as raised:
+            TextModel(directory)
+        assert raised.value.param == "model"
+        if name != "tokenizer.json":
+            (directory / name).unlink()
+    (directory / "tokenizer.json").write_text("no json")
+    with pytest.raises(StartupError, match=r"tokenizer\.json"):
+        TextModel(directory)
+
+
+def test_bad_generation_defaults_are_a_start_up_error(directory: Path) -> None:
+    write(directory, "generation_config.json", {"do_sample": True, "top_k": "many"})
+    with pytest.raises(StartupError, match=r"generation_config\.json.*top_k"):
+        TextModel(directory)

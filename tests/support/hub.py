@@ -1,0 +1,151 @@
+"""A small Hugging Face Hub on 127.0.0.1: the part of its HTTP interface that downloads need, and its refusals.
+
+with Hub() as hub:
+    hub.add("org/name", {"adapter_config.json": b"{}"}, tokens=["hf_reader"])
+    # hub.url is the HF_ENDPOINT of the process under test
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Self
+from urllib.parse import unquote, urlsplit
+
+
+@dataclass
+class Repository:
+    """One repository at one commit; `tokens` None is public, `gated` shows the page to all and files to `tokens`."""
+
+    files: dict[str, bytes]
+    tokens: Sequence[str] | None
+    gated: bool
+    commit: str
+    sizes: dict[str, int] = field(default_factory=dict)  # what is claimed instead of the true size
+
+
+@dataclass
+class Hub:
+    """The server; `requests` are its (method, path) so far, `failing` a status for every answer, `delay` seconds."""
+
+    repositories: dict[str, Repository] = field(default_factory=dict)
+    known_tokens: set[str] = field(default_factory=set)
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    failing: int | None = None
+    delay: float = 0.0
+
+    def __enter__(self) -> Self:
+        hub = self
+
+        class Handler(_Handler):
+            world = hub
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    @property
+    def url(self) -> str:
+        """The address, for HF_ENDPOINT."""
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def add(
+        self, name: str, files: Mapping[str, bytes], *, tokens: Sequence[str] | None = None, gated: bool = False
+    ) -> Repository:
+        """Put `files` up as a new commit of `name`; with `tokens`, only their holders may read them."""
+        content = repr((name, sorted(files.items()))).encode()
+        self.repositories[name] = Repository(dict(files), tokens, gated, hashlib.sha1(content).hexdigest())
+        self.known_tokens.update(tokens or ())
+        return self.repositories[name]
+
+    def count(self, method: str, ending: str) -> int:
+        """How many requests of `method` there were for paths that end in `ending`."""
+        return sum(m == method and path.endswith(ending) for m, path in self.requests)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    world: Hub
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def _answer(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.world.requests.append((self.command, path))
+        time.sleep(self.world.delay)
+        if self.world.failing:
+            return self._refuse(self.world.failing, "")
+        if path.startswith("/api/models/"):
+            name, _, rest = path.removeprefix("/api/models/").partition("/tree/")
+            name, _, revision = name.partition("/revision/")
+            return self._page(name, rest or revision, tree=bool(rest))
+        name, _, rest = path.removeprefix("/").partition("/resolve/")
+        revision, _, file = rest.rpartition("/")
+        return self._file(name, revision, file)
+
+    def _repository(self, name: str, revision: str, *, file: bool) -> Repository | None:
+        """The repository, or None after a refusal as the real hub words it."""
+        token = self.headers.get("authorization", "").removeprefix("Bearer ")
+        if token and token not in self.world.known_tokens:
+            return self._refuse(401, "", "Invalid credentials in Authorization header")
+        found = self.world.repositories.get(name)
+        hidden = found is not None and found.tokens is not None and token not in found.tokens
+        if found is None or (hidden and not found.gated):
+            return self._refuse(404 if token else 401, "RepoNotFound", "Repository not found")
+        if hidden and file:
+            return self._refuse(403 if token else 401, "GatedRepo", f"Access to model {name} is restricted.")
+        if revision not in ("", "main", found.commit):
+            return self._refuse(404, "RevisionNotFound", "Invalid rev id")
+        return found
+
+    def _page(self, name: str, revision: str, *, tree: bool) -> None:
+        found = self._repository(name, revision, file=False)
+        if found is None:
+            return None
+        sizes = {file: found.sizes.get(file, len(content)) for file, content in found.files.items()}
+        if tree:
+            entries = [{"type": "file", "path": f, "size": s, "oid": "0" * 40} for f, s in sizes.items()]
+            return self._send(json.dumps(entries).encode())
+        siblings = [{"rfilename": file, "size": size} for file, size in sizes.items()]
+        page = {"id": name, "sha": found.commit, "gated": found.gated, "siblings": siblings}
+        return self._send(json.dumps(page).encode())
+
+    def _file(self, name: str, revision: str, file: str) -> None:
+        found = self._repository(name, revision, file=True)
+        if found is None:
+            return None
+        if file not in found.files:
+            return self._refuse(404, "EntryNotFound", "Entry not found")
+        content = found.files[file]
+        etag = hashlib.sha256(content).hexdigest()
+        return self._send(content, {"ETag": f'"{etag}"', "X-Repo-Commit": found.commit})
+
+    def _send(self, content: bytes, headers: Mapping[str, str] | None = None, status: int = 200) -> None:
+        self.send_response(status)
+        for key, value in {**(headers or {}), "Content-Length": str(len(content))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def _refuse(self, status: int, code: str, message: str = "") -> None:
+        self._send(b"{}", {"X-Error-Code": code, "X-Error-Message": message}, status)

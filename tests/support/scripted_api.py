@@ -1,0 +1,172 @@
+"""An API process whose engine follows a script, for what the real one cannot be made to do on demand.
+
+Everything but the engine and the loader is real: tokenizer, template renderer, plugins, adapter registry. The
+tokenizer has one token a byte, so that texts and counts are easy to reason about.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from motet.api.adapter_names import NameRules
+from motet.api.adapters import AdapterRegistry
+from motet.api.services import Services
+from motet.core.adapters import AdapterListing, AdapterRef, AdapterSource, ResolvedAdapter
+from motet.core.errors import AdapterRefused, Forbidden, MotetError, NotFound
+from motet.core.messages import PreparedAdapter, Submit, TokenEvent
+from motet.core.models import ModelInfo
+from motet.core.registry import PluginRegistry
+from motet.core.settings import Settings
+from motet.engine.client.template_renderer import TemplateRenderer
+from motet.engine.client.text_model import TextModel
+
+CONTEXT = 512
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def write_model(directory: Path, template: str | None = TEMPLATE) -> Path:
+    """A model directory (no weights) whose tokenizer has one token for each byte."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: n for n, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
+    if template is not None:
+        (directory / "chat_template.jinja").write_text(template)
+    return directory
+
+
+Script = Callable[[Submit], str]
+
+
+@dataclass
+class ScriptedEngine:
+    """Says `script(request)`, one byte a step; remembers what it was asked and what still runs."""
+
+    text: TextModel
+    model: ModelInfo | None
+    script: Script = lambda request: "Hello!"
+    step_seconds: float = 0.0
+    fail_after: int | None = None
+    failure: MotetError | Exception = field(default_factory=lambda: MotetError("scripted"))
+    ready: bool = True
+    reason: str = ""
+    submits: list[Submit] = field(default_factory=list)
+    running: set[str] = field(default_factory=set)
+    registered: list[PreparedAdapter] = field(default_factory=list)
+
+    async def register(self, adapter: PreparedAdapter) -> None:
+        self.registered.append(adapter)
+
+    async def generate(self, request: Submit) -> AsyncGenerator[TokenEvent, None]:
+        self.submits.append(request)
+        self.running.add(request.id)
+        try:
+            async for event in self._events(request):
+                yield event
+        finally:
+            self.running.discard(request.id)
+
+    async def _events(self, request: Submit) -> AsyncIterator[TokenEvent]:
+        eos = self.text.eos_token_ids[0]
+        tokens = [*self.text.encode(self.script(request), add_special_tokens=False), eos]
+        for count, token in enumerate(tokens, start=1):
+            await asyncio.sleep(self.step_seconds)
+            if self.fail_after is not None and count > self.fail_after:
+                raise self.failure
+            ended = token == eos
+            last = ended or count == request.params.max_tokens
+            logprob, top = None, ()
+            if request.params.logprobs is not None:
+                logprob = -0.5
+                top = tuple((token + n, -0.5 - n) for n in range(request.params.logprobs))
+            finish = ("stop" if ended else "length") if last else None
+            yield TokenEvent(request.id, token, logprob, top, finish, token if ended else None)
+            if last:
+                return
+
+
+class Shelf(AdapterSource):
+    """Adapters `one` and `two`; `secret` wants the token `hf_good`; `broken` is refused by the loader."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.tokens: list[str | None] = []
+
+    async def resolve(self, ref: AdapterRef, token: str | None) -> ResolvedAdapter:
+        self.tokens.append(token)
+        if ref.id not in ("one", "two", "secret", "broken", "org/name"):
+            raise NotFound(f"The model {str(ref)!r} does not exist", param="model")
+        if ref.id == "secret" and token != "hf_good":
+            raise Forbidden("this token may not use shelf:secret", param="model")
+        return ResolvedAdapter(ref, "r1")
+
+    async def fetch(self, adapter: ResolvedAdapter, token: str | None, into: Path) -> Path:
+        directory = self.root / adapter.ref.id.replace("/", "--")
+        directory.mkdir(parents=True, exist_ok=True)
+        return directory
+
+    async def listing(self) -> Sequence[AdapterListing]:
+        return [AdapterListing(AdapterRef("shelf", "one"), "one"), AdapterListing(AdapterRef("shelf", "two"))]
+
+
+class ScriptedLoader:
+    """Prepares every directory but `broken`."""
+
+    async def prepare(self, directory: Path) -> PreparedAdapter:
+        if directory.name == "broken":
+            raise AdapterRefused("adapter_config.json: use_qalora is not supported", param="model")
+        return PreparedAdapter(directory.name, f"print-of-{directory.name}", (), (), 0, eos_token_ids=(7,))
+
+
+@dataclass
+class Scripted:
+    """The services of one API process, and the scripted parts of it."""
+
+    services: Services
+    engine: ScriptedEngine
+    shelf: Shelf
+
+
+@asynccontextmanager
+async def scripted_api(
+    root: Path, settings: Settings | None = None, template: str | None = TEMPLATE
+) -> AsyncIterator[Scripted]:
+    """A whole API process around a scripted engine; `root` is an empty directory."""
+    (root / "model").mkdir()
+    directory = write_model(root / "model", template)
+    text = TextModel(directory)
+    model = ModelInfo("tiny", "Tiny", str(directory), text.vocab_size, CONTEXT, "float32", 1, ())
+    engine = ScriptedEngine(text, model)
+    plugins = PluginRegistry.load(("motet.plugins.chat_templates", "motet.plugins.output_formats"), installed=False)
+    shelf = Shelf(root / "shelf")
+    plugins.adapter_sources.adder("tests")("shelf", shelf)
+    adapters = AdapterRegistry(
+        plugins.adapter_sources.items, engine, ScriptedLoader(), NameRules("tiny", "shelf", root / "cache")
+    )
+    renderer = TemplateRenderer()
+    services = Services(
+        settings=settings or Settings(),
+        text=text,
+        engine=engine,  # type: ignore[arg-type]
+        adapters=adapters,
+        renderer=renderer,
+        plugins=plugins,
+        model_name="tiny",
+    )
+    try:
+        yield Scripted(services, engine, shelf)
+    finally:
+        await renderer.close()
+        await adapters.close()
