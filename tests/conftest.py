@@ -1,0 +1,31 @@
+"""What every test may use: the converted default model and a running server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from motet.core.paths import cache_directory
+
+# Kernels are compiled once a machine, also when a test imports them into its own process.
+os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_directory() / "kernels"))
+os.environ.setdefault("NUMBA_THREADING_LAYER_PRIORITY", "omp workqueue tbb")
+
+
+@pytest.fixture(scope="session")
+def smollm2_directory() -> Path:
+    """The default model as a transformers directory."""
+    from support.smollm2 import smollm2_directory
+
+    return smollm2_directory()
+
+
+@pytest.fixture(scope="session")
+def server_url(smollm2_directory: Path) -> Iterator[str]:
+    """The address of a real server with the default model and the demo adapters."""
+    from support.server import serving
+
+    with serving() as server:
+        yield server.url

@@ -1,0 +1,78 @@
+"""Tiny random checkpoints of every family, written as transformers writes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+)
+
+# 12 heads over 6 key-value heads split over 1, 2 and 3 ranks; the vocabulary splits evenly over none but 1.
+COMMON: dict[str, Any] = {
+    "vocab_size": 259,
+    "hidden_size": 96,
+    "intermediate_size": 132,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 6,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.25,  # spreads the logits, so that greedy choices are no coin tosses
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+}
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+def family_config(family: str) -> PreTrainedConfig:
+    """The config of one family's tiny model."""
+    match family:
+        case "llama":
+            return LlamaConfig(**COMMON, tie_word_embeddings=True)
+        case "llama3":
+            return LlamaConfig(
+                **COMMON, rope_parameters=LLAMA3_ROPE, attention_bias=True, mlp_bias=True, tie_word_embeddings=False
+            )
+        case "mistral":
+            return MistralConfig(**COMMON, sliding_window=24, head_dim=16, tie_word_embeddings=False)
+        case "qwen2":
+            return Qwen2Config(**COMMON, use_sliding_window=True, sliding_window=24, max_window_layers=2)
+        case "qwen3":
+            return Qwen3Config(**COMMON, head_dim=16, tie_word_embeddings=False)
+        case "smollm3":
+            return SmolLM3Config(**COMMON, no_rope_layer_interval=2)
+    raise ValueError(family)
+
+
+FAMILIES = ("llama", "llama3", "mistral", "qwen2", "qwen3", "smollm3")
+
+
+def write_model(family: str, directory: Path) -> Path:
+    """Write the family's tiny model with seeded random weights (biases and norms too) into `directory`."""
+    torch.manual_seed(sum(map(ord, family)))
+    model = AutoModelForCausalLM.from_config(family_config(family), dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(0, 0.2)
+            elif "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+    model.save_pretrained(directory)
+    return directory
