@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from llguidance import LLMatcher
 
 from motet.core.errors import InvalidRequest
 from motet.core.formats import GrammarSpec, OutputFormat
+from motet.engine.client.grammar import grammar_source
 
 MAX_GRAMMAR_CHARACTERS = 256 * 1024
 MAX_SECONDS = 10.0
 REMEMBERED = 256
-
-_WRITERS: Mapping[str, Callable[[str], str]] = {
-    "json_schema": LLMatcher.grammar_from_json_schema,
-    "lark": LLMatcher.grammar_from_lark,
-    "regex": LLMatcher.grammar_from_regex,
-}
 
 
 class GrammarChecker:
@@ -68,7 +63,7 @@ class GrammarChecker:
 
 def _problem(spec: GrammarSpec) -> str:
     try:
-        wrong, messages = LLMatcher.validate_grammar_with_warnings(_WRITERS[spec.kind](spec.text))
+        wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar_source(spec))
     except ValueError as error:
         return str(error)
     return "\n".join(messages) if wrong else ""

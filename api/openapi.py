@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
 import msgspec
 
-from motet.api import responses, schemas
+from motet.api import responses, schemas, unsupported
 
 _PREFIX = "#/components/schemas/"
 _SCHEMAS = (
@@ -79,6 +79,14 @@ def _errors(statuses: Sequence[int]) -> dict[str, Any]:
     return {str(status): _json(_ERRORS[status], responses.ErrorBody) for status in statuses}
 
 
+def _refused(table: Mapping[str, object]) -> str:
+    fields = ", ".join(f"`{field}`" for field in sorted({*table, "best_of"}))
+    return (
+        f"A field that is not listed is ignored, and named in the response header x-motet-ignored; but these would "
+        f"change the answer and are refused, unless their value changes nothing: {fields}."
+    )
+
+
 def _generate(
     summary: str,
     body: type[msgspec.Struct],
@@ -99,6 +107,7 @@ def _generate(
     }
     return {
         "summary": summary,
+        "description": _refused(unsupported.CHAT if body is schemas.ChatRequest else unsupported.COMPLETIONS),
         "tags": ["generate"],
         "parameters": [_TOKEN, _REQUEST_ID],
         "requestBody": {

@@ -92,7 +92,7 @@ def _convert(setting: dataclasses.Field[Any], value: Any, origin: str) -> Any:
         raise StartupError(f"{origin}: {value!r} is not {expected}", param=name) from error
     if "choices" in rules and converted not in rules["choices"]:
         raise StartupError(f"{origin}: {value!r} is not one of {', '.join(rules['choices'])}", param=name)
-    if converted < rules.get("low", converted) or converted > rules.get("high", converted):
+    if not rules.get("low", converted) <= converted <= rules.get("high", converted):  # NaN is outside, too
         limits = f"{rules.get('low', '')}..{rules.get('high', '')}"
         raise StartupError(f"{origin}: {value!r} is outside {limits}", param=name)
     return converted

@@ -6,6 +6,7 @@ import time
 from concurrent.futures import Future
 
 from loguru import logger
+from torch import Tensor
 
 from motet.core.errors import ErrorInfo, InvalidRequest, MotetError, Unavailable
 from motet.core.messages import (
@@ -125,8 +126,9 @@ class EngineCore:
         request, client, future = self._compiling.pop(id)
         try:
             self._matchers[id] = future.result()
-        except MotetError as error:
-            self._sockets.send(client, SequenceFailure(id, error.info()))
+        except Exception as error:  # a grammar can only ever fail its own request
+            failure = error if isinstance(error, MotetError) else MotetError(f"compiling the grammar failed: {error}")
+            self._sockets.send(client, SequenceFailure(id, failure.info()))
         else:
             self.scheduler.add(request, client, time.monotonic())
 
@@ -153,14 +155,13 @@ class EngineCore:
         if not step.rows:
             return
         assert logits is not None, "rank 0 has the logits"
-        masks = {j: self._matchers[s.id].allowed() for j, s in enumerate(step.rows) if s.id in self._matchers}
-        choices = self._sampler(logits, step.rows, masks)
+        choices = self._sampler(logits, step.rows, self._masks(step.rows))
         tokens = [choice.token for choice in choices]
         self._runner.share(tokens, len(tokens))
         self.scheduler.sampled(step, tokens)
         events: dict[bytes, list[TokenEvent]] = {}
         for sequence, choice in zip(step.rows, choices, strict=True):
-            event = self._event(sequence, choice)
+            event = self._event(sequence, choice) if self.scheduler.runs(sequence) else None
             if event is not None:
                 events.setdefault(sequence.client, []).append(event)
                 if event.finish:
@@ -169,6 +170,17 @@ class EngineCore:
             if not self._sockets.send(client, Tokens(tuple(batch))):
                 for sequence in [s for s in self.scheduler.sequences() if s.client == client]:
                     self._end(sequence.id)
+
+    def _masks(self, rows: list[Sequence]) -> dict[int, Tensor]:
+        """The allowed ids of the rows that follow a grammar; a sequence whose grammar breaks fails alone."""
+        masks = {}
+        for row, sequence in enumerate(rows):
+            if matcher := self._matchers.get(sequence.id):
+                try:
+                    masks[row] = matcher.allowed()
+                except MotetError as error:
+                    self._fail(sequence, error.info())
+        return masks
 
     def _event(self, sequence: Sequence, choice: Choice) -> TokenEvent | None:
         """What to tell about a sampled token; None if its grammar broke and the sequence has failed."""

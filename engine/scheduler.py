@@ -85,6 +85,10 @@ class Scheduler:
             self.waiting.remove(sequence)
         return sequence
 
+    def runs(self, sequence: Sequence) -> bool:
+        """Whether the sequence is in the running batch."""
+        return sequence in self.running
+
     def waiting_for(self, fingerprint: str) -> list[Sequence]:
         """The waiting sequences that name this adapter."""
         return [s for s in self.waiting if s.request.adapter == fingerprint]
@@ -112,7 +116,7 @@ class Scheduler:
     def sampled(self, step: Step, tokens: list[int]) -> None:
         """Append what each of the step's rows sampled (for sequences that still run)."""
         for row, (sequence, token) in enumerate(zip(step.rows, tokens, strict=True)):
-            if sequence in self.running:
+            if self.runs(sequence):
                 sequence.output.append(token)
                 sequence.sampled_row = row
 

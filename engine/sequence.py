@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from motet.core.messages import Submit
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Sequence:
-    """A prompt being continued.
+    """A prompt being continued. Equal to itself alone: comparing by value would cost a busy step many milliseconds.
 
     `computed` tokens (prompt first, then output) have their keys and values in `blocks`. `sampled_row` is the
     row of the last step that sampled the newest output token, while that token exists on the ranks only as

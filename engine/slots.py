@@ -118,9 +118,14 @@ class AdapterSlots:
         return resident.slot
 
     def lightest(self, exclude: Collection[str]) -> str | None:
-        """The resident with the fewest pins, outside `exclude`: the one to drain when an adapter starves."""
-        pinned = [r for r in self._residents.values() if r.ready and r.adapter.fingerprint not in exclude]
+        """The adapter in use with the fewest pins, outside `exclude`: the one to drain when another starves."""
+        pinned = [r for r in self._residents.values() if r.pins and r.adapter.fingerprint not in exclude]
         return min(pinned, key=lambda r: r.pins).adapter.fingerprint if pinned else None
+
+    def in_use(self, fingerprint: str) -> bool:
+        """Whether a running sequence uses the adapter."""
+        resident = self._residents.get(fingerprint)
+        return resident is not None and resident.pins > 0
 
     def counts(self) -> tuple[int, int]:
         """How many adapters are resident, and how many of them pinned."""

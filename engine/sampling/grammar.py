@@ -12,18 +12,7 @@ from torch import Tensor
 
 from motet.core.errors import InvalidRequest
 from motet.core.formats import GrammarSpec
-
-
-def source_of(spec: GrammarSpec) -> str:
-    """`spec` as llguidance's own grammar text."""
-    matcher = llguidance.LLMatcher
-    match spec.kind:
-        case "json_schema":
-            return matcher.grammar_from_json_schema(spec.text)
-        case "lark":
-            return matcher.grammar_from_lark(spec.text)
-        case "regex":
-            return matcher.grammar_from_regex(spec.text)
+from motet.engine.client.grammar import grammar_source
 
 
 class Matcher:
@@ -79,7 +68,7 @@ class GrammarCompiler:
             if len(self._compiled) >= 128:
                 self._compiled.pop(next(iter(self._compiled)))
             try:
-                fresh = llguidance.LLMatcher(self._tokenizer, source_of(spec))
+                fresh = llguidance.LLMatcher(self._tokenizer, grammar_source(spec))
             except ValueError as error:
                 raise InvalidRequest(f"the grammar is not valid: {error}", param="response_format") from error
             if fresh.is_error():

@@ -43,6 +43,7 @@ class Sampler:
     vocab_size: int
     _histories: dict[str, _History] = field(default_factory=dict)
 
+    @torch.inference_mode()
     def __call__(self, logits: Tensor, rows: list[Sequence], masks: dict[int, Tensor]) -> list[Choice]:
         """One Choice a row for logits [N, V] (fp32, changed in place); masks[j] (bool [V]) are row j's allowed ids."""
         params = [row.request.params for row in rows]
