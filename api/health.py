@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from quart import Blueprint, Response
 
 from motet.api.errors import RETRY_AFTER_SECONDS
 from motet.api.responses import ENCODER, Health
 from motet.api.services import Services
+from motet.core.errors import Unavailable
+
+ANSWER_SECONDS = 5.0
+"""The engine answers between two steps; a step that takes longer than this is not normal."""
 
 
 def health_routes(services: Services) -> Blueprint:
@@ -15,7 +21,7 @@ def health_routes(services: Services) -> Blueprint:
 
     @routes.get("/health")
     async def health() -> Response:
-        state = health_of(services)
+        state = await health_of(services)
         status = 200 if state.status == "ok" else 503
         response = Response(ENCODER.encode(state), status, content_type="application/json")
         response.headers["cache-control"] = "no-store"
@@ -26,11 +32,15 @@ def health_routes(services: Services) -> Blueprint:
     return routes
 
 
-def health_of(services: Services) -> Health:
-    """The state of this process and of the engine as it knows it."""
+async def health_of(services: Services) -> Health:
+    """The state of this process, and of the engine as it answers now: one that hangs is not healthy."""
     if services.drain.draining:
         return Health(status="draining", model=services.model_name, reason="the server is shutting down")
-    if not services.engine.ready:
-        reason = services.engine.reason or "the engine is starting"
-        return Health(status="unavailable", model=services.model_name, reason=reason)
-    return Health(status="ok", model=services.model_name)
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            stats = await services.engine.stats()
+    except Unavailable as error:
+        return Health(status="unavailable", model=services.model_name, reason=error.message)
+    except TimeoutError:
+        return Health(status="unavailable", model=services.model_name, reason="the engine does not answer")
+    return Health(status="ok", model=services.model_name, engine=stats)

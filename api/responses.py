@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from motet.core.errors import ErrorInfo
-from motet.core.messages import FinishReason
+from motet.core.messages import EngineStats, FinishReason
 
 ENCODER = msgspec.json.Encoder()
 
@@ -160,11 +160,12 @@ class ModelList(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether requests can be answered now."""
+    """Whether requests can be answered now, and what the engine is busy with."""
 
     status: Literal["ok", "unavailable", "draining"]
     model: str
     reason: str | None = None
+    engine: EngineStats | None = None
 
 
 class ErrorObject(msgspec.Struct, frozen=True):

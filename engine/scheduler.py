@@ -53,7 +53,8 @@ class Scheduler:
         self._numbers = 0
         self._by_id: dict[str, Sequence] = {}
         self._adapters: dict[str, PreparedAdapter] = {}
-        # Adapters that are let run dry, each for the waiting sequence of this number, which needs their room.
+        # Adapters that are let run dry, each for the waiting sequence of this number, which needs their room. They
+        # stay so until that sequence's adapter has its place, or the sequence is gone.
         self._draining: dict[str, int] = {}
 
     def register(self, adapter: PreparedAdapter) -> None:
@@ -153,7 +154,8 @@ class Scheduler:
 
     def _admit(self, now: float, budget: int, shares: list[tuple[Sequence, int]]) -> int:
         """Start waiting sequences, oldest first, passing over what cannot run yet; returns the budget left."""
-        draining, self._draining = self._draining, {}
+        waiting = {s.number for s in self.waiting}
+        self._draining = {adapter: n for adapter, n in self._draining.items() if n in waiting}
         wanted: set[str] = set()
         for sequence in list(self.waiting):
             if not budget or len(self.running) >= self.limits.sequences:
@@ -161,7 +163,7 @@ class Scheduler:
             starving = now - sequence.arrived > PATIENCE
             fingerprint = sequence.request.adapter
             if fingerprint is not None:
-                if draining.get(fingerprint, sequence.number) < sequence.number:
+                if self._draining.get(fingerprint, sequence.number) < sequence.number:
                     continue
                 if not self._adapter_ready(sequence, fingerprint, starving, wanted):
                     continue
@@ -179,16 +181,25 @@ class Scheduler:
         """Whether the adapter can be used now; if not, see to its loading, or have another drained for it."""
         resident = self.slots.get(fingerprint)
         wanted.add(fingerprint)
-        if resident is not None:
-            return resident.ready
-        cleared, install = self.slots.place(self._adapters[fingerprint], keep=wanted)
-        if install is not None:
+        if resident is None:
+            if any(n < sequence.number for n in self._draining.values()):
+                return False  # what becomes free is kept for an older sequence
+            cleared, install = self.slots.place(self._adapters[fingerprint], keep=wanted)
+            if install is None:
+                if starving:
+                    self._drain_for(sequence, wanted)
+                return False
             self.commands += [*map(ClearSlot, cleared), install]
-        elif starving:
-            victim = self.slots.lightest(exclude=wanted | self._draining.keys())
-            if victim is not None:
-                self._draining[victim] = sequence.number
-        return False
+        self._draining = {adapter: n for adapter, n in self._draining.items() if n != sequence.number}
+        return resident is not None and resident.ready
+
+    def _drain_for(self, sequence: Sequence, wanted: set[str]) -> None:
+        """Let another adapter run dry for `sequence`, unless one still does: one after the other until it fits."""
+        if any(n == sequence.number and self.slots.in_use(adapter) for adapter, n in self._draining.items()):
+            return
+        victim = self.slots.lightest(exclude=wanted | self._draining.keys())
+        if victim is not None:
+            self._draining[victim] = sequence.number
 
     def _start(self, sequence: Sequence) -> None:
         self.waiting.remove(sequence)

@@ -7,15 +7,53 @@ that. Arrays are C-contiguous float32 unless said otherwise; T is tokens, H head
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import get_num_threads, njit, prange, set_num_threads
 
 _FAST = {"reassoc", "contract", "nsz"}
+_SMALL = 1 << 16
+"""Array elements below which a second thread costs more to wake than it does."""
+
+_THREADS = get_num_threads()
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True)
+def _kernel(work: Callable[..., int], fastmath: Any = _FAST) -> Callable[[Any], Any]:
+    """Compile a row kernel, and run it on one thread where `work(*arguments)` elements are few.
+
+    It is the same compiled code on any number of threads, so that the choice does not show in the bits.
+    """
+
+    def decorate(function: Any) -> Any:
+        compiled = njit(parallel=True, fastmath=fastmath, cache=True)(function)
+
+        @functools.wraps(function)
+        def run(*arguments: Any) -> None:
+            set_num_threads(1 if work(*arguments) < _SMALL else _THREADS)
+            compiled(*arguments)
+
+        return run
+
+    return decorate
+
+
+def _first(array: Any, *_: Any) -> int:
+    return int(array.size)
+
+
+def _context(qkv: Any, keys: Any, values: Any, tables: Any, lengths: Any, window: int, out: Any) -> int:
+    return int(lengths.sum() * out.shape[1])
+
+
+def _pages(x: Any, y: Any, rows: Any, *_: Any) -> int:
+    return int(rows.size * (x.shape[1] + y.shape[1]) * 16) if rows.size > 1 else 0
+
+
+@_kernel(_first)
 def rms_norm(x, weight, eps, out):  # type: ignore[no-untyped-def]
     """out[T, n] = x / rms(x) * weight, one row at a time (Zhang and Sennrich, "RMSNorm", 2019)."""
     for t in prange(x.shape[0]):
@@ -28,7 +66,7 @@ def rms_norm(x, weight, eps, out):  # type: ignore[no-untyped-def]
             out[t, j] = weight[j] * (row[j] * factor)
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True)
+@_kernel(_first)
 def add_rms_norm(x, residual, weight, eps, out):  # type: ignore[no-untyped-def]
     """residual += x, then out = rms_norm(residual)."""
     for t in prange(x.shape[0]):
@@ -43,7 +81,7 @@ def add_rms_norm(x, residual, weight, eps, out):  # type: ignore[no-untyped-def]
             out[t, j] = weight[j] * (row[j] * factor)
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True)
+@_kernel(_first)
 def head_norm(x, first, heads, weight, eps):  # type: ignore[no-untyped-def]
     """RMS-normalise `heads` heads of size len(weight) in place, from column `first` of x[T, n]."""
     size = weight.shape[0]
@@ -58,7 +96,7 @@ def head_norm(x, first, heads, weight, eps):  # type: ignore[no-untyped-def]
                 row[j] = weight[j] * (row[j] * factor)
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True)
+@_kernel(_first)
 def silu_mul(gate_up, out):  # type: ignore[no-untyped-def]
     """out[T, n] = silu(gate) * up for gate_up[T, 2n] (Shazeer, "GLU variants", 2020)."""
     n = out.shape[1]
@@ -68,7 +106,7 @@ def silu_mul(gate_up, out):  # type: ignore[no-untyped-def]
             out[t, j] = gate / (np.float32(1) + math.exp(-gate)) * gate_up[t, n + j]
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True)
+@_kernel(_first)
 def rotate(qkv, heads, positions, cos, sin):  # type: ignore[no-untyped-def]
     """Rotate the first `heads` heads of every row of qkv[T, (H + 2 KV) D] in place, halves as in transformers."""
     half = cos.shape[1]
@@ -83,7 +121,7 @@ def rotate(qkv, heads, positions, cos, sin):  # type: ignore[no-untyped-def]
                 high[j] = b * cos[p, j] + a * sin[p, j]
 
 
-@njit(parallel=True, cache=True)
+@_kernel(_first, fastmath=False)
 def store(qkv, heads, cache_rows, keys, values):  # type: ignore[no-untyped-def]
     """Copy each row's keys and values into the caches [blocks, KV, block size, D], at flat row cache_rows[t]."""
     kv_heads, block_size, size = keys.shape[1], keys.shape[2], keys.shape[3]
@@ -98,7 +136,7 @@ def store(qkv, heads, cache_rows, keys, values):  # type: ignore[no-untyped-def]
                 values[block, h, offset, j] = qkv[t, v + j]
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True)
+@_kernel(_context)
 def decode_attention(qkv, keys, values, tables, lengths, window, out):  # type: ignore[no-untyped-def]
     """One query token a sequence against its paged context.
 
@@ -143,7 +181,7 @@ def decode_attention(qkv, keys, values, tables, lengths, window, out):  # type: 
                     result[g * size + j] += weight * value[j]
 
 
-@njit(parallel=True, fastmath=_FAST, cache=True)
+@_kernel(_pages)
 def lora_rows(x, y, rows, slots, pools, tables):  # type: ignore[no-untyped-def]
     """y[row] += scale * (x[row] A) B for single rows, each with the adapter in its own slot.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from motet.core.messages import Submit
-from motet.core.sampling import SamplingParams, uniform
+from motet.core.sampling import MAX_TOP_LOGPROBS, SamplingParams, uniform
 from motet.engine.sequence import Sequence
 
 CANDIDATES = 1024
@@ -102,8 +102,9 @@ def _report(logits: Tensor, params: list[SamplingParams]) -> dict[int, tuple[Ten
     if not asking:
         return {}
     logprobs = torch.log_softmax(logits[asking], dim=-1)
-    most = max(params[j].logprobs or 0 for j in asking)
-    best = torch.topk(logprobs, most, dim=-1) if most else None
+    # Always as many, since how ties come out depends on the number asked for.
+    most = min(MAX_TOP_LOGPROBS, logits.shape[1])
+    best = torch.topk(logprobs, most, dim=-1) if any(params[j].logprobs for j in asking) else None
     reported: dict[int, tuple[Tensor, tuple[tuple[int, float], ...]]] = {}
     for i, j in enumerate(asking):
         count = params[j].logprobs or 0
@@ -118,8 +119,9 @@ def _choose(logits: Tensor, params: list[SamplingParams], positions: list[int]) 
     drawing = [j for j, p in enumerate(params) if p.temperature > 0]
     if not drawing:
         return tokens
-    temperatures = torch.tensor([params[j].temperature for j in drawing], device=logits.device)
-    # Subtracting the maximum first keeps tiny temperatures from overflowing.
+    # Subtracting the maximum first keeps tiny temperatures from overflowing; in fp32 the tiniest would be 0.
+    smallest = torch.finfo(torch.float32).tiny
+    temperatures = torch.tensor([max(params[j].temperature, smallest) for j in drawing], device=logits.device)
     warped = logits[drawing]
     warped = (warped - warped.amax(dim=-1, keepdim=True)) / temperatures[:, None]
     probabilities = torch.softmax(warped, dim=-1)
@@ -130,14 +132,20 @@ def _choose(logits: Tensor, params: list[SamplingParams], positions: list[int]) 
 
 
 def _draw(probabilities: Tensor, p: SamplingParams, draw: float) -> int:
-    """The id at which the truncated distribution's CDF passes `draw`; best ids first if it is truncated."""
+    """The id at which the truncated distribution's CDF passes `draw`; best ids first if it is truncated.
+
+    As in transformers, top_p is of what top_k has left, and the likeliest id always stays.
+    """
     if p.top_k == 0 and p.top_p >= 1 and p.min_p == 0:
         return _invert(probabilities, draw)
     size = len(probabilities)
-    for width in (min(CANDIDATES, size), size):
+    for width in (min(max(CANDIDATES, p.top_k), size), size):
         values, ids = torch.topk(probabilities, width)
-        before = values.double().cumsum(0) - values.double()  # mass of the better ids
-        keep = (before < p.top_p) & (values >= p.min_p * values[0])
+        mass = values.double()
+        before = mass.cumsum(0) - mass  # mass of the better ids
+        left = mass[: p.top_k].sum() if p.top_k else 1.0
+        keep = (before < p.top_p * left) & (values >= p.min_p * values[0])
+        keep[0] = True
         if p.top_k:
             keep[p.top_k :] = False
         if width == size or not bool(keep[-1]):

@@ -1,0 +1,47 @@
+"""The default model with the demo adapters against transformers + PEFT, on one rank and on three."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from motet.core.messages import PreparedAdapter
+from motet.core.sampling import SamplingParams
+from motet.core.settings import Settings
+from motet.engine.client.text_model import TextModel
+from motet.engine.library import Engine
+from support.equality import Scored, assert_close, assert_same_bits
+from support.peft_oracle import Oracle
+
+DEMO = Path(__file__).parents[2] / "plugins" / "demo" / "adapters"
+ADAPTERS = [None, *(DEMO / name for name in ("pirate", "terse", "ticket"))]
+PARAMS = SamplingParams(max_tokens=16, temperature=0.0, logprobs=0)
+QUESTION = "<|im_start|>user\nWhere does the rain come from?<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_demo_adapters_equal_peft(shards: int, smollm2_directory: Path) -> None:
+    prompt = TextModel(smollm2_directory).encode(QUESTION, add_special_tokens=False)
+
+    async def complete(engine: Engine, adapter: PreparedAdapter | None) -> list[Scored]:
+        events = await engine.complete(prompt, PARAMS, adapter)
+        return [Scored(e.token, e.logprob or 0.0) for e in events]
+
+    async def run() -> tuple[list[list[Scored]], list[list[Scored]]]:
+        async with Engine.open(smollm2_directory, Settings(device="cpu", shards=shards)) as engine:
+            prepared = [None if a is None else await engine.adapter(a) for a in ADAPTERS]
+            alone = [await complete(engine, adapter) for adapter in prepared]
+            mixed = await asyncio.gather(*(complete(engine, adapter) for adapter in prepared))
+            return alone, mixed
+
+    alone, mixed = asyncio.run(run())
+    oracle = Oracle(smollm2_directory)
+    for adapter, solo, company in zip(ADAPTERS, alone, mixed, strict=True):
+        reference, margins = oracle.score(prompt, [s.token for s in solo], adapter)
+        assert_close(solo, reference, margins)
+        if shards == 1:
+            assert_same_bits(solo, company)
+        else:
+            assert_close(company, solo, margins)
+    assert len({tuple(s.token for s in solo) for solo in alone}) == len(ADAPTERS), "four voices"
