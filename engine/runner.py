@@ -51,9 +51,12 @@ def resolve_dtype(spec: EngineSpec, config: ModelConfig, device: torch.device) -
         if spec.dtype not in ("auto", "float32"):
             raise StartupError(f"--dtype {spec.dtype}: on the CPU the engine computes in float32", param="dtype")
         return torch.float32
-    if spec.dtype == "auto":
-        return config.dtype
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[spec.dtype]
+    named = {"bfloat16": torch.bfloat16, "float16": torch.float16, "auto": config.dtype}
+    if named.get(spec.dtype) not in (torch.bfloat16, torch.float16):
+        raise StartupError(
+            f"--dtype {spec.dtype}: flash-attn computes in bfloat16 or float16; choose one of them", param="dtype"
+        )
+    return named[spec.dtype]
 
 
 def capacity(spec: EngineSpec, config: ModelConfig, group: ShardGroup, device: torch.device) -> Capacity:

@@ -54,7 +54,7 @@ def _pages(x: Any, y: Any, rows: Any, *_: Any) -> int:
 
 
 @_kernel(_first)
-def rms_norm(x, weight, eps, out):  # type: ignore[no-untyped-def]
+def rms_norm(x, weight, eps, out):
     """out[T, n] = x / rms(x) * weight, one row at a time (Zhang and Sennrich, "RMSNorm", 2019)."""
     for t in prange(x.shape[0]):
         row = x[t]
@@ -67,7 +67,7 @@ def rms_norm(x, weight, eps, out):  # type: ignore[no-untyped-def]
 
 
 @_kernel(_first)
-def add_rms_norm(x, residual, weight, eps, out):  # type: ignore[no-untyped-def]
+def add_rms_norm(x, residual, weight, eps, out):
     """residual += x, then out = rms_norm(residual)."""
     for t in prange(x.shape[0]):
         row = residual[t]
@@ -82,7 +82,7 @@ def add_rms_norm(x, residual, weight, eps, out):  # type: ignore[no-untyped-def]
 
 
 @_kernel(_first)
-def head_norm(x, first, heads, weight, eps):  # type: ignore[no-untyped-def]
+def head_norm(x, first, heads, weight, eps):
     """RMS-normalise `heads` heads of size len(weight) in place, from column `first` of x[T, n]."""
     size = weight.shape[0]
     for t in prange(x.shape[0]):
@@ -97,7 +97,7 @@ def head_norm(x, first, heads, weight, eps):  # type: ignore[no-untyped-def]
 
 
 @_kernel(_first)
-def silu_mul(gate_up, out):  # type: ignore[no-untyped-def]
+def silu_mul(gate_up, out):
     """out[T, n] = silu(gate) * up for gate_up[T, 2n] (Shazeer, "GLU variants", 2020)."""
     n = out.shape[1]
     for t in prange(out.shape[0]):
@@ -107,7 +107,7 @@ def silu_mul(gate_up, out):  # type: ignore[no-untyped-def]
 
 
 @_kernel(_first)
-def rotate(qkv, heads, positions, cos, sin):  # type: ignore[no-untyped-def]
+def rotate(qkv, heads, positions, cos, sin):
     """Rotate the first `heads` heads of every row of qkv[T, (H + 2 KV) D] in place, halves as in transformers."""
     half = cos.shape[1]
     for t in prange(qkv.shape[0]):
@@ -122,7 +122,7 @@ def rotate(qkv, heads, positions, cos, sin):  # type: ignore[no-untyped-def]
 
 
 @_kernel(_first, fastmath=False)
-def store(qkv, heads, cache_rows, keys, values):  # type: ignore[no-untyped-def]
+def store(qkv, heads, cache_rows, keys, values):
     """Copy each row's keys and values into the caches [blocks, KV, block size, D], at flat row cache_rows[t]."""
     kv_heads, block_size, size = keys.shape[1], keys.shape[2], keys.shape[3]
     for t in prange(qkv.shape[0]):
@@ -137,7 +137,7 @@ def store(qkv, heads, cache_rows, keys, values):  # type: ignore[no-untyped-def]
 
 
 @_kernel(_context)
-def decode_attention(qkv, keys, values, tables, lengths, window, out):  # type: ignore[no-untyped-def]
+def decode_attention(qkv, keys, values, tables, lengths, window, out):
     """One query token a sequence against its paged context.
 
     Row s of `qkv` belongs to the sequence with block table tables[s] and lengths[s] tokens (its own included);
@@ -182,7 +182,7 @@ def decode_attention(qkv, keys, values, tables, lengths, window, out):  # type: 
 
 
 @_kernel(_pages)
-def lora_rows(x, y, rows, slots, pools, tables):  # type: ignore[no-untyped-def]
+def lora_rows(x, y, rows, slots, pools, tables):
     """y[row] += scale * (x[row] A) B for single rows, each with the adapter in its own slot.
 
     pools = (A, B): tuples of [pool rows, in] and [pool rows, out], one a part of the fused projection.

@@ -6,6 +6,7 @@ context: a sequence's tokens see its cache up to themselves, at most `window` ba
 
 from __future__ import annotations
 
+import importlib.util
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from motet.core.errors import StartupError
 from motet.engine.context import ForwardContext
 
 
@@ -124,5 +126,9 @@ class FlashAttention(AttentionBackend):
 
 
 def attention_backend(shape: CacheShape, device: torch.device, dtype: torch.dtype) -> AttentionBackend:
-    """The backend for a device."""
-    return CpuAttention(shape) if device.type == "cpu" else FlashAttention(shape, dtype)
+    """The backend for a device. Raises StartupError where flash-attn is missing."""
+    if device.type == "cpu":
+        return CpuAttention(shape)
+    if importlib.util.find_spec("flash_attn") is None:
+        raise StartupError("--device cuda needs flash-attn; install it with `make install-cuda`", param="device")
+    return FlashAttention(shape, dtype)

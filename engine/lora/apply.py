@@ -16,7 +16,9 @@ from motet.engine.plan import LoraChunk
 def apply_lora(x: Tensor, y: Tensor, projection: Projection, batch: LoraBatch) -> None:
     """Add each adapter row's delta to y [T, out] in place; x is the projection's input [T, in]."""
     if x.device.type != "cpu":
-        apply_reference(x, y, projection, batch.chunks)
+        from motet.engine.kernels.lora_triton import lora_tiles
+
+        lora_tiles(x, y, projection, batch, projection.pages.shape[2])
         return
     apply_reference(x, y, projection, batch.long)
     if len(batch.rows):
