@@ -1,0 +1,121 @@
+"""The engine under pressure: too few blocks, one adapter slot, tiny steps. Nothing of that may show in the tokens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import pytest
+from motet.core.errors import AdapterRefused, InvalidRequest, Unavailable
+from motet.core.messages import PreparedAdapter, Submit
+from motet.core.sampling import SamplingParams
+from motet.core.settings import Settings
+from motet.engine.library import Engine
+from support.equality import Scored, assert_close
+from support.peft_oracle import AdapterCase, Oracle, write_adapter
+from support.tiny_models import write_model
+
+T = TypeVar("T")
+GREEDY = SamplingParams(max_tokens=90, temperature=0.0, logprobs=0)
+# A token of the tiny model takes 4 layers x 2 x 6 heads x 8 x 4 B = 1,536 B: 13 blocks of 32 tokens.
+TIGHT = Settings(
+    device="cpu", adapter_slots=1, max_batch_tokens=16, kv_memory=str(13 * 32 * 1536), max_context=256, max_adapter_rank=16
+)
+ROOMY = Settings(device="cpu", max_batch_tokens=4096, kv_memory="64MiB")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama."""
+    return write_model("llama", tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def adapters(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three adapters of it."""
+    base, place = Oracle(model).base, tmp_path_factory.mktemp("adapters")
+    cases = [AdapterCase(4, "plain", "all"), AdapterCase(16, "rslora", "qv"), AdapterCase(12, "plain", "some_layers")]
+    return [write_adapter(base, case, place / case.name) for case in cases]
+
+
+def with_engine(model: Path, settings: Settings, work: Callable[[Engine], Awaitable[T]]) -> T:
+    """Run `work` on an engine of its own."""
+
+    async def run() -> T:
+        async with Engine.open(model, settings) as engine:
+            return await work(engine)
+
+    return asyncio.run(run())
+
+
+def test_pressure_does_not_show(model: Path, adapters: list[Path]) -> None:
+    prompts = [[(5 * i + j * j) % 259 for j in range(30 + 9 * i)] for i in range(8)]
+    drawn = [msgspec.structs.replace(GREEDY, temperature=0.7, top_p=0.9, seed=i) for i in range(8)]
+
+    async def everything(engine: Engine) -> tuple[list[list[Scored]], int]:
+        prepared: list[PreparedAdapter | None] = [None, *[await engine.adapter(a) for a in adapters]]
+        answers = await asyncio.gather(
+            *(
+                engine.complete(prompt, params, prepared[i % 4])
+                for i, prompt in enumerate(prompts)
+                for params in (GREEDY, drawn[i])
+            )
+        )
+        stats = await engine.client.stats()
+        assert (stats.running, stats.waiting, stats.blocks_free) == (0, 0, stats.blocks_total)
+        return [[Scored(e.token, e.logprob or 0.0) for e in answer] for answer in answers], stats.preemptions
+
+    tight, preemptions = with_engine(model, TIGHT, everything)
+    roomy, calm = with_engine(model, ROOMY, everything)
+    assert preemptions > 0
+    assert calm == 0
+    oracle = Oracle(model)
+    for number, (pressed, free) in enumerate(zip(tight, roomy, strict=True)):
+        if number % 2 == 0:  # greedy: how close a call was is known
+            adapter = None if (number // 2) % 4 == 0 else adapters[(number // 2) % 4 - 1]
+            _, margins = oracle.score(prompts[number // 2], [s.token for s in free], adapter)
+            assert_close(pressed, free, margins)
+        else:
+            assert [s.token for s in pressed] == [s.token for s in free], "the same seed draws the same text"
+
+
+def test_what_the_engine_refuses(model: Path, adapters: list[Path], tmp_path: Path) -> None:
+    big = write_adapter(Oracle(model).base, AdapterCase(64, "plain", "qv"), tmp_path / "big")
+
+    async def refusals(engine: Engine) -> None:
+        with pytest.raises(AdapterRefused, match="rank 64"):
+            await engine.adapter(big)
+        with pytest.raises(InvalidRequest, match="tokens"):
+            await engine.complete([1] * 256, GREEDY)
+        with pytest.raises(InvalidRequest, match="token ids"):
+            await engine.complete([259], GREEDY)
+        with pytest.raises(Unavailable, match="not registered"):
+            async for _ in engine.client.generate(Submit("x", (1,), GREEDY, adapter="unknown")):
+                pass
+        # None of that has hurt anybody.
+        assert len(await engine.complete([1], GREEDY, await engine.adapter(adapters[0]))) == 90
+
+    with_engine(model, TIGHT, refusals)
+
+
+def test_endings(model: Path) -> None:
+    async def endings(engine: Engine) -> None:
+        prompt = list(range(40))
+        free = [e.token for e in await engine.complete(prompt, GREEDY)]
+        ending = free[5]
+        first = free.index(ending)
+        stop = msgspec.structs.replace(GREEDY, eos_token_ids=(ending,))
+        events = await engine.complete(prompt, stop)
+        assert [e.token for e in events] == free[: first + 1]
+        assert (events[-1].finish, events[-1].stop_id) == ("stop", ending)
+        ignoring = await engine.complete(prompt, msgspec.structs.replace(stop, ignore_eos=True))
+        assert [e.token for e in ignoring] == free
+        later = await engine.complete(prompt, msgspec.structs.replace(stop, min_tokens=20))
+        assert ending not in [e.token for e in later[:20]]
+        long = await engine.complete(prompt, msgspec.structs.replace(GREEDY, max_tokens=10_000))
+        assert (len(prompt) + len(long), long[-1].finish) == (256, "length"), "the context is the limit"
+
+    with_engine(model, TIGHT, endings)
