@@ -43,7 +43,11 @@ test: lint ## lint, type-check and run the tests
 
 .PHONY: test-all
 test-all: lint ## the tests with every slow sweep
-	$(BIN)/python -m pytest -q -m "slow or not slow"
+	$(BIN)/python -m pytest -q -m "not gpu"
+
+.PHONY: gpu-check
+gpu-check: $(VENV)/.installed-dev ## the tests that need a GPU (after make install-cuda)
+	$(BIN)/python -m pytest -q -m gpu
 
 .PHONY: lint
 lint: $(VENV)/.installed-dev ## ruff and mypy (strict)

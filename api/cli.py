@@ -90,3 +90,5 @@ def main() -> None:
     except StartupError as error:
         print(f"motet: {error.message}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

@@ -33,12 +33,12 @@ ERROR_EVENT_SECONDS = 1.0
 
 def supervise(settings: Settings) -> None:
     """Serve until Ctrl-C or SIGTERM. Raises StartupError for what keeps the server from starting."""
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     listener = _listen(settings.host, settings.port)
     location = _locate(settings)
     directory = _directory(location)
+    stop = threading.Event()  # only now: until here, Ctrl-C ends a long download at once
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
     name = settings.model_name or location.name
     engine = EngineProcesses(engine_spec(settings, directory), settings.shards, name)
     deployment = Deployment(

@@ -48,7 +48,7 @@ class Settings:
     device: str = _setting("auto", "where the engine computes", choices=("auto", "cpu", "cuda"))
     dtype: str = _setting(
         "auto",
-        "numbers it computes with (auto: float32 on the CPU, the checkpoint's on CUDA)",
+        "numbers it computes with (auto: float32 on the CPU, the checkpoint's 16 bits, or bfloat16, on CUDA)",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     max_context: int = _setting(0, "longest prompt and answer together, in tokens (0: the model's own)", low=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,25 +35,25 @@ class ForwardContext:
 def forward_context(plan: StepPlan, block_size: int, device: torch.device) -> ForwardContext:
     """The tensors of `plan`. `spans[s]` is sequence s's (start position, token count)."""
     spans = tuple((s.start, len(s.tokens)) for s in plan.sequences)
-    starts = [0]
-    for _, count in spans:
+    starts, positions, cache_rows = [0], [], []
+    for sequence, (start, count) in zip(plan.sequences, spans, strict=True):
         starts.append(starts[-1] + count)
-    positions = torch.cat([torch.arange(start, start + count) for start, count in spans])
+        for position in range(start, start + count):
+            positions.append(position)
+            cache_rows.append(sequence.blocks[position // block_size] * block_size + position % block_size)
     most = max(len(s.blocks) for s in plan.sequences)
-    tables = torch.tensor([[*s.blocks, *[0] * (most - len(s.blocks))] for s in plan.sequences], dtype=torch.int32)
-    owner = torch.repeat_interleave(torch.arange(len(spans)), torch.tensor([count for _, count in spans]))
-    cache_rows = tables[owner, positions // block_size].long() * block_size + positions % block_size
+    sample_rows = [starts[i + 1] - 1 for i, s in enumerate(plan.sequences) if s.sample]
+
+    def tensor(values: Any, dtype: torch.dtype) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=device)
+
     return ForwardContext(
-        positions=positions.to(device),
-        cache_rows=cache_rows.to(device),
-        tables=tables.to(device),
-        lengths=torch.tensor([start + count for start, count in spans], dtype=torch.int32, device=device),
-        query_starts=torch.tensor(starts, dtype=torch.int32, device=device),
-        sample_rows=torch.tensor(
-            [starts[i + 1] - 1 for i, s in enumerate(plan.sequences) if s.sample],
-            dtype=torch.long,
-            device=device,
-        ),
+        positions=tensor(positions, torch.long),
+        cache_rows=tensor(cache_rows, torch.long),
+        tables=tensor([[*s.blocks, *[0] * (most - len(s.blocks))] for s in plan.sequences], torch.int32),
+        lengths=tensor([start + count for start, count in spans], torch.int32),
+        query_starts=tensor(starts, torch.int32),
+        sample_rows=tensor(sample_rows, torch.long),
         decodes=next((i for i, (_, count) in enumerate(spans) if count > 1), len(spans)),
         spans=spans,
         lora=lora_batch(plan.lora, device),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future
+from pathlib import Path
 
 from loguru import logger
 from torch import Tensor
 
-from motet.core.errors import ErrorInfo, InvalidRequest, MotetError, Unavailable
+from motet.core.errors import ErrorInfo, InvalidRequest, MotetError, Overloaded, Unavailable
 from motet.core.messages import (
     AskStats,
     EngineStats,
@@ -33,8 +34,13 @@ from motet.engine.scheduler import Scheduler, Step
 from motet.engine.sequence import Sequence
 from motet.engine.transport import LeaderSockets
 
-IDLE_WAIT, INSTALL_WAIT = 1000, 2
+IDLE_WAIT, INSTALL_WAIT = 200, 2
 """Milliseconds to wait for messages when there is nothing to do, and while an adapter or a grammar is on its way."""
+
+BEAT_SECONDS = 1.0
+
+MAX_WAITING = 4096
+"""Sequences that may wait for their turn; more are refused, since they would wait for ever."""
 
 
 class EngineCore:
@@ -44,17 +50,20 @@ class EngineCore:
         self.scheduler = scheduler
         self._runner, self._model, self._sockets = runner, model, sockets
         self._installer = Installer(runner.pool, rank=0)
-        self._awaiting: dict[str, int] = {}  # fingerprint -> ranks that have yet to install it
-        self._failed: dict[str, str] = {}  # fingerprint -> why an installation failed on some rank
+        self._awaiting: dict[str, list[Installed]] = {}  # fingerprint -> what the ranks have reported so far
+        self._refused: dict[str, ErrorInfo] = {}  # fingerprint -> why it can never be placed here
         self._sampler = Sampler(model.vocab_size)
         self._grammars = GrammarCompiler(runner.directory, model.vocab_size, model.eos_token_ids)
         self._compiling: dict[str, tuple[Submit, bytes, Future[Matcher]]] = {}
         self._matchers: dict[str, Matcher] = {}
         self._stopping = False
+        self.heartbeat: Path | None = None
+        self._beaten = 0.0
 
     def run(self) -> None:
         """Loop until told to stop."""
         while not self._stopping:
+            self._beat()
             self.turn()
         self._sockets.broadcast(Shutdown())
         self._grammars.close()
@@ -62,6 +71,12 @@ class EngineCore:
     def stop(self) -> None:
         """Leave `run` after the current turn."""
         self._stopping = True
+
+    def _beat(self) -> None:
+        """Show that the loop turns; the supervisor ends an engine that has stopped doing so."""
+        if self.heartbeat is not None and (now := time.monotonic()) - self._beaten > BEAT_SECONDS:
+            self._beaten = now
+            self.heartbeat.touch()
 
     def turn(self) -> None:
         """Take in what has arrived and run one step, if anything can run; else wait a moment for messages."""
@@ -75,7 +90,7 @@ class EngineCore:
         for command in self.scheduler.commands:
             self._sockets.broadcast(command)
             if isinstance(command, InstallAdapter):
-                self._awaiting[command.fingerprint] = self._runner.group.size
+                self._awaiting[command.fingerprint] = []
                 self._installer.start(command)
             else:
                 self._runner.pool.clear(command.slot)
@@ -92,35 +107,44 @@ class EngineCore:
             case Submit():
                 self._submit(client, message)
             case Stop():
-                self._compiling.pop(message.id, None)
+                if compiling := self._compiling.pop(message.id, None):
+                    compiling[2].cancel()
                 self._end(message.id)
             case RegisterAdapter():
                 try:
                     self.scheduler.register(message.adapter)
-                    self._failed.pop(message.adapter.fingerprint, None)
                 except MotetError as error:
-                    self._failed[message.adapter.fingerprint] = error.message
+                    self._refused[message.adapter.fingerprint] = error.info()
             case AskStats():
                 self._sockets.send(client, self._stats())
 
     def _submit(self, client: bytes, request: Submit) -> None:
-        error: MotetError | None = None
-        if request.adapter in self._failed:
-            error = Unavailable(self._failed[request.adapter], param="model", code="adapter_failed")
-        elif request.adapter is not None and not self.scheduler.knows(request.adapter):
-            error = Unavailable("the adapter is not registered with the engine; try again", param="model")
-        elif not request.prompt or len(request.prompt) >= self._model.max_context:
-            error = InvalidRequest(
-                f"the prompt has {len(request.prompt)} tokens; it must have 1 to {self._model.max_context - 1}"
-            )
-        elif max(request.prompt) >= self._model.vocab_size or min(request.prompt) < 0:
-            error = InvalidRequest(f"token ids must be in 0..{self._model.vocab_size - 1}", param="prompt")
+        error = self._objection(request)
         if error is not None:
-            self._sockets.send(client, SequenceFailure(request.id, error.info()))
+            self._sockets.send(client, SequenceFailure(request.id, error))
         elif request.grammar is not None:
             self._compiling[request.id] = (request, client, self._grammars.compile(request.grammar))
         else:
             self.scheduler.add(request, client, time.monotonic())
+
+    def _objection(self, request: Submit) -> ErrorInfo | None:
+        """Why the engine cannot take a request, if so: what is let in must not be able to fail a step."""
+        size, context = self._model.vocab_size, self._model.max_context
+        if request.adapter in self._refused:
+            return self._refused[request.adapter]
+        if request.adapter is not None and not self.scheduler.knows(request.adapter):
+            return Unavailable("the adapter is not registered with the engine; try again", param="model").info()
+        if len(self.scheduler.waiting) >= MAX_WAITING:
+            return Overloaded(f"{MAX_WAITING} sequences are waiting already; try again later").info()
+        if not request.prompt or len(request.prompt) >= context:
+            has = len(request.prompt)
+            return InvalidRequest(
+                f"the prompt has {has} tokens; it must have 1 to {context - 1}", param="prompt"
+            ).info()
+        for field, ids in (("prompt", request.prompt), ("logit_bias", request.params.logit_bias)):
+            if ids and not (min(ids) >= 0 and max(ids) < size):
+                return InvalidRequest(f"token ids must be in 0..{size - 1}", param=field).info()
+        return None
 
     def _compiled(self, id: str) -> None:
         request, client, future = self._compiling.pop(id)
@@ -133,21 +157,21 @@ class EngineCore:
             self.scheduler.add(request, client, time.monotonic())
 
     def _installed(self, report: Installed) -> None:
-        """Count a rank's report; the adapter is ready when all have it, and its requests fail if one cannot."""
-        if report.error:
-            logger.error("adapter {} failed on rank {}: {}", report.fingerprint, report.rank, report.error)
-            self._failed[report.fingerprint] = f"the adapter could not be installed: {report.error}"
-        self._awaiting[report.fingerprint] -= 1
-        if self._awaiting[report.fingerprint]:
+        """Keep a rank's report; once all have reported the adapter is ready, or its waiting requests fail."""
+        reports = self._awaiting[report.fingerprint]
+        reports.append(report)
+        if len(reports) < self._runner.group.size:
             return
         del self._awaiting[report.fingerprint]
-        if report.fingerprint not in self._failed:
+        failed = [r for r in reports if r.error]
+        if not failed:
             self.scheduler.slots.installed(report.fingerprint)
             return
+        logger.error("adapter {} failed on rank {}: {}", report.fingerprint, failed[0].rank, failed[0].error)
         self.scheduler.slots.drop(report.fingerprint)
-        error = Unavailable(self._failed[report.fingerprint], param="model", code="adapter_failed").info()
+        error = Unavailable("the adapter could not be installed; try again", param="model", code="adapter_failed")
         for sequence in self.scheduler.waiting_for(report.fingerprint):
-            self._fail(sequence, error)
+            self._fail(sequence, error.info())
 
     def _run(self, step: Step) -> None:
         self._sockets.broadcast(step.plan)
@@ -155,7 +179,10 @@ class EngineCore:
         if not step.rows:
             return
         assert logits is not None, "rank 0 has the logits"
-        choices = self._sampler(logits, step.rows, self._masks(step.rows))
+        masks, broken = self._masks(step.rows)
+        choices = self._sampler(logits, step.rows, masks)
+        for sequence, error in broken:
+            self._fail(sequence, error)
         tokens = [choice.token for choice in choices]
         self._runner.share(tokens, len(tokens))
         self.scheduler.sampled(step, tokens)
@@ -171,16 +198,21 @@ class EngineCore:
                 for sequence in [s for s in self.scheduler.sequences() if s.client == client]:
                     self._end(sequence.id)
 
-    def _masks(self, rows: list[Sequence]) -> dict[int, Tensor]:
-        """The allowed ids of the rows that follow a grammar; a sequence whose grammar breaks fails alone."""
-        masks = {}
+    def _masks(self, rows: list[Sequence]) -> tuple[dict[int, Tensor], list[tuple[Sequence, ErrorInfo]]]:
+        """The allowed ids of the rows that follow a grammar, and the rows whose grammar broke."""
+        masks: dict[int, Tensor] = {}
+        broken: list[tuple[Sequence, ErrorInfo]] = []
         for row, sequence in enumerate(rows):
             if matcher := self._matchers.get(sequence.id):
                 try:
                     masks[row] = matcher.allowed()
                 except MotetError as error:
-                    self._fail(sequence, error.info())
-        return masks
+                    broken.append((sequence, error.info()))
+                    continue
+                if matcher.accepting():  # the grammar knows the base's own end only
+                    ending = sequence.request.params.ending_ids()
+                    masks[row][[id for id in ending if id < self._model.vocab_size]] = True
+        return masks, broken
 
     def _event(self, sequence: Sequence, choice: Choice) -> TokenEvent | None:
         """What to tell about a sampled token; None if its grammar broke and the sequence has failed."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import queue
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from loguru import logger
 from safetensors.torch import load
 
 from motet.engine.lora.pool import LoraPool
@@ -34,15 +37,21 @@ class Installer:
             install, error = self._done.get()
             self.running -= 1
             if not error:
-                self._pool.point(install)
+                error = _attempt(functools.partial(self._pool.point, install))
             reports.append(Installed(self._rank, install.slot, install.fingerprint, error))
         return reports
 
     def _copy(self, install: InstallAdapter) -> None:
-        error = ""
-        try:
-            # Read, not mapped: a file that shrinks under a mapping would kill the process.
-            self._pool.copy(install, load(Path(install.files[self._rank]).read_bytes()))
-        except Exception as failure:  # whatever it is, it is this adapter's failure and not the engine's
-            error = f"{type(failure).__name__}: {failure}"
-        self._done.put((install, error))
+        # Read, not mapped: a file that shrinks under a mapping would kill the process.
+        path = Path(install.files[self._rank])
+        self._done.put((install, _attempt(lambda: self._pool.copy(install, load(path.read_bytes())))))
+
+
+def _attempt(work: Callable[[], None]) -> str:
+    """Do `work`; whatever goes wrong is one adapter's failure and not the engine's. Its name, or nothing."""
+    try:
+        work()
+    except Exception as failure:
+        logger.exception("installing an adapter failed")
+        return type(failure).__name__
+    return ""

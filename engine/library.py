@@ -48,10 +48,10 @@ class Engine:
             LoaderClient(processes.loader_address),
         )
         processes.start()
+        keeper = asyncio.create_task(engine._keep())
         try:
             await engine.client.start()
             await engine.loader.start()
-            keeper = asyncio.create_task(engine._keep())
             ready = asyncio.create_task(engine.client.wait_ready(START_SECONDS))
             await asyncio.wait({keeper, ready}, return_when=asyncio.FIRST_COMPLETED)
             if keeper.done():

@@ -39,15 +39,25 @@ class ShardGroup:
             dist.broadcast(x, src=0)
         return x
 
+    def smallest(self, value: int) -> int:
+        """The smallest `value` of all ranks."""
+        if self.size == 1:
+            return value
+        values: list[int] = [0] * self.size
+        dist.all_gather_object(values, value)
+        return min(values)
+
     def slice(self, total: int) -> slice:
         """This rank's share of `total` rows, which the number of ranks divides."""
         share = total // self.size
         return slice(self.rank * share, (self.rank + 1) * share)
 
 
-def join(group: ShardGroup, store: str, device: str) -> ShardGroup:
-    """Meet the other ranks through the file `store`; nothing to do for a single rank."""
+def join(group: ShardGroup, store: str, device: torch.device) -> ShardGroup:
+    """Make `device` this rank's, and meet the other ranks through the file `store`."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # Triton and nccl use the current device
     if group.size > 1:
-        backend = "nccl" if device != "cpu" and torch.cuda.is_available() else "gloo"
+        backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, init_method=f"file://{store}", rank=group.rank, world_size=group.size)
     return group

@@ -5,6 +5,7 @@ The supervisor and the library both keep an engine alive with it: `start`, then 
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,17 @@ from motet.engine.spec import EngineSpec
 STOP_SECONDS = 0.8
 """How long a process may take to leave after SIGTERM before it is killed."""
 
+HANG_SECONDS = 60.0
+"""A step takes seconds at the most; a loop that has not turned for this long never will."""
+
+HUNG = -1
+
+LOADER_PAUSE = 5.0
+"""Seconds between two starts of the loader, so that one which dies at once does not spin."""
+
+SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MOTET_HUB_TOKEN")
+"""Variables that only plugins need, and the ranks and the loader, which read foreign files, do not get."""
+
 YOUNG_SECONDS = 60.0
 """An engine that ends before this age has failed to start, rather than died in service."""
 
@@ -50,8 +62,9 @@ class EngineProcesses:
         self.state_address = f"ipc://{self.run_directory}/state"
         self._ranks: list[subprocess.Popen[bytes]] = []
         self._loader: subprocess.Popen[bytes] | None = None
-        self._started = 0.0
+        self._started = self._loader_started = 0.0
         self._failures = 0
+        self._heartbeat = self.run_directory / "heartbeat"
         self._restart_at: float | None = None
         self._context = zmq.Context()
         self._state = self._context.socket(zmq.PUB)
@@ -67,16 +80,20 @@ class EngineProcesses:
 
         Raises StartupError if a process says that it cannot start as configured (exit code 2).
         """
-        dead = [p for p in self._ranks if p.poll() is not None]
-        if dead:
-            self._lost(dead[0].returncode)
+        codes = [p.returncode for p in self._ranks if p.poll() is not None]
+        if codes:
+            self._lost(codes)
+        elif self._hangs():
+            logger.error("the engine has not moved for {:g} s", HANG_SECONDS)
+            self._lost([HUNG])
         if self._restart_at is not None and time.monotonic() >= self._restart_at:
             self._restart_at = None
             self._start_ranks()
         if self._loader is not None and self._loader.poll() is not None:
             _check_exit(self._loader.returncode)
-            logger.error("the adapter loader ended with {}; starting it again", self._loader.returncode)
-            self._start_loader()
+            if time.monotonic() - self._loader_started > LOADER_PAUSE:
+                logger.error("the adapter loader ended with {}; starting it again", self._loader.returncode)
+                self._start_loader()
 
     def stop(self) -> None:
         """End everything, and remove the run directory."""
@@ -92,24 +109,36 @@ class EngineProcesses:
         epoch = uuid.uuid4().hex[:12]
         self._started = time.monotonic()
         self._publish(EngineState("starting", "the engine is starting"))
-        self._ranks = [start_child("motet.engine.rank", self._rank_spec(rank, epoch)) for rank in range(self.shards)]
+        self._ranks = [self._start_rank(rank, epoch) for rank in range(self.shards)]
+
+    def _start_rank(self, rank: int, epoch: str) -> subprocess.Popen[bytes]:
+        return start_child("motet.engine.rank", self._rank_spec(rank, epoch), keep_secrets=False)
 
     def _start_loader(self) -> None:
         spec = LoaderSpec(self.spec, self.shards, self.loader_address, str(cache_directory()))
-        self._loader = start_child("motet.engine.adapters.loader", spec)
+        self._loader_started = time.monotonic()
+        self._loader = start_child("motet.engine.adapters.loader", spec, keep_secrets=False)
 
-    def _lost(self, code: int) -> None:
-        """A rank has ended: the others are of no use without it."""
-        _check_exit(code)
+    def _hangs(self) -> bool:
+        """Whether rank 0's loop has stopped turning; it begins to count once the engine is up."""
+        try:
+            return time.time() - self._heartbeat.stat().st_mtime > HANG_SECONDS
+        except FileNotFoundError:
+            return False
+
+    def _lost(self, codes: list[int]) -> None:
+        """A rank has ended, or all hang: the others are of no use without it."""
+        _check_exit(2 if 2 in codes else codes[0])
         self._publish(EngineState("down", "the engine stopped and is being restarted"))
-        logger.error("an engine rank ended with {}; restarting the engine", code)
+        logger.error("an engine rank ended with {}; restarting the engine", codes[0])
+        self._heartbeat.unlink(missing_ok=True)
         for process in self._ranks:
             process.kill()
         stop_all(self._ranks)
         self._ranks = []
         # An engine that dies young is started again more and more slowly.
         self._failures = self._failures + 1 if time.monotonic() - self._started < YOUNG_SECONDS else 0
-        self._restart_at = time.monotonic() + min(30.0, 0.5 * (2**self._failures - 1))
+        self._restart_at = time.monotonic() + min(30.0, 0.5 * (2 ** min(self._failures, 6) - 1))
 
     def _publish(self, state: EngineState) -> None:
         self._state.send(msgspec.msgpack.encode(state))
@@ -125,6 +154,7 @@ class EngineProcesses:
             ranks_address=f"ipc://{self.run_directory}/ranks-{epoch}",
             store=str(self.run_directory / f"store-{epoch}"),
             kernel_cache=str(cache_directory() / "kernels"),
+            heartbeat=str(self._heartbeat),
         )
 
 
@@ -133,10 +163,13 @@ def _check_exit(code: int) -> None:
         raise StartupError("the engine could not start; its message is above")
 
 
-def start_child(module: str, spec: msgspec.Struct, descriptors: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:
+def start_child(
+    module: str, spec: msgspec.Struct, descriptors: tuple[int, ...] = (), *, keep_secrets: bool = True
+) -> subprocess.Popen[bytes]:
     """Start `python -m module SPEC`, holding its stdin open as its lifeline; it inherits `descriptors`."""
     command = [sys.executable, "-m", module, msgspec.json.encode(spec).decode()]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=descriptors)
+    env = {name: value for name, value in os.environ.items() if keep_secrets or name not in SECRETS}
+    return subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=descriptors, env=env)
 
 
 def stop_all(processes: list[subprocess.Popen[bytes]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -16,11 +17,12 @@ from motet.core.models import ModelInfo
 from motet.engine.spec import EngineSpec
 
 if TYPE_CHECKING:
-    from motet.engine.parallel import ShardGroup
+    from motet.engine.runner import Runner
 
 
 class RankSpec(msgspec.Struct, frozen=True):
-    """One rank's part of an engine. `store` is a fresh file through which the ranks find each other."""
+    """One rank's part of an engine. `store` is a fresh file through which the ranks find each other;
+    rank 0 touches the file `heartbeat` as long as its loop turns."""
 
     rank: int
     size: int
@@ -31,6 +33,7 @@ class RankSpec(msgspec.Struct, frozen=True):
     ranks_address: str
     store: str
     kernel_cache: str
+    heartbeat: str
 
 
 def _prepare_environment(spec: RankSpec) -> None:
@@ -46,17 +49,15 @@ def lead(spec: RankSpec) -> None:
     """Load, tell everybody that the engine is up, and run until SIGTERM."""
     from motet.engine.blocks import BlockPool
     from motet.engine.core import EngineCore
-    from motet.engine.runner import Runner
     from motet.engine.scheduler import Limits, Scheduler
     from motet.engine.slots import AdapterSlots
     from motet.engine.transport import LeaderSockets
 
-    runner = Runner(spec.engine, _join(spec))
-    runner.warm_up()
+    runner = _load(spec)
     room = runner.capacity
     scheduler = Scheduler(
         BlockPool(room.blocks, room.block_size),
-        AdapterSlots(spec.engine.adapter_slots, dict.fromkeys(runner.modules, room.pages)),
+        AdapterSlots(spec.engine.adapter_slots, dict.fromkeys(runner.modules, runner.pages)),
         Limits(spec.engine.batch_tokens, spec.engine.sequences),
         spec.epoch,
     )
@@ -72,6 +73,7 @@ def lead(spec: RankSpec) -> None:
     )
     sockets = LeaderSockets(spec.engine_address, spec.ranks_address, spec.size - 1)
     core = EngineCore(runner, model, scheduler, sockets)
+    core.heartbeat = Path(spec.heartbeat)
     signal.signal(signal.SIGTERM, lambda *_: core.stop())
     core.run()
     sockets.close()
@@ -81,11 +83,9 @@ def follow(spec: RankSpec) -> None:
     """Load, and do as rank 0 says until Shutdown."""
     from motet.engine.installer import Installer
     from motet.engine.plan import ClearSlot, InstallAdapter, Shutdown, StepPlan
-    from motet.engine.runner import Runner
     from motet.engine.transport import FollowerSocket
 
-    runner = Runner(spec.engine, _join(spec))
-    runner.warm_up()
+    runner = _load(spec)
     installer = Installer(runner.pool, spec.rank)
     socket = FollowerSocket(spec.ranks_address, spec.rank)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -106,10 +106,15 @@ def follow(spec: RankSpec) -> None:
                 return
 
 
-def _join(spec: RankSpec) -> ShardGroup:
+def _load(spec: RankSpec) -> Runner:
+    """This rank's runner, ready to serve."""
     from motet.engine.parallel import ShardGroup, join
+    from motet.engine.runner import Runner, resolve_device
 
-    return join(ShardGroup(spec.rank, spec.size), spec.store, spec.engine.device)
+    device = resolve_device(spec.engine, spec.rank)
+    runner = Runner(spec.engine, join(ShardGroup(spec.rank, spec.size), spec.store, device), device)
+    runner.warm_up()
+    return runner
 
 
 def main() -> None:

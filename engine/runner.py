@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from loguru import logger
 from torch import Tensor
 
 from motet.core.errors import StartupError
@@ -23,20 +25,27 @@ from motet.engine.spec import EngineSpec
 CPU_BLOCK, CUDA_BLOCK = 32, 256
 """Tokens in a cache block; flash-attn's paged cache wants multiples of 256."""
 
+CPU_CACHE_SHARE, CUDA_CACHE_SHARE = 0.1, 0.8
+"""What the cache takes unless told: of the machine's memory, and of what a GPU has left (steps need some too)."""
+
 
 @dataclass(frozen=True)
 class Capacity:
-    """How much this rank holds: cache blocks and their size in tokens, pool pages a module, context in tokens."""
+    """The key-value cache: blocks and their size in tokens, and the longest context in tokens."""
 
     blocks: int
     block_size: int
-    pages: int
     max_context: int
 
 
 def resolve_device(spec: EngineSpec, rank: int) -> torch.device:
-    """The rank's device. Raises StartupError if CUDA is asked for and absent."""
-    kind = spec.device if spec.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    """The rank's device; `auto` is CUDA where it can be used. Raises StartupError if CUDA is asked for and absent."""
+    kind = spec.device
+    if kind == "auto":
+        usable = torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
+        if torch.cuda.is_available() and not usable:
+            logger.warning("there is a GPU but no flash-attn, so the CPU is used; see `make install-cuda`")
+        kind = "cuda" if usable else "cpu"
     if kind == "cuda" and torch.cuda.device_count() <= rank:
         raise StartupError(
             f"--device cuda: rank {rank} needs a GPU of its own and {torch.cuda.device_count()} are visible",
@@ -51,19 +60,16 @@ def resolve_dtype(spec: EngineSpec, config: ModelConfig, device: torch.device) -
         if spec.dtype not in ("auto", "float32"):
             raise StartupError(f"--dtype {spec.dtype}: on the CPU the engine computes in float32", param="dtype")
         return torch.float32
-    named = {"bfloat16": torch.bfloat16, "float16": torch.float16, "auto": config.dtype}
-    if named.get(spec.dtype) not in (torch.bfloat16, torch.float16):
-        raise StartupError(
-            f"--dtype {spec.dtype}: flash-attn computes in bfloat16 or float16; choose one of them", param="dtype"
-        )
-    return named[spec.dtype]
+    if spec.dtype == "float32":
+        raise StartupError("--dtype float32: flash-attn computes in bfloat16 or float16", param="dtype")
+    if spec.dtype == "auto":
+        return config.dtype if config.dtype == torch.float16 else torch.bfloat16
+    return torch.bfloat16 if spec.dtype == "bfloat16" else torch.float16
 
 
-def capacity(spec: EngineSpec, config: ModelConfig, group: ShardGroup, device: torch.device) -> Capacity:
-    """How many blocks and pages fit; equal on every rank. Raises StartupError if a setting leaves no room."""
-    item = torch.finfo(resolve_dtype(spec, config, device)).bits // 8
-    block_size = CPU_BLOCK if device.type == "cpu" else CUDA_BLOCK
-    page = page_bytes(module_shapes(config, group), item)
+def pool_pages(spec: EngineSpec, config: ModelConfig, group: ShardGroup, dtype: torch.dtype) -> int:
+    """Pages that every module's adapter pool gets. Raises StartupError if that is less than one adapter takes."""
+    page = page_bytes(module_shapes(config, group), dtype.itemsize)
     memory = spec.adapter_memory
     pages = spec.adapter_slots * config.num_layers if memory is None else memory // page
     if pages < config.num_layers:
@@ -71,62 +77,68 @@ def capacity(spec: EngineSpec, config: ModelConfig, group: ShardGroup, device: t
             f"--adapter-memory: {memory} bytes do not hold one adapter of rank 16; it takes {page * config.num_layers}",
             param="adapter_memory",
         )
-    token = 2 * config.num_layers * (config.num_kv_heads // group.size) * config.head_dim * item
-    available = spec.kv_memory
-    if available is None:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if device.type == "cuda":
-            available = int(torch.cuda.mem_get_info(device)[0] * 0.9) - page * pages
-        else:
-            available = total // 10
-    blocks = available // (token * block_size)
-    wanted = min(spec.max_context or config.max_context, config.max_context)
+    return pages
+
+
+def cache_capacity(
+    spec: EngineSpec, config: ModelConfig, group: ShardGroup, dtype: torch.dtype, device: torch.device
+) -> Capacity:
+    """The cache blocks that fit, equal on every rank. Raises StartupError if a setting leaves no room."""
     if spec.max_context > config.max_context:
         raise StartupError(
-            f"--max-context {spec.max_context}: the model's context is {config.max_context}",
-            param="max_context",
+            f"--max-context {spec.max_context}: the model's context is {config.max_context}", param="max_context"
         )
+    block_size = CPU_BLOCK if device.type == "cpu" else CUDA_BLOCK
+    token = 2 * config.num_layers * (config.num_kv_heads // group.size) * config.head_dim * dtype.itemsize
+    memory = spec.kv_memory
+    if memory is None and device.type == "cuda":
+        memory = int(torch.cuda.mem_get_info(device)[0] * CUDA_CACHE_SHARE)
+    elif memory is None:
+        memory = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * CPU_CACHE_SHARE)
+    blocks = group.smallest(memory // (token * block_size))
+    wanted = spec.max_context or config.max_context
     context = min(wanted, blocks * block_size)
     if context < (spec.max_context or 1):
         raise StartupError(
-            f"--kv-memory: {available} bytes hold {blocks * block_size} tokens and one request may need {wanted}; "
+            f"--kv-memory: {memory} bytes hold {blocks * block_size} tokens and one request may need {wanted}; "
             f"give at least {token * (wanted + block_size)} bytes or lower --max-context",
             param="kv_memory",
         )
     # More than every sequence's whole context is never used.
-    blocks = min(blocks, spec.sequences * -(-context // block_size))
-    return Capacity(blocks, block_size, pages, context)
+    return Capacity(min(blocks, spec.sequences * -(-context // block_size)), block_size, context)
 
 
 class Runner:
     """Executes plans on one rank."""
 
-    def __init__(self, spec: EngineSpec, group: ShardGroup) -> None:
+    def __init__(self, spec: EngineSpec, group: ShardGroup, device: torch.device) -> None:
         """Load the model. Raises StartupError for whatever keeps it from being served right."""
-        self.group = group
-        self.device = resolve_device(spec, group.rank)
-        self.directory = directory = Path(spec.directory)
-        self.config = read_config(directory)
-        self.config.check_shards(group.size)
-        dtype = resolve_dtype(spec, self.config, self.device)
-        self.dtype = dtype
-        self.capacity = capacity(spec, self.config, group, self.device)
-        self._decoder = Decoder(self.config, group, self.device)
-        self._decoder.load(Checkpoint(directory, dtype, self.device))
-        size = PoolSize(self.config.num_layers, spec.adapter_slots, self.capacity.pages, spec.max_adapter_rank)
-        self.modules = [s.name for shapes in module_shapes(self.config, group) for s in shapes]
-        self.pool = LoraPool(module_shapes(self.config, group), size, self.device, dtype)
+        self.group, self.device = group, device
+        self.directory = Path(spec.directory)
+        self.config = config = read_config(self.directory)
+        config.check_shards(group.size)
+        self.dtype = resolve_dtype(spec, config, device)
+        self._decoder = Decoder(config, group, device)
+        self._decoder.load(Checkpoint(self.directory, self.dtype, device))
+        pages = pool_pages(spec, config, group, self.dtype)
+        shapes = module_shapes(config, group)
+        self.modules = [shape.name for fused in shapes for shape in fused]
+        size = PoolSize(config.num_layers, spec.adapter_slots, pages, spec.max_adapter_rank)
+        self.pool = LoraPool(shapes, size, device, self.dtype)
         self._decoder.attach(self.pool)
+        # Last, since it takes what the weights and the pool have left.
+        self.capacity = cache_capacity(spec, config, group, self.dtype, device)
         shape = CacheShape(
-            layers=self.config.num_layers,
+            layers=config.num_layers,
             blocks=self.capacity.blocks,
             block_size=self.capacity.block_size,
-            heads=self.config.num_heads // group.size,
-            kv_heads=self.config.num_kv_heads // group.size,
-            head_dim=self.config.head_dim,
+            heads=config.num_heads // group.size,
+            kv_heads=config.num_kv_heads // group.size,
+            head_dim=config.head_dim,
         )
-        self._attention = attention_backend(shape, self.device, dtype)
-        self._sampled = torch.zeros(spec.sequences, dtype=torch.long, device=self.device)
+        self.pages = pages
+        self._attention = attention_backend(shape, device, self.dtype)
+        self._sampled = torch.zeros(spec.sequences, dtype=torch.long, device=device)
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> Tensor | None:

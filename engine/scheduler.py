@@ -15,6 +15,9 @@ from motet.engine.plan import ClearSlot, InstallAdapter, LoraChunk, SequencePlan
 from motet.engine.sequence import Sequence
 from motet.engine.slots import AdapterSlots
 
+MAX_ADAPTERS = 16384
+"""Adapters remembered by what they hold; only those in slots hold memory on the device."""
+
 PATIENCE = 2.0
 """Seconds that a sequence may be passed over before room is kept for it."""
 
@@ -61,6 +64,11 @@ class Scheduler:
         """Make an adapter known. Raises AdapterRefused if it can never be placed."""
         self.slots.admit(adapter)
         self._adapters[adapter.fingerprint] = adapter
+        if len(self._adapters) > MAX_ADAPTERS:
+            used = {s.request.adapter for s in self._by_id.values()}
+            spare = (f for f in self._adapters if f not in used and self.slots.get(f) is None)
+            if (oldest := next(spare, None)) is not None:
+                del self._adapters[oldest]
 
     def knows(self, fingerprint: str) -> bool:
         """Whether a request may name this adapter."""
@@ -69,6 +77,8 @@ class Scheduler:
     def add(self, request: Submit, client: bytes, now: float) -> Sequence:
         """Queue a sequence."""
         sequence = Sequence(request, client, self._numbers, now)
+        if request.adapter is not None:  # last in line to be forgotten
+            self._adapters[request.adapter] = self._adapters.pop(request.adapter)
         self._numbers += 1
         self._by_id[request.id] = sequence
         self.waiting.append(sequence)
@@ -108,7 +118,6 @@ class Scheduler:
                 count = self._make_room(sequence, min(sequence.pending, budget), shares)
                 budget -= count
         budget = self._admit(now, budget, shares)
-        shares = [(s, n) for s, n in shares if s in self.running]
         if not shares:
             return None
         self.steps += 1

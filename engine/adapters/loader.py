@@ -21,11 +21,14 @@ from loguru import logger
 from motet.core.errors import MotetError, StartupError
 from motet.core.lifeline import follow_parent
 from motet.core.logs import configure_logging
-from motet.core.messages import LoaderFailure, PrepareAdapter
+from motet.core.messages import FromLoader, LoaderFailure, PrepareAdapter
 from motet.engine.spec import EngineSpec
 
 PARALLEL = 2
 """Adapters prepared at once."""
+
+MAX_MESSAGE = 1000
+"""Characters of an error message; some quote what an adapter's files say."""
 
 
 class LoaderSpec(msgspec.Struct, frozen=True):
@@ -59,16 +62,20 @@ async def serve(spec: LoaderSpec) -> None:
 
     async def answer(client: bytes, question: PrepareAdapter) -> None:
         async with gate:
+            reply: FromLoader
             try:
                 prepared = await asyncio.to_thread(prepare_adapter, Path(question.directory), target)
-                reply = msgspec.msgpack.encode(msgspec.structs.replace(prepared, id=question.id))
+                reply = msgspec.structs.replace(prepared, id=question.id)
             except MotetError as error:
-                reply = msgspec.msgpack.encode(LoaderFailure(question.id, error.info()))
+                info = error.info()
+                reply = LoaderFailure(
+                    question.id, msgspec.structs.replace(info, message=_plain(info.message), param=_plain(info.param))
+                )
             except Exception as error:  # one adapter's trouble must not end the loader
                 logger.exception("preparing an adapter failed")
                 failure = MotetError(f"preparing the adapter failed: {type(error).__name__}")
-                reply = msgspec.msgpack.encode(LoaderFailure(question.id, failure.info()))
-        await socket.send_multipart([client, reply])
+                reply = LoaderFailure(question.id, failure.info())
+        await socket.send_multipart([client, msgspec.msgpack.encode(reply)])
 
     tasks: set[asyncio.Task[None]] = set()
     while True:
@@ -76,6 +83,11 @@ async def serve(spec: LoaderSpec) -> None:
         task = asyncio.create_task(answer(client, msgspec.msgpack.decode(body, type=PrepareAdapter)))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
+
+
+def _plain(text: str | None) -> str | None:
+    """Text from a foreign file as a message can carry it: no lone surrogates, no megabytes."""
+    return None if text is None else text[:MAX_MESSAGE].encode(errors="replace").decode()
 
 
 def main() -> None:

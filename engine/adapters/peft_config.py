@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,12 @@ from motet.core.errors import AdapterRefused
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_PATTERN = 4096
-PATTERN_SECONDS = 0.5
+MAX_NUMBER = 1e30
+PATTERN_SECONDS = 5.0
+"""What all of a config's patterns together may take: a large model's adapter has hundreds, for hundreds of modules."""
+
+_RECURSION = regex.compile(r"\(\?(R|&|P>|[+-]?[0-9])")
+"""Calls of groups, which Python's own regexes, and so PEFT's, do not have; they eat memory faster than time."""
 
 NEUTRAL = frozenset(
     [
@@ -59,21 +65,52 @@ REFUSED = {
     "alora_invocation_tokens": "aLoRA is not supported",
     "arrow_config": "Arrow routing is not supported",
     "bias": "adapters with trained biases are not supported; train with bias='none'",
+    "corda_config": "",
     "eva_config": "",
     "kasa_config": "KaSA is not supported",
     "layer_replication": "layer replication changes the base model",
+    "loftq_config": "",
     "lora_bias": "biases in lora_B are not supported",
+    "lora_ga_config": "",
     "modules_to_save": "fully trained modules are not supported; train them with LoRA instead",
+    "monteclora_config": "MonteCLoRA is not supported",
     "target_parameters": "LoRA on bare parameters is not supported",
     "trainable_token_indices": "trained token embeddings are not supported",
     "use_bdlora": "block-diagonal LoRA is not supported",
     "use_dora": "DoRA is not supported",
     "use_qalora": "QA-LoRA is not supported",
+    "velora_config": "VeLoRA is not supported",
 }
 """Refused unless empty. An empty reason: the field only describes how training began, so it is let pass."""
 
 PLAIN_INITS = (True, False, "true", "false", "gaussian", "eva", "orthogonal")
 """Other initialisations change the base weights, so that the adapter fits none but its own altered base."""
+
+
+class Patterns:
+    """Matches a config's foreign regexes against modules: each is compiled once, all together are limited in time."""
+
+    def __init__(self) -> None:
+        self._compiled: dict[str, regex.Pattern[str]] = {}
+        self._left = PATTERN_SECONDS
+
+    def match(self, what: str, pattern: str, module: str) -> bool:
+        """Whether `pattern`, of the field `what`, matches the whole of `module`. Raises AdapterRefused naming it."""
+        if len(pattern) > MAX_PATTERN:
+            raise AdapterRefused(f"adapter_config.json: a pattern in {what} is longer than {MAX_PATTERN}", param=what)
+        if _RECURSION.search(pattern):
+            raise AdapterRefused(f"adapter_config.json: a pattern in {what} calls itself", param=what)
+        began = time.monotonic()
+        try:
+            if self._left <= 0:
+                raise TimeoutError("matching takes too long")
+            if pattern not in self._compiled:
+                self._compiled[pattern] = regex.compile(pattern, cache_pattern=False)
+            return self._compiled[pattern].fullmatch(module, timeout=self._left) is not None
+        except (regex.error, TimeoutError, RecursionError, MemoryError) as error:
+            raise AdapterRefused(f"adapter_config.json: {what} has a bad pattern: {error}", param=what) from error
+        finally:
+            self._left -= time.monotonic() - began
 
 
 @dataclass(frozen=True)
@@ -88,27 +125,41 @@ class LoraConfig:
     layers_to_transform: tuple[int, ...] | None = None
     rank_pattern: dict[str, int] = field(default_factory=dict)
     alpha_pattern: dict[str, float] = field(default_factory=dict)
+    patterns: Patterns = field(default_factory=Patterns, repr=False, compare=False)
 
     def rank(self, module: str) -> int:
         """The rank of a module such as `model.layers.0.self_attn.q_proj`."""
-        return int(_by_pattern("rank_pattern", self.rank_pattern, module, self.r))
+        return int(self._by_pattern("rank_pattern", self.rank_pattern, module, self.r))
 
     def scale(self, module: str) -> float:
         """alpha / r, or alpha / sqrt(r) (Kalajdzievski, "rsLoRA", 2023), with the module's own alpha and r."""
         rank = self.rank(module)
-        alpha = _by_pattern("alpha_pattern", self.alpha_pattern, module, self.lora_alpha)
+        alpha = self._by_pattern("alpha_pattern", self.alpha_pattern, module, self.lora_alpha)
         return float(alpha / (math.sqrt(rank) if self.use_rslora else rank))
 
     def targets(self, module: str, layer: int) -> bool:
         """Whether PEFT would put LoRA on this module of this decoder layer."""
-        if self.exclude_modules is not None and _listed("exclude_modules", self.exclude_modules, module):
+        excluded, targeted = self.exclude_modules, self.target_modules
+        if isinstance(excluded, str):
+            if self.patterns.match("exclude_modules", excluded, module):
+                return False
+        elif excluded is not None and _listed(excluded, module):
             return False
-        if self.target_modules == "all-linear":
+        if isinstance(targeted, str) and targeted != "all-linear":
+            return self.patterns.match("target_modules", targeted, module)
+        # PEFT asks for the layers only where modules are listed, and not by their full names.
+        if not isinstance(targeted, str) and module in targeted:
             return True
-        if isinstance(self.target_modules, str):  # PEFT asks for the layers only where modules are listed
-            return _listed("target_modules", self.target_modules, module)
         layers = self.layers_to_transform
-        return _listed("target_modules", self.target_modules, module) and (layers is None or layer in layers)
+        named = isinstance(targeted, str) or _listed(targeted, module)
+        return named and (layers is None or layer in layers)
+
+    def _by_pattern(self, what: str, table: dict[str, Any], module: str, default: Any) -> Any:
+        """The first entry whose key, as a regex, matches the end of `module` at a dot; as PEFT looks it up."""
+        for key, value in table.items():
+            if self.patterns.match(what, rf"(.*\.)?({key})", module):
+                return value
+        return default
 
 
 def read_config(directory: Path) -> LoraConfig:
@@ -167,28 +218,8 @@ def _check_refused(raw: dict[str, Any]) -> None:
         )
 
 
-def _by_pattern(what: str, table: dict[str, Any], module: str, default: Any) -> Any:
-    """The first entry whose key, as a regex, matches the end of `module` at a dot; as PEFT looks it up."""
-    for key, value in table.items():
-        if _match(what, rf"(.*\.)?({key})$", module):
-            return value
-    return default
-
-
-def _listed(what: str, names: str | tuple[str, ...], module: str) -> bool:
-    if isinstance(names, str):
-        return _match(what, rf"(?:{names})\Z", module)
+def _listed(names: tuple[str, ...], module: str) -> bool:
     return any(module == name or module.endswith(f".{name}") for name in names)
-
-
-def _match(what: str, pattern: str, module: str) -> bool:
-    """Match a foreign regex, with a time limit."""
-    if len(pattern) > MAX_PATTERN:
-        raise AdapterRefused(f"adapter_config.json: a pattern in {what} is longer than {MAX_PATTERN}", param=what)
-    try:
-        return regex.match(pattern, module, timeout=PATTERN_SECONDS) is not None
-    except (regex.error, TimeoutError) as error:
-        raise AdapterRefused(f"adapter_config.json: {what} has a bad pattern: {error}", param=what) from error
 
 
 def _rank(name: str, value: Any) -> int:
@@ -198,8 +229,8 @@ def _rank(name: str, value: Any) -> int:
 
 
 def _number(name: str, value: Any) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-        raise AdapterRefused(f"adapter_config.json: {name} is {value!r}; it must be a number", param=name)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) <= MAX_NUMBER:
+        raise AdapterRefused(f"adapter_config.json: {name} is {value!r}; it must be a number"[:300], param=name)
     return float(value)
 
 

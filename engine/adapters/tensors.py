@@ -19,9 +19,12 @@ from motet.engine.models.config import ModelConfig
 from motet.engine.models.decoder import linear_specs
 from motet.engine.parallel import ShardGroup
 
-MAX_ADAPTER_BYTES = 8 << 30
+HEADER_BYTES = 1 << 20
 
-_NAME = re.compile(r"base_model\.model\.(model\.layers\.(\d+)\.(self_attn|mlp)\.(\w+))\.lora_([AB])\.weight")
+# One spelling for each: a second one would give a module two pairs.
+_NAME = re.compile(r"base_model\.model\.(model\.layers\.(0|[1-9][0-9]{0,5})\.(\w+\.\w+))\.lora_([AB])\.weight")
+_PLACES = ("self_attn", "self_attn", "mlp", "mlp")
+"""Where in a layer the decoder's fused projections are."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +37,24 @@ class LoraPair:
     b: Tensor
 
 
-def read_weights(directory: Path) -> bytes:
-    """The adapter's one safetensors file. Raises AdapterRefused if it is absent, too large, or pickled."""
+def largest_adapter(model: ModelConfig, max_rank: int) -> int:
+    """Bytes of the largest adapter that can be of use: every module at the highest rank, in fp32, and its header."""
+    width = sum(spec.inputs + part.outputs for spec in linear_specs(model) for part in spec.parts)
+    return model.num_layers * width * max_rank * 4 + HEADER_BYTES
+
+
+def read_weights(directory: Path, limit: int) -> bytes:
+    """The adapter's one safetensors file. Raises AdapterRefused if it is absent, over `limit` bytes, or pickled."""
     path = directory / "adapter_model.safetensors"
     if not path.is_file():
         pickled = [name for name in ("adapter_model.bin", "adapter_model.pt") if (directory / name).exists()]
         hint = f"; {pickled[0]} is not read, since unpickling runs code: save with safetensors" if pickled else ""
         raise AdapterRefused(f"the adapter has no adapter_model.safetensors{hint}")
-    if path.stat().st_size > MAX_ADAPTER_BYTES:
-        raise AdapterRefused(f"adapter_model.safetensors is larger than {MAX_ADAPTER_BYTES} bytes")
+    if path.stat().st_size > limit:
+        raise AdapterRefused(
+            f"adapter_model.safetensors is larger than {limit} bytes, which the highest rank that this server takes "
+            "(--max-adapter-rank) comes to"
+        )
     return path.read_bytes()
 
 
@@ -56,34 +68,45 @@ def parse_weights(data: bytes) -> dict[str, Tensor]:
 
 def match_pairs(tensors: dict[str, Tensor], config: LoraConfig, model: ModelConfig, max_rank: int) -> list[LoraPair]:
     """The adapter's pairs, in the model's order. Raises AdapterRefused naming the tensor that does not fit."""
-    modules = {part.name: (spec, part.outputs) for spec in linear_specs(model) for part in spec.parts}
+    modules = {
+        f"{place}.{part.name}": (spec, part)
+        for place, spec in zip(_PLACES, linear_specs(model), strict=True)
+        for part in spec.parts
+    }
     sides: dict[tuple[int, str], dict[str, str]] = {}
     for name in tensors:
         found = _NAME.fullmatch(name)
-        if found is None or found[4] not in modules or int(found[2]) >= model.num_layers:
-            raise AdapterRefused(f"tensor {name} belongs to nothing that this server adapts: {_advice(name, model)}")
+        if found is None or found[3] not in modules or int(found[2]) >= model.num_layers:
+            raise AdapterRefused(
+                f"tensor {name[:200]} belongs to nothing that this server adapts: {_advice(name, model)}"
+            )
         if not config.targets(found[1], int(found[2])):
             raise AdapterRefused(f"tensor {name} is there but adapter_config.json does not target {found[1]}")
-        sides.setdefault((int(found[2]), found[1]), {})[found[5]] = name
+        sides.setdefault((int(found[2]), found[1]), {})[found[4]] = name
     if not sides:
         raise AdapterRefused("the adapter has no LoRA tensors; it would have no effect")
     pairs = []
     for (layer, module), names in sorted(sides.items()):
-        spec, outputs = modules[module.rsplit(".", 1)[1]]
+        spec, part = modules[".".join(module.split(".")[3:])]
         if set(names) != {"A", "B"}:
             raise AdapterRefused(
                 f"tensor {next(iter(names.values()))} has no counterpart; lora_A and lora_B go together"
             )
         rank = config.rank(module)
-        if rank > max_rank:
-            raise AdapterRefused(
-                f"{module} has rank {rank} and this server takes up to {max_rank} (--max-adapter-rank)", param="r"
-            )
+        check_rank(module, rank, max_rank)
         a = _checked(names["A"], tensors, (rank, spec.inputs))
-        b = _checked(names["B"], tensors, (outputs, rank))
-        entry = LoraEntry(layer, module.rsplit(".", 1)[1], rank, config.scale(module))
+        b = _checked(names["B"], tensors, (part.outputs, rank))
+        entry = LoraEntry(layer, part.name, rank, config.scale(module))
         pairs.append(LoraPair(entry, spec, a, b))
     return pairs
+
+
+def check_rank(module: str, rank: int, max_rank: int) -> None:
+    """Raise AdapterRefused if the rank is above the server's limit."""
+    if rank > max_rank:
+        raise AdapterRefused(
+            f"{module} has rank {rank} and this server takes up to {max_rank} (--max-adapter-rank)", param="r"
+        )
 
 
 def shard_pair(pair: LoraPair, group: ShardGroup, dtype: torch.dtype) -> dict[str, Tensor]:

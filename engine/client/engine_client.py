@@ -35,6 +35,9 @@ _decode_state = msgspec.msgpack.Decoder(EngineState).decode
 
 HELLO_SECONDS = 0.2
 
+MAX_ADAPTERS = 4096
+"""Adapters that a client keeps registered; the engine remembers more, so that it knows them all."""
+
 
 class EngineClient:
     """One API process's connection to rank 0, and to the supervisor's word on the engine's health.
@@ -116,10 +119,12 @@ class EngineClient:
 
     async def register(self, adapter: PreparedAdapter) -> None:
         """Make an adapter known to the engine, now and after every restart. Idempotent."""
-        if adapter.fingerprint not in self._adapters:
-            self._adapters[adapter.fingerprint] = adapter
-            if self.ready:
-                await self._send(RegisterAdapter(adapter))
+        known = self._adapters.pop(adapter.fingerprint, None)
+        self._adapters[adapter.fingerprint] = adapter  # last in line to be forgotten
+        if known is None and self.ready:
+            await self._send(RegisterAdapter(adapter))
+        if len(self._adapters) > MAX_ADAPTERS:
+            self._adapters.pop(next(iter(self._adapters)))
 
     async def stats(self) -> EngineStats:
         """The engine's counters. Raises Unavailable when it is not up."""
@@ -127,8 +132,12 @@ class EngineClient:
             raise Unavailable(f"the engine is not ready: {self.reason}")
         answer: asyncio.Future[EngineStats] = asyncio.get_running_loop().create_future()
         self._stats.append(answer)
-        await self._send(AskStats())
-        return await answer
+        try:
+            await self._send(AskStats())
+            return await answer
+        finally:
+            if answer in self._stats:
+                self._stats.remove(answer)
 
     async def _send(self, message: ToEngine) -> None:
         await self._socket.send(self._encoder.encode(message))
@@ -178,6 +187,7 @@ class EngineClient:
                 self.reason = state.reason or "the engine is starting"
                 if state.state == "down":
                     self._up.clear()
+                    self._epoch = ""
                     self._fail_all(self.reason)
 
     def _fail_all(self, reason: str) -> None:

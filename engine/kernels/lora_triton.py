@@ -31,8 +31,8 @@ def shrink(x, a, hidden, tile_slots, tile_rows, pages, ranks, scales, inputs, x_
     if page * 16 >= rank:
         return
     lane = tl.arange(0, 16)
-    rows = tl.load(tile_rows + tile * 16 + lane)
-    rank_rows = tl.load(pages + entry * table + page) * 16 + lane
+    rows = tl.load(tile_rows + tile * 16 + lane).to(tl.int64)
+    rank_rows = (tl.load(pages + entry * table + page) * 16 + lane).to(tl.int64)
     total = tl.zeros((16, 16), dtype=tl.float32)
     for start in range(0, inputs, BLOCK):
         columns = start + tl.arange(0, BLOCK)
@@ -57,7 +57,7 @@ def expand(hidden, b, y, tile_slots, tile_rows, pages, ranks, outputs, y_stride,
     if rank == 0:
         return
     lane = tl.arange(0, 16)
-    rows = tl.load(tile_rows + tile * 16 + lane)
+    rows = tl.load(tile_rows + tile * 16 + lane).to(tl.int64)
     columns = block * BLOCK + tl.arange(0, BLOCK)
     inside = columns < outputs
     total = tl.zeros((16, BLOCK), dtype=tl.float32)
@@ -65,7 +65,7 @@ def expand(hidden, b, y, tile_slots, tile_rows, pages, ranks, outputs, y_stride,
         live = page * 16 + lane < rank
         source = hidden + (tile * 16 + lane)[:, None] * hidden_stride + (page * 16 + lane)[None, :]
         h_tile = tl.load(source, mask=live[None, :], other=0.0)
-        rank_rows = tl.load(pages + entry * table + page) * 16 + lane
+        rank_rows = (tl.load(pages + entry * table + page) * 16 + lane).to(tl.int64)
         b_mask = live[:, None] & inside[None, :]
         b_tile = tl.load(b + rank_rows[:, None] * outputs + columns[None, :], mask=b_mask, other=0.0)
         total = tl.dot(h_tile, b_tile.to(tl.float32), total, input_precision="ieee")

@@ -130,16 +130,15 @@ class LoraPool:
             projection.scales[install.slot, part] = p.scale
 
     def warm_up(self) -> None:
-        """Compile the row kernel for every fused projection, on an empty slot."""
-        if self._device.type != "cpu":
-            return
+        """Compile the kernel for every fused projection, on an empty slot."""
         from motet.engine.lora.apply import apply_lora
 
         batch = lora_batch((LoraChunk(0, 0, 1),), self._device)
         assert batch is not None
         for projection in self.layers[0]:
             width = sum(b.shape[1] for b in projection.b)
-            apply_lora(torch.zeros(1, projection.a[0].shape[1]), torch.zeros(1, width), projection, batch)
+            x, y = (projection.a[0].new_zeros(1, size) for size in (projection.a[0].shape[1], width))
+            apply_lora(x, y, projection, batch)
 
     def clear(self, slot: int) -> None:
         """Empty the slot; between steps."""

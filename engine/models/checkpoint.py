@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from motet.core.errors import StartupError
@@ -22,14 +22,28 @@ def check_safetensors(path: Path) -> None:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, _MAX_HEADER):
-            raise ValueError(f"{path.name} is cut short or not a safetensors file")
+            raise ValueError("the file is cut short, or no safetensors file")
         try:
             header: dict[str, Any] = json.loads(file.read(length))
-            end = max((t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0)
+            end = max((int(t["data_offsets"][1]) for name, t in header.items() if name != "__metadata__"), default=0)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise ValueError(f"{path.name} has a broken safetensors header") from error
+            raise ValueError("its safetensors header is broken") from error
     if size != 8 + length + end:
-        raise ValueError(f"{path.name} is {size} bytes long and its header says {8 + length + end}")
+        raise ValueError(f"the file is {size} bytes long and its header says {8 + length + end}")
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    """The files that the index names, else all. Raises StartupError if there are none, or the index is broken."""
+    index = directory / "model.safetensors.index.json"
+    paths = sorted(directory.glob("*.safetensors"))
+    if index.is_file():
+        try:
+            paths = sorted({directory / name for name in json.loads(index.read_text())["weight_map"].values()})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StartupError(f"{index} cannot be read: {error!r}; download the model again", param="model") from error
+    if not paths:
+        raise StartupError(f"{directory} has no *.safetensors; other weight formats are not read", param="model")
+    return paths
 
 
 class Checkpoint:
@@ -39,18 +53,12 @@ class Checkpoint:
         """Raises StartupError if there are none, or one is cut short."""
         self._dtype, self._device, self._directory = dtype, device, directory
         self._files: dict[str, Any] = {}
-        index = directory / "model.safetensors.index.json"
-        paths = sorted(directory.glob("*.safetensors"))
-        if index.is_file():
-            paths = sorted({directory / name for name in json.loads(index.read_text())["weight_map"].values()})
-        if not paths:
-            raise StartupError(f"{directory} has no *.safetensors; other weight formats are not read", param="model")
-        for path in paths:
+        for path in _weight_files(directory):
             try:
                 check_safetensors(path)
-            except (OSError, ValueError) as error:
-                raise StartupError(f"{directory}: {error}; download the model again", param="model") from error
-            handle = safe_open(str(path), framework="pt")
+                handle = safe_open(str(path), framework="pt")
+            except (OSError, ValueError, SafetensorError) as error:
+                raise StartupError(f"{path}: {error}; download the model again", param="model") from error
             self._files.update((name, handle) for name in list(handle.keys()))
         self._unread = set(self._files)
 

@@ -34,13 +34,17 @@ class Matcher:
         self._matcher.consume_token(token)
         self._check()
 
+    def accepting(self) -> bool:
+        """Whether the text may end here."""
+        return bool(self._matcher.is_accepting())
+
     def complete(self) -> bool:
         """Whether nothing more can come."""
         return bool(self._matcher.is_stopped())
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise InvalidRequest(f"the grammar failed: {self._matcher.get_error()}", param="response_format")
+            raise InvalidRequest(f"the grammar failed: {_reason(self._matcher)}", param="response_format")
 
 
 class GrammarCompiler:
@@ -72,6 +76,13 @@ class GrammarCompiler:
             except ValueError as error:
                 raise InvalidRequest(f"the grammar is not valid: {error}", param="response_format") from error
             if fresh.is_error():
-                raise InvalidRequest(f"the grammar is not valid: {fresh.get_error()}", param="response_format")
+                raise InvalidRequest(f"the grammar is not valid: {_reason(fresh)}", param="response_format")
+            # The first mask is the costly one (a second, for a vast regex): computed here, off the step, and kept.
+            Matcher(fresh.deep_copy(), self._vocab_size).allowed()
             self._compiled[spec] = fresh
         return Matcher(self._compiled[spec].deep_copy(), self._vocab_size)
+
+
+def _reason(matcher: llguidance.LLMatcher) -> str:
+    """What went wrong, without the dump of the parser's state that follows the first line."""
+    return str(matcher.get_error()).partition("\n")[0]

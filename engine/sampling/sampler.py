@@ -53,10 +53,10 @@ class Sampler:
             if p.logit_bias:
                 ids = torch.tensor(list(p.logit_bias), device=logits.device)
                 logits[j, ids] += torch.tensor(list(p.logit_bias.values()), device=logits.device)
-            if len(rows[j].output) < p.min_tokens and p.ending_ids():
-                logits[j, list(p.ending_ids())] = -torch.inf
+            if len(rows[j].output) < p.min_tokens:
+                logits[j, [id for id in p.ending_ids() if id < self.vocab_size]] = -torch.inf
         for j, mask in masks.items():
-            logits[j].masked_fill_(~mask, -torch.inf)
+            logits[j].masked_fill_(~mask.to(logits.device), -torch.inf)
         tokens = _choose(logits, params, [len(row.output) for row in rows])
         chosen: list[Choice] = []
         for j, (row, token) in enumerate(zip(rows, tokens, strict=True)):

@@ -1,0 +1,6 @@
+"""What is asked of the server and of the baseline alike."""
+
+from __future__ import annotations
+
+ADAPTERS = tuple(f"adapter-{i}" for i in range(8))
+PROMPT_TOKENS = OUTPUT_TOKENS = 64

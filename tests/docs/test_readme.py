@@ -1,0 +1,49 @@
+"""README's snippets, run as they are printed (but for the address) against a real server."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from docs.pages import fences
+
+PRINTED = "http://127.0.0.1:8080"
+CURL = [
+    pytest.param(name, number, id=f"{name}-{number}")
+    for name in ("README.md", "docs/quickstart.md", "docs/api.md")
+    for number, fence in enumerate(fences(name, "bash"))
+    if fence.text.startswith("curl ")
+]
+PYTHON = [fence.text for fence in fences("README.md", "python")]
+
+
+@pytest.mark.parametrize(("name", "number"), CURL)
+def test_curl(name: str, number: int, server_url: str) -> None:
+    command = fences(name, "bash")[number].text
+    assert PRINTED in command
+    done = subprocess.run(
+        ["bash", "-c", command.replace(PRINTED, server_url)], capture_output=True, text=True, timeout=300, check=True
+    )
+    answer = json.loads(done.stdout)
+    assert "error" not in answer, answer
+    content = answer["choices"][0]["message"]["content"]
+    assert content.strip()
+    if "response_format" in command:
+        assert {"name", "age"} == set(json.loads(content))
+
+
+@pytest.mark.parametrize("number", range(len(PYTHON)))
+def test_python(number: int, server_url: str) -> None:
+    code = PYTHON[number]
+    assert PRINTED in code
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace(PRINTED, server_url)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    voices = re.search(r"map\(ask, \(([^)]*)\)", code)
+    for voice in re.findall(r'"([^"]+)"', voices[1]) if voices else ():
+        assert re.search(rf"^{voice}: .", done.stdout, re.MULTILINE), voice

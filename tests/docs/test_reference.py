@@ -1,0 +1,155 @@
+"""The reference pages' tables are what the code says: settings, fields, errors, limits, PEFT's config, messages."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+from collections.abc import Iterator
+
+import pytest
+from docs.pages import ROOT, read, section, table
+
+from motet.api import grammar, schemas, unsupported
+from motet.api.adapter_names import MAX_NAME
+from motet.api.openapi import openapi_document
+from motet.core import errors, sampling, templates
+from motet.core.settings import Settings, flag
+from motet.engine.adapters import peft_config
+from motet.engine.client import template_renderer, template_worker
+from motet.plugins.output_formats import MAX_SCHEMA_BYTES
+
+
+def words(cell: str) -> list[str]:
+    """What stands between backticks in a cell."""
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def shown_default(setting: dataclasses.Field[object]) -> str:
+    """A default as the settings page writes it."""
+    empty = setting.default in ("", dataclasses.MISSING)
+    return "" if empty else f"`{setting.default}`"
+
+
+def test_settings_page_is_the_settings() -> None:
+    expected = [
+        [f"`{flag(s.name)}`", f"`MOTET_{s.name.upper()}`", f"`{s.name}`", shown_default(s)]
+        for s in dataclasses.fields(Settings)
+    ]
+    assert [row[:4] for row in table(read("docs/settings.md"))] == expected
+
+
+def test_settings_page_gives_choices_and_limits() -> None:
+    meanings = {row[2].strip("`"): row[4] for row in table(read("docs/settings.md"))}
+    missing = []
+    for setting in dataclasses.fields(Settings):
+        meaning = meanings[setting.name]
+        missing += [f"{setting.name}: {c}" for c in setting.metadata.get("choices", ()) if f"`{c}`" not in meaning]
+        if setting.metadata.get("low") and "high" in setting.metadata:
+            limits = f"{setting.metadata['low']} to {setting.metadata['high']}"
+            missing += [] if limits in meaning else [f"{setting.name}: {limits}"]
+    assert missing == []
+
+
+def test_api_page_has_every_route() -> None:
+    routes = [f"{m.upper()} {path}" for path, methods in openapi_document()["paths"].items() for m in methods]
+    assert [words(row[0])[0] for row in table(section("docs/api.md", "Routes"))] == routes
+
+
+def test_api_page_has_every_request_field() -> None:
+    chat, completion = set(schemas.ChatRequest.__struct_fields__), set(schemas.CompletionRequest.__struct_fields__)
+    places = dict.fromkeys(chat & completion, "both")
+    places |= dict.fromkeys(chat - completion, "chat") | dict.fromkeys(completion - chat, "completions")
+    assert {row[0].strip("`"): row[1] for row in table(section("docs/api.md", "Request fields"))} == places
+
+
+def test_api_page_has_every_refused_field() -> None:
+    both = {name for name in unsupported.CHAT if unsupported.COMPLETIONS.get(name) == unsupported.CHAT[name]}
+    expected = {
+        "both": both | {"best_of"},
+        "chat": set(unsupported.CHAT) - both,
+        "completions": set(unsupported.COMPLETIONS) - both,
+        "a message": set(unsupported.MESSAGE),
+    }
+    rows = table(section("docs/api.md", "Refused fields"))
+    assert {row[0]: set(words(row[1])) - {"n"} for row in rows} == expected
+
+
+def error_kinds(root: type[errors.MotetError]) -> Iterator[type[errors.MotetError]]:
+    """`root` and everything below it."""
+    yield root
+    for kind in root.__subclasses__():
+        yield from error_kinds(kind)
+
+
+def test_api_page_has_every_kind_of_error() -> None:
+    kinds = {(str(k.status), k.code, k.type) for k in error_kinds(errors.MotetError) if k.code != "startup_error"}
+    rows = table(section("docs/api.md", "Errors"))
+    assert {(row[0], row[1].strip("`"), row[2].strip("`")) for row in rows} == kinds
+
+
+def test_api_page_has_every_exact_code() -> None:
+    sources = "".join(
+        path.read_text() for folder in ("api", "plugins", "engine") for path in (ROOT / folder).rglob("*.py")
+    )
+    given = set(re.findall(r'code="([a-z_]+)"', sources)) | set(re.findall(r'code = "([a-z_]+)"', sources))
+    page = section("docs/api.md", "Errors")
+    exact = {code for row in table(page.partition("More exact codes")[2]) for code in words(row[1])}
+    kinds = {kind.code for kind in error_kinds(errors.MotetError)}
+    assert exact == given - kinds
+
+
+LIMITS = {
+    "choices in one request (prompts × `n`)": f"{schemas.MAX_CHOICES}",
+    "stop strings": f"{schemas.MAX_STOP_STRINGS} of {schemas.MAX_STOP_CHARACTERS} characters",
+    "stop token ids": f"{schemas.MAX_STOP_TOKEN_IDS}",
+    "entries in `logit_bias`": f"{sampling.MAX_LOGIT_BIAS}",
+    "`top_logprobs`": f"{sampling.MAX_TOP_LOGPROBS}",
+    "characters of a model's name": f"{MAX_NAME}",
+    "characters of a grammar, and seconds to compile it": f"{grammar.MAX_GRAMMAR_CHARACTERS}, {grammar.MAX_SECONDS:g}",
+    "bytes of a JSON schema": f"{MAX_SCHEMA_BYTES}",
+    "bytes of a chat template, and seconds to render it": f"{templates.MAX_TEMPLATE_BYTES}, "
+    f"{template_renderer._SECONDS:g}",
+    "bytes of a rendered prompt": f"{template_worker.MAX_OUTPUT_BYTES}",
+}
+
+
+def test_api_page_gives_the_limits() -> None:
+    assert dict(table(section("docs/api.md", "Limits"))) == LIMITS
+
+
+@pytest.mark.parametrize(
+    ("title", "fields"),
+    [
+        ("**Neutral**", peft_config.NEUTRAL),
+        ("**Honoured**", peft_config.HONOURED),
+        ("**Refused**", peft_config.REFUSED),
+    ],
+)
+def test_adapters_page_is_pefts_tables(title: str, fields: set[str]) -> None:
+    page = section("docs/adapters.md", "PEFT's config, field by field")
+    rows = table(page[page.index(title) :])
+    assert [row[0].strip("`") for row in rows] == sorted(fields, key=[row[0].strip("`") for row in rows].index)
+    assert len(rows) == len(fields)
+
+
+def messages() -> str:
+    """Every text constant of the sources, one a line; a value that is filled in is written …."""
+    texts = []
+    for folder in ("core", "plugins", "engine", "api"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.JoinedStr):
+                    parts = (p.value if isinstance(p, ast.Constant) else "…" for p in node.values)
+                    texts.append("".join(map(str, parts)))
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    texts.append(node.value)
+    return "\n".join(texts)
+
+
+def test_troubleshooting_quotes_real_messages() -> None:
+    known = messages()
+    invented = []
+    for row in table(read("docs/troubleshooting.md")):
+        invented += [piece for piece in words(row[0])[0].split("…") if piece.strip() not in known]
+    assert invented == []

@@ -1,0 +1,153 @@
+"""CPU attention over scattered pages against dense attention, for any way of cutting a prompt into chunks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from motet.engine.context import forward_context
+from motet.engine.layers.attention import CacheShape, CpuAttention, attention_backend
+from motet.engine.plan import SequencePlan, StepPlan
+
+BLOCKS, BLOCK_SIZE = 64, 4
+SHAPES = [(4, 4, 8), (6, 2, 5), (9, 3, 16), (5, 1, 32)]
+
+
+@dataclass
+class Text:
+    """One sequence: the fused projections of all its tokens [n, (H + 2 KV) D], its blocks, and what is computed."""
+
+    qkv: Tensor
+    blocks: list[int]
+    done: int = 0
+    outputs: list[Tensor] = field(default_factory=list)
+
+
+class Batch:
+    """Sequences over one cache whose blocks are handed out in random order."""
+
+    def __init__(self, shape: tuple[int, int, int], lengths: list[int], seed: int = 0) -> None:
+        self.heads, self.kv_heads, self.size = shape
+        rng = np.random.default_rng(seed)
+        free = rng.permutation(BLOCKS).tolist()
+        width = (self.heads + 2 * self.kv_heads) * self.size
+        self.texts = [
+            Text(
+                torch.from_numpy(rng.normal(size=(n, width)).astype(np.float32)),
+                [free.pop() for _ in range(-(-n // BLOCK_SIZE))],
+            )
+            for n in lengths
+        ]
+        cache = CacheShape(1, BLOCKS, BLOCK_SIZE, self.heads, self.kv_heads, self.size)
+        backend = attention_backend(cache, torch.device("cpu"), torch.float32)
+        assert isinstance(backend, CpuAttention)
+        self.attention = backend
+
+    def step(self, counts: dict[int, int], window: int) -> None:
+        """Compute the next `counts[i]` tokens of each text i, single tokens first as plans have them."""
+        order = sorted(counts, key=lambda i: counts[i] > 1)
+        plans, rows = [], []
+        for i in order:
+            text, count = self.texts[i], counts[i]
+            end = text.done + count
+            table = tuple(text.blocks[: -(-end // BLOCK_SIZE)])
+            plans.append(SequencePlan((0,) * count, text.done, table, end == len(text.qkv)))
+            rows.append(text.qkv[text.done : end])
+        context = forward_context(StepPlan("", 0, tuple(plans), ()), BLOCK_SIZE, torch.device("cpu"))
+        out = self.attention(0, window, torch.cat(rows), context)
+        for i, part in zip(order, out.split([counts[i] for i in order]), strict=True):
+            self.texts[i].outputs.append(part)
+            self.texts[i].done += counts[i]
+
+    def dense(self, text: Text, window: int) -> Tensor:
+        """PyTorch's attention over the whole sequence at once: [n, H D]."""
+        n = len(text.qkv)
+        parts = text.qkv.unflatten(1, (self.heads + 2 * self.kv_heads, self.size)).transpose(0, 1)
+        query, key, value = parts.split((self.heads, self.kv_heads, self.kv_heads))
+        i, j = torch.arange(n)[:, None], torch.arange(n)[None, :]
+        mask = (j <= i) & (j > i - window) if window else j <= i
+        result = F.scaled_dot_product_attention(query[None], key[None], value[None], mask, enable_gqa=True)
+        return result[0].transpose(0, 1).flatten(1)
+
+    def check(self, window: int) -> None:
+        """Every text's outputs are the dense ones."""
+        for text in self.texts:
+            expected = self.dense(text, window)[: text.done]
+            torch.testing.assert_close(torch.cat(text.outputs), expected, rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    shape=st.sampled_from(SHAPES),
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5),
+    window=st.sampled_from((0, 0, 1, 3, 9, 100)),
+    seed=st.integers(0, 2**32),
+    data=st.data(),
+)
+def test_any_chunking_equals_dense_attention(
+    shape: tuple[int, int, int], lengths: list[int], window: int, seed: int, data: st.DataObject
+) -> None:
+    batch = Batch(shape, lengths, seed)
+    while any(text.done < len(text.qkv) for text in batch.texts):
+        left = {i: len(t.qkv) - t.done for i, t in enumerate(batch.texts) if t.done < len(t.qkv)}
+        some = data.draw(st.sets(st.sampled_from(sorted(left)), min_size=1))
+        batch.step({i: min(left[i], data.draw(st.sampled_from((1, 1, 2, 5, 40)))) for i in some}, window)
+    batch.check(window)
+
+
+@pytest.mark.parametrize("window", [0, 6])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_decode_token_has_the_same_bits_alone_and_in_company(shape: tuple[int, int, int], window: int) -> None:
+    """The caches are equal before the last step; only the company differs."""
+    lengths = [1, 4, 5, 17, 33]
+    together, alone = Batch(shape, lengths), Batch(shape, lengths)
+    for batch in (together, alone):
+        for i, length in enumerate(lengths):
+            if length > 1:
+                batch.step({i: length - 1}, window)
+    together.step(dict.fromkeys(range(len(lengths)), 1), window)
+    for i in reversed(range(len(lengths))):
+        alone.step({i: 1}, window)
+        assert torch.equal(together.texts[i].outputs[-1], alone.texts[i].outputs[-1])
+    together.check(window)
+
+
+def test_other_sequences_blocks_are_left_alone() -> None:
+    """A chunk that ends inside a block writes nothing into its rest, nor anywhere else."""
+    batch = Batch((2, 1, 4), [6, 9])
+    for cache in (batch.attention._keys, batch.attention._values):
+        cache.fill_(7.0)
+    batch.step({0: 6}, 0)
+    mine = set(batch.texts[0].blocks)
+    for cache in (batch.attention._keys, batch.attention._values):
+        assert all(bool((cache[0, b] == 7.0).all()) for b in range(BLOCKS) if b not in mine)
+        assert bool((cache[0, batch.texts[0].blocks[1], :, 2:] == 7.0).all())
+
+
+def test_context_of_a_plan() -> None:
+    """The tensors that a plan becomes, by hand: two decodes, then a chunk over a block's edge."""
+    plan = StepPlan(
+        "",
+        0,
+        (
+            SequencePlan((9,), 4, (3, 5), True),
+            SequencePlan((8,), 0, (2,), False),
+            SequencePlan((1, 2, 3), 3, (7, 1), True),
+        ),
+        (),
+    )
+    context = forward_context(plan, 4, torch.device("cpu"))
+    assert context.positions.tolist() == [4, 0, 3, 4, 5]
+    assert context.cache_rows.tolist() == [5 * 4, 2 * 4, 7 * 4 + 3, 1 * 4, 1 * 4 + 1]
+    assert context.tables.tolist() == [[3, 5], [2, 0], [7, 1]]
+    assert context.lengths.tolist() == [5, 1, 6]
+    assert context.query_starts.tolist() == [0, 1, 2, 5]
+    assert context.sample_rows.tolist() == [0, 4]
+    assert (context.decodes, context.spans, context.lora) == (2, ((4, 1), (0, 1), (3, 3)), None)

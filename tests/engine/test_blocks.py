@@ -1,0 +1,88 @@
+"""The block pool: every block is free or in one table, growing is all or nothing, and the last freed comes first."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from motet.engine.blocks import BlockPool
+
+
+class Pool(RuleBasedStateMachine):
+    """Tables grow and are released in any order."""
+
+    @initialize(total=st.integers(0, 12), size=st.integers(1, 5))
+    def make(self, total: int, size: int) -> None:
+        self.pool = BlockPool(total, size)
+        self.tables: list[list[int]] = [[] for _ in range(5)]
+
+    @rule(table=st.integers(0, 4), tokens=st.integers(0, 30))
+    def grow(self, table: int, tokens: int) -> None:
+        blocks = self.tables[table]
+        before, free = list(blocks), self.pool.free
+        missing = max(0, -(-tokens // self.pool.block_size) - len(blocks))
+        grown = self.pool.grow(blocks, tokens)
+        assert grown == (missing <= free)
+        assert blocks[: len(before)] == before, "blocks that hold tokens stay where they are"
+        assert len(blocks) == len(before) + (missing if grown else 0)
+
+    @rule(table=st.integers(0, 4))
+    def release(self, table: int) -> None:
+        self.pool.release(self.tables[table])
+        assert self.tables[table] == []
+
+    @invariant()
+    def nothing_is_lost(self) -> None:
+        if hasattr(self, "pool"):
+            self.pool.check_integrity(self.tables)
+            assert self.pool.free + sum(map(len, self.tables)) == self.pool.total
+
+    def teardown(self) -> None:
+        for table in self.tables if hasattr(self, "pool") else ():
+            self.pool.release(table)
+        if hasattr(self, "pool"):
+            assert self.pool.free == self.pool.total
+
+
+Pool.TestCase.settings = settings(max_examples=80, deadline=None)
+TestPool = Pool.TestCase
+
+
+@given(st.integers(0, 10_000), st.integers(1, 64))
+def test_needed_is_the_least_that_holds(tokens: int, size: int) -> None:
+    needed = BlockPool(1, size).needed(tokens)
+    assert needed * size >= tokens
+    assert needed == 0 or (needed - 1) * size < tokens
+
+
+def test_block_freed_last_is_used_next() -> None:
+    pool = BlockPool(8, 1)
+    table: list[int] = []
+    pool.grow(table, 3)
+    used = list(table)
+    pool.release(table)
+    pool.grow(table, 3)
+    assert sorted(table) == sorted(used)
+
+
+def test_releasing_twice_is_noticed() -> None:
+    pool = BlockPool(2, 1)
+    table: list[int] = []
+    pool.grow(table, 2)
+    copy = list(table)
+    pool.release(table)
+    with pytest.raises(AssertionError, match="released twice"):
+        pool.release(copy)
+
+
+@pytest.mark.parametrize(
+    ("tables", "complaint"),
+    [([[0], [0]], "in two tables"), ([[0]], "lost"), ([[0, 1, 2]], "held and free")],
+)
+def test_integrity_check_finds_what_is_wrong(tables: list[list[int]], complaint: str) -> None:
+    pool = BlockPool(3, 1)
+    pool.grow([], 2)  # blocks 0 and 1 are out
+    with pytest.raises(AssertionError, match=complaint):
+        pool.check_integrity(tables)

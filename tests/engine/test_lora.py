@@ -1,0 +1,236 @@
+"""The segmented LoRA product against its definition, in pools whose pages lie anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from motet.engine.lora.apply import apply_lora, apply_reference
+from motet.engine.lora.batch import LONG_CHUNK, lora_batch
+from motet.engine.lora.pool import LoraPool, ModuleShape, PoolSize, page_bytes
+from motet.engine.plan import InstallAdapter, LoraChunk, Placement
+from motet.engine.slots import PAGE_ROWS, pages_for
+
+RANKS = (1, 3, 4, 8, 12, 16, 17, 64)
+LAYERS = 2
+CPU = torch.device("cpu")
+
+# Fused projections as a decoder has them: three parts, one part, two parts; sizes that nothing divides.
+FUSED = (
+    (ModuleShape("q_proj", 37, 24), ModuleShape("k_proj", 37, 9), ModuleShape("v_proj", 37, 9)),
+    (ModuleShape("o_proj", 24, 37),),
+    (ModuleShape("gate_proj", 37, 53), ModuleShape("up_proj", 37, 53)),
+)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One module's LoRA in full."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+
+
+class World:
+    """A pool with some adapters installed, and the same adapters as plain matrices."""
+
+    def __init__(self, seed: int, slots: int, pages: int = 64, max_rank: int = 64) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.pool = LoraPool(FUSED, PoolSize(LAYERS, slots, pages, max_rank), CPU, torch.float32)
+        for part in (part for parts in FUSED for part in parts):
+            self.pool.copy(self._garbage(part, pages), self._garbage_tensors(part, pages))
+        self.pairs: dict[tuple[int, int, str], Pair] = {}
+        # Page numbers are handed out in random order, so that an adapter's rank rows are scattered.
+        self.free = {p.name: self.rng.permutation(pages).tolist() for parts in FUSED for p in parts}
+
+    def random(self, *shape: int) -> Tensor:
+        """Normal numbers that keep products near 1."""
+        return torch.from_numpy(self.rng.normal(size=shape).astype(np.float32)) / shape[-1] ** 0.5
+
+    def install(self, slot: int, ranks: dict[tuple[int, str], int]) -> InstallAdapter:
+        """Put an adapter with these ranks (by layer and module) into a slot."""
+        placements, tensors = [], {}
+        for (layer, module), rank in ranks.items():
+            shape = next(p for parts in FUSED for p in parts if p.name == module)
+            pair = Pair(
+                self.random(rank, shape.inputs), self.random(rank, shape.outputs), float(self.rng.uniform(0.1, 4))
+            )
+            pages = tuple(self.free[module].pop() for _ in range(pages_for(rank)))
+            placements.append(Placement(layer, module, pages, rank, pair.scale))
+            tensors[f"{layer}.{module}.A"], tensors[f"{layer}.{module}.B"] = pair.a, pair.b
+            self.pairs[slot, layer, module] = pair
+        command = InstallAdapter(slot, f"adapter {slot}", (), tuple(placements))
+        self.pool.copy(command, tensors)
+        self.pool.point(command)
+        return command
+
+    def expected(self, x: Tensor, y: Tensor, place: tuple[int, int], chunks: Sequence[LoraChunk]) -> Tensor:
+        """The definition: y += scale * (x A) B for each run of rows, in fp64."""
+        result = y.double()
+        for chunk in chunks:
+            rows, column = slice(chunk.start, chunk.start + chunk.length), 0
+            for part in FUSED[place[1]]:
+                if pair := self.pairs.get((chunk.slot, place[0], part.name)):
+                    delta = x[rows].double() @ pair.a.double().T @ pair.b.double() * pair.scale
+                    result[rows, column : column + part.outputs] += delta
+                column += part.outputs
+        return result.float()
+
+    def apply(self, x: Tensor, y: Tensor, place: tuple[int, int], chunks: Sequence[LoraChunk]) -> Tensor:
+        """The operation under test, on a copy."""
+        layer, fused = place
+        out = y.clone()
+        batch = lora_batch(tuple(chunks), CPU)
+        if batch is not None:
+            apply_lora(x, out, self.pool.layers[layer][fused], batch)
+        return out
+
+    def _garbage(self, part: ModuleShape, pages: int) -> InstallAdapter:
+        place = Placement(0, part.name, tuple(range(pages)), pages * PAGE_ROWS, 1.0)
+        return InstallAdapter(0, "", (), (place,))
+
+    def _garbage_tensors(self, part: ModuleShape, pages: int) -> dict[str, Tensor]:
+        """What other adapters left behind: rows that must never be read."""
+        rows = pages * PAGE_ROWS
+        return {
+            f"0.{part.name}.A": torch.full((rows, part.inputs), torch.nan),
+            f"0.{part.name}.B": torch.full((rows, part.outputs), torch.nan),
+        }
+
+
+def full(rank: int) -> dict[tuple[int, str], int]:
+    """The same rank everywhere."""
+    return {(layer, part.name): rank for layer in range(LAYERS) for parts in FUSED for part in parts}
+
+
+def layout(lengths: Sequence[tuple[int | None, int]]) -> tuple[list[LoraChunk], int]:
+    """Chunks for (slot, length) runs one after the other, None for base rows; and the number of rows."""
+    chunks, start = [], 0
+    for slot, length in lengths:
+        if slot is not None:
+            chunks.append(LoraChunk(slot, start, length))
+        start += length
+    return chunks, start
+
+
+@pytest.mark.parametrize("rank", RANKS)
+@pytest.mark.parametrize("fused", range(len(FUSED)))
+def test_each_rank_alone(rank: int, fused: int) -> None:
+    world = World(rank, slots=2)
+    world.install(1, full(rank))
+    chunks, rows = layout([(None, 2), (1, 1), (1, LONG_CHUNK - 1), (1, LONG_CHUNK), (None, 1), (1, 40)])
+    x = world.random(rows, FUSED[fused][0].inputs)
+    y = world.random(rows, sum(p.outputs for p in FUSED[fused]))
+    for layer in range(LAYERS):
+        out = world.apply(x, y, (layer, fused), chunks)
+        torch.testing.assert_close(out, world.expected(x, y, (layer, fused), chunks), rtol=1e-5, atol=1e-5)
+
+
+SLOTS = 4
+RUNS = st.lists(
+    st.tuples(st.none() | st.integers(0, SLOTS - 1), st.sampled_from((1, 1, 2, 15, 16, 33))), min_size=1, max_size=12
+)
+SOME_RANKS = st.dictionaries(
+    st.tuples(st.integers(0, LAYERS - 1), st.sampled_from([p.name for parts in FUSED for p in parts])),
+    st.sampled_from(RANKS),
+    min_size=1,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    adapters=st.lists(SOME_RANKS, min_size=SLOTS, max_size=SLOTS),
+    runs=RUNS,
+    place=st.tuples(st.integers(0, LAYERS - 1), st.integers(0, len(FUSED) - 1)),
+)
+def test_any_mix(
+    seed: int, adapters: list[dict[tuple[int, str], int]], runs: list[tuple[int | None, int]], place: tuple[int, int]
+) -> None:
+    """Mixed ranks with absent parts, base rows between, several chunks of one slot; rows alone as in company."""
+    world = World(seed, SLOTS)
+    for slot, ranks in enumerate(adapters):
+        world.install(slot, ranks)
+    chunks, rows = layout(runs)
+    parts = FUSED[place[1]]
+    x, y = world.random(rows, parts[0].inputs), world.random(rows, sum(p.outputs for p in parts))
+    out = world.apply(x, y, place, chunks)
+    torch.testing.assert_close(out, world.expected(x, y, place, chunks), rtol=1e-5, atol=1e-5)
+
+    reference = y.clone()
+    apply_reference(x, reference, world.pool.layers[place[0]][place[1]], tuple(chunks))
+    torch.testing.assert_close(out, reference, rtol=1e-5, atol=1e-5)
+
+    covered = {row: c for c in chunks for row in range(c.start, c.start + c.length)}
+    for row in range(rows):
+        if row not in covered:
+            assert torch.equal(out[row], y[row]), "a base row is touched"
+        elif covered[row].length == 1:
+            one = slice(row, row + 1)
+            alone = world.apply(x[one].clone(), y[one], place, [LoraChunk(covered[row].slot, 0, 1)])
+            assert torch.equal(alone[0], out[row]), "a decode row sees its neighbours"
+
+
+def test_columns_of_absent_parts_keep_their_bits() -> None:
+    world = World(0, slots=1)
+    world.install(0, {(0, "k_proj"): 8})
+    x, y = world.random(20, 37), world.random(20, 42)
+    for lengths in ([(0, 20)], [(0, 1)] * 20):
+        chunks, _ = layout(lengths)
+        out = world.apply(x, y, (0, 0), chunks)
+        assert torch.equal(out[:, :24], y[:, :24])
+        assert torch.equal(out[:, 33:], y[:, 33:])
+        assert not torch.equal(out[:, 24:33], y[:, 24:33])
+        assert torch.equal(world.apply(x, y, (1, 0), chunks), y), "the other layer has nothing"
+
+
+def test_cleared_and_refilled_slots() -> None:
+    world = World(0, slots=2)
+    world.install(0, full(17))
+    neighbour = world.install(1, full(4))
+    x, y = world.random(3, 37), world.random(3, 42)
+    chunks = [LoraChunk(0, 0, 1), LoraChunk(1, 1, 1)]
+    both = world.apply(x, y, (0, 0), chunks)
+    world.pool.clear(0)
+    cleared = world.apply(x, y, (0, 0), chunks)
+    assert torch.equal(cleared[0], y[0])
+    assert torch.equal(cleared[1], both[1])
+    for key in [key for key in world.pairs if key[0] == 0]:
+        del world.pairs[key]
+    world.install(0, {(0, "q_proj"): 3})
+    torch.testing.assert_close(world.apply(x, y, (0, 0), chunks), world.expected(x, y, (0, 0), chunks))
+    world.pool.point(neighbour)
+    torch.testing.assert_close(world.apply(x, y, (0, 0), chunks), world.expected(x, y, (0, 0), chunks))
+
+
+def test_batch_separates_long_chunks_from_single_rows() -> None:
+    chunks = (LoraChunk(3, 0, 1), LoraChunk(1, 2, LONG_CHUNK), LoraChunk(0, 40, 2))
+    batch = lora_batch(chunks, CPU)
+    assert batch is not None
+    assert batch.long == (chunks[1],)
+    assert batch.rows.tolist() == [0, 40, 41]
+    assert batch.slots.tolist() == [3, 0, 0]
+    assert lora_batch((), CPU) is None
+
+
+def test_tensors_of_another_shape_are_not_installed() -> None:
+    world = World(0, slots=1)
+    command = InstallAdapter(0, "", (), (Placement(0, "q_proj", (0,), 8, 1.0),))
+    with pytest.raises((RuntimeError, IndexError, ValueError)):
+        world.pool.copy(command, {"0.q_proj.A": torch.zeros(7, 37), "0.q_proj.B": torch.zeros(8, 24)})
+
+
+def test_page_bytes_are_what_the_pools_take() -> None:
+    pages = 5
+    pool = LoraPool(FUSED, PoolSize(LAYERS, 1, pages, 16), CPU, torch.float32)
+    seen = {t.data_ptr(): t.nbytes for projection in pool.layers[0] for t in (*projection.a, *projection.b)}
+    assert sum(seen.values()) == pages * page_bytes(FUSED, 4)
+    pool.warm_up()

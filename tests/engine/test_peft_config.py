@@ -1,0 +1,292 @@
+"""adapter_config.json: every field of PEFT's is decided on, and what is honoured is computed as PEFT computes it."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.other import get_pattern_key
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from motet.core.errors import AdapterRefused
+from motet.engine.adapters import peft_config
+from motet.engine.adapters.peft_config import HONOURED, NEUTRAL, REFUSED, LoraConfig, parse_config, read_config
+
+PLAIN: dict[str, Any] = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
+
+# What each refused field looks like when it is in use.
+IN_USE: dict[str, Any] = {
+    "alora_invocation_tokens": [1, 2],
+    "arrow_config": {"top_k": 3},
+    "bias": "all",
+    "kasa_config": {"beta": 1e-4},
+    "layer_replication": [[0, 4], [2, 5]],
+    "lora_bias": True,
+    "modules_to_save": ["lm_head"],
+    "monteclora_config": {"num_samples": 4},
+    "target_parameters": ["mlp.experts.gate_up_proj"],
+    "trainable_token_indices": [7],
+    "use_bdlora": {"nblocks": 2},
+    "use_dora": True,
+    "use_qalora": True,
+    "velora_config": {"num_groups": 64},
+}
+
+
+def config(**changes: Any) -> LoraConfig:
+    """A plain config with some fields changed."""
+    return parse_config(PLAIN | changes)
+
+
+def refusal(**changes: Any) -> AdapterRefused:
+    """How a config is refused."""
+    with pytest.raises(AdapterRefused) as caught:
+        config(**changes)
+    return caught.value
+
+
+def test_every_field_of_the_installed_peft_is_in_one_table() -> None:
+    """Fails when PEFT adds a field: decide whether it is neutral, honoured or refused."""
+    tables = [*NEUTRAL, *HONOURED, *REFUSED]
+    assert len(tables) == len(set(tables)), "a field is in two tables"
+    # PEFT leaves runtime_config out of what it saves; older versions wrote it.
+    assert set(tables) - {"runtime_config"} == set(peft.LoraConfig().to_dict())
+
+
+def test_what_peft_saves_by_default_is_taken(tmp_path: Path) -> None:
+    peft.LoraConfig(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM").save_pretrained(str(tmp_path))
+    parsed = read_config(tmp_path)
+    assert (parsed.r, parsed.lora_alpha, parsed.use_rslora) == (8, 8.0, False)
+    assert sorted(parsed.target_modules) == ["q_proj", "v_proj"]
+
+
+def test_refused_fields_are_all_tried() -> None:
+    assert set(IN_USE) == {name for name, reason in REFUSED.items() if reason}
+
+
+@pytest.mark.parametrize("name", IN_USE)
+def test_fields_in_use_are_refused_by_name(name: str) -> None:
+    error = refusal(**{name: IN_USE[name]})
+    assert (error.param, error.status) == (name, 422)
+    assert name in error.message
+    empty = "none" if name == "bias" else type(IN_USE[name])()
+    assert config(**{name: empty}) == config(**{name: None}) == config()
+
+
+@pytest.mark.parametrize("name", sorted(name for name, reason in REFUSED.items() if not reason))
+def test_settings_of_how_training_began_pass(name: str) -> None:
+    assert config(**{name: {"any": 1}}) == config()
+
+
+@pytest.mark.parametrize("value", ["x", 1, [0], {"a": 1}, True])
+def test_unknown_fields_must_be_empty(value: Any) -> None:
+    assert refusal(a_field_from_the_future=value).param == "a_field_from_the_future"
+    assert config(a_field_from_the_future=type(value)()) == config()
+
+
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_16", "olora", "corda", "loftq", "lora_ga", "new", None, 3, [1]])
+def test_initialisations_that_change_the_base(init: Any) -> None:
+    assert refusal(init_lora_weights=init).param == "init_lora_weights"
+
+
+@pytest.mark.parametrize("init", [True, False, "gaussian", "eva", "orthogonal"])
+def test_plain_initialisations(init: Any) -> None:
+    assert config(init_lora_weights=init) == config()
+
+
+@pytest.mark.parametrize("name", sorted(NEUTRAL - {"peft_type"}))
+def test_neutral_fields_change_nothing(name: str) -> None:
+    assert config(**{name: "anything"}) == config()
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"r": 0}, "r"),
+        ({"r": "8"}, "r"),
+        ({"r": True}, "r"),
+        ({"r": None}, "r"),
+        ({"r": 2.0}, "r"),
+        ({"lora_alpha": "x"}, "lora_alpha"),
+        ({"lora_alpha": float("nan")}, "lora_alpha"),
+        ({"lora_alpha": float("inf")}, "lora_alpha"),
+        ({"lora_alpha": 10**400}, "lora_alpha"),
+        ({"rank_pattern": {"q_proj": -1}}, "rank_pattern['q_proj']"),
+        ({"rank_pattern": [1]}, "rank_pattern"),
+        ({"alpha_pattern": {"q_proj": None}}, "alpha_pattern['q_proj']"),
+        ({"alpha_pattern": {str(i): 1 for i in range(10_001)}}, "alpha_pattern"),
+        ({"target_modules": [1]}, "target_modules"),
+        ({"target_modules": {"q_proj": 1}}, "target_modules"),
+        ({"exclude_modules": 3}, "exclude_modules"),
+        ({"layers_to_transform": ["1"]}, "layers_to_transform"),
+        ({"layers_to_transform": 1.5}, "layers_to_transform"),
+    ],
+)
+def test_wrong_values_are_named(changes: dict[str, Any], param: str) -> None:
+    error = refusal(**changes)
+    assert error.param == param
+    assert len(error.message) < 400
+
+
+@pytest.mark.parametrize(
+    "changes", [{"target_modules": None}, {"target_modules": []}, {"peft_type": "IA3"}, {"use_rslora": 1}]
+)
+def test_what_is_no_lora_is_refused(changes: dict[str, Any]) -> None:
+    assert next(iter(changes)) in refusal(**changes).message
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (None, "no readable"),
+        (b"{", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[1]", "not a JSON object"),
+        (b"\xff\xfe", "not JSON"),
+        (b" " * (1 << 20) + b"{}", "larger"),
+        (b'{"r": 1' + b"0" * 5000 + b"}", "not JSON"),
+    ],
+)
+def test_broken_files(tmp_path: Path, content: bytes | None, complaint: str) -> None:
+    if content is not None:
+        (tmp_path / "adapter_config.json").write_bytes(content)
+    with pytest.raises(AdapterRefused, match=complaint):
+        read_config(tmp_path)
+
+
+SEGMENT = st.sampled_from(["model", "layers", "0", "1", "12", "self_attn", "mlp", "q_proj", "k_proj", "up_proj", "x"])
+NAMES = st.lists(SEGMENT, min_size=1, max_size=6).map(".".join)
+DECODER_NAMES = st.builds(
+    lambda layer, module: f"model.layers.{layer}.{module}",
+    st.integers(0, 12),
+    st.sampled_from(["self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj", "mlp.down_proj"]),
+)
+PIECE = st.sampled_from(
+    [r"\.", ".", ".*", r"\d+", "(q|k)", "_proj", "^", "$", "|", "[a-z]+", "layers", "(?:1|12)", "?"]
+)
+PATTERNS = st.one_of(NAMES, DECODER_NAMES, st.lists(st.one_of(SEGMENT, PIECE), min_size=1, max_size=5).map("".join))
+
+
+def is_regex(pattern: str) -> bool:
+    """Whether PEFT could use it at all."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            re.compile(rf"(.*\.)?({pattern})$")
+            re.compile(pattern)
+        except re.error:
+            return False
+    return True
+
+
+VALID_PATTERNS = PATTERNS.filter(is_regex)
+
+
+@settings(max_examples=300, deadline=None)
+@given(module=DECODER_NAMES, keys=st.lists(VALID_PATTERNS, max_size=4, unique=True))
+def test_rank_and_alpha_patterns_are_looked_up_as_peft_does(module: str, keys: list[str]) -> None:
+    ranks = {key: i + 1 for i, key in enumerate(keys)}
+    alphas = {key: i + 100 for i, key in enumerate(keys)}
+    ours = config(rank_pattern=ranks, alpha_pattern=alphas)
+    key = get_pattern_key(list(keys), module)
+    assert ours.rank(module) == ranks.get(key, 8)
+    assert ours.scale(module) == alphas.get(key, 16) / ranks.get(key, 8)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    module=DECODER_NAMES,
+    targets=VALID_PATTERNS | st.lists(NAMES | DECODER_NAMES, min_size=1, max_size=4),
+    exclude=st.none() | VALID_PATTERNS | st.lists(NAMES | DECODER_NAMES, max_size=3),
+    layers=st.none() | st.integers(0, 12) | st.lists(st.integers(0, 12), max_size=3),
+    layers_pattern=st.sampled_from([None, "layers", ["layers"], []]),
+)
+def test_modules_are_targeted_as_peft_does(
+    module: str, targets: str | list[str], exclude: str | list[str] | None, layers: Any, layers_pattern: Any
+) -> None:
+    fields = {"target_modules": targets, "exclude_modules": exclude, "layers_to_transform": layers}
+    raw = PLAIN | fields | {"layers_pattern": layers_pattern}
+    # PEFT refuses some combinations when a config is made, not when a saved one is matched.
+    theirs = peft.LoraConfig(target_modules=["q_proj"])
+    for name, value in raw.items():
+        setattr(theirs, name, value)
+    expected = bool(check_target_module_exists(theirs, module)) and not is_excluded(theirs, module)
+    assert parse_config(raw).targets(module, int(module.split(".")[2])) == expected
+
+
+def is_excluded(theirs: peft.LoraConfig, module: str) -> bool:
+    """PEFT answers a module that is excluded with an object of its own."""
+    return type(check_target_module_exists(theirs, module)).__name__ == "_ExcludedModule"
+
+
+def test_ranks_and_scales_are_those_of_a_peft_model(tmp_path: Path) -> None:
+    """Against the modules that PEFT makes, not only its helpers."""
+    base = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=3, num_attention_heads=2, head_dim=4
+        )
+    )
+    patterns = {
+        "rank_pattern": {r"layers\.1\..*": 3, "v_proj": 2},
+        "alpha_pattern": {r"^model\.layers\.2\..*": 5, "q_proj": 7},
+    }
+    for rslora in (False, True):
+        theirs = peft.LoraConfig(
+            r=4, lora_alpha=6, use_rslora=rslora, target_modules="all-linear", exclude_modules=["o_proj"], **patterns
+        )
+        model = peft.get_peft_model(base, theirs)
+        model.save_pretrained(str(tmp_path))
+        ours = read_config(tmp_path)
+        for name, module in model.base_model.model.named_modules():
+            if not name.endswith("_proj"):
+                continue
+            layer = int(name.split(".")[2])
+            assert ours.targets(name, layer) == hasattr(module, "lora_A")
+            if hasattr(module, "lora_A"):
+                assert ours.rank(name) == module.r["default"]
+                assert ours.scale(name) == pytest.approx(module.scaling["default"], rel=1e-12)
+        model.unload()
+
+
+@pytest.mark.parametrize("field", ["rank_pattern", "target_modules", "exclude_modules"])
+def test_a_pattern_that_never_ends_is_refused_soon(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peft_config, "PATTERN_SECONDS", 0.3)
+    pattern = "(a|b|c|..|.)+(?<!.)"
+    module = "model.layers.10.self_attn.q_proj"
+    ours = config(**{field: {pattern: 4} if field == "rank_pattern" else pattern})
+    began = time.perf_counter()
+    for _ in range(3):  # however often one asks, the time is spent once
+        with pytest.raises(AdapterRefused, match=field) as caught:
+            (ours.rank(module), ours.targets(module, 10))
+        assert caught.value.param == field
+    assert time.perf_counter() - began < 5
+
+
+@pytest.mark.parametrize("pattern", ["(", "a{2,1}", "x" * 5000])
+def test_broken_patterns_are_named(pattern: str) -> None:
+    for field in ("rank_pattern", "alpha_pattern"):
+        with pytest.raises(AdapterRefused, match=field):
+            config(**{field: {pattern: 4}}).scale("model.layers.0.self_attn.q_proj")
+
+
+def test_many_patterns_for_a_large_model_are_no_burden() -> None:
+    """A rank for each module of 80 layers, by full name, as adaptive-rank methods write them."""
+    names = [f"model.layers.{i}.self_attn.{m}_proj" for i in range(80) for m in "qkvo"]
+    ours = config(rank_pattern={name: i + 1 for i, name in enumerate(names)})
+    began = time.perf_counter()
+    assert [ours.rank(name) for name in names] == list(range(1, len(names) + 1))
+    assert time.perf_counter() - began < 5
+
+
+def test_config_round_trips_through_a_file(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps(PLAIN))
+    assert read_config(tmp_path) == config()

@@ -1,0 +1,284 @@
+"""The scheduler under every order of arrivals, aborts and installations: correct plans, no leak, no starvation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from support.model_rank import ModelRank, make_adapter
+
+from motet.core.errors import AdapterRefused
+from motet.core.messages import Submit
+from motet.core.sampling import SamplingParams
+from motet.engine.blocks import BlockPool
+from motet.engine.scheduler import PATIENCE, Limits, Scheduler
+from motet.engine.slots import AdapterSlots
+
+MODULES = ("q_proj", "down_proj")
+ENTRIES = st.lists(
+    st.tuples(st.integers(0, 1), st.sampled_from(MODULES), st.sampled_from((1, 16, 33))),
+    min_size=1,
+    max_size=3,
+    unique_by=lambda e: e[:2],
+)
+
+
+@dataclass(frozen=True)
+class Room:
+    """How small a world is."""
+
+    blocks: int = 6
+    block_size: int = 2
+    slots: int = 2
+    pages: int = 4
+    budget: int = 4
+    sequences: int = 4
+
+    def rank(self) -> ModelRank:
+        """A fresh scheduler of this size, with a rank that checks it."""
+        blocks = BlockPool(self.blocks, self.block_size)
+        slots = AdapterSlots(self.slots, dict.fromkeys(MODULES, self.pages))
+        return ModelRank(Scheduler(blocks, slots, Limits(self.budget, self.sequences), "epoch"))
+
+
+ROOMS = st.builds(
+    Room,
+    blocks=st.integers(1, 12),
+    block_size=st.integers(1, 4),
+    slots=st.integers(1, 3),
+    pages=st.integers(3, 6),
+    budget=st.integers(1, 9),
+    sequences=st.integers(1, 5),
+)
+
+
+class Scheduling(RuleBasedStateMachine):
+    """Anything may happen between steps; in the end everything that was not aborted finishes."""
+
+    @initialize(room=ROOMS, adapters=st.lists(ENTRIES, max_size=5))
+    def make(self, room: Room, adapters: list[list[tuple[int, str, int]]]) -> None:
+        self.room = room
+        self.rank = room.rank()
+        self.adapters: list[str | None] = [None]
+        for i, entries in enumerate(adapters):
+            adapter = make_adapter(f"a{i}", entries)
+            try:
+                self.rank.scheduler.register(adapter)
+            except AdapterRefused:
+                assert not self.rank.scheduler.knows(adapter.fingerprint)
+            else:
+                self.adapters.append(adapter.fingerprint)
+
+    @rule(data=st.data())
+    def arrive(self, data: st.DataObject) -> None:
+        context = self.room.blocks * self.room.block_size
+        if context < 2:
+            return
+        prompt = data.draw(st.integers(1, context - 1))
+        output = data.draw(st.integers(1, context - prompt))
+        self.rank.submit(prompt, output, data.draw(st.sampled_from(self.adapters)))
+
+    @precondition(lambda self: self.rank.texts)
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        self.rank.abort(data.draw(st.sampled_from(sorted(self.rank.texts))))
+
+    @precondition(lambda self: self.rank.installing)
+    @rule(data=st.data(), works=st.booleans())
+    def install(self, data: st.DataObject, works: bool) -> None:
+        self.rank.report(data.draw(st.sampled_from(sorted(self.rank.installing))), works)
+
+    @rule(steps=st.integers(1, 4), seconds=st.sampled_from((0.0, 0.1, 3.0)))
+    def run(self, steps: int, seconds: float) -> None:
+        for _ in range(steps):
+            self.rank.step(seconds)
+
+    def teardown(self) -> None:
+        if hasattr(self, "rank"):
+            finish_everything(self.rank)
+
+
+Scheduling.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestScheduling = Scheduling.TestCase
+
+
+def finish_everything(rank: ModelRank) -> None:
+    """Run until all is done, with every installation succeeding; in a bounded number of steps."""
+    longest = sum(rank.limits[id] for id in rank.texts)
+    # Each sequence once from the start, again after each of its preemptions by an older one, and idle steps.
+    bound = 50 + 20 * longest * (1 + len(rank.texts))
+    for _ in range(bound):
+        if not rank.texts:
+            break
+        rank.step(0.5)
+        for adapter in sorted(rank.installing):
+            rank.report(adapter, works=True)
+    for adapter in sorted(rank.installing):
+        rank.report(adapter, works=True)
+    rank.check_idle()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    room=ROOMS.filter(lambda room: room.blocks * room.block_size >= 8),
+    crowd=st.lists(st.tuples(st.integers(1, 7), st.integers(1, 4), st.integers(0, 5)), min_size=1, max_size=6),
+    rank_rows=st.sampled_from((16, 48)),
+)
+def test_nobody_starves_while_others_keep_arriving(
+    room: Room, crowd: list[tuple[int, int, int]], rank_rows: int
+) -> None:
+    """A long request with a large cold adapter gets its turn although short ones never stop coming."""
+    rank = room.rank()
+    for i in range(6):
+        rank.scheduler.register(make_adapter(f"hot{i}", [(0, "q_proj", 16)]))
+    rank.scheduler.register(make_adapter("cold", [(0, "q_proj", rank_rows)]))
+    starver = None
+    for turn in range(2000):
+        if len(rank.texts) < 12:
+            prompt, output, hot = crowd[turn % len(crowd)]
+            rank.submit(min(prompt, room.blocks * room.block_size - output), output, f"hot{hot}")
+        if turn == 20:
+            starver = rank.submit(4, 4, "cold")
+        rank.step(0.1)
+        for adapter in sorted(rank.installing):
+            rank.report(adapter, works=True)
+        if starver in rank.finished:
+            return
+    pytest.fail("the cold adapter's request never ran")
+
+
+def test_preempted_sequence_is_recomputed_and_goes_on() -> None:
+    rank = Room(blocks=4, block_size=2, budget=8).rank()
+    ids = [rank.submit(2, 6, None) for _ in range(2)]
+    for _ in range(40):
+        rank.step(0.0)
+    assert set(ids) == rank.finished
+    assert rank.scheduler.preemptions > 0
+    rank.check_idle()
+
+
+def test_a_long_prompt_does_not_stop_those_who_have_started() -> None:
+    rank = Room(blocks=40, budget=8).rank()
+    rank.submit(1, 10, None)
+    rank.step(0.0)
+    long = rank.submit(60, 1, None)
+    lengths = []
+    while long not in rank.finished:
+        rank.step(0.0)
+        lengths.append(len(rank.texts.get("s0", ())))
+    assert lengths[:8] == list(range(3, 11)), "one token a step, whatever arrives"
+
+
+def test_cold_adapter_delays_nobody_else() -> None:
+    rank = Room().rank()
+    rank.scheduler.register(make_adapter("cold", [(0, "q_proj", 16)]))
+    rank.submit(2, 2, "cold")
+    other = rank.submit(2, 2, None)
+    for _ in range(4):
+        rank.step(0.0)
+    assert other in rank.finished
+    assert list(rank.installing) == ["cold"]
+
+
+def test_failed_installation_frees_its_place_and_can_be_tried_again() -> None:
+    rank = Room(slots=1).rank()
+    rank.scheduler.register(make_adapter("a", [(0, "q_proj", 16)]))
+    rank.submit(1, 1, "a")
+    assert not rank.step(0.0)
+    rank.report("a", works=False)
+    assert rank.texts == {}
+    again = rank.submit(1, 1, "a")
+    rank.step(0.0)
+    rank.report("a", works=True)
+    rank.step(0.0)
+    assert again in rank.finished
+
+
+@pytest.mark.parametrize("small_first", [True, False])
+def test_draining_goes_on_until_there_is_room(small_first: bool) -> None:
+    """One large adapter needs the pages of two others, one of which is idle and one in steady use."""
+    rank = Room(slots=3, pages=4, blocks=20).rank()
+    rank.scheduler.register(make_adapter("idle", [(0, "q_proj", 16)]))
+    rank.scheduler.register(make_adapter("busy", [(0, "q_proj", 32)]))
+    rank.scheduler.register(make_adapter("large", [(0, "q_proj", 64)]))
+    names = ["idle", "busy"] if small_first else ["busy", "idle"]
+    for name in names:
+        rank.submit(1, 1, name)
+    rank.step(0.0)
+    for name in names:
+        rank.report(name, works=True)
+    rank.submit(1, 9, "busy")
+    large = rank.submit(1, 1, "large")
+    for _ in range(60):
+        rank.submit(1, 5, "busy")
+        rank.step(PATIENCE / 4)
+        if "large" in rank.installing:
+            rank.report("large", works=True)
+    assert large in rank.finished
+
+
+def test_a_drain_outlives_steps_that_admit_nobody() -> None:
+    """Long prompts fill every other step to the brim; what is drained must stay closed meanwhile."""
+    rank = Room(slots=1, blocks=60, budget=4, sequences=8).rank()
+    rank.scheduler.register(make_adapter("hot", [(0, "q_proj", 16)]))
+    rank.scheduler.register(make_adapter("cold", [(0, "q_proj", 16)]))
+    cold = None
+    for turn in range(300):
+        if len(rank.texts) < 10:
+            rank.submit(7, 2, "hot")
+        if turn == 10:
+            cold = rank.submit(2, 1, "cold")
+        rank.step(PATIENCE / 4)
+        for adapter in sorted(rank.installing):
+            rank.report(adapter, works=True)
+    assert cold in rank.finished
+
+
+def test_room_that_is_drained_goes_to_nobody_else() -> None:
+    """A large adapter needs the whole pool, and small cold ones would take every page that becomes idle."""
+    rank = Room(slots=4, pages=4, blocks=60, budget=8, sequences=8).rank()
+    rank.scheduler.register(make_adapter("large", [(0, "q_proj", 64)]))
+    large = None
+    for turn in range(400):
+        if len(rank.texts) < 10:
+            rank.scheduler.register(make_adapter(f"small{turn}", [(0, "q_proj", 16)]))
+            rank.submit(1, 3 + turn % 5, f"small{turn}")
+        if turn == 10:
+            large = rank.submit(1, 1, "large")
+        rank.step(PATIENCE / 4)
+        for adapter in sorted(rank.installing):
+            rank.report(adapter, works=True)
+    assert large in rank.finished
+
+
+def test_room_is_kept_for_a_long_request() -> None:
+    rank = Room(blocks=8, block_size=2, budget=16).rank()
+    rank.submit(2, 12, None)
+    rank.step(0.0)
+    long = rank.submit(14, 1, None)
+    for _ in range(80):
+        if len(rank.texts) < 5:
+            rank.submit(2, 3, None)
+        rank.step(PATIENCE / 4)
+    assert long in rank.finished
+
+
+def test_ending_what_is_unknown_is_no_error() -> None:
+    rank = Room().rank()
+    assert rank.scheduler.finish("never heard of") is None
+    id = rank.submit(1, 1, None)
+    rank.abort(id)
+    assert rank.scheduler.finish(id) is None
+
+
+def test_tokens_of_an_ended_sequence_are_dropped() -> None:
+    scheduler = Room().rank().scheduler
+    sequence = scheduler.add(Submit("a", (1, 2), SamplingParams(max_tokens=4)), b"", 0.0)
+    step = scheduler.schedule(0.0)
+    assert step is not None
+    scheduler.finish("a")
+    scheduler.sampled(step, [7])
+    assert sequence.output == []
