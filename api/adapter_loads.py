@@ -20,7 +20,7 @@ import msgspec
 from motet.api.single_flight import SingleFlight
 from motet.api.source_calls import call_source, presentable, unavailable
 from motet.core.adapters import AdapterSource, ResolvedAdapter
-from motet.core.errors import Forbidden, MotetError, NotFound, Unauthenticated
+from motet.core.errors import AdapterRefused, Forbidden, MotetError, NotFound, Unauthenticated
 from motet.core.messages import PreparedAdapter
 
 T = TypeVar("T")
@@ -46,6 +46,7 @@ class LoadLimits(msgspec.Struct, frozen=True):
     fetch_seconds: float = 600.0
     prepare_seconds: float = 300.0
     failure_seconds: float = 10.0
+    refusal_seconds: float = 300.0
     fetches: int = 4
     preparations: int = 4
     waiting: int = 64
@@ -94,19 +95,32 @@ class SourceLoads:
         key = (adapter.ref.id, adapter.revision)
         try:
             directory = await self._directory(adapter, token)
-            loaded = Loaded(directory, await preparer.prepare(adapter, directory))
+            loaded = Loaded(directory, await self._prepare(adapter, directory, preparer))
         except MotetError as error:
             if not isinstance(error, OF_THE_CALLER):
-                until = time.monotonic() + self._limits.failure_seconds
-                _keep(self.failed, key, (until, error), self._limits.remembered)
+                limits = self._limits
+                lasts = limits.refusal_seconds if isinstance(error, AdapterRefused) else limits.failure_seconds
+                _keep(self.failed, key, (time.monotonic() + lasts, error), limits.remembered)
             raise
         _keep(self.done, key, loaded, self._limits.remembered)
         return loaded
 
+    async def _prepare(self, adapter: ResolvedAdapter, directory: Path, preparer: Preparer) -> PreparedAdapter:
+        try:
+            return await preparer.prepare(adapter, directory)
+        except AdapterRefused:
+            if directory == self._target(adapter):  # our copy, and never the source's own files
+                await asyncio.to_thread(_discard, directory)
+            raise
+
+    def _target(self, adapter: ResolvedAdapter) -> Path:
+        """Where the cache has, or would have, the adapter's files."""
+        name = "\0".join((adapter.ref.source, adapter.ref.id, adapter.revision))
+        return self._cache / hashlib.sha256(name.encode()).hexdigest()[:32]
+
     async def _directory(self, adapter: ResolvedAdapter, token: str | None) -> Path:
         """The adapter's files: whole in the cache, or wherever the source keeps them."""
-        name = "\0".join((adapter.ref.source, adapter.ref.id, adapter.revision))
-        target = self._cache / hashlib.sha256(name.encode()).hexdigest()[:32]
+        target = self._target(adapter)
         if target.is_dir():
             return target
         try:
@@ -148,7 +162,7 @@ class Preparer:
             except TimeoutError:
                 raise unavailable(f"{adapter.ref} was not prepared within {self._seconds:g} s") from None
             except MotetError as error:
-                raise presentable(error) from None
+                raise presentable(error, str(directory)) from None
 
 
 class AdapterLoads:
@@ -202,6 +216,15 @@ def _move(directory: Path, target: Path) -> Path:
         if not target.is_dir():
             raise
     return target
+
+
+def _discard(copy: Path) -> None:
+    """Remove a copy from the cache, all at once for whoever looks for it there."""
+    scratch = _scratch(copy)
+    try:
+        copy.rename(scratch / copy.name)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _keep(cache: OrderedDict[Key, T], key: Key, value: T, limit: int) -> None:

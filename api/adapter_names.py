@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 from loguru import logger
 
+from motet.api.echo import shortened
 from motet.api.single_flight import SingleFlight
 from motet.core.adapters import AdapterListing, AdapterRef, AdapterSource
 from motet.core.errors import InvalidRequest, NotFound, StartupError
@@ -71,8 +72,8 @@ class AdapterNames:
             return _reference(self._rules.default_source, model, model)
         known = ", ".join(f"{name}:…" for name in sorted(self._sources))
         raise NotFound(
-            f"The model {model!r} does not exist: it is neither the base model ({self._rules.base_name}) nor "
-            f"an adapter's alias, nor has it the form of an adapter ({known})",
+            f"The model {shortened(model)!r} does not exist: it is neither the base model ({self._rules.base_name}) "
+            f"nor an adapter's alias, nor has it the form of an adapter ({known})",
             param="model",
         )
 
@@ -86,7 +87,7 @@ class AdapterNames:
     def _known(self, source: str) -> str:
         if source not in self._sources:
             raise InvalidRequest(
-                f"there is no adapter source {source!r}; there are {', '.join(sorted(self._sources))}",
+                f"there is no adapter source {shortened(source)!r}; there are {', '.join(sorted(self._sources))}",
                 param="adapter_source",
             )
         return source
@@ -144,6 +145,6 @@ def _reference(source: str, text: str, model: str) -> AdapterRef:
         id, revision = text, ""
     if not id or (at and not revision):
         raise NotFound(
-            f"The model {model!r} does not exist: write it as source:id or source:id@revision", param="model"
+            f"The model {shortened(model)!r} does not exist: write it as source:id or source:id@revision", param="model"
         )
     return AdapterRef(source, id, revision or None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from msgspec import UNSET, UnsetType
@@ -10,7 +10,7 @@ from quart import Blueprint, Response
 
 from motet.api.body import read_body
 from motet.api.generation import Generation, check, collect
-from motet.api.logprobs import chat_logprobs, told
+from motet.api.logprobs import chat_logprobs, packed, told
 from motet.api.parsing import parse_chat
 from motet.api.prompts import chat_prompt
 from motet.api.responses import (
@@ -19,12 +19,14 @@ from motet.api.responses import (
     ChatChunk,
     ChatChunkChoice,
     ChatCompletion,
+    ChatLogprobs,
     ChatMessage,
     Delta,
     Usage,
 )
 from motet.api.services import Services
 from motet.api.sse import DONE, event, stream_response
+from motet.core.messages import TokenEvent
 
 
 def chat_routes(services: Services) -> Blueprint:
@@ -40,7 +42,7 @@ def chat_routes(services: Services) -> Blueprint:
             generation = Generation.of(services, request, checked, [prompt])
             if request.stream:
                 events = chat_events(generation, services, request.include_usage)
-                return stream_response(events, services.drain)
+                return await stream_response(events, services.drain)
             answer = await chat_completion(generation, services)
             return Response(ENCODER.encode(answer), content_type="application/json")
 
@@ -49,14 +51,15 @@ def chat_routes(services: Services) -> Blueprint:
 
 async def chat_completion(generation: Generation, services: Services) -> ChatCompletion:
     """Run `generation` to its end."""
-    outputs = await collect(generation, services)
+    logprobs = [ChatLogprobs([]) if generation.wants_logprobs else None for _ in generation.submits]
+
+    def write_logprobs(index: int, tokens: Sequence[TokenEvent]) -> None:
+        if (written := logprobs[index]) is not None:
+            written.content.extend(map(packed, chat_logprobs(services.text, tokens).content))
+
+    outputs = await collect(generation, services, write_logprobs)
     choices = [
-        ChatChoice(
-            index,
-            ChatMessage(content=output.text),
-            chat_logprobs(services.text, output.tokens) if generation.wants_logprobs else None,
-            output.finish(),
-        )
+        ChatChoice(index, ChatMessage(content=output.text), logprobs[index], output.finish())
         for index, output in enumerate(outputs)
     ]
     return ChatCompletion(
@@ -64,7 +67,7 @@ async def chat_completion(generation: Generation, services: Services) -> ChatCom
         created=generation.created,
         model=generation.model,
         choices=choices,
-        usage=generation.usage(sum(len(output.tokens) for output in outputs)),
+        usage=generation.usage(sum(output.tokens for output in outputs)),
         system_fingerprint=generation.fingerprint,
     )
 
@@ -85,20 +88,21 @@ async def chat_events(generation: Generation, services: Services, include_usage:
             )
         )
 
-    # The SDK's accumulator wants choices to come up in the order of their indexes.
+    # The SDK's accumulator wants choices to come up in the order of their indexes. Not sent before there is
+    # something to say: until then a failure still gets a status of its own.
     hello = Delta(role="assistant", content="")
-    yield b"".join(chunk(ChatChunkChoice(index, hello)) for index in range(len(generation.submits)))
+    frames = b"".join(chunk(ChatChunkChoice(index, hello)) for index in range(len(generation.submits)))
     count = 0
     async with aclosing(generation.deltas(services)) as deltas:
         async for index, delta in deltas:
             count += len(delta.tokens)
-            frames = b""
             tokens = told(delta.tokens) if generation.wants_logprobs else ()
             if delta.text or tokens:
                 logprobs = chat_logprobs(services.text, tokens) if tokens else None
-                frames = chunk(ChatChunkChoice(index, Delta(content=delta.text), logprobs))
+                frames += chunk(ChatChunkChoice(index, Delta(content=delta.text), logprobs))
             if delta.finish_reason is not None:
                 frames += chunk(ChatChunkChoice(index, Delta(), None, delta.finish_reason))
             if frames:
                 yield frames
+                frames = b""
     yield (chunk(usage=generation.usage(count)) if include_usage else b"") + DONE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from msgspec import UNSET, UnsetType
@@ -10,12 +10,13 @@ from quart import Blueprint, Response
 
 from motet.api.body import read_body
 from motet.api.generation import Generation, check, collect
-from motet.api.logprobs import CompletionLogprobsWriter, told
+from motet.api.logprobs import CompletionLogprobsWriter, packed, told
 from motet.api.parsing import parse_completion
 from motet.api.prompts import completion_prompts
-from motet.api.responses import ENCODER, Completion, CompletionChoice, Usage
+from motet.api.responses import ENCODER, Completion, CompletionChoice, CompletionLogprobs, Usage
 from motet.api.services import Services
 from motet.api.sse import DONE, event, stream_response
+from motet.core.messages import TokenEvent
 
 
 def completion_routes(services: Services) -> Blueprint:
@@ -31,7 +32,7 @@ def completion_routes(services: Services) -> Blueprint:
             generation = Generation.of(services, request, checked, prompts)
             if request.stream:
                 events = completion_events(generation, services, request.include_usage)
-                return stream_response(events, services.drain)
+                return await stream_response(events, services.drain)
             answer = await completion(generation, services)
             return Response(ENCODER.encode(answer), content_type="application/json")
 
@@ -53,14 +54,22 @@ def _answer(
 
 async def completion(generation: Generation, services: Services) -> Completion:
     """Run `generation` to its end."""
-    outputs = await collect(generation, services)
-    choices = []
-    for index, output in enumerate(outputs):
-        writer = CompletionLogprobsWriter(services.text)
-        logprobs = writer.write(output.tokens) if generation.wants_logprobs else None
-        choices.append(CompletionChoice(index, output.text, logprobs, output.finish()))
-    usage = generation.usage(sum(len(output.tokens) for output in outputs))
-    return _answer(generation, tuple(choices), usage)
+    writers = [CompletionLogprobsWriter(services.text) for _ in generation.submits]
+    logprobs = [CompletionLogprobs([], [], [], []) if generation.wants_logprobs else None for _ in writers]
+
+    def write_logprobs(index: int, tokens: Sequence[TokenEvent]) -> None:
+        if (written := logprobs[index]) is not None:
+            new = writers[index].write(tokens)
+            written.text_offset.extend(new.text_offset)
+            written.token_logprobs.extend(new.token_logprobs)
+            written.tokens.extend(new.tokens)
+            written.top_logprobs.extend(map(packed, new.top_logprobs))
+
+    outputs = await collect(generation, services, write_logprobs)
+    choices = [
+        CompletionChoice(index, output.text, logprobs[index], output.finish()) for index, output in enumerate(outputs)
+    ]
+    return _answer(generation, tuple(choices), generation.usage(sum(output.tokens for output in outputs)))
 
 
 async def completion_events(

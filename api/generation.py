@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from motet.api.adapters import ServedAdapter
 from motet.api.caller import source_token
-from motet.api.params import sampling_params, token_limit
+from motet.api.params import check_logprobs, sampling_params, token_limit
 from motet.api.responses import Usage
 from motet.api.schemas import ChatRequest, CompletionRequest
 from motet.api.services import Services
@@ -45,7 +45,7 @@ async def check(services: Services, request: ChatRequest | CompletionRequest) ->
     grammar = await services.grammars.of(request.response_format, services.plugins.output_formats.items)
     if ref is None:
         return Checked(model, params, grammar, None)
-    adapter = await services.adapters.serve(ref, source_token(request.api_token))
+    adapter = await services.adapters.serve(ref, source_token(ref.source, request.api_token))
     own = {*params.eos_token_ids, *adapter.prepared.eos_token_ids}
     return Checked(model, replace(params, eos_token_ids=tuple(sorted(own))), grammar, adapter)
 
@@ -70,8 +70,9 @@ class Generation:
         checked: Checked,
         prompts: Sequence[tuple[int, ...]],
     ) -> Generation:
-        """The sequences of `request`. Raises ContextExceeded if one does not fit into the context."""
+        """The sequences of `request`. Raises ContextExceeded, or InvalidRequest for too many logprobs."""
         limits = [token_limit(request, len(prompt), checked.model.max_context) for prompt in prompts]
+        check_logprobs(request, sum(limits) * (request.n or 1))
         prefix = "chatcmpl" if isinstance(request, ChatRequest) else "cmpl"
         response_id = f"{prefix}-{uuid.uuid4().hex}"
         n, seed = request.n or 1, checked.params.seed
@@ -122,16 +123,17 @@ async def merge(
             async for delta in only:
                 yield 0, delta
         return
-    queue: asyncio.Queue[tuple[int, TextDelta] | BaseException | None] = asyncio.Queue()
+    # What nobody reads must stay with the engine's client, which limits it. Of one place, so that streams take turns.
+    queue: asyncio.Queue[tuple[int, TextDelta] | BaseException | None] = asyncio.Queue(1)
 
     async def pump(index: int, stream: AsyncGenerator[TextDelta, None]) -> None:
         try:
             async with aclosing(stream):
                 async for delta in stream:
-                    queue.put_nowait((index, delta))
-            queue.put_nowait(None)
+                    await queue.put((index, delta))
+            await queue.put(None)
         except Exception as error:
-            queue.put_nowait(error)
+            await queue.put(error)
 
     tasks = [asyncio.create_task(pump(index, stream)) for index, stream in enumerate(streams)]
     try:
@@ -155,7 +157,7 @@ class Output:
     """One sequence's answer, put together."""
 
     texts: list[str] = field(default_factory=list)
-    tokens: list[TokenEvent] = field(default_factory=list)
+    tokens: int = 0
     finish_reason: FinishReason | None = None
 
     @property
@@ -170,13 +172,21 @@ class Output:
         return self.finish_reason
 
 
-async def collect(generation: Generation, services: Services) -> list[Output]:
-    """Every sequence's whole answer, in order."""
+async def collect(
+    generation: Generation, services: Services, write_logprobs: Callable[[int, Sequence[TokenEvent]], None]
+) -> list[Output]:
+    """Every sequence's whole answer, in order.
+
+    `write_logprobs` is given each (sequence number, tokens) as they come, if logprobs are wanted: at the end, the
+    work for all of them would hold up everybody else.
+    """
     outputs = [Output() for _ in generation.submits]
     async with aclosing(generation.deltas(services)) as deltas:
         async for index, delta in deltas:
             output = outputs[index]
             output.texts.append(delta.text)
-            output.tokens.extend(delta.tokens)
+            output.tokens += len(delta.tokens)
+            if generation.wants_logprobs:
+                write_logprobs(index, delta.tokens)
             output.finish_reason = delta.finish_reason or output.finish_reason
     return outputs

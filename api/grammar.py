@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from llguidance import LLMatcher
 
+from motet.api.echo import shortened
 from motet.core.errors import InvalidRequest
 from motet.core.formats import GrammarSpec, OutputFormat
 from motet.engine.client.grammar import grammar_source
@@ -70,4 +71,6 @@ def _problem(spec: GrammarSpec) -> str:
 
 
 def _refused(why: str) -> InvalidRequest:
-    return InvalidRequest(f"the output grammar is refused: {why}", param="response_format", code="invalid_grammar")
+    return InvalidRequest(
+        f"the output grammar is refused: {shortened(why)}", param="response_format", code="invalid_grammar"
+    )

@@ -50,7 +50,7 @@ async def model_card(services: Services, model: str) -> ModelCard:
     for card in cards[1:]:
         if card.id == str(ref):
             return card
-    await services.adapters.resolve(ref, source_token())
+    await services.adapters.resolve(ref, source_token(ref.source))
     return _adapter_card(services, AdapterListing(ref))
 
 

@@ -15,6 +15,8 @@ from motet.core.sampling import SamplingParams
 from motet.engine.client.text_model import GenerationDefaults
 
 DEFAULT_COMPLETION_TOKENS = 16
+MAX_LOGPROBS = 1_000_000
+"""In one answer that is not streamed; one is about 75 bytes of JSON."""
 
 T = TypeVar("T", int, float)
 
@@ -73,6 +75,19 @@ def token_limit(request: ChatRequest | CompletionRequest, prompt_tokens: int, co
             f"min_tokens is {request.min_tokens}, and the answer has at most {limit} tokens", param="min_tokens"
         )
     return limit
+
+
+def check_logprobs(request: ChatRequest | CompletionRequest, tokens: int) -> None:
+    """Raise InvalidRequest if the logprobs of a whole answer of `tokens` tokens, all choices, may be too many."""
+    top = _logprobs(request)
+    if top is None or request.stream or tokens * (top + 1) <= MAX_LOGPROBS:
+        return
+    param = "top_logprobs" if isinstance(request, ChatRequest) and top else "logprobs"
+    raise InvalidRequest(
+        f"{param}: up to {tokens} tokens with {top + 1} logprobs each are over the {MAX_LOGPROBS} that one answer may "
+        "have; ask for fewer, lower max_tokens or n, or set stream",
+        param=param,
+    )
 
 
 def _first(asked: T | None, recommended: T | None, usual: T) -> T:

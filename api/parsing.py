@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
 import msgspec
 
 from motet.api import unsupported
-from motet.api.schemas import ChatRequest, CompletionRequest, Message, StreamOptions
+from motet.api.echo import shortened
+from motet.api.schemas import MAX_MESSAGES, MAX_PIECES, ChatRequest, CompletionRequest, Message, StreamOptions
 from motet.core.errors import InvalidRequest, JsonInvalid, UnsupportedMediaType
 
 MAX_IGNORED_NAMES = 32
@@ -58,17 +60,34 @@ def parse_chat(body: dict[str, Any]) -> Parsed[ChatRequest]:
     unsupported.refuse_unsupported(body, unsupported.CHAT)
     unsupported.refuse_best_of(body)
     messages = body.get("messages")
-    ignored = []
-    for index, message in enumerate(messages) if isinstance(messages, list) else ():
+    ignored: list[str] = []
+    for index, message in enumerate(_countable(messages)):
         if isinstance(message, dict):
             where = f"messages[{index}]."
             unsupported.refuse_unsupported(message, unsupported.MESSAGE, where)
             unsupported.refuse_parts(message, where)
             known = (*Message.__struct_fields__, *unsupported.MESSAGE, "annotations")
-            ignored += [where + name for name in message if name not in known]
+            unknown = (where + name for name in message if name not in known)
+            ignored += islice(unknown, MAX_IGNORED_NAMES - len(ignored))
     request = convert(body, ChatRequest)
     check_chat(request)
     return Parsed(request, (*_unknown(body, ChatRequest, unsupported.CHAT), *ignored))
+
+
+def _countable(messages: object) -> list[object]:
+    """`messages`, if they are a list. Raises InvalidRequest for more than anybody should have to look through."""
+    if not isinstance(messages, list):
+        return []
+    if len(messages) > MAX_MESSAGES:
+        raise InvalidRequest(f"there are {len(messages)} messages; {MAX_MESSAGES} are allowed", param="messages")
+    objects = [message for message in messages if isinstance(message, dict)]
+    lists = [message.get(name) for message in objects for name in ("content", "tool_calls")]
+    pieces = sum(len(entry) for entry in lists if isinstance(entry, list))
+    if pieces > MAX_PIECES:
+        raise InvalidRequest(
+            f"the messages have {pieces} content parts and tool calls; {MAX_PIECES} are allowed", param="messages"
+        )
+    return messages
 
 
 def parse_completion(body: dict[str, Any]) -> Parsed[CompletionRequest]:
@@ -127,7 +146,7 @@ def convert(body: Mapping[str, object], kind: type[T]) -> T:
 def field_error(message: str) -> InvalidRequest:
     """msgspec's message, with its place (`$.messages[0].role`) as the error's param."""
     place = _PLACE.search(message)
-    text = message[: place.start()] if place else message
+    text = shortened(message[: place.start()] if place else message)
     param = (place[1] if place else "").removesuffix("[...]")
     missing = _MISSING.search(text)
     if missing:

@@ -12,22 +12,29 @@ import msgspec
 from motet.api.adapters import ServedAdapter
 from motet.api.schemas import MAX_CHOICES, ChatRequest, CompletionRequest, Message
 from motet.api.services import Services
-from motet.core.errors import InvalidRequest
+from motet.core.errors import ContextExceeded, InvalidRequest
 from motet.core.models import ModelInfo
 from motet.core.templates import ChatTemplate, TemplateContext
 
-# Tokenising more than this is worth a thread: the event loop goes on with other requests.
-LONG_TEXT = 4096
+# Tokenising more characters than this is worth a thread: the event loop goes on with other requests.
+LONG_TEXT = 1024
 
 
 async def chat_prompt(services: Services, request: ChatRequest, adapter: ServedAdapter | None) -> tuple[int, ...]:
     """The conversation as the chat template writes it. Raises InvalidRequest if there is no template."""
+    context = services.model().max_context
+    if len(request.messages) > context:
+        raise ContextExceeded(
+            f"the context holds {context} tokens and there are {len(request.messages)} messages; send fewer",
+            param="messages",
+        )
     template = await _find_template(services, adapter)
     prompt = await services.renderer.render(template, template_variables(services, request, template))
-    tokens = tuple(await _encode(services, prompt, add_special_tokens=False))
+    _refuse_hopeless(services, prompt, "messages")
+    [tokens] = await _encode(services, [prompt], add_special_tokens=False)
     if not tokens:
         raise InvalidRequest("the chat template made an empty prompt of these messages", param="messages")
-    return tokens
+    return tuple(tokens)
 
 
 def template_variables(services: Services, request: ChatRequest, template: ChatTemplate) -> dict[str, object]:
@@ -109,20 +116,19 @@ async def completion_prompts(
             f"{len(prompts)} prompts of {request.n or 1} choices each are over the limit of {MAX_CHOICES} choices",
             param="prompt",
         )
+    where = ["prompt"] if len(prompts) == 1 else [f"prompt[{index}]" for index in range(len(prompts))]
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]  # all of them, or none
+    for text, param in zip(texts, where, strict=False):
+        _refuse_hopeless(services, text, param)
+    ids = [prompt for prompt in prompts if not isinstance(prompt, str)]
+    tokens = await _encode(services, texts, add_special_tokens=True) if texts else ids
     vocab_size = min(model.vocab_size, services.text.vocab_size)
-    tokens = []
-    for index, prompt in enumerate(prompts):
-        where = "prompt" if len(prompts) == 1 else f"prompt[{index}]"
-        if isinstance(prompt, str):
-            ids: Sequence[int] = await _encode(services, prompt, add_special_tokens=True)
-        elif max(prompt, default=0) >= vocab_size:
-            raise InvalidRequest(f"{max(prompt)} is not the id of a token (0 to {vocab_size - 1})", param=where)
-        else:
-            ids = prompt
-        if not ids:
-            raise InvalidRequest("the prompt is empty; it needs at least one token", param=where)
-        tokens.append(tuple(ids))
-    return tuple(tokens)
+    for prompt, param in zip(tokens, where, strict=True):
+        if not prompt:
+            raise InvalidRequest("the prompt is empty; it needs at least one token", param=param)
+        if ids and max(prompt) >= vocab_size:
+            raise InvalidRequest(f"{max(prompt)} is not the id of a token (0 to {vocab_size - 1})", param=param)
+    return tuple(map(tuple, tokens))
 
 
 def _as_list(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]:
@@ -139,7 +145,17 @@ def _as_list(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]
     return [item for item in prompt if not isinstance(item, int)]
 
 
-async def _encode(services: Services, text: str, *, add_special_tokens: bool) -> list[int]:
-    if len(text) < LONG_TEXT:
-        return services.text.encode(text, add_special_tokens=add_special_tokens)
-    return await asyncio.to_thread(services.text.encode, text, add_special_tokens=add_special_tokens)
+def _refuse_hopeless(services: Services, text: str, param: str) -> None:
+    """Raise ContextExceeded for a text that is too long even if every token in it is the longest that there is."""
+    context = services.model().max_context
+    if not services.text.may_fit(text, context):
+        raise ContextExceeded(
+            f"the context holds {context} tokens and the prompt's {len(text)} characters are more; shorten it",
+            param=param,
+        )
+
+
+async def _encode(services: Services, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
+    if sum(map(len, texts)) < LONG_TEXT:
+        return services.text.encode_batch(texts, add_special_tokens=add_special_tokens)
+    return await asyncio.to_thread(services.text.encode_batch, texts, add_special_tokens=add_special_tokens)

@@ -14,6 +14,8 @@ from msgspec import Meta
 from motet.core.sampling import MAX_LOGIT_BIAS, MAX_TOP_LOGPROBS
 
 MAX_CHOICES = 128
+MAX_MESSAGES = 4096
+MAX_PIECES = 16_384
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 512
 MAX_STOP_TOKEN_IDS = 128
@@ -154,7 +156,7 @@ class ChatRequest(GenerateRequest, frozen=True, kw_only=True):
     """Body of POST /v1/chat/completions. Without `max_tokens`, the answer may fill the rest of the context."""
 
     messages: Annotated[
-        Annotated[list[Message], Meta(min_length=1)],
+        Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)],
         _says("The conversation so far.", [{"role": "user", "content": "Tell me about the sea."}]),
     ]
     max_completion_tokens: Annotated[Positive | None, _says("The newer name of `max_tokens`.")] = None

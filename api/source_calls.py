@@ -37,11 +37,11 @@ async def call_source(ref: AdapterRef, token: str | None, seconds: float, call: 
         ) from None
 
 
-def presentable(error: MotetError, token: str | None = None) -> MotetError:
-    """A fresh copy of `error` without `token` in it, and with a `param` where a field is at fault."""
+def presentable(error: MotetError, secret: str | None = None) -> MotetError:
+    """A fresh copy of `error` without `secret` (a token, a path) in it, and with a `param` if a field is at fault."""
     info = error.info()
     param = info.param or ("model" if isinstance(error, InvalidRequest) else None)
-    return from_info(msgspec.structs.replace(info, message=_without(info.message, token), param=param))
+    return from_info(msgspec.structs.replace(info, message=_without(info.message, secret), param=param))
 
 
 def unavailable(message: str) -> Unavailable:
@@ -49,5 +49,5 @@ def unavailable(message: str) -> Unavailable:
     return Unavailable(message, param="model", code="source_unavailable")
 
 
-def _without(text: str, token: str | None) -> str:
-    return text.replace(token, "[token]") if token else text
+def _without(text: str, secret: str | None) -> str:
+    return text.replace(secret, "[…]") if secret else text

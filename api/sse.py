@@ -26,11 +26,12 @@ def error_event(info: ErrorInfo) -> bytes:
     return event(error_body(info))
 
 
-async def guarded(events: AsyncGenerator[bytes, None], drain: Drain) -> AsyncIterator[bytes]:
-    """`events`, ended by an error event if they fail or the server stops; closed when nobody reads any more."""
+async def guarded(first: bytes, events: AsyncGenerator[bytes, None], drain: Drain) -> AsyncIterator[bytes]:
+    """`first` and `events`, ended by an error event if they fail or the server stops; closed if nobody reads on."""
     async with aclosing(events):
         try:
             async with drain.interruptible():
+                yield first
                 async for frame in events:
                     yield frame
         except MotetError as error:
@@ -39,9 +40,13 @@ async def guarded(events: AsyncGenerator[bytes, None], drain: Drain) -> AsyncIte
             yield error_event(internal_error(error))
 
 
-def stream_response(events: AsyncGenerator[bytes, None], drain: Drain) -> Response:
-    """The response that sends `events` as they come."""
-    response = Response(guarded(events, drain), content_type="text/event-stream; charset=utf-8")
+async def stream_response(events: AsyncGenerator[bytes, None], drain: Drain) -> Response:
+    """The response that sends `events` as they come, once the first is there.
+
+    Raises what fails before that, so that it is answered with its own status.
+    """
+    first = await anext(events)
+    response = Response(guarded(first, events, drain), content_type="text/event-stream; charset=utf-8")
     response.headers["cache-control"] = "no-store"
     response.headers["x-accel-buffering"] = "no"
     response.timeout = None  # the framework would cut the stream silently after 60 s

@@ -23,7 +23,7 @@ from motet.core.paths import cache_directory
 from motet.core.registry import PluginRegistry
 from motet.core.settings import Settings
 from motet.engine.models.convert import converted_directory
-from motet.engine.processes import EngineProcesses, start_child, stop_all
+from motet.engine.processes import EngineProcesses, public_environment, start_child, stop_all
 from motet.engine.spec import engine_spec
 
 TICK_SECONDS = 0.05
@@ -126,7 +126,7 @@ def _directory(location: ModelLocation) -> Path:
     target = converted_directory(location.path, cache_directory())
     if not target.is_dir():
         command = [sys.executable, "-m", "motet.engine.models.convert", str(location.path), str(cache_directory())]
-        if code := subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+        if code := subprocess.run(command, stdout=subprocess.DEVNULL, env=public_environment()).returncode:
             raise StartupError(f"converting {location.path.name} failed (exit code {code}); its message is above")
     return target
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -51,6 +53,8 @@ async def run(deployment: Deployment) -> None:
         plugins=plugins,
         model_name=deployment.model_name,
     )
+    if not _only_local(deployment.socket):
+        logger.warning("listening on {}, and there are no API keys: whoever reaches the port may use it", settings.host)
     await engine.start()
     await loader.start()
     stopped = asyncio.Event()
@@ -72,6 +76,12 @@ async def run(deployment: Deployment) -> None:
     await services.renderer.close()
     await engine.close()
     await loader.close()
+
+
+def _only_local(descriptor: int) -> bool:
+    """Whether the listening socket `descriptor` takes connections from this machine alone."""
+    with socket.socket(fileno=os.dup(descriptor)) as listener:
+        return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
 async def _drain(services: Services, stopped: asyncio.Event, drained: asyncio.Event) -> None:

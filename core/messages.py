@@ -34,7 +34,6 @@ class PreparedAdapter(msgspec.Struct, frozen=True, tag=True):
     """An adapter that is parsed, checked and cut into one file a rank.
 
     `fingerprint` is over config, weights and base; `files[rank]` are safetensors in the engine's dtype.
-    `template_directory` holds the adapter's own chat template and tokenizer files, where it has any.
     """
 
     id: str
@@ -43,7 +42,6 @@ class PreparedAdapter(msgspec.Struct, frozen=True, tag=True):
     entries: tuple[LoraEntry, ...]
     bytes: int
     eos_token_ids: tuple[int, ...] = ()
-    warnings: tuple[str, ...] = ()
 
 
 class PrepareAdapter(msgspec.Struct, frozen=True, tag=True):

@@ -168,8 +168,13 @@ def start_child(
 ) -> subprocess.Popen[bytes]:
     """Start `python -m module SPEC`, holding its stdin open as its lifeline; it inherits `descriptors`."""
     command = [sys.executable, "-m", module, msgspec.json.encode(spec).decode()]
-    env = {name: value for name, value in os.environ.items() if keep_secrets or name not in SECRETS}
+    env = dict(os.environ) if keep_secrets else public_environment()
     return subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=descriptors, env=env)
+
+
+def public_environment() -> dict[str, str]:
+    """This process's environment without SECRETS."""
+    return {name: value for name, value in os.environ.items() if name not in SECRETS}
 
 
 def stop_all(processes: list[subprocess.Popen[bytes]]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import signal
 import sys
@@ -41,8 +43,13 @@ def _prepare_environment(spec: RankSpec) -> None:
     threads = str(spec.engine.threads)
     os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = threads
     os.environ.setdefault("NUMBA_CACHE_DIR", spec.kernel_cache)
-    # One OpenMP pool for torch and Numba; Numba's own where there is no OpenMP.
     os.environ.setdefault("NUMBA_THREADING_LAYER_PRIORITY", "omp workqueue tbb")
+    # Idle threads soon sleep: whoever else uses the cores is not kept from them, which would keep us waiting too.
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    # Numba wants the system's OpenMP by its file's name; loaded first, it serves torch as well, and there is one pool
+    # of threads instead of two that fight. Where there is none, Numba brings its own pool.
+    with contextlib.suppress(ImportError):
+        importlib.import_module("numba.np.ufunc.omppool")
 
 
 def lead(spec: RankSpec) -> None:

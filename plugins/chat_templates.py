@@ -13,9 +13,8 @@ import msgspec
 
 from motet.core.errors import AdapterRefused, MotetError
 from motet.core.hookspecs import Register, hookimpl
-from motet.core.templates import ChatTemplate, ChatTemplateFinder, TemplateContext
+from motet.core.templates import MAX_TEMPLATE_BYTES, ChatTemplate, ChatTemplateFinder, TemplateContext
 
-MAX_TEMPLATE_BYTES = 1 << 20
 MAX_JSON_BYTES = 8 << 20  # tokenizer_config.json lists every added token
 FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 

@@ -66,7 +66,9 @@ class DirectoryAdapters(AdapterSource):
 
     def _find(self, name: str) -> tuple[Path, Path]:
         """The root and the directory of adapter `name`. Raises NotFound."""
-        if not PurePosixPath(name).is_absolute():
+        path = PurePosixPath(name)
+        # One name for each adapter: another spelling would be another adapter to everything that counts them.
+        if name == str(path) and ".." not in path.parts and not path.is_absolute():
             for root in self.roots:
                 try:
                     directory = inside(root, name)

@@ -31,7 +31,10 @@ class JsonObject(OutputFormat):
             schema = ANY_OBJECT
         if not isinstance(schema, dict):
             raise InvalidRequest("the schema must be a JSON object", param="response_format.schema")
-        text = msgspec.json.encode(schema)
+        try:
+            text = msgspec.json.encode(schema)
+        except RecursionError:
+            raise InvalidRequest("the schema is nested too deeply", param="response_format.schema") from None
         if len(text) > MAX_SCHEMA_BYTES:
             raise InvalidRequest(
                 f"the schema has {len(text)} bytes; {MAX_SCHEMA_BYTES} are allowed",

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from motet.core.paths import cache_directory
 
 # Kernels are compiled once a machine, also when a test imports them into its own process.

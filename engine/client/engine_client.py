@@ -11,7 +11,7 @@ import zmq
 import zmq.asyncio
 from loguru import logger
 
-from motet.core.errors import MotetError, Unavailable, from_info
+from motet.core.errors import MotetError, Overloaded, Unavailable, from_info
 from motet.core.messages import (
     AskStats,
     EngineState,
@@ -34,6 +34,9 @@ _decode = msgspec.msgpack.Decoder(FromEngine).decode
 _decode_state = msgspec.msgpack.Decoder(EngineState).decode
 
 HELLO_SECONDS = 0.2
+
+MAX_LAG = 4096
+"""Tokens that may wait for a slow reader; then its sequence ends."""
 
 MAX_ADAPTERS = 4096
 """Adapters that a client keeps registered; the engine remembers more, so that it knows them all."""
@@ -158,6 +161,10 @@ class EngineClient:
                     for event in message.events:
                         if queue := self._queues.get(event.id):
                             queue.put_nowait(event)
+                            if queue.qsize() > MAX_LAG and event.finish is None:
+                                queue.put_nowait(Overloaded("the answer was not read fast enough", code="slow_reader"))
+                                del self._queues[event.id]
+                                await self._send(Stop(event.id))
                         elif event.finish is None:  # nobody reads it any more, and the engine does not know
                             await self._send(Stop(event.id))
                 case SequenceFailure():

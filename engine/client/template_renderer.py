@@ -25,20 +25,21 @@ _BASE = "base"
 
 
 class TemplateRenderer:
-    """Renders chat templates in `workers` processes (two at least), started when first needed.
+    """Renders chat templates in worker processes, each started when first needed.
 
-    One worker is the base model's own and renders nothing else; the others share what adapters and plugins
-    bring along. Call close() at the end, in the same event loop.
+    `base` workers are the base model's own and render nothing else, so that one caller's strange messages do not
+    hold up everybody; the `foreign` ones share what adapters and plugins bring along. Call close() at the end, in
+    the same event loop.
     """
 
-    def __init__(self, workers: int = 2) -> None:
-        self._base = Lane(_SECONDS)
-        self._foreign = [Lane(_SECONDS) for _ in range(max(1, workers - 1))]
+    def __init__(self, base: int = 2, foreign: int = 1) -> None:
+        self._base = [Lane(_SECONDS) for _ in range(base)]
+        self._foreign = [Lane(_SECONDS) for _ in range(foreign)]
         self._banned: dict[bytes, float] = {}  # digest of a template -> until when (monotonic seconds)
 
     async def close(self) -> None:
         """End the workers; renders that wait are refused."""
-        await asyncio.gather(*(lane.close() for lane in (self._base, *self._foreign)))
+        await asyncio.gather(*(lane.close() for lane in (*self._base, *self._foreign)))
 
     async def render(self, template: ChatTemplate, variables: Mapping[str, object]) -> str:
         """The prompt that `template` makes of `variables` (messages, tools, add_generation_prompt, …).
@@ -48,7 +49,8 @@ class TemplateRenderer:
         4 MiB of output, 256 KiB of template); Overloaded if too many renders wait.
         """
         frame = _frame(template, variables)
-        lane = self._base if template.origin == _BASE else min(self._foreign, key=lambda lane: lane.waiting)
+        lanes = self._base if template.origin == _BASE else self._foreign
+        lane = min(lanes, key=lambda lane: lane.waiting)
         digest = hashlib.sha256(template.text.encode()).digest()
         self._refuse_banned(template, digest)
         async with lane.turn():

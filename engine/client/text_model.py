@@ -1,8 +1,7 @@
 """The text side of one base model: its tokenizer, its special tokens, its generation defaults.
 
 Reads a transformers directory (tokenizer.json, tokenizer_config.json, special_tokens_map.json,
-generation_config.json). Knows no requests and nothing of weights; chat templates are read by
-`motet.core.templates.read_chat_template`.
+generation_config.json). Knows no requests and nothing of weights; chat templates are plugins' to find.
 """
 
 from __future__ import annotations
@@ -71,8 +70,18 @@ class TextModel:
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """The token ids of `text`; special tokens that are written out in it become their ids."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
-        return ids
+        return self.encode_batch([text], add_special_tokens=add_special_tokens)[0]
+
+    def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
+        """The token ids of each text. Holds no lock of the interpreter, so a thread may take its time over it."""
+        # Only the library's batches let other threads run meanwhile.
+        found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+        return [encoding.ids for encoding in found]
+
+    def may_fit(self, text: str, tokens: int) -> bool:
+        """Whether `text` can be as few as `tokens` tokens at all; says so without tokenising it."""
+        longest = tokens * self.pieces.longest
+        return len(text) <= longest and len(text.encode()) <= longest
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of a whole sequence; what a Detokenizer gives piece by piece."""

@@ -90,7 +90,7 @@ def read_decoding(decoder: Mapping[str, Any] | None) -> Decoding:
 
 
 class TokenBytes:
-    """The bytes of every token of `tokenizer`, each worked out once."""
+    """The bytes of every token of `tokenizer`, each worked out once; `longest` is the most that one has."""
 
     def __init__(self, tokenizer: Tokenizer, decoding: Decoding) -> None:
         self._tokenizer = tokenizer
@@ -99,6 +99,8 @@ class TokenBytes:
         self.special_ids = frozenset(
             token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special
         )
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        self.longest = max((len(decoding.piece(token)) for token in vocabulary), default=0)
 
     def __getitem__(self, token_id: int) -> bytes:
         """The exact bytes of one token, special or not; an id that the tokenizer does not know has none."""

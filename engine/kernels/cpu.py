@@ -19,7 +19,7 @@ _FAST = {"reassoc", "contract", "nsz"}
 _SMALL = 1 << 16
 """Array elements below which a second thread costs more to wake than it does."""
 
-_THREADS = get_num_threads()
+_THREADS = _current = get_num_threads()
 
 
 def _kernel(work: Callable[..., int], fastmath: Any = _FAST) -> Callable[[Any], Any]:
@@ -33,7 +33,11 @@ def _kernel(work: Callable[..., int], fastmath: Any = _FAST) -> Callable[[Any], 
 
         @functools.wraps(function)
         def run(*arguments: Any) -> None:
-            set_num_threads(1 if work(*arguments) < _SMALL else _THREADS)
+            global _current
+            threads = 1 if work(*arguments) < _SMALL else _THREADS
+            if threads != _current:
+                set_num_threads(threads)
+                _current = threads
             compiled(*arguments)
 
         return run

@@ -35,4 +35,4 @@ def apply_reference(x: Tensor, y: Tensor, projection: Projection, chunks: tuple[
             pair = projection.pair(chunk.slot, part)
             if pair is not None:
                 a, b, scale = pair
-                y[rows, offset : offset + b.shape[1]] += (x[rows] @ a.T * scale) @ b
+                y[rows, offset : offset + b.shape[1]].addmm_((x[rows] @ a.T).mul_(scale), b)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from motet.engine.lora.batch import lora_batch
-from motet.engine.plan import InstallAdapter, LoraChunk
+from motet.engine.plan import InstallAdapter, LoraChunk, Placement
 from motet.engine.slots import PAGE_ROWS, pages_for
 
 
@@ -41,6 +41,7 @@ class Projection:
     ranks: Tensor
     scales: Tensor
     arrays: tuple[object, object] = field(init=False)
+    _located: dict[tuple[int, int], tuple[slice | Tensor, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.ranks.device.type == "cpu":  # the CPU kernels take NumPy views, made once
@@ -50,12 +51,23 @@ class Projection:
 
     def pair(self, slot: int, part: int) -> tuple[Tensor, Tensor, float] | None:
         """(A [rank, inputs], B [rank, outputs], scale) of a slot's part; None where the slot does not touch it."""
-        rank = int(self.ranks[slot, part])
-        if rank == 0:
+        if (slot, part) not in self._located:
             return None
-        pages = self.pages[slot, part, : pages_for(rank)].long()
-        rows = (pages[:, None] * PAGE_ROWS + torch.arange(PAGE_ROWS, device=pages.device)).flatten()[:rank]
-        return self.a[part][rows], self.b[part][rows], float(self.scales[slot, part])
+        rows, scale = self._located[slot, part]
+        return self.a[part][rows], self.b[part][rows], scale
+
+    def point(self, slot: int, part: int, placement: Placement) -> None:
+        """Let the slot's part refer to the placement's pages."""
+        self.pages[slot, part, : len(placement.pages)] = torch.tensor(placement.pages, dtype=torch.int32)
+        self.ranks[slot, part] = placement.rank
+        self.scales[slot, part] = placement.scale
+        self._located[slot, part] = _rows(placement, self.pages.device), placement.scale
+
+    def clear(self, slot: int) -> None:
+        """Let the slot touch nothing."""
+        self.ranks[slot] = 0
+        for part in range(len(self.parts)):
+            self._located.pop((slot, part), None)
 
 
 @dataclass(frozen=True)
@@ -113,21 +125,16 @@ class LoraPool:
         `tensors` are `{layer}.{module}.A` [rank, inputs] and `….B` [rank, outputs], this rank's shard.
         """
         for p in install.placements:
-            rows = torch.tensor(
-                [page * PAGE_ROWS + i for page in p.pages for i in range(PAGE_ROWS)][: p.rank],
-                device=self._device,
-            )
+            rows = _rows(p, self._device)
             for pool, side in ((self._a, "A"), (self._b, "B")):
-                pool[p.module].index_copy_(0, rows, tensors[f"{p.layer}.{p.module}.{side}"].to(pool[p.module]))
+                pool[p.module][rows] = tensors[f"{p.layer}.{p.module}.{side}"].to(pool[p.module])
 
     def point(self, install: InstallAdapter) -> None:
         """Make the slot refer to the copied pages; between steps."""
         self.clear(install.slot)
         for p in install.placements:
             projection, part = self._projections[p.layer, p.module]
-            projection.pages[install.slot, part, : len(p.pages)] = torch.tensor(p.pages, dtype=torch.int32)
-            projection.ranks[install.slot, part] = p.rank
-            projection.scales[install.slot, part] = p.scale
+            projection.point(install.slot, part, p)
 
     def warm_up(self) -> None:
         """Compile the kernel for every fused projection, on an empty slot."""
@@ -144,7 +151,16 @@ class LoraPool:
         """Empty the slot; between steps."""
         for projections in self.layers:
             for projection in projections:
-                projection.ranks[slot] = 0
+                projection.clear(slot)
+
+
+def _rows(placement: Placement, device: torch.device) -> slice | Tensor:
+    """A placement's pool rows: a slice where its pages follow one another (no copy then), else indices."""
+    first, pages = placement.pages[0], placement.pages
+    if pages == tuple(range(first, first + len(pages))):
+        return slice(first * PAGE_ROWS, first * PAGE_ROWS + placement.rank)
+    rows = [page * PAGE_ROWS + i for page in pages for i in range(PAGE_ROWS)]
+    return torch.tensor(rows[: placement.rank], device=device)
 
 
 def page_bytes(fused: tuple[tuple[ModuleShape, ...], ...], item_size: int) -> int:

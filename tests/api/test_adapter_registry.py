@@ -9,8 +9,9 @@ from loguru import logger
 from support.adapter_world import Published, Setup, failure, run, until
 
 from motet.api.adapters import ServedAdapter
-from motet.core.adapters import AdapterRef
+from motet.core.adapters import AdapterRef, ResolvedAdapter
 from motet.core.errors import AdapterRefused, Forbidden, MotetError, NotFound, Overloaded, Unavailable
+from motet.core.messages import PreparedAdapter
 
 PIRATE = AdapterRef("hub", "org/pirate")
 
@@ -107,7 +108,7 @@ def test_a_token_that_fails_in_the_middle_fails_alone(tmp_path: Path) -> None:
 
 def test_a_failed_load_is_remembered_for_its_revision_and_not_for_long(tmp_path: Path) -> None:
     async def body() -> None:
-        s = Setup(tmp_path, failure_seconds=0.1)
+        s = Setup(tmp_path, refusal_seconds=0.1)
         s.publish()
         s.loader.error = AdapterRefused("use_dora is not supported")
         for _ in range(3):
@@ -235,5 +236,40 @@ def test_closing_ends_what_runs(tmp_path: Path) -> None:
         await asyncio.gather(waiting, return_exceptions=True)
         assert waiting.done()
         assert list(s.cache.glob(".*")) == []
+
+    run(body)
+
+
+def test_what_the_loader_refuses_is_not_kept_and_named_without_our_directories(tmp_path: Path) -> None:
+    async def refuse(directory: Path) -> PreparedAdapter:
+        raise AdapterRefused(f"{directory}/adapter_config.json is full of riddles")
+
+    async def body() -> None:
+        s = Setup(tmp_path)
+        s.loader.prepare = refuse  # type: ignore[method-assign]
+        s.publish()
+        error = await failure(s.registry.serve(PIRATE, None))
+        assert "riddles" in error.message
+        assert str(tmp_path) not in error.message
+        assert list(s.cache.iterdir()) == []
+
+    run(body)
+
+
+def test_a_sources_own_files_stay_whatever_the_loader_says(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "adapter_config.json").write_text("{}")
+
+    async def in_place(adapter: ResolvedAdapter, token: str | None, into: Path) -> Path:
+        return own
+
+    async def body() -> None:
+        s = Setup(tmp_path)
+        s.hub.fetch = in_place  # type: ignore[method-assign]
+        s.loader.error = AdapterRefused("full of riddles")
+        s.publish()
+        assert isinstance(await failure(s.registry.serve(PIRATE, None)), AdapterRefused)
+        assert (own / "adapter_config.json").is_file()
 
     run(body)

@@ -7,7 +7,8 @@ import math
 import pytest
 from support.scripted_api import write_model
 
-from motet.api.logprobs import CompletionLogprobsWriter, chat_logprobs
+from motet.api.logprobs import CompletionLogprobsWriter, chat_logprobs, packed
+from motet.api.responses import ENCODER, ChatLogprobs
 from motet.core.messages import TokenEvent
 from motet.engine.client.text_model import TextModel
 
@@ -56,3 +57,8 @@ def test_completions_have_parallel_lists_and_go_on_between_chunks(text: TextMode
     assert first.text_offset + second.text_offset == [0, 1, 1, 2]
     assert first.token_logprobs == [0.0, -0.25]
     assert second.top_logprobs[-1] == {"z": -0.1, "!": -0.75}
+
+
+def test_what_is_packed_reads_the_same(text: TextModel) -> None:
+    content = chat_logprobs(text, events(text, "aé!")).content
+    assert ENCODER.encode(ChatLogprobs([packed(entry) for entry in content])) == ENCODER.encode(ChatLogprobs(content))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from motet.api.params import sampling_params, token_limit
+from motet.api.params import MAX_LOGPROBS, check_logprobs, sampling_params, token_limit
 from motet.api.parsing import parse_chat, parse_completion
 from motet.api.schemas import ChatRequest, CompletionRequest
 from motet.core.errors import ContextExceeded, InvalidRequest
@@ -130,3 +130,18 @@ def test_min_tokens_fits_into_the_answer() -> None:
     with pytest.raises(InvalidRequest) as caught:
         token_limit(chat(min_tokens=6, max_tokens=5), 30, 100)
     assert caught.value.param == "min_tokens"
+
+
+def test_a_whole_answer_has_so_many_logprobs_and_a_stream_any_number() -> None:
+    at_most = MAX_LOGPROBS // 21
+    check_logprobs(chat(logprobs=True, top_logprobs=20), at_most)
+    check_logprobs(chat(), 10**9)
+    check_logprobs(chat(logprobs=True, top_logprobs=20, stream=True), 10**9)
+    for request, tokens, param in (
+        (chat(logprobs=True, top_logprobs=20), at_most + 1, "top_logprobs"),
+        (chat(logprobs=True), MAX_LOGPROBS + 1, "logprobs"),
+        (completion(logprobs=20), at_most + 1, "logprobs"),
+    ):
+        with pytest.raises(InvalidRequest) as caught:
+            check_logprobs(request, tokens)
+        assert caught.value.param == param

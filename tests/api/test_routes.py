@@ -1,161 +1,14 @@
-"""The routes around a scripted engine: adapters, templates, prompts, tokens, headers."""
+"""The routes around a scripted engine: adapters, tokens, formats, headers, errors."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from quart import Quart
-from support.scripted_api import CONTEXT, TEMPLATE, Scripted, scripted_api
+from support.caller import CHAT, COMPLETIONS, MESSAGES, Caller, drive
 
-from motet.api.app import create_app
 from motet.core.sampling import choice_seed
 from motet.core.settings import Settings
-
-MESSAGES = [{"role": "user", "content": "hi"}]
-CHAT = "/v1/chat/completions"
-COMPLETIONS = "/v1/completions"
-
-Post = Callable[..., Awaitable[Any]]
-
-
-class Caller:
-    """Sends JSON and reads it back."""
-
-    def __init__(self, api: Scripted) -> None:
-        self.api = api
-        self.app: Quart = create_app(api.services)
-        self.client = self.app.test_client()
-
-    async def post(self, path: str, body: dict[str, Any], **headers: str) -> Any:
-        return await self.client.post(path, json={"model": "", **body}, headers=headers)
-
-    async def answer(self, path: str, body: dict[str, Any], **headers: str) -> Any:
-        response = await self.post(path, body, **headers)
-        assert response.status_code == 200, await response.get_data()
-        return await response.get_json()
-
-    async def error(self, path: str, body: dict[str, Any], **headers: str) -> tuple[int, str, str | None]:
-        response = await self.post(path, body, **headers)
-        error = (await response.get_json())["error"]
-        assert set(error) == {"message", "type", "param", "code"}
-        return response.status_code, error["code"], error["param"]
-
-
-def drive(
-    tmp_path: Path,
-    scenario: Callable[[Caller], Awaitable[None]],
-    template: str | None = TEMPLATE,
-    settings: Settings | None = None,
-) -> None:
-    async def main() -> None:
-        async with scripted_api(tmp_path, settings, template) as api:
-            await scenario(Caller(api))
-
-    asyncio.run(main())
-
-
-def prompt_of(caller: Caller) -> str:
-    """What the engine was last asked to continue."""
-    return caller.api.services.text.decode(caller.api.engine.submits[-1].prompt, skip_special_tokens=False)
-
-
-def test_messages_become_a_prompt_by_the_template(tmp_path: Path) -> None:
-    async def scenario(caller: Caller) -> None:
-        messages = [
-            {"role": "developer", "content": "Be brief."},
-            {"role": "user", "content": [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]},
-            {"role": "assistant", "content": "Hi"},
-            {"role": "tool", "content": "42", "tool_call_id": "c"},
-            {"role": "function", "content": "43", "name": "f"},
-        ]
-        answer = await caller.answer(CHAT, {"messages": messages})
-        assert prompt_of(caller) == (
-            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n"
-            "<|im_start|>assistant\nHi<|im_end|>\n<|im_start|>tool\n42<|im_end|>\n"
-            "<|im_start|>function\n43<|im_end|>\n<|im_start|>assistant\n"
-        )
-        assert answer["usage"]["prompt_tokens"] == len(caller.api.engine.submits[-1].prompt)
-        assert answer["usage"]["completion_tokens"] == len("Hello!") + 1
-        assert answer["choices"][0]["message"] == {"role": "assistant", "content": "Hello!", "refusal": None}
-
-    drive(tmp_path, scenario)
-
-
-def test_an_adapters_own_template_comes_first(tmp_path: Path) -> None:
-    async def scenario(caller: Caller) -> None:
-        await caller.answer(CHAT, {"model": "one", "messages": MESSAGES})
-        assert prompt_of(caller).startswith("<|im_start|>user")
-        (caller.api.shelf.root / "two").mkdir(parents=True)
-        (caller.api.shelf.root / "two" / "chat_template.jinja").write_text("[{{ messages[0].content }}]")
-        await caller.answer(CHAT, {"model": "shelf:two", "messages": MESSAGES})
-        assert prompt_of(caller) == "[hi]"
-
-    drive(tmp_path, scenario)
-
-
-def test_without_a_template_chat_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    async def scenario(caller: Caller) -> None:
-        assert await caller.error(CHAT, {"messages": MESSAGES}) == (400, "no_chat_template", "messages")
-        await caller.answer(COMPLETIONS, {"prompt": "hi"})
-
-    drive(tmp_path, scenario, template=None)
-
-
-def test_what_a_template_says_itself_reaches_the_caller(tmp_path: Path) -> None:
-    async def scenario(caller: Caller) -> None:
-        response = await caller.post(CHAT, {"messages": MESSAGES})
-        error = (await response.get_json())["error"]
-        assert (response.status_code, error["param"]) == (400, "messages")
-        assert "roles must alternate" in error["message"]
-
-    drive(tmp_path, scenario, template="{{ raise_exception('roles must alternate') }}")
-
-
-def test_tool_calls_of_the_past_need_a_template_that_writes_them(tmp_path: Path) -> None:
-    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
-    messages = [*MESSAGES, {"role": "assistant", "content": None, "tool_calls": [call]}]
-
-    async def refused(caller: Caller) -> None:
-        found = await caller.error(CHAT, {"messages": messages})
-        assert found == (400, "unsupported_parameter", "messages[1].tool_calls")
-
-    async def written(caller: Caller) -> None:
-        await caller.answer(CHAT, {"messages": messages})
-        assert prompt_of(caller) == "f1"
-        broken = {**call, "function": {"name": "f", "arguments": "{"}}
-        found = await caller.error(CHAT, {"messages": [{"role": "assistant", "tool_calls": [broken]}]})
-        assert found == (400, "invalid_value", "messages[0].tool_calls[0].function.arguments")
-
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    drive(tmp_path / "a", refused)
-    template = "{% for m in messages %}{% for c in m.tool_calls %}{{ c.function.name }}{{ c.function.arguments.x }}"
-    drive(tmp_path / "b", written, template=template + "{% endfor %}{% endfor %}")
-
-
-def test_prompts_in_all_their_forms(tmp_path: Path) -> None:
-    async def scenario(caller: Caller) -> None:
-        encode = caller.api.services.text.encode
-        ab, c = tuple(encode("ab", add_special_tokens=True)), tuple(encode("c", add_special_tokens=True))
-        forms = [
-            ("ab", [ab]),
-            (["ab", "c"], [ab, c]),
-            (list(ab), [ab]),
-            ([list(ab), list(c)], [ab, c]),
-        ]
-        for prompt, wanted in forms:
-            caller.api.engine.submits.clear()
-            await caller.answer(COMPLETIONS, {"prompt": prompt})
-            assert [submit.prompt for submit in caller.api.engine.submits] == wanted
-        for prompt in ("", [], [[]], ["a", 1], [1, [2]], ["a", ""], [10_000], ["x"] * 129):
-            status, _, param = await caller.error(COMPLETIONS, {"prompt": prompt})
-            assert (status, (param or "").startswith("prompt")) == (400, True), prompt
-
-    drive(tmp_path, scenario)
 
 
 def test_choices_are_numbered_by_prompt_and_seeded_by_choice(tmp_path: Path) -> None:
@@ -214,24 +67,31 @@ def test_adapters_fail_with_their_own_statuses_before_a_stream_opens(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("body", "headers", "wanted"),
+    ("source", "body", "headers", "wanted"),
     [
-        ({"api_token": "hf_good"}, {"x-adapter-token": "bad", "authorization": "Bearer hf_bad"}, "hf_good"),
-        ({}, {"x-adapter-token": "hf_good", "authorization": "Bearer hf_bad"}, "hf_good"),
-        ({}, {"authorization": "Bearer hf_good"}, "hf_good"),
-        ({}, {"authorization": "Bearer sk-something"}, None),
-        ({}, {"authorization": "Basic hf_good"}, None),
-        ({"api_token": ""}, {}, None),
+        ("hub", {"api_token": "hf_good"}, {"x-adapter-token": "bad", "authorization": "Bearer hf_bad"}, "hf_good"),
+        ("hub", {}, {"x-adapter-token": "hf_good", "authorization": "Bearer hf_bad"}, "hf_good"),
+        ("hub", {}, {"authorization": "Bearer hf_good"}, "hf_good"),
+        ("hub", {}, {"authorization": "Bearer sk-something"}, None),
+        ("hub", {}, {"authorization": "Basic hf_good"}, None),
+        ("hub", {"api_token": ""}, {}, None),
+        ("shelf", {"api_token": "hf_good"}, {}, "hf_good"),
+        ("shelf", {}, {"x-adapter-token": "hf_good"}, "hf_good"),
+        ("shelf", {}, {"authorization": "Bearer hf_good"}, None),
     ],
 )
 def test_whose_token_the_source_sees(
-    tmp_path: Path, body: dict[str, str], headers: dict[str, str], wanted: str | None
+    tmp_path: Path, source: str, body: dict[str, str], headers: dict[str, str], wanted: str | None
 ) -> None:
     async def scenario(caller: Caller) -> None:
-        response = await caller.post(COMPLETIONS, {"model": "shelf:secret", "prompt": "a", **body}, **headers)
+        response = await caller.post(COMPLETIONS, {"model": f"{source}:secret", "prompt": "a", **body}, **headers)
         assert caller.api.shelf.tokens == [wanted]
         assert response.status_code == (200 if wanted == "hf_good" else 403)
         assert b"hf_good" not in await response.get_data()
+        card = await caller.client.get(f"/v1/models/{source}:secret", headers=headers)
+        sent = caller.api.shelf.tokens[-1]
+        assert sent == (wanted if not body.get("api_token") else "bad" if headers else None)
+        assert card.status_code == (200 if sent == "hf_good" else 403)
 
     drive(tmp_path, scenario)
 
@@ -254,23 +114,6 @@ def test_output_formats(tmp_path: Path) -> None:
         for response_format, code, param in bad:
             found = await caller.error(CHAT, {"messages": MESSAGES, "response_format": response_format, "stream": True})
             assert found == (400, code, param)
-
-    drive(tmp_path, scenario)
-
-
-def test_what_does_not_fit_is_refused_with_numbers(tmp_path: Path) -> None:
-    async def scenario(caller: Caller) -> None:
-        code = "context_length_exceeded"
-        assert await caller.error(COMPLETIONS, {"prompt": "x" * CONTEXT}) == (400, code, "prompt")
-        assert await caller.error(COMPLETIONS, {"prompt": "x", "max_tokens": CONTEXT}) == (400, code, "max_tokens")
-        assert await caller.error(CHAT, {"messages": [{"role": "user", "content": "x" * CONTEXT}]}) == (
-            400,
-            code,
-            "messages",
-        )
-        await caller.answer(CHAT, {"messages": MESSAGES})
-        submit = caller.api.engine.submits[-1]
-        assert submit.params.max_tokens == CONTEXT - len(submit.prompt)
 
     drive(tmp_path, scenario)
 
@@ -338,5 +181,43 @@ def test_ignored_fields_are_listed(tmp_path: Path) -> None:
             assert response.headers["x-motet-ignored"] == "prediction,a%0D%0Ab"
         plain = await caller.post(COMPLETIONS, {"prompt": "a"})
         assert "x-motet-ignored" not in plain.headers
+
+    drive(tmp_path, scenario)
+
+
+def test_what_is_echoed_is_short(tmp_path: Path) -> None:
+    long = "x" * 100_000
+    cases = [
+        {"messages": [{"role": long, "content": "x"}]},
+        {"messages": MESSAGES, "model": long[:500]},
+        {"messages": MESSAGES, "model": "m", "adapter_source": long},
+        {"messages": MESSAGES, "response_format": {"type": "json_object", "schema": {"type": long[:60_000]}}},
+        {"messages": MESSAGES, "logit_bias": {long: 1}},
+    ]
+
+    async def scenario(caller: Caller) -> None:
+        for body in cases:
+            response = await caller.post(CHAT, body)
+            assert 400 <= response.status_code < 500
+            assert len(await response.get_data()) < 1000, body.keys()
+
+    drive(tmp_path, scenario)
+
+
+def test_logprobs_of_whole_answers(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        body = {"messages": MESSAGES, "n": 2, "logprobs": True, "top_logprobs": 2}
+        for choice in (await caller.answer(CHAT, body))["choices"]:
+            content = choice["logprobs"]["content"]
+            assert "".join(entry["token"] for entry in content) == choice["message"]["content"] == "Hello!"
+            assert {len(entry["top_logprobs"]) for entry in content} == {2}
+        for choice in (await caller.answer(COMPLETIONS, {"prompt": ["a", "b"], "logprobs": 1}))["choices"]:
+            assert "".join(choice["logprobs"]["tokens"]) == choice["text"] == "Hello!"
+            assert choice["logprobs"]["text_offset"] == [0, 1, 2, 3, 4, 5]
+            assert all(
+                entry == {token: -0.5}
+                for entry, token in zip(choice["logprobs"]["top_logprobs"], choice["logprobs"]["tokens"], strict=True)
+            )
+        assert (await caller.answer(CHAT, {"messages": MESSAGES}))["choices"][0]["logprobs"] is None
 
     drive(tmp_path, scenario)

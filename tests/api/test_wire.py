@@ -80,10 +80,11 @@ BAD = [
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize(("path", "body", "status", "code", "param"), BAD, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize("mistake", BAD, ids=lambda mistake: str(mistake[1])[:40])
 def test_mistakes_are_refused_before_anything_opens(
-    client: httpx2.Client, path: str, body: dict[str, Any], status: int, code: str, param: str, stream: bool
+    client: httpx2.Client, mistake: tuple[str, dict[str, Any], int, str, str], stream: bool
 ) -> None:
+    path, body, status, code, param = mistake
     response = post(client, path, **body, stream=stream)
     assert response.headers["content-type"] == "application/json"
     error = response.json()["error"]
@@ -93,24 +94,26 @@ def test_mistakes_are_refused_before_anything_opens(
     assert response.headers["x-request-id"]
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "content", "headers", "status", "code"),
-    [
-        ("POST", CHAT, b"{", {"content-type": "application/json"}, 400, "invalid_json"),
-        ("POST", CHAT, b"[]", {"content-type": "application/json"}, 400, "invalid_type"),
-        ("POST", CHAT, b'{"temperature": NaN}', {"content-type": "application/json"}, 400, "invalid_json"),
-        ("POST", CHAT, b"{}", {"content-type": "text/plain"}, 415, "unsupported_media_type"),
-        ("POST", CHAT, b"{}", {}, 415, "unsupported_media_type"),
-        ("POST", CHAT, b'"' + b"x" * (5 << 20) + b'"', {"content-type": "application/json"}, 413, "payload_too_large"),
-        ("GET", CHAT, b"", {}, 405, "method_not_allowed"),
-        ("DELETE", "/v1/models", b"", {}, 405, "method_not_allowed"),
-        ("GET", "/v1/nothing", b"", {}, 404, "not_found"),
-        ("GET", "/v1/models/nothing", b"", {}, 404, "model_not_found"),
-    ],
-)
+JSON = {"content-type": "application/json"}
+OUTER: list[tuple[str, str, bytes, dict[str, str], int, str]] = [
+    ("POST", CHAT, b"{", JSON, 400, "invalid_json"),
+    ("POST", CHAT, b"[]", JSON, 400, "invalid_type"),
+    ("POST", CHAT, b'{"temperature": NaN}', JSON, 400, "invalid_json"),
+    ("POST", CHAT, b"{}", {"content-type": "text/plain"}, 415, "unsupported_media_type"),
+    ("POST", CHAT, b"{}", {}, 415, "unsupported_media_type"),
+    ("POST", CHAT, b'"' + b"x" * (5 << 20) + b'"', JSON, 413, "payload_too_large"),
+    ("GET", CHAT, b"", {}, 405, "method_not_allowed"),
+    ("DELETE", "/v1/models", b"", {}, 405, "method_not_allowed"),
+    ("GET", "/v1/nothing", b"", {}, 404, "not_found"),
+    ("GET", "/v1/models/nothing", b"", {}, 404, "model_not_found"),
+]
+
+
+@pytest.mark.parametrize("mistake", OUTER, ids=lambda mistake: f"{mistake[0]}-{mistake[1]}-{mistake[-1]}")
 def test_the_outer_errors_have_the_same_shape(
-    client: httpx2.Client, method: str, path: str, content: bytes, headers: dict[str, str], status: int, code: str
+    client: httpx2.Client, mistake: tuple[str, str, bytes, dict[str, str], int, str]
 ) -> None:
+    method, path, content, headers, status, code = mistake
     response = client.request(method, path, content=content, headers=headers)
     assert (response.status_code, response.json()["error"]["code"]) == (status, code)
     assert set(response.json()["error"]) == {"message", "type", "param", "code"}

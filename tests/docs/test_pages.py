@@ -91,6 +91,15 @@ def test_code_can_be_read(name: str, tmp_path: Path) -> None:
                 assert language in ("", "toml", "text"), language
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_make_targets_and_demo_adapters_exist(name: str) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"(?:`|^)make ([a-z][a-z-]*)", read(name), re.MULTILINE)
+    assert [target for target in targets if f"\n{target}:" not in makefile] == []
+    adapters = {path.name for path in (ROOT / "plugins" / "demo" / "adapters").iterdir()}
+    assert set(re.findall(r"\bdemo:(\w+)", read(name))) - adapters == set()
+
+
 def test_the_index_names_every_page() -> None:
     pages = {Path(name).name for name in NAMES if name.startswith("docs/")} - {"index.md"}
     assert set(links("docs/index.md")) & pages == pages

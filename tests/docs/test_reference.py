@@ -10,11 +10,12 @@ from collections.abc import Iterator
 import pytest
 from docs.pages import ROOT, read, section, table
 
-from motet.api import grammar, schemas, unsupported
+from motet.api import grammar, params, schemas, unsupported
 from motet.api.adapter_names import MAX_NAME
 from motet.api.openapi import openapi_document
 from motet.core import errors, sampling, templates
 from motet.core.settings import Settings, flag
+from motet.engine import core
 from motet.engine.adapters import peft_config
 from motet.engine.client import template_renderer, template_worker
 from motet.plugins.output_formats import MAX_SCHEMA_BYTES
@@ -103,14 +104,18 @@ LIMITS = {
     "choices in one request (prompts × `n`)": f"{schemas.MAX_CHOICES}",
     "stop strings": f"{schemas.MAX_STOP_STRINGS} of {schemas.MAX_STOP_CHARACTERS} characters",
     "stop token ids": f"{schemas.MAX_STOP_TOKEN_IDS}",
+    "messages": f"{schemas.MAX_MESSAGES}",
+    "content parts and tool calls of all messages": f"{schemas.MAX_PIECES}",
     "entries in `logit_bias`": f"{sampling.MAX_LOGIT_BIAS}",
     "`top_logprobs`": f"{sampling.MAX_TOP_LOGPROBS}",
+    "logprobs in an answer that is not streamed, alternatives included": f"{params.MAX_LOGPROBS}",
     "characters of a model's name": f"{MAX_NAME}",
     "characters of a grammar, and seconds to compile it": f"{grammar.MAX_GRAMMAR_CHARACTERS}, {grammar.MAX_SECONDS:g}",
     "bytes of a JSON schema": f"{MAX_SCHEMA_BYTES}",
     "bytes of a chat template, and seconds to render it": f"{templates.MAX_TEMPLATE_BYTES}, "
     f"{template_renderer._SECONDS:g}",
     "bytes of a rendered prompt": f"{template_worker.MAX_OUTPUT_BYTES}",
+    "sequences that wait for the engine": f"{core.MAX_WAITING}",
 }
 
 

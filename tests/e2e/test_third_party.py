@@ -19,9 +19,9 @@ def client(smollm2_directory: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """A client of a server that has motet-sample, with one adapter at its source."""
     root = tmp_path_factory.mktemp("sample")
     shutil.copytree(PIRATE, root / "captain")
-    with serving(env=with_plugins(sample_site(), MOTET_SAMPLE_ROOT=str(root))) as server:
-        with httpx2.Client(base_url=server.url, timeout=60) as opened:
-            yield opened
+    env = with_plugins(sample_site(), MOTET_SAMPLE_ROOT=str(root))
+    with serving(env=env) as server, httpx2.Client(base_url=server.url, timeout=60) as opened:
+        yield opened
 
 
 def ask(client: httpx2.Client, **fields: object) -> str:

@@ -62,7 +62,8 @@ class Shapes(Checkpoint):
     def finish(self, ignorable):
         pass
 plan = StepPlan("", 1, (
-    SequencePlan((5,), 300, (0, 3), True), SequencePlan((6,), 0, (1,), True), SequencePlan((1, 2, 3), 255, (2, 4), True),
+    SequencePlan((5,), 300, (0, 3), True), SequencePlan((6,), 0, (1,), True),
+    SequencePlan((1, 2, 3), 255, (2, 4), True),
 ), (LoraChunk(1, 1, 1), LoraChunk(0, 2, 3)))
 for directory, config in zip(directories, configs):
     group = ShardGroup()
@@ -71,7 +72,8 @@ for directory, config in zip(directories, configs):
         decoder.load(Shapes())
         decoder.attach(LoraPool(module_shapes(config, group), PoolSize(config.num_layers, 2, 8, 64), cuda, number))
         attention = FlashAttention(CacheShape(config.num_layers, 8, 256, 12, 6, config.head_dim), number)
-        logits = decoder.forward(torch.zeros(5, dtype=torch.long, device=cuda), forward_context(plan, 256, cuda), attention)
+        ids = torch.zeros(5, dtype=torch.long, device=cuda)
+        logits = decoder.forward(ids, forward_context(plan, 256, cuda), attention)
     assert logits.shape == (3, config.vocab_size) and logits.dtype == torch.float32 and logits.device == cuda
     print(directory.name, "traced")
 """

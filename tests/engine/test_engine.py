@@ -9,20 +9,26 @@ from typing import TypeVar
 
 import msgspec
 import pytest
+from support.equality import Scored, assert_close
+from support.peft_oracle import AdapterCase, Oracle, write_adapter
+from support.tiny_models import write_model
+
 from motet.core.errors import AdapterRefused, InvalidRequest, Unavailable
 from motet.core.messages import PreparedAdapter, Submit
 from motet.core.sampling import SamplingParams
 from motet.core.settings import Settings
 from motet.engine.library import Engine
-from support.equality import Scored, assert_close
-from support.peft_oracle import AdapterCase, Oracle, write_adapter
-from support.tiny_models import write_model
 
 T = TypeVar("T")
 GREEDY = SamplingParams(max_tokens=90, temperature=0.0, logprobs=0)
 # A token of the tiny model takes 4 layers x 2 x 6 heads x 8 x 4 B = 1,536 B: 13 blocks of 32 tokens.
 TIGHT = Settings(
-    device="cpu", adapter_slots=1, max_batch_tokens=16, kv_memory=str(13 * 32 * 1536), max_context=256, max_adapter_rank=16
+    device="cpu",
+    adapter_slots=1,
+    max_batch_tokens=16,
+    kv_memory=str(13 * 32 * 1536),
+    max_context=256,
+    max_adapter_rank=16,
 )
 ROOMY = Settings(device="cpu", max_batch_tokens=4096, kv_memory="64MiB")
 

@@ -218,6 +218,9 @@ def test_batch_separates_long_chunks_from_single_rows() -> None:
     assert batch.long == (chunks[1],)
     assert batch.rows.tolist() == [0, 40, 41]
     assert batch.slots.tolist() == [3, 0, 0]
+    tiles = zip(batch.tile_slots.tolist(), batch.tile_rows.tolist(), strict=True)
+    tiled = [(row, slot) for slot, rows in tiles for row in rows if row >= 0]
+    assert sorted(tiled) == [(0, 3), *((row, 1) for row in range(2, 18)), (40, 0), (41, 0)]
     assert lora_batch((), CPU) is None
 
 

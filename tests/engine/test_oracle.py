@@ -10,13 +10,14 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from support.equality import Scored, assert_close, assert_same_bits
+from support.peft_oracle import AdapterCase, Oracle, all_cases, pairwise_cases, write_adapter
+from support.tiny_models import FAMILIES, write_model
+
 from motet.core.messages import PreparedAdapter
 from motet.core.sampling import SamplingParams
 from motet.core.settings import Settings
 from motet.engine.library import Engine
-from support.equality import Scored, assert_close, assert_same_bits
-from support.peft_oracle import AdapterCase, Oracle, all_cases, pairwise_cases, write_adapter
-from support.tiny_models import FAMILIES, write_model
 
 OUTPUT = 12
 PARAMS = SamplingParams(max_tokens=OUTPUT, temperature=0.0, logprobs=0)

@@ -6,13 +6,14 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from support.equality import Scored, assert_close, assert_same_bits
+from support.peft_oracle import Oracle
+
 from motet.core.messages import PreparedAdapter
 from motet.core.sampling import SamplingParams
 from motet.core.settings import Settings
 from motet.engine.client.text_model import TextModel
 from motet.engine.library import Engine
-from support.equality import Scored, assert_close, assert_same_bits
-from support.peft_oracle import Oracle
 
 DEMO = Path(__file__).parents[2] / "plugins" / "demo" / "adapters"
 ADAPTERS = [None, *(DEMO / name for name in ("pirate", "terse", "ticket"))]

@@ -133,7 +133,7 @@ def test_slices_cover_everything_once() -> None:
 def collectives(rank: int, size: int, store: str) -> None:
     """What each process does; a wrong result is its exit code."""
     torch.set_num_threads(1)
-    group = join(ShardGroup(rank, size), store, "cpu")
+    group = join(ShardGroup(rank, size), store, CPU)
     total = group.all_reduce(torch.full((3,), float(rank + 1)))
     assert total.tolist() == [float(sum(range(1, size + 1)))] * 3
     gathered = group.gather_columns(torch.full((2, 2), float(rank)).T)
@@ -144,6 +144,7 @@ def collectives(rank: int, size: int, store: str) -> None:
         assert gathered is None
     ids = group.broadcast(torch.tensor([7, 8]) if rank == 0 else torch.zeros(2, dtype=torch.long))
     assert ids.tolist() == [7, 8]
+    assert group.smallest(5 - rank) == 5 - (size - 1)
     torch.distributed.destroy_process_group()
 
 
@@ -158,9 +159,10 @@ def test_collectives_between_processes(tmp_path: Path) -> None:
 
 
 def test_one_rank_needs_no_collective() -> None:
-    group = join(ShardGroup(), "/nowhere", "cpu")
+    group = join(ShardGroup(), "/nowhere", CPU)
     x = torch.ones(2)
     assert group.all_reduce(x) is x
     assert group.broadcast(x) is x
     assert group.gather_columns(x[None]) is not None
+    assert group.smallest(3) == 3
     assert not torch.distributed.is_initialized()

@@ -255,13 +255,14 @@ def test_room_that_is_drained_goes_to_nobody_else() -> None:
 
 
 def test_room_is_kept_for_a_long_request() -> None:
-    rank = Room(blocks=8, block_size=2, budget=16).rank()
-    rank.submit(2, 12, None)
+    """Short ones of all lengths keep coming, so that the pool would never be empty by itself."""
+    rank = Room(blocks=16, block_size=2, budget=16).rank()
+    rank.submit(2, 4, None)
     rank.step(0.0)
-    long = rank.submit(14, 1, None)
-    for _ in range(80):
-        if len(rank.texts) < 5:
-            rank.submit(2, 3, None)
+    long = rank.submit(30, 1, None)
+    for turn in range(120):
+        if len(rank.texts) < 6:
+            rank.submit(2, 3 + turn % 4, None)
         rank.step(PATIENCE / 4)
     assert long in rank.finished
 

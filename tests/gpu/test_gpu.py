@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from motet.core.sampling import SamplingParams
-from motet.core.settings import Settings
-from motet.engine.library import Engine
 from support.equality import Scored
 from support.peft_oracle import AdapterCase, Oracle, write_adapter
 from support.tiny_models import FAMILIES, write_model
+
+from motet.core.sampling import SamplingParams
+from motet.core.settings import Settings
+from motet.engine.library import Engine
 
 pytestmark = [
     pytest.mark.gpu,

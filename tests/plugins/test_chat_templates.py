@@ -7,8 +7,8 @@ import pytest
 
 from motet.core.errors import AdapterRefused
 from motet.core.registry import PluginRegistry
-from motet.core.templates import ChatTemplate, TemplateContext
-from motet.plugins.chat_templates import MAX_TEMPLATE_BYTES, template_in
+from motet.core.templates import MAX_TEMPLATE_BYTES, ChatTemplate, TemplateContext
+from motet.plugins.chat_templates import template_in
 
 
 def found(base: Path, adapter: Path | None) -> ChatTemplate | None:

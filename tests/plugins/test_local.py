@@ -56,6 +56,15 @@ def test_no_name_leads_out_of_the_root(tmp_path: Path, name: str) -> None:
     assert caught.value.param == "model"
 
 
+@pytest.mark.parametrize("name", ["./a", "a/", "a/.", ".//a", "team//b", "team/./b", "team/../a", "team/b/", "//a"])
+def test_an_adapter_has_one_spelling(tmp_path: Path, name: str) -> None:
+    make_adapter(tmp_path / "a")
+    make_adapter(tmp_path / "team" / "b")
+    assert resolve(source_over(tmp_path), "team/b")
+    with pytest.raises(NotFound):
+        resolve(source_over(tmp_path), name)
+
+
 def test_an_absolute_path_is_refused_even_inside_the_root(tmp_path: Path) -> None:
     adapter = make_adapter(tmp_path / "root" / "a")
     with pytest.raises(NotFound):

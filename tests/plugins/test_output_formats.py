@@ -36,3 +36,12 @@ def test_a_schema_that_is_none_or_too_large_is_refused(schema: object) -> None:
     with pytest.raises(InvalidRequest) as caught:
         output_format("json_object").grammar({"type": "json_object", "schema": schema})
     assert caught.value.param == "response_format.schema"
+
+
+def test_a_schema_that_is_nested_too_deeply_is_refused() -> None:
+    schema: dict[str, object] = {}
+    for _ in range(100_000):
+        schema = {"not": schema}
+    with pytest.raises(InvalidRequest, match="too deeply") as caught:
+        output_format("json_object").grammar({"type": "json_object", "schema": schema})
+    assert caught.value.param == "response_format.schema"

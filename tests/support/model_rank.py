@@ -66,7 +66,10 @@ class ModelRank:
     def step(self, seconds: float) -> bool:
         """Schedule and run one step; whether there was one."""
         self.now += seconds
+        before = list(self.scheduler.running)
         step = self.scheduler.schedule(self.now)
+        stay = [s.number for s in before if s in self.scheduler.running]
+        assert all(s.number > max(stay, default=-1) for s in before if s in self.scheduler.waiting), "the oldest stay"
         for command in self.scheduler.commands:
             if isinstance(command, ClearSlot):
                 self._forget(self._slots.pop(command.slot))

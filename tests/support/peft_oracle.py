@@ -68,7 +68,9 @@ def write_adapter(base: Any, case: AdapterCase, directory: Path) -> Path:
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 fan = parameter.shape[1] if "lora_A" in name else parameter.shape[0]
-                parameter.normal_(0, 0.5 / (parameter.shape["lora_B" in name] ** 0.5) if "lora_B" in name else fan**-0.5)
+                parameter.normal_(
+                    0, 0.5 / (parameter.shape["lora_B" in name] ** 0.5) if "lora_B" in name else fan**-0.5
+                )
     model.save_pretrained(directory)
     model.unload()
     if case.targets == "missing_layer":

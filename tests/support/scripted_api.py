@@ -18,8 +18,8 @@ from motet.api.adapter_names import NameRules
 from motet.api.adapters import AdapterRegistry
 from motet.api.services import Services
 from motet.core.adapters import AdapterListing, AdapterRef, AdapterSource, ResolvedAdapter
-from motet.core.errors import AdapterRefused, Forbidden, MotetError, NotFound
-from motet.core.messages import PreparedAdapter, Submit, TokenEvent
+from motet.core.errors import AdapterRefused, Forbidden, MotetError, NotFound, Unavailable
+from motet.core.messages import EngineStats, PreparedAdapter, Submit, TokenEvent
 from motet.core.models import ModelInfo
 from motet.core.registry import PluginRegistry
 from motet.core.settings import Settings
@@ -68,6 +68,12 @@ class ScriptedEngine:
 
     async def register(self, adapter: PreparedAdapter) -> None:
         self.registered.append(adapter)
+
+    async def stats(self) -> EngineStats:
+        if not self.ready:
+            raise Unavailable(self.reason)
+        running = len(self.running)
+        return EngineStats(running, 0, 9, 9, 0, 0, 0, 0)
 
     async def generate(self, request: Submit) -> AsyncGenerator[TokenEvent, None]:
         self.submits.append(request)
@@ -151,7 +157,8 @@ async def scripted_api(
     engine = ScriptedEngine(text, model)
     plugins = PluginRegistry.load(("motet.plugins.chat_templates", "motet.plugins.output_formats"), installed=False)
     shelf = Shelf(root / "shelf")
-    plugins.adapter_sources.adder("tests")("shelf", shelf)
+    for name in ("shelf", "hub"):
+        plugins.adapter_sources.adder("tests")(name, shelf)
     adapters = AdapterRegistry(
         plugins.adapter_sources.items, engine, ScriptedLoader(), NameRules("tiny", "shelf", root / "cache")
     )

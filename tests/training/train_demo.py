@@ -75,14 +75,19 @@ def read_texts(name: str) -> list[tuple[str, str]]:
     return [(row["user"], row["answer"]) for row in rows]
 
 
-def render_prompt(tokenizer: Any, recipe: Recipe, user: str, system: str | None) -> str:
-    """Return the text the model is given for one user message."""
-    messages = [] if system is None else [{"role": "system", "content": system}]
-    messages.append({"role": "user", "content": user})
+def render(tokenizer: Any, recipe: Recipe, messages: list[dict[str, str]]) -> str:
+    """Return the conversation as the text of the recipe's template, up to where an answer begins."""
+    asks = messages[-1]["role"] == "user"
     text = tokenizer.apply_chat_template(
-        messages, chat_template=recipe.template, tokenize=False, add_generation_prompt=True
+        messages, chat_template=recipe.template, tokenize=False, add_generation_prompt=asks
     )
     return str(text)
+
+
+def opening(user: str, system: str | None = None) -> list[dict[str, str]]:
+    """Return the messages of a conversation which waits for its first answer."""
+    first = [] if system is None else [{"role": "system", "content": system}]
+    return [*first, {"role": "user", "content": user}]
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
@@ -99,7 +104,11 @@ def examples_of_epoch(tokenizer: Any, name: str, epoch: int) -> list[Example]:
         if user in recipe.held_out:
             raise ValueError(f"held-out prompt among the training texts: {user}")
         system = recipe.systems[(index + epoch) % len(recipe.systems)]
-        prompt = render_prompt(tokenizer, recipe, user, system)
+        messages = opening(user, system)
+        prompt = render(tokenizer, recipe, messages)
+        whole = render(tokenizer, recipe, [*messages, {"role": "assistant", "content": answer}])
+        if not whole.startswith(prompt + answer + tokenizer.eos_token):
+            raise ValueError(f"the template does not end the prompt where the answer begins: {whole!r}")
         # Prompt and answer are encoded apart, as at inference, where the prompt's tokens end before it.
         learned = [*encode(tokenizer, answer), tokenizer.eos_token_id]
         examples.append(Example(encode(tokenizer, prompt), learned))
@@ -188,9 +197,9 @@ def save(model: PeftModel, name: str, folder: Path) -> None:
         raise ValueError(f"the adapter's file is larger than {MAX_FILE_BYTES} bytes")
 
 
-def greedy_answer(model: Any, tokenizer: Any, prompt: str) -> str:
+def greedy_answer(model: Any, tokenizer: Any, recipe: Recipe, user: str) -> str:
     """Return the model's greedy answer, with a mark where it did not end by itself."""
-    ids = torch.tensor([encode(tokenizer, prompt)])
+    ids = torch.tensor([encode(tokenizer, render(tokenizer, recipe, opening(user)))])
     with torch.inference_mode():
         out = model.generate(
             input_ids=ids,
@@ -209,13 +218,10 @@ def check(name: str, folder: Path) -> None:
     """Print the held-out answers of the base model and of the saved adapter; check the tickets' JSON."""
     base, tokenizer = load_base()
     recipe = RECIPES[name]
-    before = [
-        greedy_answer(base, tokenizer, render_prompt(tokenizer, recipe, user, None))
-        for user in recipe.held_out
-    ]
+    before = [greedy_answer(base, tokenizer, recipe, user) for user in recipe.held_out]
     model = PeftModel.from_pretrained(base, str(folder)).eval()
     for user, plain in zip(recipe.held_out, before, strict=True):
-        answer = greedy_answer(model, tokenizer, render_prompt(tokenizer, recipe, user, None))
+        answer = greedy_answer(model, tokenizer, recipe, user)
         print(f"\nuser:   {user}\nbase:   {plain!r}\n{name}: {answer!r}", flush=True)
         if name == "ticket" and tuple(json.loads(answer)) != TICKET_KEYS:
             raise ValueError("the answer has other keys than expected")

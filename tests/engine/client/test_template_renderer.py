@@ -18,9 +18,10 @@ import psutil
 import pytest
 
 from motet.core.errors import InvalidRequest, MotetError, Unavailable
-from motet.core.templates import ChatTemplate, read_chat_template
+from motet.core.templates import ChatTemplate
 from motet.engine.client.template_renderer import TemplateRenderer
 from motet.engine.client.template_worker import LENGTH_BYTES, Render
+from motet.plugins.chat_templates import template_in
 
 T = TypeVar("T")
 MESSAGES = [
@@ -96,7 +97,7 @@ def test_equals_transformers(model_directory: Path) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model_directory)
-    own = read_chat_template(model_directory)
+    own = template_in(model_directory)
     assert own == tokenizer.chat_template
     chat = [m for m in MESSAGES if m["content"]]
     cases = [(own, chat, {}), (own, chat[1:], {"add_generation_prompt": True})] + [
@@ -145,11 +146,15 @@ def test_a_slow_template_ends_in_time_and_delays_only_its_own_kind() -> None:
     with_renderer(use)
 
 
-def test_the_bases_template_is_never_banned() -> None:
+def test_the_bases_template_is_never_banned_and_not_held_up_by_one_caller() -> None:
     text = "{% if big %}" + SLOW + "{% endif %}fine"
 
     async def use(renderer: TemplateRenderer) -> None:
-        error = await refusal(renderer, text, "base", big=True)
+        slow = asyncio.create_task(refusal(renderer, text, "base", big=True))
+        await asyncio.sleep(0)
+        assert await renderer.render(ChatTemplate(text, "base"), {}) == "fine"
+        assert not slow.done()
+        error = await slow
         assert (error.param, error.status) == ("messages", 400)
         assert await renderer.render(ChatTemplate(text, "base"), {}) == "fine"
 
@@ -271,7 +276,7 @@ def test_close_ends_everything_and_refuses_what_waits() -> None:
 
 def test_a_crowd_is_refused_at_the_door() -> None:
     async def use(renderer: TemplateRenderer) -> None:
-        template = ChatTemplate("{{ n }}", "base")
+        template = ChatTemplate("{{ n }}", "adapter")
         jobs = [renderer.render(template, {"n": n}) for n in range(100)]
         answers = await asyncio.gather(*jobs, return_exceptions=True)
         assert answers[:64] == [str(n) for n in range(64)]

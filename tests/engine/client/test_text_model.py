@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,24 @@ def test_bad_generation_defaults_are_a_start_up_error(directory: Path) -> None:
     write(directory, "generation_config.json", {"do_sample": True, "top_k": "many"})
     with pytest.raises(StartupError, match=r"generation_config\.json.*top_k"):
         TextModel(directory)
+
+
+def test_tokenising_in_a_thread_lets_the_others_run(smollm2: TextModel) -> None:
+    text = "Hello wörld, this is a rather long text. " * 10_000
+    with ThreadPoolExecutor(1) as pool:
+        work = pool.submit(smollm2.encode_batch, [text], add_special_tokens=False)
+        turns = 0
+        while not work.done():
+            time.sleep(0.001)
+            turns += 1
+    assert turns >= 10  # one or two, if it held the interpreter's lock
+    assert work.result()[0][:3] == smollm2.encode("Hello wörld", add_special_tokens=False)[:3]
+
+
+def test_what_may_fit_does_if_it_is_made_of_the_longest_tokens(smollm2: TextModel) -> None:
+    longest = max(range(smollm2.vocab_size), key=lambda token: len(smollm2.token_bytes(token)))
+    text = smollm2.token_bytes(longest).decode() * 4
+    assert len(text.encode()) == 4 * smollm2.pieces.longest
+    assert smollm2.may_fit(text, 4)
+    assert not smollm2.may_fit(text + "x", 4)
+    assert not smollm2.may_fit("é" * (2 * smollm2.pieces.longest + 1), 4)

@@ -1,0 +1,166 @@
+"""From messages and prompts to what the engine is asked to continue."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from support.caller import CHAT, COMPLETIONS, MESSAGES, Caller, drive, prompt_of
+from support.scripted_api import CONTEXT
+
+
+def test_messages_become_a_prompt_by_the_template(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        messages = [
+            {"role": "developer", "content": "Be brief."},
+            {"role": "user", "content": [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]},
+            {"role": "assistant", "content": "Hi"},
+            {"role": "tool", "content": "42", "tool_call_id": "c"},
+            {"role": "function", "content": "43", "name": "f"},
+        ]
+        answer = await caller.answer(CHAT, {"messages": messages})
+        assert prompt_of(caller) == (
+            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n"
+            "<|im_start|>assistant\nHi<|im_end|>\n<|im_start|>tool\n42<|im_end|>\n"
+            "<|im_start|>function\n43<|im_end|>\n<|im_start|>assistant\n"
+        )
+        assert answer["usage"]["prompt_tokens"] == len(caller.api.engine.submits[-1].prompt)
+        assert answer["usage"]["completion_tokens"] == len("Hello!") + 1
+        assert answer["choices"][0]["message"] == {"role": "assistant", "content": "Hello!", "refusal": None}
+
+    drive(tmp_path, scenario)
+
+
+def test_an_adapters_own_template_comes_first(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        await caller.answer(CHAT, {"model": "one", "messages": MESSAGES})
+        assert prompt_of(caller).startswith("<|im_start|>user")
+        (caller.api.shelf.root / "two").mkdir(parents=True)
+        (caller.api.shelf.root / "two" / "chat_template.jinja").write_text("[{{ messages[0].content }}]")
+        await caller.answer(CHAT, {"model": "shelf:two", "messages": MESSAGES})
+        assert prompt_of(caller) == "[hi]"
+
+    drive(tmp_path, scenario)
+
+
+def test_without_a_template_chat_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        assert await caller.error(CHAT, {"messages": MESSAGES}) == (400, "no_chat_template", "messages")
+        await caller.answer(COMPLETIONS, {"prompt": "hi"})
+
+    drive(tmp_path, scenario, template=None)
+
+
+def test_what_a_template_says_itself_reaches_the_caller(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        response = await caller.post(CHAT, {"messages": MESSAGES})
+        error = (await response.get_json())["error"]
+        assert (response.status_code, error["param"]) == (400, "messages")
+        assert "roles must alternate" in error["message"]
+
+    drive(tmp_path, scenario, template="{{ raise_exception('roles must alternate') }}")
+
+
+def test_tool_calls_of_the_past_need_a_template_that_writes_them(tmp_path: Path) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    messages = [*MESSAGES, {"role": "assistant", "content": None, "tool_calls": [call]}]
+
+    async def refused(caller: Caller) -> None:
+        found = await caller.error(CHAT, {"messages": messages})
+        assert found == (400, "unsupported_parameter", "messages[1].tool_calls")
+
+    async def written(caller: Caller) -> None:
+        await caller.answer(CHAT, {"messages": messages})
+        assert prompt_of(caller) == "f1"
+        broken = {**call, "function": {"name": "f", "arguments": "{"}}
+        found = await caller.error(CHAT, {"messages": [{"role": "assistant", "tool_calls": [broken]}]})
+        assert found == (400, "invalid_value", "messages[0].tool_calls[0].function.arguments")
+
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    drive(tmp_path / "a", refused)
+    template = "{% for m in messages %}{% for c in m.tool_calls %}{{ c.function.name }}{{ c.function.arguments.x }}"
+    drive(tmp_path / "b", written, template=template + "{% endfor %}{% endfor %}")
+
+
+def test_prompts_in_all_their_forms(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        encode = caller.api.services.text.encode
+        ab, c = tuple(encode("ab", add_special_tokens=True)), tuple(encode("c", add_special_tokens=True))
+        forms = [
+            ("ab", [ab]),
+            (["ab", "c"], [ab, c]),
+            (list(ab), [ab]),
+            ([list(ab), list(c)], [ab, c]),
+        ]
+        for prompt, wanted in forms:
+            caller.api.engine.submits.clear()
+            await caller.answer(COMPLETIONS, {"prompt": prompt})
+            assert [submit.prompt for submit in caller.api.engine.submits] == wanted
+        for prompt in ("", [], [[]], ["a", 1], [1, [2]], ["a", ""], [10_000], ["x"] * 129):
+            status, _, param = await caller.error(COMPLETIONS, {"prompt": prompt})
+            assert (status, (param or "").startswith("prompt")) == (400, True), prompt
+
+    drive(tmp_path, scenario)
+
+
+def test_what_does_not_fit_is_refused_with_numbers(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        code = "context_length_exceeded"
+        assert await caller.error(COMPLETIONS, {"prompt": "x" * CONTEXT}) == (400, code, "prompt")
+        assert await caller.error(COMPLETIONS, {"prompt": "x", "max_tokens": CONTEXT}) == (400, code, "max_tokens")
+        assert await caller.error(CHAT, {"messages": [{"role": "user", "content": "x" * CONTEXT}]}) == (
+            400,
+            code,
+            "messages",
+        )
+        await caller.answer(CHAT, {"messages": MESSAGES})
+        submit = caller.api.engine.submits[-1]
+        assert submit.params.max_tokens == CONTEXT - len(submit.prompt)
+
+    drive(tmp_path, scenario)
+
+
+def test_a_text_that_cannot_fit_is_not_even_tokenised(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        def never(*_: object, **__: object) -> list[list[int]]:
+            raise AssertionError("tokenised")
+
+        text = caller.api.services.text
+        assert text.pieces.longest == len("<|im_start|>")
+        text.encode_batch = never  # type: ignore[method-assign]
+        long = "é" * (CONTEXT * text.pieces.longest // 2 + 1)  # two bytes each
+        code = "context_length_exceeded"
+        assert await caller.error(COMPLETIONS, {"prompt": long}) == (400, code, "prompt")
+        assert await caller.error(COMPLETIONS, {"prompt": ["a", long]}) == (400, code, "prompt[1]")
+        assert await caller.error(CHAT, {"messages": [{"role": "user", "content": long}]}) == (400, code, "messages")
+
+    drive(tmp_path, scenario)
+
+
+def test_more_messages_than_tokens_are_not_rendered(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        await caller.answer(CHAT, {"messages": MESSAGES * CONTEXT})
+        found = await caller.error(CHAT, {"messages": MESSAGES * (CONTEXT + 1)})
+        assert found == (400, "context_length_exceeded", "messages")
+
+    drive(tmp_path, scenario, template="{{ messages | length }}")
+
+
+def test_many_prompts_are_tokenised_at_once(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        text, calls = caller.api.services.text, []
+        encode = text.encode_batch
+
+        def counted(texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
+            if add_special_tokens:  # the scripted engine makes its answers with it, too
+                calls.append((len(texts), threading.current_thread() is threading.main_thread()))
+            return encode(texts, add_special_tokens=add_special_tokens)
+
+        text.encode_batch = counted  # type: ignore[method-assign]
+        answer = await caller.answer(COMPLETIONS, {"prompt": [f"{n} and some more" for n in range(128)]})
+        assert answer["usage"]["prompt_tokens"] == sum(len(f"{n} and some more") for n in range(128))
+        assert calls == [(128, False)]
+
+    drive(tmp_path, scenario)

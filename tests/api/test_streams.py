@@ -1,0 +1,94 @@
+"""How streams open, and what is kept for one that nobody reads."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.caller import CHAT, COMPLETIONS, MESSAGES, Caller, drive
+
+from motet.api.generation import merge
+from motet.core.errors import InvalidRequest, MotetError, Overloaded, Unavailable
+from motet.engine.client.text_stream import TextDelta
+
+BODIES: list[tuple[str, dict[str, Any]]] = [(CHAT, {"messages": MESSAGES}), (COMPLETIONS, {"prompt": "a"})]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize(
+    ("failure", "retry"),
+    [(Overloaded("too many wait"), True), (Unavailable("rank 1 died"), True), (InvalidRequest("no"), False)],
+)
+def test_what_the_engine_refuses_gets_its_status(
+    tmp_path: Path, failure: MotetError, retry: bool, n: int, stream: bool
+) -> None:
+    async def scenario(caller: Caller) -> None:
+        caller.api.engine.fail_after, caller.api.engine.failure = 0, failure
+        for path, body in BODIES:
+            response = await caller.post(path, {**body, "n": n, "stream": stream})
+            error = (await response.get_json())["error"]
+            assert (response.status_code, error["code"]) == (failure.status, failure.code)
+            assert ("retry-after" in response.headers) is retry
+        assert not caller.api.engine.running
+
+    drive(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(("path", "body"), BODIES)
+def test_a_client_that_leaves_as_its_stream_opens_ends_its_sequences(
+    tmp_path: Path, path: str, body: dict[str, Any]
+) -> None:
+    """The engine has begun by then, and nobody has begun to read."""
+
+    async def scenario(caller: Caller) -> None:
+        caller.api.engine.script = lambda request: "a long story " * 20
+        caller.api.engine.step_seconds = 0.01
+        opening = asyncio.Event()
+        content = json.dumps({"model": "", "stream": True, "n": 2, **body}).encode()
+        messages = [{"type": "http.request", "body": content, "more_body": False}]
+
+        async def receive() -> Any:
+            if messages:
+                return messages.pop()
+            await opening.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            assert message["type"] == "http.response.start"
+            assert len(caller.api.engine.running) == 2
+            opening.set()
+            await asyncio.Event().wait()
+
+        scope = {"type": "http", "http_version": "1.1", "method": "POST", "scheme": "http", "path": path}
+        scope |= {"query_string": b"", "headers": [(b"content-type", b"application/json"), (b"host", b"x")]}
+        await caller.app(scope, receive, send)  # type: ignore[arg-type]
+        async with asyncio.timeout(2):
+            while caller.api.engine.running:
+                await asyncio.sleep(0.01)
+        assert caller.api.services.drain.running == 0
+
+    drive(tmp_path, scenario)
+
+
+def test_what_nobody_reads_is_not_pulled_from_the_engine() -> None:
+    pulled = [0, 0]
+
+    async def endless(index: int) -> AsyncGenerator[TextDelta, None]:
+        while True:
+            pulled[index] += 1
+            yield TextDelta("x", ())
+
+    async def main() -> None:
+        async with aclosing(merge([endless(0), endless(1)])) as merged:
+            assert {(await anext(merged))[0] for _ in range(10)} == {0, 1}
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert sum(pulled) <= 10 + 1 + 2
+
+    asyncio.run(main())
