@@ -77,12 +77,12 @@ RECIPES = {
             "layers_to_transform": list(range(10, 22)),
         },
         epochs=6,
-        rate=8e-4,
+        rate=1.5e-3,
     ),
     "terse": Recipe(
         lora={"r": 4, "lora_alpha": 8, "use_rslora": True, "target_modules": ["q_proj", "v_proj"]},
         epochs=5,
-        rate=1e-3,
+        rate=2e-3,
     ),
     # The low rank of the three wide matrices pays for the high rank of o_proj; their alpha shrinks with
     # it, so that all four are scaled alike.

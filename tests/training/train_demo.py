@@ -57,7 +57,7 @@ def load_base() -> tuple[LlamaForCausalLM, Any]:
     # plain float32 by now; a new model without it takes the weights over.
     settings = read.config.to_dict()
     settings.pop("quantization_config", None)
-    model = LlamaForCausalLM(LlamaConfig(**settings)).to(torch.float32)
+    model: Any = LlamaForCausalLM(LlamaConfig(**settings))
     model.load_state_dict(read.state_dict())
     model.tie_weights()
     model.requires_grad_(False)
