@@ -18,7 +18,7 @@ TOP_LEVEL |= {"README.md", "Makefile", "LICENSE", "CHANGELOG.md", ".ci"}
 # Builds only beside an installed torch, so that no requirement list can hold it: `make install-cuda` installs it.
 BUILT_APART = {"flash_attn"}
 # transformers imports it to read GGUF files; nothing here does.
-USED_BY_OTHERS = {"gguf"}
+USED_BY_OTHERS = {"accelerate", "gguf"}
 
 
 def project() -> dict[str, Any]:
