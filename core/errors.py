@@ -9,7 +9,6 @@
     ├─ Forbidden                403  the token may not use this
     ├─ NotFound                 404  no such model, adapter, route or object
     ├─ MethodNotAllowed         405
-    ├─ Conflict                 409
     ├─ PayloadTooLarge          413
     ├─ UnsupportedMediaType     415
     ├─ AdapterRefused           422  the adapter exists and cannot be served right
@@ -106,13 +105,6 @@ class MethodNotAllowed(InvalidRequest):
 
     status = 405
     code = "method_not_allowed"
-
-
-class Conflict(InvalidRequest):
-    """The request contradicts what the server holds."""
-
-    status = 409
-    code = "conflict"
 
 
 class PayloadTooLarge(InvalidRequest):
