@@ -6,19 +6,21 @@ import re
 import uuid
 from pathlib import Path
 
-from quart import Quart, Response, g, request
+from quart import Blueprint, Quart, Response, g, request
 
-from motet.api.chat import chat_routes
-from motet.api.completions import completion_routes
-from motet.api.docs_page import docs_routes
+from motet.api import chat, completions, docs_page, health, models
+from motet.api.caller import Caller, hub_bearer
 from motet.api.errors import install_error_handlers
-from motet.api.health import health_routes
-from motet.api.models import model_routes
 from motet.api.services import Services
 
-__all__ = ["Services", "create_app"]
+__all__ = ["OPERATIONS", "SURFACES", "Services", "create_app"]
 
 DEFAULT_MAX_BODY = 4 << 20
+SURFACES = (chat, completions, models, health)
+"""The modules with routes: each has `routes(services)`, a blueprint, and OPERATIONS, which describes them."""
+
+OPERATIONS = tuple(operation for surface in (*SURFACES, docs_page) for operation in surface.OPERATIONS)
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -30,14 +32,20 @@ def create_app(services: Services) -> Quart:
     app.url_map.merge_slashes = False
     max_body = services.settings.size("max_body") or DEFAULT_MAX_BODY
     app.config["MAX_CONTENT_LENGTH"] = max_body
-    for routes in (chat_routes, completion_routes, model_routes, health_routes, docs_routes):
-        app.register_blueprint(routes(services))
+    blueprints: list[Blueprint] = [surface.routes(services) for surface in SURFACES]
+    for blueprint in (*blueprints, docs_page.routes(OPERATIONS)):
+        app.register_blueprint(blueprint)
     install_error_handlers(app, max_body)
 
     @app.before_request
     async def name_request() -> None:
         sent = request.headers.get("x-request-id", "")
         g.request_id = sent if _REQUEST_ID.fullmatch(sent) else f"req_{uuid.uuid4().hex}"
+        g.caller = Caller(
+            request_id=g.request_id,
+            adapter_token=request.headers.get("x-adapter-token"),
+            hub_token=hub_bearer(request.headers),
+        )
 
     @app.after_request
     async def add_headers(response: Response) -> Response:

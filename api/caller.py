@@ -1,22 +1,44 @@
-"""What a caller proves: the token that an adapter source may see. It is never logged and never sent back."""
+"""Who asks, and what they prove: an API key's owner, and the tokens that adapter sources may see.
+
+Nothing secret in here is ever logged or sent back.
+"""
 
 from __future__ import annotations
 
-from quart import request
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import cast
+
+from quart import g
 
 HUB = "hub"
 
 
-def source_token(source: str, from_body: str | None = None) -> str | None:
-    """The current request's token for the adapter source called `source`: `api_token`, else `x-adapter-token`.
+@dataclass(frozen=True)
+class Caller:
+    """`owner` is the API key's name ("" where the server has no keys), and owns what this caller stores."""
 
-    Else a Bearer, but only for the hub, and only if it is the hub's own kind (`hf_…`): any other is meant for this
-    server alone, and no other source has any business with a token of the hub.
-    """
-    if from_body:
-        return from_body
-    if token := request.headers.get("x-adapter-token"):
-        return token
-    scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
-    of_the_hub = scheme.lower() == "bearer" and bearer.strip().startswith("hf_")
-    return bearer.strip() if source == HUB and of_the_hub else None
+    owner: str = ""
+    admin: bool = False
+    request_id: str = ""
+    adapter_token: str | None = field(default=None, repr=False)
+    hub_token: str | None = field(default=None, repr=False)
+
+    def source_token(self, source: str, from_body: str | None = None) -> str | None:
+        """The token for the adapter source called `source`: `api_token`, else `x-adapter-token`.
+
+        Else a Bearer, but only for the hub, and only if it is the hub's own kind: any other is meant for this server
+        alone, and no other source has any business with a token of the hub.
+        """
+        return from_body or self.adapter_token or (self.hub_token if source == HUB else None)
+
+
+def hub_bearer(headers: Mapping[str, str]) -> str | None:
+    """The `Authorization: Bearer hf_…` of a request, if that is what it has."""
+    scheme, _, bearer = headers.get("authorization", "").partition(" ")
+    return bearer.strip() if scheme.lower() == "bearer" and bearer.strip().startswith("hf_") else None
+
+
+def current_caller() -> Caller:
+    """The current request's caller."""
+    return cast(Caller, g.caller)

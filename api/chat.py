@@ -8,12 +8,7 @@ from contextlib import aclosing
 from msgspec import UNSET, UnsetType
 from quart import Blueprint, Response
 
-from motet.api.body import read_body
-from motet.api.generation import Generation, check, collect
-from motet.api.logprobs import chat_logprobs, packed, told
-from motet.api.parsing import parse_chat
-from motet.api.prompts import chat_prompt
-from motet.api.responses import (
+from motet.api.answers import (
     ENCODER,
     ChatChoice,
     ChatChunk,
@@ -24,40 +19,67 @@ from motet.api.responses import (
     Delta,
     Usage,
 )
+from motet.api.body import read_body
+from motet.api.caller import Caller, current_caller
+from motet.api.chat_run import ChatRun
+from motet.api.logprobs import chat_logprobs, packed, told
+from motet.api.operations import ERRORS, TOKEN, Operation
+from motet.api.parsing import parse_chat
+from motet.api.schemas import ChatRequest
 from motet.api.services import Services
 from motet.api.sse import DONE, event, stream_response
+from motet.api.unsupported import CHAT
 from motet.core.messages import TokenEvent
 
+OPERATIONS = (
+    Operation(
+        "post",
+        "/v1/chat/completions",
+        "Answer a conversation",
+        "generate",
+        ChatCompletion,
+        body=ChatRequest,
+        chunk=ChatChunk,
+        example={
+            "model": "",
+            "messages": [{"role": "user", "content": "Tell me about the sea."}],
+            "max_tokens": 32,
+        },
+        refused=CHAT,
+        errors=tuple(ERRORS),
+        parameters=(TOKEN,),
+    ),
+)
 
-def chat_routes(services: Services) -> Blueprint:
+
+def routes(services: Services) -> Blueprint:
     """The route, bound to `services`."""
-    routes = Blueprint("chat", __name__)
+    blueprint = Blueprint("chat", __name__)
 
-    @routes.post("/v1/chat/completions")
+    @blueprint.post("/v1/chat/completions")
     async def chat_completions() -> Response:
         async with services.drain.interruptible():
             request = await read_body(parse_chat)
-            checked = await check(services, request)
-            prompt = await chat_prompt(services, request, checked.adapter)
-            generation = Generation.of(services, request, checked, [prompt])
-            if request.stream:
-                events = chat_events(generation, services, request.include_usage)
-                return await stream_response(events, services.drain)
-            answer = await chat_completion(generation, services)
-            return Response(ENCODER.encode(answer), content_type="application/json")
+            if not request.stream:
+                answer = await answer_chat(services, request, current_caller())
+                return Response(ENCODER.encode(answer), content_type="application/json")
+            run = await ChatRun.start(services, request, current_caller())
+            return await stream_response(chat_events(run, services, request.include_usage), services.drain)
 
-    return routes
+    return blueprint
 
 
-async def chat_completion(generation: Generation, services: Services) -> ChatCompletion:
-    """Run `generation` to its end."""
+async def answer_chat(services: Services, request: ChatRequest, caller: Caller) -> ChatCompletion:
+    """The whole answer to `request`. Raises MotetError."""
+    run = await ChatRun.start(services, request, caller)
+    generation = run.generation
     logprobs = [ChatLogprobs([]) if generation.wants_logprobs else None for _ in generation.submits]
 
     def write_logprobs(index: int, tokens: Sequence[TokenEvent]) -> None:
         if (written := logprobs[index]) is not None:
             written.content.extend(map(packed, chat_logprobs(services.text, tokens).content))
 
-    outputs = await collect(generation, services, write_logprobs)
+    outputs = await run.collect(services, write_logprobs)
     choices = [
         ChatChoice(index, ChatMessage(content=output.text), logprobs[index], output.finish())
         for index, output in enumerate(outputs)
@@ -72,8 +94,9 @@ async def chat_completion(generation: Generation, services: Services) -> ChatCom
     )
 
 
-async def chat_events(generation: Generation, services: Services, include_usage: bool) -> AsyncGenerator[bytes, None]:
+async def chat_events(run: ChatRun, services: Services, include_usage: bool) -> AsyncGenerator[bytes, None]:
     """The stream: each choice's role, its text, its finish; then usage, if it is wanted; then [DONE]."""
+    generation = run.generation
     usage = None if include_usage else UNSET
 
     def chunk(*choices: ChatChunkChoice, usage: Usage | UnsetType | None = usage) -> bytes:
@@ -93,7 +116,7 @@ async def chat_events(generation: Generation, services: Services, include_usage:
     hello = Delta(role="assistant", content="")
     frames = b"".join(chunk(ChatChunkChoice(index, hello)) for index in range(len(generation.submits)))
     count = 0
-    async with aclosing(generation.deltas(services)) as deltas:
+    async with aclosing(run.deltas(services)) as deltas:
         async for index, delta in deltas:
             count += len(delta.tokens)
             tokens = told(delta.tokens) if generation.wants_logprobs else ()

@@ -8,35 +8,53 @@ from contextlib import aclosing
 from msgspec import UNSET, UnsetType
 from quart import Blueprint, Response
 
+from motet.api.answers import ENCODER, Completion, CompletionChoice, CompletionLogprobs, Usage
 from motet.api.body import read_body
+from motet.api.caller import Caller, current_caller
 from motet.api.generation import Generation, check, collect
 from motet.api.logprobs import CompletionLogprobsWriter, packed, told
+from motet.api.operations import ERRORS, TOKEN, Operation
 from motet.api.parsing import parse_completion
 from motet.api.prompts import completion_prompts
-from motet.api.responses import ENCODER, Completion, CompletionChoice, CompletionLogprobs, Usage
+from motet.api.schemas import CompletionRequest
 from motet.api.services import Services
 from motet.api.sse import DONE, event, stream_response
+from motet.api.unsupported import COMPLETIONS
 from motet.core.messages import TokenEvent
 
+OPERATIONS = (
+    Operation(
+        "post",
+        "/v1/completions",
+        "Continue a text",
+        "generate",
+        Completion,
+        body=CompletionRequest,
+        chunk=Completion,
+        example={"model": "", "prompt": "Once upon a time", "max_tokens": 16},
+        refused=COMPLETIONS,
+        errors=tuple(ERRORS),
+        parameters=(TOKEN,),
+    ),
+)
 
-def completion_routes(services: Services) -> Blueprint:
+
+def routes(services: Services) -> Blueprint:
     """The route, bound to `services`."""
-    routes = Blueprint("completions", __name__)
+    blueprint = Blueprint("completions", __name__)
 
-    @routes.post("/v1/completions")
+    @blueprint.post("/v1/completions")
     async def completions() -> Response:
         async with services.drain.interruptible():
             request = await read_body(parse_completion)
-            checked = await check(services, request)
-            prompts = await completion_prompts(services, request, checked.model)
-            generation = Generation.of(services, request, checked, prompts)
-            if request.stream:
-                events = completion_events(generation, services, request.include_usage)
-                return await stream_response(events, services.drain)
-            answer = await completion(generation, services)
-            return Response(ENCODER.encode(answer), content_type="application/json")
+            if not request.stream:
+                answer = await answer_completion(services, request, current_caller())
+                return Response(ENCODER.encode(answer), content_type="application/json")
+            generation = await start_completion(services, request, current_caller())
+            events = completion_events(generation, services, request.include_usage)
+            return await stream_response(events, services.drain)
 
-    return routes
+    return blueprint
 
 
 def _answer(
@@ -52,8 +70,16 @@ def _answer(
     )
 
 
-async def completion(generation: Generation, services: Services) -> Completion:
-    """Run `generation` to its end."""
+async def start_completion(services: Services, request: CompletionRequest, caller: Caller) -> Generation:
+    """Everything that can be refused before work starts has been, once this returns. Raises MotetError."""
+    checked = await check(services, request, caller)
+    prompts = await completion_prompts(services, request, checked.model)
+    return Generation.of(services, request, checked, prompts)
+
+
+async def answer_completion(services: Services, request: CompletionRequest, caller: Caller) -> Completion:
+    """The whole answer to `request`. Raises MotetError."""
+    generation = await start_completion(services, request, caller)
     writers = [CompletionLogprobsWriter(services.text) for _ in generation.submits]
     logprobs = [CompletionLogprobs([], [], [], []) if generation.wants_logprobs else None for _ in writers]
 

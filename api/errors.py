@@ -9,7 +9,7 @@ from quart import Quart, Response, g
 from werkzeug.exceptions import HTTPException
 from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 
-from motet.api.responses import ENCODER, error_body
+from motet.api.answers import ENCODER, error_body
 from motet.core import errors
 from motet.core.errors import ErrorInfo, MotetError
 

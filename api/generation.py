@@ -1,4 +1,4 @@
-"""What chat and completions share: a request that has passed every check, run as one or more sequences at once."""
+"""What every generating route shares: a request that has passed every check, run as one or more sequences at once."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from motet.api.adapters import ServedAdapter
-from motet.api.caller import source_token
+from motet.api.answers import Usage
+from motet.api.caller import Caller
 from motet.api.params import check_logprobs, sampling_params, token_limit
-from motet.api.responses import Usage
 from motet.api.schemas import ChatRequest, CompletionRequest
 from motet.api.services import Services
 from motet.core.errors import MotetError
@@ -33,9 +33,10 @@ class Checked:
     params: SamplingParams
     grammar: GrammarSpec | None
     adapter: ServedAdapter | None
+    caller: Caller
 
 
-async def check(services: Services, request: ChatRequest | CompletionRequest) -> Checked:
+async def check(services: Services, request: ChatRequest | CompletionRequest, caller: Caller) -> Checked:
     """Find the adapter (the slow part, and so the last) and settle the parameters. Raises MotetError."""
     model = services.model()
     ref = await services.adapters.name(request.model, request.adapter_source)
@@ -44,10 +45,10 @@ async def check(services: Services, request: ChatRequest | CompletionRequest) ->
     params = sampling_params(request, services.text.generation, eos, vocab_size)
     grammar = await services.grammars.of(request.response_format, services.plugins.output_formats.items)
     if ref is None:
-        return Checked(model, params, grammar, None)
-    adapter = await services.adapters.serve(ref, source_token(ref.source, request.api_token))
+        return Checked(model, params, grammar, None, caller)
+    adapter = await services.adapters.serve(ref, caller.source_token(ref.source, request.api_token))
     own = {*params.eos_token_ids, *adapter.prepared.eos_token_ids}
-    return Checked(model, replace(params, eos_token_ids=tuple(sorted(own))), grammar, adapter)
+    return Checked(model, replace(params, eos_token_ids=tuple(sorted(own))), grammar, adapter, caller)
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,8 @@ class Generation:
                 replace(checked.params, max_tokens=limits[p], seed=choice_seed(seed, i)),
                 checked.adapter.prepared.fingerprint if checked.adapter else None,
                 checked.grammar,
+                group=f"{checked.caller.owner}:{checked.caller.request_id}",
+                leader=f"{response_id}-{n * p}" if i else None,
             )
             for p, prompt in enumerate(prompts)
             for i in range(n)

@@ -6,20 +6,25 @@ import asyncio
 
 from quart import Blueprint, Response
 
+from motet.api.answers import ENCODER, Health
 from motet.api.errors import RETRY_AFTER_SECONDS
-from motet.api.responses import ENCODER, Health
+from motet.api.operations import Operation
 from motet.api.services import Services
 from motet.core.errors import Unavailable
 
 ANSWER_SECONDS = 5.0
 """The engine answers between two steps; a step that takes longer than this is not normal."""
 
+OPERATIONS = (
+    Operation("get", "/health", "Can requests be answered now?", "server", Health, says="Yes.", unavailable=Health),
+)
 
-def health_routes(services: Services) -> Blueprint:
+
+def routes(services: Services) -> Blueprint:
     """The route, bound to `services`."""
-    routes = Blueprint("health", __name__)
+    blueprint = Blueprint("health", __name__)
 
-    @routes.get("/health")
+    @blueprint.get("/health")
     async def health() -> Response:
         state = await health_of(services)
         status = 200 if state.status == "ok" else 503
@@ -29,7 +34,7 @@ def health_routes(services: Services) -> Blueprint:
             response.headers["retry-after"] = RETRY_AFTER_SECONDS[status]
         return response
 
-    return routes
+    return blueprint
 
 
 async def health_of(services: Services) -> Health:

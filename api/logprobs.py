@@ -11,7 +11,7 @@ from typing import TypeVar, cast
 
 import msgspec
 
-from motet.api.responses import ENCODER, ChatLogprobs, CompletionLogprobs, TokenLogprob, TopLogprob
+from motet.api.answers import ENCODER, ChatLogprobs, CompletionLogprobs, TokenLogprob, TopLogprob
 from motet.core.messages import TokenEvent
 from motet.engine.client.text_model import TextModel
 

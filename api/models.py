@@ -4,27 +4,52 @@ from __future__ import annotations
 
 from quart import Blueprint, Response
 
-from motet.api.caller import source_token
-from motet.api.responses import ENCODER, ModelCard, ModelList
+from motet.api.answers import ENCODER, ModelCard, ModelList
+from motet.api.caller import current_caller
+from motet.api.operations import Operation, path_parameter
 from motet.api.services import Services
 from motet.core.adapters import AdapterListing
 
+OPERATIONS = (
+    Operation(
+        "get",
+        "/v1/models",
+        "The base model and the adapters that can be listed",
+        "models",
+        ModelList,
+        errors=(503,),
+        says="All.",
+    ),
+    Operation(
+        "get",
+        "/v1/models/{model}",
+        "One model",
+        "models",
+        ModelCard,
+        errors=(400, 401, 403, 404, 429, 503),
+        parameters=(
+            path_parameter("model", "An id or alias from the list. Slashes may be sent as they are or as %2F."),
+        ),
+        says="The base model or an adapter.",
+    ),
+)
 
-def model_routes(services: Services) -> Blueprint:
+
+def routes(services: Services) -> Blueprint:
     """The routes, bound to `services`."""
-    routes = Blueprint("models", __name__)
+    blueprint = Blueprint("models", __name__)
 
-    @routes.get("/v1/models")
+    @blueprint.get("/v1/models")
     async def models() -> Response:
         answer = ModelList(data=await model_cards(services))
         return Response(ENCODER.encode(answer), content_type="application/json")
 
-    @routes.get("/v1/models/<path:model>")
+    @blueprint.get("/v1/models/<path:model>")
     async def model(model: str) -> Response:
         answer = await model_card(services, model)
         return Response(ENCODER.encode(answer), content_type="application/json")
 
-    return routes
+    return blueprint
 
 
 async def model_cards(services: Services) -> list[ModelCard]:
@@ -50,7 +75,7 @@ async def model_card(services: Services, model: str) -> ModelCard:
     for card in cards[1:]:
         if card.id == str(ref):
             return card
-    await services.adapters.resolve(ref, source_token(ref.source))
+    await services.adapters.resolve(ref, current_caller().source_token(ref.source))
     return _adapter_card(services, AdapterListing(ref))
 
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from importlib.metadata import version
 
 from motet.api.adapters import AdapterRegistry
+from motet.api.database import Database
 from motet.api.drain import Drain
 from motet.api.grammar import GrammarChecker
 from motet.core.errors import Unavailable
@@ -31,6 +32,7 @@ class Services:
     renderer: TemplateRenderer
     plugins: PluginRegistry
     model_name: str
+    database: Database
     drain: Drain = field(default_factory=Drain)
     grammars: GrammarChecker = field(default_factory=GrammarChecker)
     started: int = field(default_factory=lambda: int(time.time()))

@@ -8,9 +8,9 @@ from contextlib import aclosing
 import msgspec
 from quart import Response
 
+from motet.api.answers import ENCODER, error_body
 from motet.api.drain import Drain
 from motet.api.errors import internal_error
-from motet.api.responses import ENCODER, error_body
 from motet.core.errors import ErrorInfo, MotetError
 
 DONE = b"data: [DONE]\n\n"

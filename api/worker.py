@@ -18,12 +18,13 @@ from loguru import logger
 from motet.api.adapter_names import NameRules
 from motet.api.adapters import AdapterRegistry
 from motet.api.app import create_app
+from motet.api.database import Database
 from motet.api.deployment import Deployment
 from motet.api.services import Services
 from motet.core.errors import StartupError, Unavailable
 from motet.core.lifeline import follow_parent
 from motet.core.logs import configure_logging
-from motet.core.paths import cache_directory
+from motet.core.paths import cache_directory, data_directory
 from motet.core.registry import PluginRegistry
 from motet.engine.client.engine_client import EngineClient
 from motet.engine.client.loader_client import LoaderClient
@@ -52,6 +53,7 @@ async def run(deployment: Deployment) -> None:
         renderer=TemplateRenderer(),
         plugins=plugins,
         model_name=deployment.model_name,
+        database=Database(data_directory(settings.data_dir)),
     )
     if not _only_local(deployment.socket):
         logger.warning("listening on {}, and there are no API keys: whoever reaches the port may use it", settings.host)
@@ -76,6 +78,7 @@ async def run(deployment: Deployment) -> None:
     await services.renderer.close()
     await engine.close()
     await loader.close()
+    await services.database.close()
 
 
 def _only_local(descriptor: int) -> bool:

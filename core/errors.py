@@ -9,6 +9,7 @@
     ├─ Forbidden                403  the token may not use this
     ├─ NotFound                 404  no such model, adapter, route or object
     ├─ MethodNotAllowed         405
+    ├─ Conflict                 409  the object's state does not allow it; the same again will not help
     ├─ PayloadTooLarge          413
     ├─ UnsupportedMediaType     415
     ├─ AdapterRefused           422  the adapter exists and cannot be served right
@@ -105,6 +106,13 @@ class MethodNotAllowed(InvalidRequest):
 
     status = 405
     code = "method_not_allowed"
+
+
+class Conflict(InvalidRequest):
+    """What is asked for does not go with the object's state, or the request was cancelled."""
+
+    status = 409
+    code = "conflict"
 
 
 class PayloadTooLarge(InvalidRequest):

@@ -44,11 +44,21 @@ class PreparedAdapter(msgspec.Struct, frozen=True, tag=True):
     eos_token_ids: tuple[int, ...] = ()
 
 
+class AdapterPart(msgspec.Struct, frozen=True, array_like=True):
+    """An adapter's directory, and what its delta is multiplied by."""
+
+    directory: str
+    weight: float = 1.0
+
+
 class PrepareAdapter(msgspec.Struct, frozen=True, tag=True):
-    """Ask the loader to prepare the adapter in `directory`; `id` is the caller's, echoed in the answer."""
+    """Ask the loader to prepare the sum of `parts`: one adapter as it is, or several merged into one.
+
+    `id` is the caller's, echoed in the answer.
+    """
 
     id: str
-    directory: str
+    parts: tuple[AdapterPart, ...]
 
 
 class LoaderFailure(msgspec.Struct, frozen=True, tag=True):
@@ -66,19 +76,35 @@ class Hello(msgspec.Struct, frozen=True, tag=True):
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
-    """Start a sequence. `id` is globally unique; `adapter` is the fingerprint of a registered adapter."""
+    """Start a sequence. `id` is globally unique; `adapter` is the fingerprint of a registered adapter.
+
+    `group` is what the sequences of one request have in common: Cancel names it. `leader` is the id of a sequence
+    submitted before with the same prompt and adapter, whose keys and values of the prompt this one shares. Lower
+    `priority` goes first. With `pool`, nothing is generated: the answer is Embedded, the prompt's last hidden states
+    (after the final norm), the last one or their mean.
+    """
 
     id: str
     prompt: tuple[int, ...]
     params: SamplingParams
     adapter: str | None = None
     grammar: GrammarSpec | None = None
+    group: str = ""
+    leader: str | None = None
+    priority: int = 0
+    pool: Literal["last", "mean"] | None = None
 
 
 class Stop(msgspec.Struct, frozen=True, tag=True):
     """End a sequence now: its text is complete, or nobody reads it any more. Unknown ids are ignored."""
 
     id: str
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    """End every sequence of a group, whoever submitted it; their owners get SequenceFailure, the asker Cancelled."""
+
+    group: str
 
 
 class RegisterAdapter(msgspec.Struct, frozen=True, tag=True):
@@ -91,7 +117,7 @@ class AskStats(msgspec.Struct, frozen=True, tag=True):
     """Ask for EngineStats."""
 
 
-ToEngine: TypeAlias = Hello | Submit | Stop | RegisterAdapter | AskStats
+ToEngine: TypeAlias = Hello | Submit | Stop | Cancel | RegisterAdapter | AskStats
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -101,12 +127,21 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     model: ModelInfo
 
 
+class TokenScore(msgspec.Struct, frozen=True, array_like=True):
+    """A token of the prompt, the model's logprob for it (None for the first), and the likeliest (id, logprob) there."""
+
+    token: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...] = ()
+
+
 class TokenEvent(msgspec.Struct, frozen=True, array_like=True):
     """One sampled token of a sequence.
 
     `logprob` and `top` ((id, logprob), best first) are the model's own, before any warping; they are there
     only when the request asked. `finish` is set on the last event; `stop_id` is the token id that ended
-    the text, which is then `token` itself.
+    the text, which is then `token` itself. On the first event alone, `waited` is the seconds that the sequence
+    waited before its first step, and `prompt` has the prompt's scores if the request asked for them.
     """
 
     id: str
@@ -115,6 +150,22 @@ class TokenEvent(msgspec.Struct, frozen=True, array_like=True):
     top: tuple[tuple[int, float], ...] = ()
     finish: FinishReason | None = None
     stop_id: int | None = None
+    waited: float = 0.0
+    prompt: tuple[TokenScore, ...] = ()
+
+
+class Embedded(msgspec.Struct, frozen=True, tag=True):
+    """The answer to a Submit with `pool`: the vector, in fp32."""
+
+    id: str
+    vector: tuple[float, ...]
+
+
+class Cancelled(msgspec.Struct, frozen=True, tag=True):
+    """The answer to Cancel: how many sequences were ended."""
+
+    group: str
+    sequences: int
 
 
 class Tokens(msgspec.Struct, frozen=True, tag=True):
@@ -141,9 +192,11 @@ class EngineStats(msgspec.Struct, frozen=True, tag=True):
     adapters_pinned: int
     steps: int
     preemptions: int
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
 
 
-FromEngine: TypeAlias = Ready | Tokens | SequenceFailure | EngineStats
+FromEngine: TypeAlias = Ready | Tokens | Embedded | Cancelled | SequenceFailure | EngineStats
 
 
 class EngineState(msgspec.Struct, frozen=True, tag=True):

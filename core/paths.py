@@ -16,6 +16,13 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "motet"
 
 
+def data_directory(chosen: str = "") -> Path:
+    """Where what users store is kept: `chosen`, else XDG_DATA_HOME/motet, else ~/.local/share/motet."""
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "motet"
+
+
 def build_directory(target: Path, fill: Callable[[Path], None]) -> Path:
     """Make `target` by calling `fill` on a fresh directory beside it, then renaming: whole or not there at all.
 

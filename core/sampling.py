@@ -12,10 +12,11 @@ MASK64 = (1 << 64) - 1
 class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     """One request's sampling, complete: the API has filled every default in.
 
-    temperature 0 is greedy. top_k 0, top_p 1 and min_p 0 are off. `repetition_penalty` sees prompt and
+    temperature 0 is greedy. top_k 0, top_p 1, min_p 0 and typical_p 1 are off. `repetition_penalty` sees prompt and
     output, `presence_penalty` and `frequency_penalty` the output only. `logprobs` is how many alternatives
-    to report beside the chosen token (0: the chosen one alone; None: nothing). `eos_token_ids` end the
-    text unless `ignore_eos`; `stop_token_ids` always do; neither can be sampled before `min_tokens`.
+    to report beside the chosen token (0: the chosen one alone; None: nothing), `prompt_logprobs` the same for
+    the prompt's tokens. `eos_token_ids` end the text unless `ignore_eos`; `stop_token_ids` always do; neither can be
+    sampled before `min_tokens`.
     """
 
     max_tokens: int
@@ -23,6 +24,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    typical_p: float = 1.0
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
@@ -33,6 +35,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     def ending_ids(self) -> frozenset[int]:
         """The token ids that end this request's text."""

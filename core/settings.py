@@ -62,6 +62,9 @@ class Settings:
     max_batch_tokens: int = _setting(512, "tokens that one step takes at most", low=16, high=1 << 20)
     max_sequences: int = _setting(256, "sequences that one step takes at most", low=1, high=1 << 16)
     kv_memory: str = _setting("auto", "memory for the key-value cache, such as 4GiB", size=True)
+    data_dir: str = _setting(
+        "", "where stored responses, files and batches are kept (default: motet in the user's data directory)"
+    )
     max_body: str = _setting("4MiB", "largest request body", size=True)
     drain_seconds: float = _setting(8.0, "how long requests may finish after Ctrl-C", low=0)
     log_format: str = _setting("text", "log lines as", choices=("text", "json"))

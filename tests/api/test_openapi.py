@@ -13,13 +13,13 @@ import msgspec
 import pytest
 from support.scripted_api import scripted_api
 
-from motet.api.app import create_app
+from motet.api.answers import ChatCompletion, Completion, ErrorBody, ModelList
+from motet.api.app import OPERATIONS, create_app
 from motet.api.openapi import openapi_document
 from motet.api.parsing import parse_chat, parse_completion
-from motet.api.responses import ChatCompletion, Completion, ErrorBody, ModelList
 from motet.api.schemas import ChatRequest, CompletionRequest
 
-DOCUMENT = openapi_document()
+DOCUMENT = openapi_document(OPERATIONS)
 SCHEMAS = DOCUMENT["components"]["schemas"]
 
 

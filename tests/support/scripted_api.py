@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from motet.api.adapter_names import NameRules
 from motet.api.adapters import AdapterRegistry
+from motet.api.database import Database
 from motet.api.services import Services
 from motet.core.adapters import AdapterListing, AdapterRef, AdapterSource, ResolvedAdapter
 from motet.core.errors import AdapterRefused, Forbidden, MotetError, NotFound, Unavailable
@@ -171,9 +172,11 @@ async def scripted_api(
         renderer=renderer,
         plugins=plugins,
         model_name="tiny",
+        database=Database(root / "data"),
     )
     try:
         yield Scripted(services, engine, shelf)
     finally:
         await renderer.close()
         await adapters.close()
+        await services.database.close()

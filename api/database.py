@@ -1,0 +1,61 @@
+"""The embedded database: one SQLite file for what users store (responses, files, batches). Knows no tables.
+
+Several API processes may have it open at once: the journal is a write-ahead log, and writers wait for each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from motet.core.errors import StartupError
+
+BUSY_SECONDS = 10.0
+
+T = TypeVar("T")
+
+
+class Database:
+    """The file `motet.db` in `directory`, used by one thread of its own, so that the event loop never waits for it."""
+
+    def __init__(self, directory: Path) -> None:
+        """Nothing is opened before it is used. `directory` is made then, readable by its owner alone."""
+        self.directory = directory
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="database")
+        self._connection: sqlite3.Connection | None = None
+
+    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """What `work` returns; it has the connection to itself, in one transaction, undone if it raises."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, work)
+
+    async def close(self) -> None:
+        """Finish what was begun and close the file."""
+        await asyncio.to_thread(self._thread.shutdown)
+        if self._connection is not None:
+            self._connection.close()
+
+    def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        connection = self._opened()
+        with connection:
+            connection.execute("BEGIN IMMEDIATE")
+            return work(connection)
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._connection is None:
+            try:
+                self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+                # The thread that closes is another one; they never run at once.
+                connection = sqlite3.connect(
+                    self.directory / "motet.db", timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+                )
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("PRAGMA synchronous = NORMAL")
+                connection.execute("PRAGMA foreign_keys = ON")
+            except (OSError, sqlite3.Error) as error:
+                raise StartupError(f"--data-dir {self.directory}: cannot be used: {error}", param="data_dir") from error
+            self._connection = connection
+        return self._connection
