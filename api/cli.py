@@ -22,7 +22,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     for setting in dataclasses.fields(Settings):
         options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": setting.metadata["help"]}
         if setting.type == "tuple[str, ...]":
-            options |= {"action": "append", "metavar": "DIR"}
+            options |= {"action": "append", "metavar": setting.metadata["metavar"]}
         elif "choices" in setting.metadata:
             options |= {"metavar": "|".join(setting.metadata["choices"])}
         else:

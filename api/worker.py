@@ -15,8 +15,8 @@ from hypercorn.asyncio import serve
 from hypercorn.config import Config
 from loguru import logger
 
-from motet.api.adapter_names import NameRules
-from motet.api.adapters import AdapterRegistry
+from motet.api.adapters.names import NameRules
+from motet.api.adapters.registry import AdapterRegistry
 from motet.api.app import create_app
 from motet.api.database import Database
 from motet.api.deployment import Deployment
@@ -44,7 +44,7 @@ async def run(deployment: Deployment) -> None:
     plugins.configure(settings)
     engine = EngineClient(deployment.engine_address, deployment.state_address)
     loader = LoaderClient(deployment.loader_address)
-    names = NameRules(deployment.model_name, settings.default_source, cache_directory())
+    names = NameRules(deployment.model_name, settings.default_source, cache_directory(), settings.model_alias)
     services = Services(
         settings=settings,
         text=TextModel(Path(deployment.model_directory)),

@@ -42,6 +42,9 @@ class Settings:
 
     model: str = _setting("smollm2", "base model: a model source's name, a directory, a .gguf file or a hub id")
     model_name: str = _setting("", "the name that clients use for it (default: the source's or directory's name)")
+    model_alias: tuple[str, ...] = _setting(
+        (), "another name that clients may use for the base model (repeatable)", metavar="NAME"
+    )
     host: str = _setting("127.0.0.1", "address to listen on")
     port: int = _setting(8080, "port to listen on", low=0, high=65535)
     shards: int = _setting(1, "ranks that share the model by tensor parallelism", low=1, high=64)
@@ -52,7 +55,9 @@ class Settings:
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     max_context: int = _setting(0, "longest prompt and answer together, in tokens (0: the model's own)", low=0)
-    adapter_root: tuple[str, ...] = _setting((), "a directory under which local:NAME is looked up (repeatable)")
+    adapter_root: tuple[str, ...] = _setting(
+        (), "a directory under which local:NAME is looked up (repeatable)", metavar="DIR"
+    )
     adapter_slots: int = _setting(32, "adapters on the device at once", low=1, high=4096)
     adapter_memory: str = _setting(
         "auto", "device memory for adapters, such as 2GiB (auto: by --adapter-slots)", size=True
@@ -84,7 +89,7 @@ def _convert(setting: dataclasses.Field[Any], value: Any, origin: str) -> Any:
     """`value` (text, or TOML's own type) as the setting's type, checked. Raises StartupError naming `origin`."""
     name, rules = setting.name, setting.metadata
     if setting.type == "tuple[str, ...]":
-        return tuple(value) if isinstance(value, (list, tuple)) else tuple(str(value).split(os.pathsep))
+        return tuple(value) if isinstance(value, (list, tuple)) else tuple(filter(None, str(value).split(os.pathsep)))
     kind: type = {"int": int, "float": float}.get(str(setting.type), str)
     try:
         converted = kind(value)

@@ -19,7 +19,6 @@ _WORKER = "motet.engine.client.template_worker"
 _START_SECONDS = 30.0
 # Somebody else may have held the event loop while the answer lay there: look once more before killing.
 _GRACE_SECONDS = 0.05
-_MAX_WAITING = 64
 _MAX_ANSWER_BYTES = MAX_OUTPUT_BYTES + 4096
 # What Python may need to start, and the local time for strftime_now: no tokens, no keys.
 _ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "TZ")
@@ -34,10 +33,11 @@ class Crashed(Exception):
 
 
 class Lane:
-    """One worker that does one thing at a time, `seconds` each at most."""
+    """One worker that does one thing at a time, `seconds` each at most; `room` callers may wait for it."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, room: int) -> None:
         self.waiting = 0
+        self._room = room
         self._seconds = seconds
         self._turn = asyncio.Lock()
         self._closed = False
@@ -47,7 +47,7 @@ class Lane:
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
         """Wait for the worker to be free. Raises Overloaded if too many wait, Unavailable once closed."""
-        if self.waiting >= _MAX_WAITING:
+        if self.waiting >= self._room:
             raise Overloaded("too many chat templates are waiting to be rendered; try again")
         self.waiting += 1
         try:

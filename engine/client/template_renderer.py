@@ -22,6 +22,8 @@ _SECONDS = 1.0
 _BAN_SECONDS = 60.0
 _MAX_REQUEST_BYTES = 32 * 1024 * 1024
 _BASE = "base"
+# Renders that may wait for a worker. The base's take a fraction of a millisecond; a foreign one may take its second.
+_BASE_ROOM, _FOREIGN_ROOM = 2048, 64
 
 
 class TemplateRenderer:
@@ -33,8 +35,8 @@ class TemplateRenderer:
     """
 
     def __init__(self, base: int = 2, foreign: int = 1) -> None:
-        self._base = [Lane(_SECONDS) for _ in range(base)]
-        self._foreign = [Lane(_SECONDS) for _ in range(foreign)]
+        self._base = [Lane(_SECONDS, _BASE_ROOM) for _ in range(base)]
+        self._foreign = [Lane(_SECONDS, _FOREIGN_ROOM) for _ in range(foreign)]
         self._banned: dict[bytes, float] = {}  # digest of a template -> until when (monotonic seconds)
 
     async def close(self) -> None:

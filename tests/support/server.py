@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -56,20 +57,24 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def serving(*arguments: str, env: Mapping[str, str] | None = None, log: Path | None = None) -> Iterator[Server]:
-    """Run `motet serve` with `arguments`; ends it with SIGINT and checks that it leaves cleanly."""
+    """Run `motet serve` with `arguments`; ends it with SIGINT and checks that it leaves cleanly.
+
+    What its users store is gone afterwards, unless `arguments` have a --data-dir.
+    """
     port = free_port()
     path = log or Path(f"/tmp/motet-test-{port}.log")
-    command = [sys.executable, "-m", "motet.api", "serve", "--port", str(port), *arguments]
-    with path.open("wb") as output:
+    command = [sys.executable, "-m", "motet.api", "serve", "--port", str(port)]
+    with tempfile.TemporaryDirectory(prefix="motet-data-") as data, path.open("wb") as output:
+        command += ["--data-dir", data, *arguments]
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=env)
-    server = Server(f"http://127.0.0.1:{port}", process, path)
-    try:
-        server.wait_ready()
-        yield server
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-            process.wait(15)
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+        server = Server(f"http://127.0.0.1:{port}", process, path)
+        try:
+            server.wait_ready()
+            yield server
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+                process.wait(15)
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
