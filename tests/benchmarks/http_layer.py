@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import os
+import shutil
 import socket
 import statistics
 import subprocess
@@ -18,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import msgspec
 import psutil
@@ -28,6 +30,7 @@ from motet.core.settings import Settings
 from motet.engine.models.convert import converted_directory
 from motet.plugins.smollm2 import NAME as SMOLLM2
 from motet.plugins.smollm2 import Smollm2
+from tests.benchmarks.served import served
 
 EVENT = b'"finish_reason":'
 END = b"data: [DONE]"
@@ -103,6 +106,19 @@ async def many(port: int, streams: int, tokens: int) -> tuple[int, float]:
     return sum(count for count, _ in counts), time.perf_counter() - started
 
 
+def real_share(streams: int, tokens: int) -> None:
+    """Print what the API process takes of a core beside the real engine."""
+    place = Path(tempfile.mkdtemp(prefix="motet-bench-"))
+    with served(place, place / "log") as server:
+        port = int(server.url.rpartition(":")[2])
+        asyncio.run(many(port, streams, 4))
+        before = server.seconds("worker")
+        made, seconds = asyncio.run(many(port, streams, tokens))
+        share = (server.seconds("worker") - before) / seconds
+    shutil.rmtree(place)
+    print(f"real engine, {streams} streams: {made / seconds:.0f} tokens/s; the API process took {share:.1%} of a core")
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -129,6 +145,7 @@ def main() -> None:
         firsts = sorted(asyncio.run(singles()))
         p95 = firsts[int(0.95 * len(firsts))]
         print(f"first token, one client: p50 {1e3 * statistics.median(firsts):.2f} ms, p95 {1e3 * p95:.2f} ms")
+    real_share(32, 64)
 
 
 if __name__ == "__main__":

@@ -30,13 +30,22 @@ class Served:
 
     def memory(self) -> dict[str, float]:
         """Resident MiB of each process: `serve` itself, and the others by their modules' last names."""
+        sizes: dict[str, float] = {}
+        for name, process in self._processes():
+            sizes[name] = sizes.get(name, 0.0) + process.memory_info().rss / 2**20
+        return sizes
+
+    def seconds(self, wanted: str) -> float:
+        """What the processes of one name have used of the processor so far."""
+        times = [process.cpu_times() for name, process in self._processes() if name == wanted]
+        return sum(used.user + used.system for used in times)
+
+    def _processes(self) -> Iterator[tuple[str, psutil.Process]]:
         top = psutil.Process(self.process.pid)
-        sizes = {"serve": top.memory_info().rss / 2**20}
+        yield "serve", top
         for child in top.children(recursive=True):
             command = child.cmdline()
-            name = command[command.index("-m") + 1].rpartition(".")[2] if "-m" in command else child.name()
-            sizes[name] = sizes.get(name, 0.0) + child.memory_info().rss / 2**20
-        return sizes
+            yield command[command.index("-m") + 1].rpartition(".")[2] if "-m" in command else child.name(), child
 
 
 @contextmanager
