@@ -18,7 +18,8 @@ class ForwardContext:
 
     positions [T] int64; cache_rows [T] int64: flat row (block * block size + offset) that each token's key and
     value go to; tables [S, most blocks] int32; lengths [S] int32: context including this step's tokens;
-    query_starts [S + 1] int32: where each sequence's rows begin; sample_rows [N] int64: rows that want a next token.
+    query_starts [S + 1] int32: where each sequence's rows begin; sample_rows [N] int64: rows that want a next token;
+    score_rows [M] and pool_rows [P] int64: rows whose logprobs, and whose last hidden states, are wanted.
     """
 
     positions: Tensor
@@ -27,6 +28,8 @@ class ForwardContext:
     lengths: Tensor
     query_starts: Tensor
     sample_rows: Tensor
+    score_rows: Tensor
+    pool_rows: Tensor
     decodes: int
     spans: tuple[tuple[int, int], ...]
     lora: LoraBatch | None
@@ -44,6 +47,9 @@ def forward_context(plan: StepPlan, block_size: int, device: torch.device) -> Fo
     most = max(len(s.blocks) for s in plan.sequences)
     sample_rows = [starts[i + 1] - 1 for i, s in enumerate(plan.sequences) if s.sample]
 
+    scored = [starts[i] + j for i, s in enumerate(plan.sequences) for j in range(len(s.score))]
+    pooled = [row for i, s in enumerate(plan.sequences) if s.pool for row in range(starts[i], starts[i + 1])]
+
     def tensor(values: Any, dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=device)
 
@@ -54,6 +60,8 @@ def forward_context(plan: StepPlan, block_size: int, device: torch.device) -> Fo
         lengths=tensor([start + count for start, count in spans], torch.int32),
         query_starts=tensor(starts, torch.int32),
         sample_rows=tensor(sample_rows, torch.long),
+        score_rows=tensor(scored, torch.long),
+        pool_rows=tensor(pooled, torch.long),
         decodes=next((i for i, (_, count) in enumerate(spans) if count > 1), len(spans)),
         spans=spans,
         lora=lora_batch(plan.lora, device),

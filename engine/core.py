@@ -9,9 +9,12 @@ from pathlib import Path
 from loguru import logger
 from torch import Tensor
 
-from motet.core.errors import ErrorInfo, InvalidRequest, MotetError, Overloaded, Unavailable
+from motet.core.errors import Conflict, ErrorInfo, InvalidRequest, MotetError, Overloaded, Unavailable
 from motet.core.messages import (
     AskStats,
+    Cancel,
+    Cancelled,
+    Embedded,
     EngineStats,
     FinishReason,
     Hello,
@@ -27,11 +30,13 @@ from motet.core.messages import (
 from motet.core.models import ModelInfo
 from motet.engine.installer import Installer
 from motet.engine.plan import InstallAdapter, Installed, Shutdown
+from motet.engine.prompt_results import PromptResults
 from motet.engine.runner import Runner
 from motet.engine.sampling.grammar import GrammarCompiler, Matcher
 from motet.engine.sampling.sampler import Choice, Sampler
-from motet.engine.scheduler import Scheduler, Step
+from motet.engine.scheduler import Scheduler
 from motet.engine.sequence import Sequence
+from motet.engine.step import Step
 from motet.engine.transport import LeaderSockets
 
 IDLE_WAIT, INSTALL_WAIT = 200, 2
@@ -56,6 +61,8 @@ class EngineCore:
         self._grammars = GrammarCompiler(runner.directory, model.vocab_size, model.eos_token_ids)
         self._compiling: dict[str, tuple[Submit, bytes, Future[Matcher]]] = {}
         self._matchers: dict[str, Matcher] = {}
+        self._prompts = PromptResults()
+        self._prompt_tokens = self._generated_tokens = 0
         self._stopping = False
         self.heartbeat: Path | None = None
         self._beaten = 0.0
@@ -107,9 +114,10 @@ class EngineCore:
             case Submit():
                 self._submit(client, message)
             case Stop():
-                if compiling := self._compiling.pop(message.id, None):
-                    compiling[2].cancel()
+                self._forget_compiling(message.id)
                 self._end(message.id)
+            case Cancel():
+                self._sockets.send(client, Cancelled(message.group, self._cancel(message.group)))
             case RegisterAdapter():
                 try:
                     self.scheduler.register(message.adapter)
@@ -146,6 +154,22 @@ class EngineCore:
                 return InvalidRequest(f"token ids must be in 0..{size - 1}", param=field).info()
         return None
 
+    def _cancel(self, group: str) -> int:
+        """End a request's sequences, whoever submitted them; returns how many there were."""
+        error = Conflict("the request was cancelled", code="request_cancelled").info()
+        compiling = [(r.id, client) for r, client, _ in self._compiling.values() if r.group == group]
+        for id, client in compiling:
+            self._forget_compiling(id)
+            self._sockets.send(client, SequenceFailure(id, error))
+        sequences = self.scheduler.group(group)
+        for sequence in sequences:
+            self._fail(sequence, error)
+        return len(compiling) + len(sequences)
+
+    def _forget_compiling(self, id: str) -> None:
+        if compiling := self._compiling.pop(id, None):
+            compiling[2].cancel()
+
     def _compiled(self, id: str) -> None:
         request, client, future = self._compiling.pop(id)
         try:
@@ -175,12 +199,19 @@ class EngineCore:
 
     def _run(self, step: Step) -> None:
         self._sockets.broadcast(step.plan)
-        logits = self._runner.execute(step.plan)
+        output = self._runner.execute(step.plan)
+        self._prompts.add(step, output)
+        self._prompt_tokens += sum(len(s.tokens) for s in step.plan.sequences if not s.sample or len(s.tokens) > 1)
+        for sequence in step.sequences:
+            if sequence.request.pool is not None and not sequence.pending:
+                self._sockets.send(sequence.client, Embedded(sequence.id, self._prompts.take_vector(sequence)))
+                self._end(sequence.id)
         if not step.rows:
             return
-        assert logits is not None, "rank 0 has the logits"
+        assert output.logits is not None, "rank 0 has the logits"
         masks, broken = self._masks(step.rows)
-        choices = self._sampler(logits, step.rows, masks)
+        choices = self._sampler(output.logits, step.rows, masks)
+        self._generated_tokens += len(choices)
         for sequence, error in broken:
             self._fail(sequence, error)
         tokens = [choice.token for choice in choices]
@@ -231,7 +262,10 @@ class EngineCore:
             finish = "stop" if matcher.complete() else None
         if finish is None and (len(sequence.output) >= params.max_tokens or sequence.length >= self._model.max_context):
             finish = "length"
-        return TokenEvent(sequence.id, choice.token, choice.logprob, choice.top, finish, stop_id)
+        scores = self._prompts.take_scores(sequence)
+        assert sequence.started is not None, "it has just run"
+        waited = sequence.started - sequence.arrived if len(sequence.output) == 1 else 0.0
+        return TokenEvent(sequence.id, choice.token, choice.logprob, choice.top, finish, stop_id, waited, scores)
 
     def _fail(self, sequence: Sequence, error: ErrorInfo) -> None:
         self._sockets.send(sequence.client, SequenceFailure(sequence.id, error))
@@ -242,6 +276,7 @@ class EngineCore:
         self.scheduler.finish(id)
         self._sampler.forget(id)
         self._matchers.pop(id, None)
+        self._prompts.forget(id)
 
     def _stats(self) -> EngineStats:
         resident, pinned = self.scheduler.slots.counts()
@@ -254,4 +289,6 @@ class EngineCore:
             adapters_pinned=pinned,
             steps=self.scheduler.steps,
             preemptions=self.scheduler.preemptions,
+            prompt_tokens=self._prompt_tokens,
+            generated_tokens=self._generated_tokens,
         )

@@ -15,13 +15,16 @@ class SequencePlan(msgspec.Struct, frozen=True, array_like=True):
 
     `tokens` are fed at positions `start`, `start + 1`, …; a negative entry -1-j stands for the id that row j
     of the previous step sampled. `blocks` is the block table over everything up to the last token. `sample`
-    asks for a next token after the last one.
+    asks for a next token after the last one. `score` are the prompt's ids that follow the first len(score) of
+    `tokens`, for a prompt whose logprobs are wanted; `pool` asks for every token's last hidden state.
     """
 
     tokens: tuple[int, ...]
     start: int
     blocks: tuple[int, ...]
     sample: bool
+    score: tuple[int, ...] = ()
+    pool: bool = False
 
 
 class LoraChunk(msgspec.Struct, frozen=True, array_like=True):

@@ -20,10 +20,14 @@ from motet.engine.models.config import ModelConfig, read_config
 from motet.engine.models.decoder import Decoder, module_shapes
 from motet.engine.parallel import ShardGroup
 from motet.engine.plan import SequencePlan, StepPlan
+from motet.engine.sampling.scores import Scores, score
 from motet.engine.spec import EngineSpec
 
 CPU_BLOCK, CUDA_BLOCK = 32, 256
 """Tokens in a cache block; flash-attn's paged cache wants multiples of 256."""
+
+SCORED_ROWS = 64
+"""Rows of logits that exist at once for a prompt's logprobs; a row is the vocabulary's size."""
 
 CPU_CACHE_SHARE, CUDA_CACHE_SHARE = 0.1, 0.8
 """What the cache takes unless told: of the machine's memory, and of what a GPU has left (steps need some too)."""
@@ -108,6 +112,16 @@ def cache_capacity(
     return Capacity(min(blocks, spec.sequences * -(-context // block_size)), block_size, context)
 
 
+@dataclass(frozen=True)
+class StepOutput:
+    """What a step leaves on rank 0: fp32 logits [sample rows, vocab] (None if no row samples), the scores of the
+    plan's `score` ids, and the fp32 last hidden states [rows, hidden] of the sequences to be pooled."""
+
+    logits: Tensor | None
+    scores: Scores | None
+    pooled: Tensor
+
+
 class Runner:
     """Executes plans on one rank."""
 
@@ -141,13 +155,24 @@ class Runner:
         self._sampled = torch.zeros(spec.sequences, dtype=torch.long, device=device)
 
     @torch.inference_mode()
-    def execute(self, plan: StepPlan) -> Tensor | None:
-        """Run one step; fp32 logits [sample rows, vocab] on rank 0, None elsewhere."""
+    def execute(self, plan: StepPlan) -> StepOutput:
+        """Run one step. The output's logits and scores are None everywhere but on rank 0."""
         ids = torch.tensor([t for s in plan.sequences for t in s.tokens], device=self.device)
         behind = ids < 0  # "what row j of the last step sampled"
         ids = torch.where(behind, self._sampled[torch.where(behind, -1 - ids, 0)], ids)
         context = forward_context(plan, self.capacity.block_size, self.device)
-        return self._decoder.forward(ids, context, self._attention)
+        hidden = self._decoder.forward(ids, context, self._attention)
+        return StepOutput(self._decoder.logits(hidden.sample), self._scores(plan, hidden.score), hidden.pool.float())
+
+    def _scores(self, plan: StepPlan, hidden: Tensor) -> Scores | None:
+        """The scores of the plan's `score` ids, a few rows of logits at a time."""
+        targets = torch.tensor([id for s in plan.sequences for id in s.score], device=self.device)
+        parts = []
+        for rows, wanted in zip(hidden.split(SCORED_ROWS), targets.split(SCORED_ROWS), strict=True):
+            logits = self._decoder.logits(rows)
+            if logits is not None:
+                parts.append(score(logits, wanted))
+        return Scores.joined(parts) if parts else None
 
     def share(self, tokens: list[int], count: int) -> None:
         """Keep the step's `count` sampled ids for the next plan: rank 0 passes them, the others receive them."""

@@ -2,7 +2,8 @@
 
 Continuous batching (Yu et al., "Orca", OSDI 2022) over paged blocks (Kwon et al., "PagedAttention", SOSP 2023):
 each step takes the running sequences' next tokens, then prefill chunks, then whoever is waiting and fits.
-When blocks run out, the sequence that came last gives its blocks back and is computed again later.
+When blocks run out, the sequence that goes last gives its blocks back and is computed again later. Who goes first is
+said by priority, then by arrival; the choices of one request share the blocks of their prompt.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from dataclasses import dataclass, field
 
 from motet.core.messages import PreparedAdapter, Submit
 from motet.engine.blocks import BlockPool
-from motet.engine.plan import ClearSlot, InstallAdapter, LoraChunk, SequencePlan, StepPlan
+from motet.engine.plan import ClearSlot, InstallAdapter
 from motet.engine.sequence import Sequence
 from motet.engine.slots import AdapterSlots
+from motet.engine.step import Step, StepBuilder
 
 MAX_ADAPTERS = 16384
 """Adapters remembered by what they hold; only those in slots hold memory on the device."""
@@ -28,14 +30,6 @@ class Limits:
 
     batch_tokens: int
     sequences: int
-
-
-@dataclass
-class Step:
-    """A plan together with the sequences behind it: `rows[j]` is the sequence that sample row j belongs to."""
-
-    plan: StepPlan
-    rows: list[Sequence]
 
 
 @dataclass
@@ -56,9 +50,9 @@ class Scheduler:
         self._numbers = 0
         self._by_id: dict[str, Sequence] = {}
         self._adapters: dict[str, PreparedAdapter] = {}
-        # Adapters that are let run dry, each for the waiting sequence of this number, which needs their room. They
+        # Adapters that are let run dry, each for the waiting sequence of this precedence, which needs their room. They
         # stay so until that sequence's adapter has its place, or the sequence is gone.
-        self._draining: dict[str, int] = {}
+        self._draining: dict[str, tuple[int, int]] = {}
 
     def register(self, adapter: PreparedAdapter) -> None:
         """Make an adapter known. Raises AdapterRefused if it can never be placed."""
@@ -81,8 +75,12 @@ class Scheduler:
             self._adapters[request.adapter] = self._adapters.pop(request.adapter)
         self._numbers += 1
         self._by_id[request.id] = sequence
-        self.waiting.append(sequence)
+        self._queue(sequence)
         return sequence
+
+    def group(self, group: str) -> list[Sequence]:
+        """The sequences of one request that have not ended."""
+        return [s for s in self._by_id.values() if s.request.group == group]
 
     def finish(self, id: str) -> Sequence | None:
         """Forget a sequence, wherever it is, and free what it holds; None if it is not known (any more)."""
@@ -110,18 +108,19 @@ class Scheduler:
 
     def schedule(self, now: float) -> Step | None:
         """The next step, or None when nothing can run now. `commands` then hold adapter moves to send first."""
-        shares: list[tuple[Sequence, int]] = []
-        budget = self.limits.batch_tokens
+        step = StepBuilder(self.limits.batch_tokens)
         # Decode tokens before prefill chunks: who has started keeps its pace whatever arrives.
-        for sequence in sorted(self.running, key=lambda s: (s.pending > 1, s.number)):
-            if budget and sequence in self.running:
-                count = self._make_room(sequence, min(sequence.pending, budget), shares)
-                budget -= count
-        budget = self._admit(now, budget, shares)
-        if not shares:
+        for sequence in sorted(self.running, key=lambda s: (s.pending > 1, s.precedence)):
+            if step.left and sequence in self.running:
+                self._make_room(sequence, step)
+        self._admit(now, step)
+        for sequence in self.running:
+            if sequence.number not in step.shares:
+                sequence.sampled_row = None  # its row is overwritten by this step's samples
+        if not step.shares:
             return None
         self.steps += 1
-        return self._plan(shares)
+        return step.build(self.epoch, self.steps)
 
     def sampled(self, step: Step, tokens: list[int]) -> None:
         """Append what each of the step's rows sampled (for sequences that still run)."""
@@ -141,78 +140,140 @@ class Scheduler:
             users = sum(1 for s in self.running if s.request.adapter == fingerprint)
             assert users == (resident.pins if resident else 0), "pins and running sequences differ"
 
-    def _make_room(self, sequence: Sequence, count: int, shares: list[tuple[Sequence, int]]) -> int:
-        """Give a running sequence blocks for `count` more tokens, at others' cost if need be; 0 if it had to go."""
+    def _make_room(self, sequence: Sequence, step: StepBuilder) -> None:
+        """Take a running sequence's next tokens into the step, with blocks for them, at others' cost if need be."""
+        count = min(sequence.pending, step.left)
         while not self.blocks.grow(sequence.blocks, sequence.computed + count):
-            victim = max(self.running, key=lambda s: s.number)
-            self._preempt(victim)
-            shares[:] = [(s, n) for s, n in shares if s is not victim]
+            victim = max(self.running, key=lambda s: s.precedence)
+            self._preempt(victim, step)
             if victim is sequence:
-                return 0
-        shares.append((sequence, count))
-        return count
+                return
+        step.add(sequence, count)
 
-    def _preempt(self, victim: Sequence) -> None:
+    def _preempt(self, victim: Sequence, step: StepBuilder) -> None:
         self.running.remove(victim)
         self._free(victim)
         victim.computed = 0
         victim.sampled_row = None
         self.preemptions += 1
-        position = next((i for i, s in enumerate(self.waiting) if s.number > victim.number), len(self.waiting))
-        self.waiting.insert(position, victim)
+        self._queue(victim)
+        step.drop(victim)
 
-    def _admit(self, now: float, budget: int, shares: list[tuple[Sequence, int]]) -> int:
-        """Start waiting sequences, oldest first, passing over what cannot run yet; returns the budget left."""
-        waiting = {s.number for s in self.waiting}
-        self._draining = {adapter: n for adapter, n in self._draining.items() if n in waiting}
+    def _queue(self, sequence: Sequence) -> None:
+        """Put a sequence into its place in the waiting queue: nearly always the last."""
+        position = len(self.waiting)
+        while position and self.waiting[position - 1].precedence > sequence.precedence:
+            position -= 1
+        self.waiting.insert(position, sequence)
+
+    def _admit(self, now: float, step: StepBuilder) -> None:
+        """Start waiting sequences, in their order, passing over what cannot run yet."""
+        waiting = {s.precedence for s in self.waiting}
+        self._draining = {adapter: who for adapter, who in self._draining.items() if who in waiting}
         wanted: set[str] = set()
         for sequence in list(self.waiting):
-            if not budget or len(self.running) >= self.limits.sequences:
+            full = len(self.running) >= self.limits.sequences
+            if not step.left or (full and not self._worse(sequence)):
                 break
+            donor = self._donor(sequence)
+            if donor is not None and donor.computed < self._shareable(sequence) * self.blocks.block_size:
+                continue  # its prompt is about to be there
             starving = now - sequence.arrived > PATIENCE
             fingerprint = sequence.request.adapter
             if fingerprint is not None:
-                if self._draining.get(fingerprint, sequence.number) < sequence.number:
+                if self._draining.get(fingerprint, sequence.precedence) < sequence.precedence:
                     continue
-                if not self._adapter_ready(sequence, fingerprint, starving, wanted):
+                if not self._adapter_ready(sequence, starving, wanted, step):
                     continue
-            # Keep a block for each running sequence's next token, so that admission does not cause preemption.
-            spare = self.blocks.free - len(self.running)
-            if self.blocks.needed(sequence.length + 1) > spare and self.running:
+            shared = self._shareable(sequence) if donor is not None else 0
+            if not self._has_blocks(sequence, shared, step):
                 if starving:
                     break
                 continue
-            self._start(sequence)
-            budget -= self._make_room(sequence, min(sequence.pending, budget), shares)
-        return budget
+            if len(self.running) >= self.limits.sequences:
+                self._preempt(self._worse(sequence)[-1], step)
+            self._start(sequence, donor, now)
+            self._make_room(sequence, step)
 
-    def _adapter_ready(self, sequence: Sequence, fingerprint: str, starving: bool, wanted: set[str]) -> bool:
+    def _has_blocks(self, sequence: Sequence, shared: int, step: StepBuilder) -> bool:
+        """Whether the sequence's tokens fit, if need be in the place of sequences with a worse priority."""
+        missing = self.blocks.needed(sequence.length + 1) - shared
+        # A block is kept for each running sequence's next token, so that admission does not cause preemption.
+        if not self.running or missing <= self.blocks.free - len(self.running):
+            return True
+        worse = self._worse(sequence)
+        kept = [s for s in self.running if s not in worse]
+        freed = {b for s in worse for b in s.blocks} - {b for s in kept for b in s.blocks}
+        if kept and missing > self.blocks.free + len(freed) - len(kept):
+            return False
+        while self.running and missing > self.blocks.free - len(self.running):
+            self._preempt(worse.pop(), step)
+        return True
+
+    def _worse(self, sequence: Sequence) -> list[Sequence]:
+        """The running sequences whose priority is worse, in their order."""
+        worse = [s for s in self.running if s.request.priority > sequence.request.priority]
+        return sorted(worse, key=lambda s: s.precedence)
+
+    def _shareable(self, sequence: Sequence) -> int:
+        """Full blocks of the prompt; its last token is always computed, for the logits."""
+        return (len(sequence.request.prompt) - 1) // self.blocks.block_size
+
+    def _donor(self, sequence: Sequence) -> Sequence | None:
+        """Whoever has, or is about to have, the blocks of the sequence's prompt: its leader, or else a sibling."""
+        leader = sequence.request.leader
+        if leader is None or sequence.wants_scores or not self._shareable(sequence):
+            return None
+        if (first := self._by_id.get(leader)) is not None:
+            return first if _alike(first, sequence) else None
+        tokens = self._shareable(sequence) * self.blocks.block_size
+        return next((s for s in self.running if s.request.leader == leader and s.computed >= tokens), None)
+
+    def _adapter_ready(self, sequence: Sequence, starving: bool, wanted: set[str], step: StepBuilder) -> bool:
         """Whether the adapter can be used now; if not, see to its loading, or have another drained for it."""
+        fingerprint = sequence.request.adapter
+        assert fingerprint is not None
         resident = self.slots.get(fingerprint)
         wanted.add(fingerprint)
         if resident is None:
-            if any(n < sequence.number for n in self._draining.values()):
+            if any(who < sequence.precedence for who in self._draining.values()):
                 return False  # what becomes free is kept for an older sequence
             cleared, install = self.slots.place(self._adapters[fingerprint], keep=wanted)
+            if install is None and self._unpin_worse(sequence, wanted, step):
+                cleared, install = self.slots.place(self._adapters[fingerprint], keep=wanted)
             if install is None:
                 if starving:
                     self._drain_for(sequence, wanted)
                 return False
             self.commands += [*map(ClearSlot, cleared), install]
-        self._draining = {adapter: n for adapter, n in self._draining.items() if n != sequence.number}
+        self._draining = {adapter: who for adapter, who in self._draining.items() if who != sequence.precedence}
         return resident is not None and resident.ready
+
+    def _unpin_worse(self, sequence: Sequence, wanted: set[str], step: StepBuilder) -> bool:
+        """Preempt an adapter's users, if there is one that only sequences with a worse priority use."""
+        worse = self._worse(sequence)
+        others = {s.request.adapter for s in self.running if s not in worse and s.request.adapter}
+        victim = self.slots.lightest(exclude=wanted | others) if worse else None
+        users = [s for s in worse if victim is not None and s.request.adapter == victim]
+        for user in users:
+            self._preempt(user, step)
+        return bool(users)
 
     def _drain_for(self, sequence: Sequence, wanted: set[str]) -> None:
         """Let another adapter run dry for `sequence`, unless one still does: one after the other until it fits."""
-        if any(n == sequence.number and self.slots.in_use(adapter) for adapter, n in self._draining.items()):
+        if any(who == sequence.precedence and self.slots.in_use(name) for name, who in self._draining.items()):
             return
         victim = self.slots.lightest(exclude=wanted | self._draining.keys())
         if victim is not None:
-            self._draining[victim] = sequence.number
+            self._draining[victim] = sequence.precedence
 
-    def _start(self, sequence: Sequence) -> None:
+    def _start(self, sequence: Sequence, donor: Sequence | None, now: float) -> None:
         self.waiting.remove(sequence)
         self.running.append(sequence)
+        sequence.started = now if sequence.started is None else sequence.started
+        if donor is not None:
+            sequence.blocks = self.blocks.share(donor.blocks[: self._shareable(sequence)])
+            sequence.computed = len(sequence.blocks) * self.blocks.block_size
         if sequence.request.adapter is not None:
             sequence.slot = self.slots.pin(sequence.request.adapter)
 
@@ -222,28 +283,7 @@ class Scheduler:
             self.slots.unpin(sequence.request.adapter)
         sequence.slot = None
 
-    def _plan(self, shares: list[tuple[Sequence, int]]) -> Step:
-        shares = sorted(shares, key=lambda share: (share[1] > 1, share[0].number))
-        plans: list[SequencePlan] = []
-        chunks: list[LoraChunk] = []
-        rows: list[Sequence] = []
-        start = 0
-        for sequence, count in shares:
-            end = sequence.computed + count
-            sample = end == sequence.length
-            tokens = sequence.tokens(sequence.computed, end)
-            if sequence.sampled_row is not None:
-                tokens = (-1 - sequence.sampled_row,)
-            plans.append(SequencePlan(tokens, sequence.computed, tuple(sequence.blocks), sample))
-            if sequence.slot is not None:
-                chunks.append(LoraChunk(sequence.slot, start, count))
-            if sample:
-                rows.append(sequence)
-            sequence.computed = end
-            sequence.sampled_row = None
-            start += count
-        planned = {sequence.number for sequence, _ in shares}
-        for sequence in self.running:
-            if sequence.number not in planned:
-                sequence.sampled_row = None  # its row is overwritten by this step's samples
-        return Step(StepPlan(self.epoch, self.steps, tuple(plans), tuple(chunks)), rows)
+
+def _alike(one: Sequence, other: Sequence) -> bool:
+    """Whether two sequences' prompts have the same keys and values."""
+    return one.request.prompt == other.request.prompt and one.request.adapter == other.request.adapter

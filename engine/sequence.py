@@ -13,7 +13,7 @@ class Sequence:
 
     `computed` tokens (prompt first, then output) have their keys and values in `blocks`. `sampled_row` is the
     row of the last step that sampled the newest output token, while that token exists on the ranks only as
-    "what row j sampled"; None once it has to be fed literally.
+    "what row j sampled"; None once it has to be fed literally. `started` is when it ran first.
     """
 
     request: Submit
@@ -25,6 +25,17 @@ class Sequence:
     computed: int = 0
     slot: int | None = None
     sampled_row: int | None = None
+    started: float | None = None
+
+    @property
+    def precedence(self) -> tuple[int, int]:
+        """Lower goes first: by priority, then in the order of arrival."""
+        return self.request.priority, self.number
+
+    @property
+    def wants_scores(self) -> bool:
+        """Whether the prompt's logprobs are still to be computed."""
+        return self.request.params.prompt_logprobs is not None and not self.output
 
     @property
     def id(self) -> str:

@@ -14,6 +14,9 @@ from loguru import logger
 from motet.core.errors import MotetError, Overloaded, Unavailable, from_info
 from motet.core.messages import (
     AskStats,
+    Cancel,
+    Cancelled,
+    Embedded,
     EngineState,
     EngineStats,
     FromEngine,
@@ -54,6 +57,8 @@ class EngineClient:
         self._context = zmq.asyncio.Context()
         self._encoder = msgspec.msgpack.Encoder()
         self._queues: dict[str, asyncio.Queue[TokenEvent | MotetError]] = {}
+        self._vectors: dict[str, asyncio.Future[tuple[float, ...]]] = {}
+        self._cancels: dict[str, list[asyncio.Future[int]]] = {}
         self._adapters: dict[str, PreparedAdapter] = {}
         self._stats: list[asyncio.Future[EngineStats]] = []
         self._up = asyncio.Event()
@@ -116,9 +121,41 @@ class EngineClient:
                 yield event
         finally:
             self._queues.pop(request.id, None)
-            if not ended and self.ready:
-                # Not awaited: a generator that is being closed by cancellation must not suspend again.
-                self._socket.send(self._encoder.encode(Stop(request.id)))
+            if not ended:
+                self._abandon(request.id)
+
+    async def embed(self, request: Submit) -> tuple[float, ...]:
+        """The pooled vector of a prompt (`request.pool` says how). Cancelling the caller ends the sequence.
+
+        Raises as `generate` does.
+        """
+        if not self.ready:
+            raise Unavailable(f"the engine is not ready: {self.reason}; try again shortly")
+        vector: asyncio.Future[tuple[float, ...]] = asyncio.get_running_loop().create_future()
+        self._vectors[request.id] = vector
+        try:
+            await self._send(request)
+            return await vector
+        except asyncio.CancelledError:
+            self._abandon(request.id)
+            raise
+        finally:
+            self._vectors.pop(request.id, None)
+
+    async def cancel(self, group: str) -> int:
+        """End every sequence of `group`, whoever submitted it; returns how many there were. Raises Unavailable."""
+        if not self.ready:
+            raise Unavailable(f"the engine is not ready: {self.reason}")
+        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._cancels.setdefault(group, []).append(answer)
+        await self._send(Cancel(group))
+        return await answer
+
+    def _abandon(self, id: str) -> None:
+        """End a sequence that nobody waits for any more."""
+        if self.ready:
+            # Not awaited: a generator that is being closed by cancellation must not suspend again.
+            self._socket.send(self._encoder.encode(Stop(id)))
 
     async def register(self, adapter: PreparedAdapter) -> None:
         """Make an adapter known to the engine, now and after every restart. Idempotent."""
@@ -167,9 +204,18 @@ class EngineClient:
                                 await self._send(Stop(event.id))
                         elif event.finish is None:  # nobody reads it any more, and the engine does not know
                             await self._send(Stop(event.id))
+                case Embedded():
+                    if (vector := self._vectors.get(message.id)) and not vector.done():
+                        vector.set_result(message.vector)
                 case SequenceFailure():
                     if queue := self._queues.get(message.id):
                         queue.put_nowait(from_info(message.error))
+                    elif (vector := self._vectors.get(message.id)) and not vector.done():
+                        vector.set_exception(from_info(message.error))
+                case Cancelled():
+                    for cancel in self._cancels.pop(message.group, ()):
+                        if not cancel.done():
+                            cancel.set_result(message.sequences)
                 case EngineStats():
                     if self._stats and not (answer := self._stats.pop(0)).done():
                         answer.set_result(message)
@@ -201,7 +247,9 @@ class EngineClient:
         error = Unavailable(f"{reason}; the request was not completed, try again")
         for queue in self._queues.values():
             queue.put_nowait(error)
-        for answer in self._stats:
-            if not answer.done():
-                answer.set_exception(error)
+        cancels = [answer for answers in self._cancels.values() for answer in answers]
+        for waiting in (*self._stats, *self._vectors.values(), *cancels):
+            if not waiting.done():
+                waiting.set_exception(error)
         self._stats.clear()
+        self._cancels.clear()

@@ -5,6 +5,8 @@ T is tokens of the step, n the hidden size. LoRA is attached to the linear layer
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -81,6 +83,15 @@ class Layer:
         return down(silu_mul(gate_up(x, context)), context)
 
 
+@dataclass(frozen=True)
+class HiddenStates:
+    """Rows of the last hidden states, [N, n] each: to sample from, to score, to pool."""
+
+    sample: Tensor
+    score: Tensor
+    pool: Tensor
+
+
 class Decoder:
     """The whole model on one rank."""
 
@@ -112,8 +123,8 @@ class Decoder:
             for linear, projection in zip(layer.linears, projections, strict=True):
                 linear.lora = projection
 
-    def forward(self, ids: Tensor, context: ForwardContext, attention: AttentionBackend) -> Tensor | None:
-        """fp32 logits [N, vocab] of the context's N sample rows on rank 0 (None elsewhere); ids is [T] int64."""
+    def forward(self, ids: Tensor, context: ForwardContext, attention: AttentionBackend) -> HiddenStates:
+        """The last hidden states, after the final norm, of the rows that are wanted; ids is [T] int64."""
         residual = self._vocabulary.embed(self._embedding, ids)
         x: Tensor | None = None
         for layer in self.layers:
@@ -121,8 +132,13 @@ class Decoder:
             x = layer.attend(normed, context, attention, self._rotary)
             x = layer.feed_forward(layer.post_norm.add(x, residual), context)
         assert x is not None, "a model has at least one layer"
-        rows = context.sample_rows
-        if not len(rows):  # chunks of prompts that go on in a later step
-            return None
-        hidden = self._norm.add(x[rows], residual[rows])
-        return self._vocabulary.logits(self._head, hidden)
+        last, rest = x, residual
+
+        def states(rows: Tensor) -> Tensor:
+            return self._norm.add(last[rows], rest[rows]) if len(rows) else last[:0]
+
+        return HiddenStates(states(context.sample_rows), states(context.score_rows), states(context.pool_rows))
+
+    def logits(self, hidden: Tensor) -> Tensor | None:
+        """fp32 logits [N, vocab] of hidden states [N, n] on rank 0, None elsewhere. All ranks call it alike."""
+        return self._vocabulary.logits(self._head, hidden) if len(hidden) else None

@@ -38,10 +38,11 @@ class _History:
 
 @dataclass
 class Sampler:
-    """Keeps the penalised requests' histories between steps; `forget` drops one."""
+    """Keeps what requests with penalties or biases need between steps; `forget` drops one's."""
 
     vocab_size: int
     _histories: dict[str, _History] = field(default_factory=dict)
+    _biases: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @torch.inference_mode()
     def __call__(self, logits: Tensor, rows: list[Sequence], masks: dict[int, Tensor]) -> list[Choice]:
@@ -51,12 +52,13 @@ class Sampler:
         self._penalise(logits, rows)
         for j, p in enumerate(params):
             if p.logit_bias:
-                ids = torch.tensor(list(p.logit_bias), device=logits.device)
-                logits[j, ids] += torch.tensor(list(p.logit_bias.values()), device=logits.device)
-            if len(rows[j].output) < p.min_tokens:
-                logits[j, [id for id in p.ending_ids() if id < self.vocab_size]] = -torch.inf
+                ids, values = self._bias(rows[j].id, p, logits.device)
+                logits[j, ids] += values
         for j, mask in masks.items():
             logits[j].masked_fill_(~mask.to(logits.device), -torch.inf)
+        for j, p in enumerate(params):
+            if len(rows[j].output) < p.min_tokens:
+                self._refuse_ending(logits[j], p)
         tokens = _choose(logits, params, [len(row.output) for row in rows])
         chosen: list[Choice] = []
         for j, (row, token) in enumerate(zip(rows, tokens, strict=True)):
@@ -73,6 +75,21 @@ class Sampler:
     def forget(self, id: str) -> None:
         """A request has ended."""
         self._histories.pop(id, None)
+        self._biases.pop(id, None)
+
+    def _bias(self, id: str, p: SamplingParams, device: torch.device) -> tuple[Tensor, Tensor]:
+        if id not in self._biases:
+            ids = torch.tensor(list(p.logit_bias), device=device)
+            self._biases[id] = ids, torch.tensor(list(p.logit_bias.values()), device=device)
+        return self._biases[id]
+
+    def _refuse_ending(self, line: Tensor, p: SamplingParams) -> None:
+        """Rule out the ids that end the text, unless nothing else is left: a grammar's end comes first."""
+        ending = [id for id in p.ending_ids() if id < self.vocab_size]
+        kept = line[ending]
+        line[ending] = -torch.inf
+        if bool(torch.isneginf(line).all()):
+            line[ending] = kept
 
     def _penalise(self, logits: Tensor, rows: list[Sequence]) -> None:
         """Repetition penalty as Keskar et al., "CTRL", 2019; presence and frequency as OpenAI documents them."""
@@ -134,10 +151,11 @@ def _choose(logits: Tensor, params: list[SamplingParams], positions: list[int]) 
 def _draw(probabilities: Tensor, p: SamplingParams, draw: float) -> int:
     """The id at which the truncated distribution's CDF passes `draw`; best ids first if it is truncated.
 
-    As in transformers, top_p is of what top_k has left, and the likeliest id always stays.
+    As in transformers, top_p is of what top_k has left, typical_p of what the others have, and the likeliest id
+    always stays, but for typical_p.
     """
     if p.top_k == 0 and p.top_p >= 1 and p.min_p == 0:
-        return _invert(probabilities, draw)
+        return _invert(_typical(probabilities, p.typical_p), draw)
     size = len(probabilities)
     for width in (min(max(CANDIDATES, p.top_k), size), size):
         values, ids = torch.topk(probabilities, width)
@@ -149,8 +167,23 @@ def _draw(probabilities: Tensor, p: SamplingParams, draw: float) -> int:
         if p.top_k:
             keep[p.top_k :] = False
         if width == size or not bool(keep[-1]):
-            return int(ids[_invert(values * keep, draw)])
+            return int(ids[_invert(_typical(values * keep, p.typical_p), draw)])
     raise AssertionError("unreachable: the widest pass always answers")
+
+
+def _typical(weights: Tensor, mass: float) -> Tensor:
+    """`weights` [n] without those that are not locally typical: whose information is far from the mean.
+
+    Meister et al., "Locally typical sampling", TACL 2023. The typical ones have a share of `mass` or more.
+    """
+    if mass >= 1:
+        return weights
+    p = weights.double() / weights.double().sum()
+    information = -p.log()
+    distance = (information - torch.nansum(p * information)).abs()
+    nearest, order = distance.sort()
+    last = min(int((p[order].cumsum(0) < mass).sum()), len(p) - 1)
+    return weights * (distance <= nearest[last])
 
 
 def _invert(weights: Tensor, draw: float) -> int:

@@ -2,57 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from support.model_rank import ModelRank, make_adapter
+from support.model_rank import make_adapter
+from support.scheduling import ENTRIES, ROOMS, Room, finish_everything
 
 from motet.core.errors import AdapterRefused
 from motet.core.messages import Submit
 from motet.core.sampling import SamplingParams
-from motet.engine.blocks import BlockPool
-from motet.engine.scheduler import PATIENCE, Limits, Scheduler
-from motet.engine.slots import AdapterSlots
-
-MODULES = ("q_proj", "down_proj")
-ENTRIES = st.lists(
-    st.tuples(st.integers(0, 1), st.sampled_from(MODULES), st.sampled_from((1, 16, 33))),
-    min_size=1,
-    max_size=3,
-    unique_by=lambda e: e[:2],
-)
-
-
-@dataclass(frozen=True)
-class Room:
-    """How small a world is."""
-
-    blocks: int = 6
-    block_size: int = 2
-    slots: int = 2
-    pages: int = 4
-    budget: int = 4
-    sequences: int = 4
-
-    def rank(self) -> ModelRank:
-        """A fresh scheduler of this size, with a rank that checks it."""
-        blocks = BlockPool(self.blocks, self.block_size)
-        slots = AdapterSlots(self.slots, dict.fromkeys(MODULES, self.pages))
-        return ModelRank(Scheduler(blocks, slots, Limits(self.budget, self.sequences), "epoch"))
-
-
-ROOMS = st.builds(
-    Room,
-    blocks=st.integers(1, 12),
-    block_size=st.integers(1, 4),
-    slots=st.integers(1, 3),
-    pages=st.integers(3, 6),
-    budget=st.integers(1, 9),
-    sequences=st.integers(1, 5),
-)
+from motet.engine.scheduler import PATIENCE
 
 
 class Scheduling(RuleBasedStateMachine):
@@ -79,7 +39,8 @@ class Scheduling(RuleBasedStateMachine):
             return
         prompt = data.draw(st.integers(1, context - 1))
         output = data.draw(st.integers(1, context - prompt))
-        self.rank.submit(prompt, output, data.draw(st.sampled_from(self.adapters)))
+        n, priority = data.draw(st.integers(1, 3)), data.draw(st.integers(0, 1))
+        self.rank.submit(prompt, output, data.draw(st.sampled_from(self.adapters)), n, priority=priority)
 
     @precondition(lambda self: self.rank.texts)
     @rule(data=st.data())
@@ -103,22 +64,6 @@ class Scheduling(RuleBasedStateMachine):
 
 Scheduling.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestScheduling = Scheduling.TestCase
-
-
-def finish_everything(rank: ModelRank) -> None:
-    """Run until all is done, with every installation succeeding; in a bounded number of steps."""
-    longest = sum(rank.limits[id] for id in rank.texts)
-    # Each sequence once from the start, again after each of its preemptions by an older one, and idle steps.
-    bound = 50 + 20 * longest * (1 + len(rank.texts))
-    for _ in range(bound):
-        if not rank.texts:
-            break
-        rank.step(0.5)
-        for adapter in sorted(rank.installing):
-            rank.report(adapter, works=True)
-    for adapter in sorted(rank.installing):
-        rank.report(adapter, works=True)
-    rank.check_idle()
 
 
 @settings(deadline=None, max_examples=60)

@@ -6,12 +6,14 @@ Each token of a test is a number of its own, so that a key-value row says whose 
 from __future__ import annotations
 
 from itertools import count
+from typing import Any
 
 from motet.core.messages import LoraEntry, PreparedAdapter, Submit
 from motet.core.sampling import SamplingParams
 from motet.engine.plan import ClearSlot, InstallAdapter, SequencePlan
-from motet.engine.scheduler import Scheduler, Step
+from motet.engine.scheduler import Scheduler
 from motet.engine.sequence import Sequence
+from motet.engine.step import Step
 
 
 def make_adapter(name: str, entries: list[tuple[int, str, int]]) -> PreparedAdapter:
@@ -32,20 +34,23 @@ class ModelRank:
         self.installing: dict[str, InstallAdapter] = {}
         self.busy_steps = 0
         self._ids, self._tokens = count(), count()
-        self._place: dict[int, tuple[str, int]] = {}  # token -> its sequence and position
-        self._cache: dict[tuple[int, int], int] = {}  # (block, offset) -> token
+        self._cache: dict[tuple[int, int], tuple[int, str | None]] = {}  # (block, offset) -> token, under which adapter
         self._slots: dict[int, InstallAdapter] = {}
         self._page_owner: dict[tuple[str, int], str] = {}
         self._sampled: list[int] = []  # what each row of the last step sampled
 
-    def submit(self, prompt: int, output: int, adapter: str | None) -> str:
-        """Queue a sequence with a prompt of that many fresh tokens; returns its id."""
-        id = f"s{next(self._ids)}"
-        self.texts[id] = []
-        tokens = [self._fresh(id) for _ in range(prompt)]
-        self.limits[id] = prompt + output
-        self.scheduler.add(Submit(id, tuple(tokens), SamplingParams(max_tokens=output), adapter), b"", self.now)
-        return id
+    def submit(self, prompt: int, output: int, adapter: str | None, n: int = 1, **others: Any) -> str:
+        """Queue `n` choices of a prompt of that many fresh tokens; returns the first one's id."""
+        ids = [f"s{next(self._ids)}" for _ in range(n)]
+        tokens = tuple(next(self._tokens) for _ in range(prompt))
+        for id in ids:
+            self.texts[id] = list(tokens)
+            self.limits[id] = prompt + output
+            leader = ids[0] if id != ids[0] else None
+            params = SamplingParams(max_tokens=output)
+            request = Submit(id, tokens, params, adapter, group=ids[0], leader=leader, **others)
+            self.scheduler.add(request, b"", self.now)
+        return ids[0]
 
     def abort(self, id: str) -> None:
         """The client has gone."""
@@ -68,8 +73,12 @@ class ModelRank:
         self.now += seconds
         before = list(self.scheduler.running)
         step = self.scheduler.schedule(self.now)
-        stay = [s.number for s in before if s in self.scheduler.running]
-        assert all(s.number > max(stay, default=-1) for s in before if s in self.scheduler.waiting), "the oldest stay"
+        stay = [s.precedence for s in before if s in self.scheduler.running]
+        gone = [s for s in before if s in self.scheduler.waiting]
+        # An adapter's users may go for a sequence of a better priority, so that the order holds within one priority.
+        for sequence in gone:
+            worse = [who for who in stay if who > sequence.precedence and who[0] == sequence.request.priority]
+            assert not worse or any(s.request.priority < sequence.request.priority for s in self.scheduler.sequences())
         for command in self.scheduler.commands:
             if isinstance(command, ClearSlot):
                 self._forget(self._slots.pop(command.slot))
@@ -115,8 +124,10 @@ class ModelRank:
         assert sum(sizes) <= limits.batch_tokens, "the token budget is exceeded"
         assert len(plan.sequences) <= limits.sequences, "too many sequences"
         assert sorted(sizes, key=lambda n: n > 1) == sizes, "single tokens come first"
-        owners = [self._feed(share) for share in plan.sequences]
+        owners = [sequence.id for sequence in step.sequences]
         assert len(set(owners)) == len(owners), "a sequence has two shares"
+        for share, sequence in zip(plan.sequences, step.sequences, strict=True):
+            self._feed(share, sequence)
         self._check_lora(step, owners)
         sampling = [id for id, share in zip(owners, plan.sequences, strict=True) if share.sample]
         assert [row.id for row in step.rows] == sampling
@@ -125,21 +136,21 @@ class ModelRank:
         for row in list(step.rows):
             self._check_progress(row)
 
-    def _feed(self, share: SequencePlan) -> str:
-        """Write a share's keys, look at the context through its table; returns whose it is."""
+    def _feed(self, share: SequencePlan, sequence: Sequence) -> None:
+        """Write a share's keys, and look at the context through its table."""
         tokens = [self._sampled[-1 - t] if t < 0 else t for t in share.tokens]
-        owner, start = self._place[tokens[0]]
-        text, end = self.texts[owner], share.start + len(tokens)
-        assert start == share.start
-        assert tokens == text[start:end], "the tokens fed are not the sequence's"
+        text, end, adapter = self.texts[sequence.id], share.start + len(tokens), sequence.request.adapter
+        assert tokens == text[share.start : end], "the tokens fed are not the sequence's"
         assert share.sample == (end == len(text)), "a token is sampled exactly after the last known one"
         size = self.scheduler.blocks.block_size
         assert len(share.blocks) == -(-end // size), "the table covers exactly the context"
-        for position, token in enumerate(tokens, start):
-            self._cache[share.blocks[position // size], position % size] = token
+        for position, token in enumerate(tokens, share.start):
+            block = share.blocks[position // size]
+            holders = [s.id for s in self.scheduler.running if block in s.blocks]
+            assert holders == [sequence.id], "a block that others read is written"
+            self._cache[block, position % size] = token, adapter
         seen = [self._cache.get((share.blocks[p // size], p % size)) for p in range(end)]
-        assert seen == text[:end], "the context seen through the block table is not the sequence's"
-        return owner
+        assert seen == [(token, adapter) for token in text[:end]], "the context seen is not the sequence's"
 
     def _check_lora(self, step: Step, owners: list[str]) -> None:
         by_row: dict[int, int] = {}
@@ -173,6 +184,5 @@ class ModelRank:
 
     def _fresh(self, id: str) -> int:
         token = next(self._tokens)
-        self._place[token] = (id, len(self.texts[id]))
         self.texts[id].append(token)
         return token

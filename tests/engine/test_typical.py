@@ -1,0 +1,32 @@
+"""Locally typical sampling keeps exactly what transformers' own warper keeps."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import TopKLogitsWarper, TopPLogitsWarper, TypicalLogitsWarper
+
+from motet.core.sampling import SamplingParams
+from motet.engine.sampling.sampler import _draw, _typical
+
+ROWS = st.integers(0, 10_000).map(lambda seed: torch.randn(1, 97, generator=torch.Generator().manual_seed(seed)) * 3)
+NOBODY = torch.zeros(1, 0, dtype=torch.long)
+
+
+@settings(deadline=None)
+@given(ROWS, st.floats(0.05, 0.99))
+def test_the_same_tokens_are_kept(logits: torch.Tensor, mass: float) -> None:
+    ours = _typical(torch.softmax(logits[0], -1), mass)
+    theirs = TypicalLogitsWarper(mass)(NOBODY, logits)[0]
+    assert torch.equal(ours > 0, torch.isfinite(theirs))
+
+
+@settings(deadline=None)
+@given(ROWS, st.floats(0.1, 0.95), st.integers(1, 97), st.floats(0.2, 1.0), st.floats(0, 0.999))
+def test_it_comes_after_top_k_and_top_p(logits: torch.Tensor, mass: float, k: int, p: float, draw: float) -> None:
+    params = SamplingParams(max_tokens=1, top_k=k, top_p=p, typical_p=mass)
+    chosen = _draw(torch.softmax(logits[0], -1), params, draw)
+    warped = TopPLogitsWarper(p)(NOBODY, TopKLogitsWarper(k)(NOBODY, logits))
+    kept = TypicalLogitsWarper(mass)(NOBODY, warped)[0]
+    assert torch.isfinite(kept[chosen])
