@@ -10,6 +10,8 @@ from quart import Blueprint, Response
 
 from motet.api.answers import (
     ENCODER,
+    AnsweredCall,
+    CalledFunction,
     ChatChoice,
     ChatChunk,
     ChatChunkChoice,
@@ -17,11 +19,14 @@ from motet.api.answers import (
     ChatLogprobs,
     ChatMessage,
     Delta,
+    FunctionDelta,
+    ToolCallDelta,
     Usage,
 )
 from motet.api.body import read_body
 from motet.api.caller import Caller, current_caller
-from motet.api.chat_run import ChatRun
+from motet.api.chat_run import CallDelta, ChatOutput, ChatRun
+from motet.api.generation import finished
 from motet.api.logprobs import chat_logprobs, packed, told
 from motet.api.operations import ERRORS, TOKEN, Operation
 from motet.api.parsing import parse_chat
@@ -81,7 +86,7 @@ async def answer_chat(services: Services, request: ChatRequest, caller: Caller) 
 
     outputs = await run.collect(services, write_logprobs)
     choices = [
-        ChatChoice(index, ChatMessage(content=output.text), logprobs[index], output.finish())
+        ChatChoice(index, _message(output), logprobs[index], finished(output.finish_reason))
         for index, output in enumerate(outputs)
     ]
     return ChatCompletion(
@@ -92,6 +97,23 @@ async def answer_chat(services: Services, request: ChatRequest, caller: Caller) 
         usage=generation.usage(sum(output.tokens for output in outputs)),
         system_fingerprint=generation.fingerprint,
     )
+
+
+def _message(output: ChatOutput) -> ChatMessage:
+    text = "".join(output.texts)
+    if not output.calls:
+        return ChatMessage(content=text)
+    calls = [
+        AnsweredCall(id=call.id, function=CalledFunction(call.name, "".join(call.arguments))) for call in output.calls
+    ]
+    return ChatMessage(content=text or None, tool_calls=calls)
+
+
+def _call_delta(call: CallDelta) -> ToolCallDelta:
+    if call.id is None or call.name is None:
+        return ToolCallDelta(index=call.index, function=FunctionDelta(arguments=call.arguments))
+    function = FunctionDelta(call.name, call.arguments)
+    return ToolCallDelta(index=call.index, id=call.id, type="function", function=function)
 
 
 async def chat_events(run: ChatRun, services: Services, include_usage: bool) -> AsyncGenerator[bytes, None]:
@@ -123,6 +145,8 @@ async def chat_events(run: ChatRun, services: Services, include_usage: bool) -> 
             if delta.text or tokens:
                 logprobs = chat_logprobs(services.text, tokens) if tokens else None
                 frames += chunk(ChatChunkChoice(index, Delta(content=delta.text), logprobs))
+            for call in delta.calls:
+                frames += chunk(ChatChunkChoice(index, Delta(tool_calls=[_call_delta(call)])))
             if delta.finish_reason is not None:
                 frames += chunk(ChatChunkChoice(index, Delta(), None, delta.finish_reason))
             if frames:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
+from motet.api.answers import ChatFinishReason
 from motet.api.caller import Caller
-from motet.api.generation import Generation, Output, check, collect
-from motet.api.prompts import chat_prompt
+from motet.api.chat_prompts import chat_prompt, find_template
+from motet.api.generation import Checked, Generation, check
 from motet.api.schemas import ChatRequest
 from motet.api.services import Services
+from motet.api.tools import ToolUse, tool_use
 from motet.core.messages import TokenEvent
+from motet.core.tools import CallPiece, ToolReader
+from motet.engine.client.text_stream import TextDelta
 
 
 class CallDelta(msgspec.Struct, frozen=True):
@@ -32,8 +36,65 @@ class ChatDelta(msgspec.Struct, frozen=True):
     text: str
     tokens: tuple[TokenEvent, ...]
     calls: tuple[CallDelta, ...] = ()
-    finish_reason: Literal["stop", "length", "tool_calls"] | None = None
+    finish_reason: ChatFinishReason | None = None
     stop_reason: str | int | None = None
+
+
+@dataclass
+class Call:
+    """A tool call, put together."""
+
+    id: str
+    name: str
+    arguments: list[str] = field(default_factory=list)
+
+
+@dataclass
+class ChatOutput:
+    """One choice's message, put together."""
+
+    texts: list[str] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    tokens: int = 0
+    finish_reason: ChatFinishReason | None = None
+
+    def add(self, delta: ChatDelta) -> None:
+        """Take the next delta in."""
+        self.texts.append(delta.text)
+        self.tokens += len(delta.tokens)
+        for call in delta.calls:
+            if call.id is not None and call.name is not None:
+                self.calls.append(Call(call.id, call.name))
+            self.calls[call.index].arguments.append(call.arguments)
+        self.finish_reason = delta.finish_reason or self.finish_reason
+
+
+class CallReader:
+    """One choice's text, with the calls in it told apart."""
+
+    def __init__(self, reader: ToolReader, several: bool) -> None:
+        self._reader, self._several = reader, several
+        self._calls = 0
+
+    def read(self, delta: TextDelta) -> ChatDelta:
+        """The same delta, with calls."""
+        found = self._reader.push(delta.text) if delta.text else []
+        finish: ChatFinishReason | None = delta.finish_reason
+        if finish is not None:
+            found += self._reader.finish()
+        pieces = [piece for piece in found if isinstance(piece, CallPiece) and (self._several or piece.index == 0)]
+        calls = tuple(self._numbered(piece) for piece in pieces)
+        # What comes after the only call that was allowed is no part of the answer.
+        text = "".join(piece for piece in found if isinstance(piece, str) and (self._several or not self._calls))
+        if finish == "stop" and self._calls:
+            finish = "tool_calls"
+        return ChatDelta(text, delta.tokens, calls, finish, delta.stop_reason)
+
+    def _numbered(self, piece: CallPiece) -> CallDelta:
+        if piece.name is None:
+            return CallDelta(piece.index, piece.arguments)
+        self._calls += 1
+        return CallDelta(piece.index, piece.arguments, f"call_{uuid.uuid4().hex[:24]}", piece.name)
 
 
 @dataclass(frozen=True)
@@ -41,22 +102,46 @@ class ChatRun:
     """One chat request's sequences; read `deltas` as they come, or `collect` the whole."""
 
     generation: Generation
+    tools: ToolUse | None
 
     @classmethod
     async def start(cls, services: Services, request: ChatRequest, caller: Caller) -> ChatRun:
         """Everything that can be refused before work starts has been, once this returns. Raises MotetError."""
         checked = await check(services, request, caller)
-        prompt = await chat_prompt(services, request, checked.adapter)
-        return cls(Generation.of(services, request, checked, [prompt]))
+        template = await find_template(services, checked.adapter)
+        tools = tool_use(services, request, template)
+        if tools is not None:
+            checked = await _with_grammar(services, checked, tools)
+        prompt = await chat_prompt(services, request, template, tools)
+        generation = Generation.of(services, request, checked, [prompt])
+        return cls(replace(generation, shown=tools.shown) if tools else generation, tools)
 
     async def deltas(self, services: Services) -> AsyncGenerator[tuple[int, ChatDelta], None]:
         """(choice, what it adds) as things come; closing this ends every sequence at once."""
+        tools = self.tools
+        readers = [CallReader(tools.parser.reader(), tools.several) for _ in self.generation.submits] if tools else None
         async with aclosing(self.generation.deltas(services)) as deltas:
             async for index, delta in deltas:
-                yield index, ChatDelta(delta.text, delta.tokens, (), delta.finish_reason, delta.stop_reason)
+                if readers is not None:
+                    yield index, readers[index].read(delta)
+                else:
+                    yield index, ChatDelta(delta.text, delta.tokens, (), delta.finish_reason, delta.stop_reason)
 
     async def collect(
         self, services: Services, write_logprobs: Callable[[int, Sequence[TokenEvent]], None]
-    ) -> list[Output]:
-        """Every choice's whole answer; see `generation.collect`."""
-        return await collect(self.generation, services, write_logprobs)
+    ) -> list[ChatOutput]:
+        """Every choice's whole message, in order; `write_logprobs` as in `generation.collect`."""
+        outputs = [ChatOutput() for _ in self.generation.submits]
+        async with aclosing(self.deltas(services)) as deltas:
+            async for index, delta in deltas:
+                outputs[index].add(delta)
+                if self.generation.wants_logprobs:
+                    write_logprobs(index, delta.tokens)
+        return outputs
+
+
+async def _with_grammar(services: Services, checked: Checked, tools: ToolUse) -> Checked:
+    grammar = tools.grammar(services)
+    if grammar is not None:
+        await services.grammars.check(grammar, "tools")
+    return replace(checked, grammar=grammar)

@@ -1,4 +1,4 @@
-"""What the supervisor tells an API worker: the settings, the model, and where the other processes are."""
+"""What the supervisor tells API processes: the settings, the model, and where the other processes are."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from motet.core.settings import Settings
 
 
 class Deployment(msgspec.Struct, frozen=True):
-    """`socket` is the inherited listening socket's file descriptor; `address` is how a local client reaches it."""
+    """`socket` is the inherited listening socket's file descriptor; `address` is how a local client reaches it.
+
+    `index` says which of the `workers` API processes this is. With more than one, the adapter registry is a process of
+    its own at `registry_address`. The process that is to `announce` says when the server is up.
+    """
 
     settings: Settings
     model_directory: str
@@ -18,3 +22,7 @@ class Deployment(msgspec.Struct, frozen=True):
     state_address: str
     socket: int
     address: str
+    registry_address: str = ""
+    index: int = 0
+    workers: int = 1
+    announce: bool = True

@@ -8,10 +8,11 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from msgspec.structs import replace
 
-from motet.api.adapters import ServedAdapter
+from motet.api.adapters.messages import ServedAdapter
 from motet.api.answers import Usage
 from motet.api.caller import Caller
 from motet.api.params import check_logprobs, sampling_params, token_limit
@@ -23,6 +24,8 @@ from motet.core.messages import FinishReason, Submit, TokenEvent
 from motet.core.models import ModelInfo
 from motet.core.sampling import SamplingParams, choice_seed
 from motet.engine.client.text_stream import TextDelta, stream_text
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class Generation:
     stop: tuple[str, ...]
     prompt_tokens: int
     fingerprint: str
+    shown: frozenset[int] = frozenset()
+    """Ids of special tokens that are part of the text, for whoever reads it before the caller does."""
 
     @classmethod
     def of(
@@ -111,7 +116,9 @@ class Generation:
 
     async def deltas(self, services: Services) -> AsyncGenerator[tuple[int, TextDelta], None]:
         """(sequence number, what it adds) as things come; closing this ends every sequence at once."""
-        streams = [stream_text(services.engine, services.text, submit, self.stop) for submit in self.submits]
+        streams = [
+            stream_text(services.engine, services.text, submit, self.stop, self.shown) for submit in self.submits
+        ]
         async with aclosing(merge(streams)) as merged:
             async for item in merged:
                 yield item
@@ -170,9 +177,14 @@ class Output:
 
     def finish(self) -> FinishReason:
         """Why it ended. Raises MotetError if it never did."""
-        if self.finish_reason is None:
-            raise MotetError("the engine's answer broke off")
-        return self.finish_reason
+        return finished(self.finish_reason)
+
+
+def finished(reason: T | None) -> T:
+    """The reason why a sequence ended. Raises MotetError if it never did."""
+    if reason is None:
+        raise MotetError("the engine's answer broke off")
+    return reason
 
 
 async def collect(

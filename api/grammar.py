@@ -44,19 +44,19 @@ class GrammarChecker:
             await self.check(spec)
         return spec
 
-    async def check(self, spec: GrammarSpec) -> None:
-        """Raise InvalidRequest if `spec` is too large, takes too long to compile, or is wrong."""
+    async def check(self, spec: GrammarSpec, param: str = "response_format") -> None:
+        """Raise InvalidRequest naming `param` if `spec` is too large, takes too long to compile, or is wrong."""
         if spec in self._good:
             self._good.move_to_end(spec)
             return
         if len(spec.text) > MAX_GRAMMAR_CHARACTERS:
-            raise _refused(f"it has {len(spec.text)} characters; {MAX_GRAMMAR_CHARACTERS} are allowed")
+            raise _refused(f"it has {len(spec.text)} characters; {MAX_GRAMMAR_CHARACTERS} are allowed", param)
         try:
             problem = await asyncio.wait_for(asyncio.to_thread(_problem, spec), MAX_SECONDS)
         except TimeoutError:
             problem = "it takes too long to compile"
         if problem:
-            raise _refused(problem)
+            raise _refused(problem, param)
         self._good[spec] = None
         if len(self._good) > REMEMBERED:
             self._good.popitem(last=False)
@@ -70,7 +70,5 @@ def _problem(spec: GrammarSpec) -> str:
     return "\n".join(messages) if wrong else ""
 
 
-def _refused(why: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"the output grammar is refused: {shortened(why)}", param="response_format", code="invalid_grammar"
-    )
+def _refused(why: str, param: str) -> InvalidRequest:
+    return InvalidRequest(f"the output grammar is refused: {shortened(why)}", param=param, code="invalid_grammar")

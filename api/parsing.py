@@ -102,6 +102,15 @@ def parse_completion(body: dict[str, Any]) -> Parsed[CompletionRequest]:
 def check_chat(request: ChatRequest) -> None:
     """The rules between fields of a chat request. Raises InvalidRequest."""
     _check_stream_options(request)
+    if request.continue_final_message:
+        if request.add_generation_prompt:
+            raise InvalidRequest(
+                "continue_final_message and add_generation_prompt exclude each other", param="add_generation_prompt"
+            )
+        if request.messages[-1].role != "assistant":
+            raise InvalidRequest(
+                "continue_final_message needs the last message to be an assistant's", param="continue_final_message"
+            )
     if request.top_logprobs is not None and not request.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs to be true", param="top_logprobs")
     if request.max_tokens != request.max_completion_tokens and None not in (

@@ -17,6 +17,9 @@ MAX_CHOICES = 128
 MAX_MESSAGES = 4096
 MAX_PIECES = 16_384
 MAX_STOP_STRINGS = 16
+MAX_TOOLS = 128
+MAX_TEMPLATE_VARIABLES = 64
+MAX_DOCUMENTS = 256
 MAX_STOP_CHARACTERS = 512
 MAX_STOP_TOKEN_IDS = 128
 
@@ -71,6 +74,26 @@ class Message(msgspec.Struct, frozen=True):
     name: Annotated[str | None, _says("Who speaks; most chat templates ignore it.")] = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: Annotated[str | None, _says("Which call a `tool` message answers.")] = None
+
+    def text(self) -> str:
+        """The content as one text."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
+
+
+class FunctionDefinition(msgspec.Struct, frozen=True):
+    """A function that the model may call."""
+
+    name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$", examples=["get_weather"])]
+    description: str | None = None
+    parameters: Annotated[dict[str, Any] | None, _says("A JSON schema of the arguments, an object.")] = None
+    strict: Annotated[bool | None, _says("Arguments must be of that shape whenever the function is called.")] = None
+
+
+class FunctionTool(msgspec.Struct, frozen=True):
+    """A tool; functions are the only kind."""
+
+    type: Literal["function"]
+    function: FunctionDefinition
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,8 +158,9 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     store: Annotated[bool | None, _says("Only false: nothing is stored.")] = None
     service_tier: Annotated[Literal["auto", "default"] | None, _says("Accepted; has no effect.")] = None
     prompt_cache_key: Annotated[str | None, _says("Accepted; has no effect.")] = None
+    prompt_cache_retention: Annotated[str | None, _says("Accepted; has no effect.")] = None
+    prompt_cache_options: Annotated[dict[str, Any] | None, _says("Accepted; has no effect.")] = None
     safety_identifier: Annotated[str | None, _says("Accepted; has no effect.")] = None
-    parallel_tool_calls: Annotated[bool | None, _says("Accepted; has no effect.")] = None
 
     def __repr__(self) -> str:
         """Nothing but the model: prompts and tokens reach no log."""
@@ -160,6 +184,39 @@ class ChatRequest(GenerateRequest, frozen=True, kw_only=True):
         _says("The conversation so far.", [{"role": "user", "content": "Tell me about the sea."}]),
     ]
     max_completion_tokens: Annotated[Positive | None, _says("The newer name of `max_tokens`.")] = None
+    tools: Annotated[
+        Annotated[list[FunctionTool], Meta(max_length=MAX_TOOLS)] | None, _says("Functions that the model may call.")
+    ] = None
+    tool_choice: Annotated[
+        Literal["none", "auto", "required"] | dict[str, Any] | None,
+        _says(
+            "`required`: at least one call. An object names one function, or the `allowed_tools`.",
+            "auto",
+            {"type": "function", "function": {"name": "get_weather"}},
+        ),
+    ] = None
+    parallel_tool_calls: Annotated[bool | None, _says("False: one call at the most.")] = None
+    add_generation_prompt: Annotated[
+        bool | None, _says("Whether the prompt ends with the beginning of an answer; true unless said otherwise.")
+    ] = None
+    continue_final_message: Annotated[
+        bool | None, _says("Go on with the last message, an assistant's, instead of beginning an answer.")
+    ] = None
+    chat_template_kwargs: Annotated[
+        Annotated[dict[str, Any], Meta(max_length=MAX_TEMPLATE_VARIABLES)] | None,
+        _says("More variables for the chat template.", {"enable_thinking": False}),
+    ] = None
+    documents: Annotated[
+        Annotated[list[dict[str, Any]], Meta(max_length=MAX_DOCUMENTS)] | None,
+        _says("Texts for chat templates that take them.", [{"title": "Sea", "text": "It is wide."}]),
+    ] = None
+    reasoning_effort: Annotated[
+        Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None,
+        _says("How long to think, for chat templates that read it; for others only `none`."),
+    ] = None
+    prediction: Annotated[
+        dict[str, Any] | None, _says("Accepted; nothing is predicted with it, and the usage says so.")
+    ] = None
     logprobs: Annotated[bool | None, _says("Report each token's logprob.")] = None
     top_logprobs: Annotated[
         Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None,

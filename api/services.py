@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 
-from motet.api.adapters import AdapterRegistry
+from motet.api.adapters.adapters import Adapters
 from motet.api.database import Database
 from motet.api.drain import Drain
 from motet.api.grammar import GrammarChecker
@@ -28,7 +28,7 @@ class Services:
     settings: Settings
     text: TextModel
     engine: EngineClient
-    adapters: AdapterRegistry
+    adapters: Adapters
     renderer: TemplateRenderer
     plugins: PluginRegistry
     model_name: str

@@ -1,4 +1,4 @@
-"""`motet serve`: finds the model, starts the engine and the API worker, watches both, and ends them in order.
+"""`motet serve`: finds the model, starts the engine and the API's processes, watches all, and ends them in order.
 
 Imports neither torch nor Quart: it must live when they die. It holds the listening socket, so that a port in use
 is known at once and connections wait through a worker's restart.
@@ -11,24 +11,20 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 from loguru import logger
 
 from motet.api.deployment import Deployment
+from motet.api.processes import TICK_SECONDS, ApiProcesses
 from motet.core.errors import StartupError
 from motet.core.models import ModelLocation
 from motet.core.paths import cache_directory
 from motet.core.registry import PluginRegistry
 from motet.core.settings import Settings
 from motet.engine.models.convert import converted_directory
-from motet.engine.processes import EngineProcesses, public_environment, start_child, stop_all
+from motet.engine.processes import EngineProcesses, public_environment
 from motet.engine.spec import engine_spec
-
-TICK_SECONDS = 0.05
-ERROR_EVENT_SECONDS = 1.0
-"""After the drain, how long the worker may take to send the last errors and leave."""
 
 
 def supervise(settings: Settings) -> None:
@@ -50,35 +46,23 @@ def supervise(settings: Settings) -> None:
         state_address=engine.state_address,
         socket=listener.fileno(),
         address=f"http://{_shown(settings.host)}:{listener.getsockname()[1]}",
+        registry_address=f"ipc://{engine.run_directory}/registry",
+        workers=settings.api_workers,
     )
-    worker = _start_worker(deployment)
+    api = ApiProcesses(deployment)
     try:
+        api.start()
         engine.start()
         while not stop.wait(TICK_SECONDS):
             engine.tick()
-            if worker.poll() is not None:
-                if worker.returncode == 2:
-                    raise StartupError("the API worker could not start; its message is above")
-                logger.error("the API worker ended with {}; starting it again", worker.returncode)
-                time.sleep(0.5)
-                worker = _start_worker(deployment)
+            api.tick()
         logger.info("shutting down; requests may finish for {:g} s", settings.drain_seconds)
         stop.clear()
-        _drain(worker, settings.drain_seconds, stop)
+        api.drain(settings.drain_seconds, stop)
     finally:
-        stop_all([worker])
+        api.stop()
         engine.stop()
         listener.close()
-
-
-def _drain(worker: subprocess.Popen[bytes], seconds: float, impatient: threading.Event) -> None:
-    """Let the worker finish its requests; a second Ctrl-C ends the patience."""
-    worker.terminate()
-    deadline = time.monotonic() + seconds + ERROR_EVENT_SECONDS
-    while worker.poll() is None and time.monotonic() < deadline and not impatient.wait(TICK_SECONDS):
-        pass
-    if worker.poll() is None:
-        worker.kill()
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -129,7 +113,3 @@ def _directory(location: ModelLocation) -> Path:
         if code := subprocess.run(command, stdout=subprocess.DEVNULL, env=public_environment()).returncode:
             raise StartupError(f"converting {location.path.name} failed (exit code {code}); its message is above")
     return target
-
-
-def _start_worker(deployment: Deployment) -> subprocess.Popen[bytes]:
-    return start_child("motet.api.worker", deployment, (deployment.socket,))

@@ -43,21 +43,15 @@ _BOTH: Mapping[str, tuple[object, ...]] = {
 }
 CHAT: Mapping[str, tuple[object, ...]] = {
     **_BOTH,
-    "tools": _EMPTY,
     "functions": _EMPTY,
-    "tool_choice": (None, "none", "auto"),
     "function_call": (None, "none", "auto"),
     "audio": (None,),
     "modalities": (None, [], ["text"]),
     "reasoning": _EMPTY,
-    "reasoning_effort": (None, "none"),
+    "moderation": _EMPTY,
     "verbosity": (None, "medium"),
     "web_search_options": (None,),
     "chat_template": (None,),
-    "chat_template_kwargs": _EMPTY,
-    "documents": _EMPTY,
-    "add_generation_prompt": (None, True),
-    "continue_final_message": _OFF,
     "add_special_tokens": _OFF,
 }
 COMPLETIONS: Mapping[str, tuple[object, ...]] = {

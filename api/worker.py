@@ -12,11 +12,10 @@ from pathlib import Path
 
 import msgspec
 from hypercorn.asyncio import serve
-from hypercorn.config import Config
+from hypercorn.config import Config, Sockets
 from loguru import logger
 
-from motet.api.adapters.names import NameRules
-from motet.api.adapters.registry import AdapterRegistry
+from motet.api.adapters.wiring import worker_adapters
 from motet.api.app import create_app
 from motet.api.database import Database
 from motet.api.deployment import Deployment
@@ -24,10 +23,9 @@ from motet.api.services import Services
 from motet.core.errors import StartupError, Unavailable
 from motet.core.lifeline import follow_parent
 from motet.core.logs import configure_logging
-from motet.core.paths import cache_directory, data_directory
+from motet.core.paths import data_directory
 from motet.core.registry import PluginRegistry
 from motet.engine.client.engine_client import EngineClient
-from motet.engine.client.loader_client import LoaderClient
 from motet.engine.client.template_renderer import TemplateRenderer
 from motet.engine.client.text_model import TextModel
 
@@ -36,6 +34,32 @@ LAST_WORDS_SECONDS = 0.5
 
 KEEP_ALIVE_SECONDS = 75
 
+LISTEN_QUEUE = 1024
+"""Connections that the kernel keeps until one is taken."""
+
+
+class _Listener(socket.socket):
+    """The supervisor's socket. It keeps its queue when asyncio asks for one as long as what it takes in one turn."""
+
+    def listen(self, backlog: int = LISTEN_QUEUE, /) -> None:
+        super().listen(LISTEN_QUEUE)
+
+
+class _Config(Config):
+    """Hypercorn's, on a socket that exists; in each turn of the loop a worker takes one connection.
+
+    Taking as many as there are, the first of several workers to wake up would have most of a burst to itself.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self.backlog = 1
+        self._descriptor = descriptor
+
+    def create_sockets(self) -> Sockets:
+        """The listening socket."""
+        return Sockets([], [_Listener(fileno=self._descriptor)], [])
+
 
 async def run(deployment: Deployment) -> None:
     """Serve until SIGTERM, then drain."""
@@ -43,29 +67,35 @@ async def run(deployment: Deployment) -> None:
     plugins = PluginRegistry.load()
     plugins.configure(settings)
     engine = EngineClient(deployment.engine_address, deployment.state_address)
-    loader = LoaderClient(deployment.loader_address)
-    names = NameRules(deployment.model_name, settings.default_source, cache_directory(), settings.model_alias)
-    services = Services(
-        settings=settings,
-        text=TextModel(Path(deployment.model_directory)),
-        engine=engine,
-        adapters=AdapterRegistry(plugins.adapter_sources.items, engine, loader, names),
-        renderer=TemplateRenderer(),
-        plugins=plugins,
-        model_name=deployment.model_name,
-        database=Database(data_directory(settings.data_dir)),
-    )
-    if not _only_local(deployment.socket):
-        logger.warning("listening on {}, and there are no API keys: whoever reaches the port may use it", settings.host)
-    await engine.start()
-    await loader.start()
+    async with worker_adapters(deployment, plugins, engine) as adapters:
+        services = Services(
+            settings=settings,
+            text=TextModel(Path(deployment.model_directory)),
+            engine=engine,
+            adapters=adapters,
+            renderer=TemplateRenderer(),
+            plugins=plugins,
+            model_name=deployment.model_name,
+            database=Database(data_directory(settings.data_dir)),
+        )
+        await engine.start()
+        await _answer(services, deployment)
+        await services.renderer.close()
+        await engine.close()
+        await services.database.close()
+
+
+async def _answer(services: Services, deployment: Deployment) -> None:
+    """Answer HTTP until SIGTERM, and through the drain."""
+    if not _only_local(deployment.socket) and deployment.announce:
+        host = services.settings.host
+        logger.warning("listening on {}, and there are no API keys: whoever reaches the port may use it", host)
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
     drained = asyncio.Event()
     drain = asyncio.create_task(_drain(services, stopped, drained))
     announce = asyncio.create_task(_announce(services, deployment))
-    config = Config()
-    config.bind = [f"fd://{deployment.socket}"]
+    config = _Config(deployment.socket)
     config.keep_alive_timeout = KEEP_ALIVE_SECONDS
     config.graceful_timeout = LAST_WORDS_SECONDS
     config.h11_max_incomplete_size = 64 << 10
@@ -74,11 +104,6 @@ async def run(deployment: Deployment) -> None:
     for task in (drain, announce):
         task.cancel()
     await asyncio.gather(drain, announce, return_exceptions=True)
-    await services.adapters.close()
-    await services.renderer.close()
-    await engine.close()
-    await loader.close()
-    await services.database.close()
 
 
 def _only_local(descriptor: int) -> bool:
@@ -98,7 +123,7 @@ async def _drain(services: Services, stopped: asyncio.Event, drained: asyncio.Ev
 
 
 async def _announce(services: Services, deployment: Deployment) -> None:
-    """Say that the server is up, with a line to paste."""
+    """Say that the server is up, with a line to paste; only one of several API processes does."""
     while True:
         try:
             await services.engine.wait_ready(10.0)
@@ -106,6 +131,8 @@ async def _announce(services: Services, deployment: Deployment) -> None:
             logger.info("waiting: {}", error.message)
         else:
             break
+    if not deployment.announce:
+        return
     body = f'{{"model": "{deployment.model_name}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
     print(
         f"\nMotet serves {deployment.model_name} at {deployment.address}   (docs: {deployment.address}/docs)\n"

@@ -15,6 +15,7 @@ from motet.core.adapters import AdapterSource
 from motet.core.formats import OutputFormat
 from motet.core.models import ModelSource
 from motet.core.templates import ChatTemplateFinder
+from motet.core.tools import ToolParser
 
 PROJECT = "motet"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -61,4 +62,13 @@ def register_output_formats(register: Register[OutputFormat]) -> None:
     """Add values of ``response_format.type``.
 
     :param register: call as ``register("yes_no", format)``.
+    """
+
+
+@hookspec
+def register_tool_parsers(register: Register[ToolParser]) -> None:
+    """Add ways in which models write tool calls.
+
+    :param register: call as ``register("hermes", parser)``; ``--tool-parser`` names one, or else the first that
+        claims the chat template is taken, plugins before built-ins.
     """

@@ -20,6 +20,9 @@ from motet.core.sampling import SamplingParams
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 
+MAX_PARTS = 16
+"""Adapters that one request may have merged."""
+
 
 class LoraEntry(msgspec.Struct, frozen=True, array_like=True):
     """Where one LoRA pair of an adapter sits: decoder layer, module (`q_proj`, …), its rank and its scale."""

@@ -17,6 +17,7 @@ from motet.core.formats import OutputFormat
 from motet.core.models import ModelSource
 from motet.core.settings import Settings
 from motet.core.templates import ChatTemplateFinder
+from motet.core.tools import ToolParser
 
 DEFAULT_PLUGINS = (
     "motet.plugins.hub",
@@ -26,6 +27,8 @@ DEFAULT_PLUGINS = (
     "motet.plugins.demo",
     "motet.plugins.chat_templates",
     "motet.plugins.output_formats",
+    "motet.plugins.hermes",
+    "motet.plugins.llama3_json",
 )
 
 T = TypeVar("T")
@@ -62,6 +65,7 @@ class PluginRegistry:
         self.model_sources: Shelf[ModelSource] = Shelf("model source")
         self.chat_templates: Shelf[ChatTemplateFinder] = Shelf("chat template")
         self.output_formats: Shelf[OutputFormat] = Shelf("output format")
+        self.tool_parsers: Shelf[ToolParser] = Shelf("tool parser")
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
 
@@ -72,6 +76,7 @@ class PluginRegistry:
             ("register_model_sources", self.model_sources),
             ("register_chat_templates", self.chat_templates),
             ("register_output_formats", self.output_formats),
+            ("register_tool_parsers", self.tool_parsers),
         )
 
     def add(self, plugin: object, owner: str) -> None:

@@ -47,6 +47,7 @@ class Settings:
     )
     host: str = _setting("127.0.0.1", "address to listen on")
     port: int = _setting(8080, "port to listen on", low=0, high=65535)
+    api_workers: int = _setting(1, "API processes in front of the one engine", low=1, high=64)
     shards: int = _setting(1, "ranks that share the model by tensor parallelism", low=1, high=64)
     device: str = _setting("auto", "where the engine computes", choices=("auto", "cpu", "cuda"))
     dtype: str = _setting(
@@ -64,6 +65,7 @@ class Settings:
     )
     max_adapter_rank: int = _setting(256, "adapters with a higher rank are refused", low=1, high=4096)
     default_source: str = _setting("hub", "the adapter source that org/name means")
+    tool_parser: str = _setting("auto", "how the model writes tool calls (auto: by its chat template)")
     max_batch_tokens: int = _setting(512, "tokens that one step takes at most", low=16, high=1 << 20)
     max_sequences: int = _setting(256, "sequences that one step takes at most", low=1, high=1 << 16)
     kv_memory: str = _setting("auto", "memory for the key-value cache, such as 4GiB", size=True)

@@ -13,8 +13,9 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from motet.core.messages import PreparedAdapter, Submit, TokenEvent
+from motet.core.messages import AdapterPart, PreparedAdapter, Submit, TokenEvent
 from motet.core.sampling import SamplingParams
 from motet.core.settings import Settings
 from motet.engine.client.engine_client import EngineClient
@@ -68,7 +69,11 @@ class Engine:
 
     async def adapter(self, directory: Path) -> PreparedAdapter:
         """Prepare and register the PEFT adapter in `directory`. Raises AdapterRefused with what is wrong."""
-        prepared = await self.loader.prepare(directory)
+        return await self.merged([AdapterPart(str(directory))])
+
+    async def merged(self, parts: Sequence[AdapterPart]) -> PreparedAdapter:
+        """Prepare and register the weighted sum of the PEFT adapters in `parts`. Raises AdapterRefused."""
+        prepared = await self.loader.prepare(parts)
         await self.client.register(prepared)
         return prepared
 
@@ -79,6 +84,14 @@ class Engine:
         fingerprint = adapter.fingerprint if adapter else None
         request = Submit(uuid.uuid4().hex, tuple(prompt), params, fingerprint)
         return [event async for event in self.client.generate(request)]
+
+    async def embed(
+        self, prompt: Sequence[int], pool: Literal["last", "mean"] = "last", adapter: PreparedAdapter | None = None
+    ) -> tuple[float, ...]:
+        """The last hidden state of `prompt`'s last token, or the mean over all of them. Raises as `complete` does."""
+        fingerprint = adapter.fingerprint if adapter else None
+        params = SamplingParams(max_tokens=0)
+        return await self.client.embed(Submit(uuid.uuid4().hex, tuple(prompt), params, fingerprint, pool=pool))
 
     async def _keep(self) -> None:
         while True:

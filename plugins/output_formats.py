@@ -1,16 +1,21 @@
-"""`text` and `json_object`: the values of `response_format.type` that need no grammar of the caller's own."""
+"""The values of `response_format.type`: text, JSON of a shape, a regex, one of several texts, or a Lark grammar."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from typing import Literal
 
 import msgspec
 
 from motet.core.errors import InvalidRequest
 from motet.core.formats import GrammarSpec, OutputFormat
 from motet.core.hookspecs import Register, hookimpl
+from motet.plugins.tool_json import WHITESPACE
 
 MAX_SCHEMA_BYTES = 64 * 1024
+MAX_NAME = 64
+MAX_OPTIONS = 1024
 ANY_OBJECT = {"type": "object"}
 
 
@@ -27,24 +32,79 @@ class JsonObject(OutputFormat):
     def grammar(self, response_format: Mapping[str, object]) -> GrammarSpec:
         """The JSON schema as a grammar. Raises InvalidRequest if the schema is no object, or too large."""
         schema = response_format.get("schema")
-        if schema is None:
-            schema = ANY_OBJECT
-        if not isinstance(schema, dict):
-            raise InvalidRequest("the schema must be a JSON object", param="response_format.schema")
-        try:
-            text = msgspec.json.encode(schema)
-        except RecursionError:
-            raise InvalidRequest("the schema is nested too deeply", param="response_format.schema") from None
-        if len(text) > MAX_SCHEMA_BYTES:
-            raise InvalidRequest(
-                f"the schema has {len(text)} bytes; {MAX_SCHEMA_BYTES} are allowed",
-                param="response_format.schema",
-            )
-        return GrammarSpec("json_schema", text.decode())
+        return json_grammar(ANY_OBJECT if schema is None else schema, "response_format.schema")
+
+
+class JsonSchema(OutputFormat):
+    """JSON of the shape that `response_format.json_schema.schema` gives, whether `strict` says so or not."""
+
+    def grammar(self, response_format: Mapping[str, object]) -> GrammarSpec:
+        """The JSON schema as a grammar. Raises InvalidRequest naming the part that is missing or wrong."""
+        where = "response_format.json_schema"
+        form = response_format.get("json_schema")
+        if not isinstance(form, dict):
+            raise InvalidRequest(f"{where} must be an object with a schema", param=where)
+        name = form.get("name", "schema")
+        if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME:
+            raise InvalidRequest(f"the name must be a text of 1 to {MAX_NAME} characters", param=f"{where}.name")
+        if not isinstance(form.get("strict"), bool | None):
+            raise InvalidRequest("strict must be true or false", param=f"{where}.strict")
+        schema = form.get("schema")
+        return json_grammar(ANY_OBJECT if schema is None else schema, f"{where}.schema")
+
+
+class Written(OutputFormat):
+    """A grammar that the caller writes: `response_format.<name>` is its text."""
+
+    def __init__(self, kind: Literal["regex", "lark"], name: str) -> None:
+        self._kind, self._name = kind, name
+
+    def grammar(self, response_format: Mapping[str, object]) -> GrammarSpec:
+        """The text as it is. Raises InvalidRequest if it is none, or too long."""
+        text = response_format.get(self._name)
+        where = f"response_format.{self._name}"
+        if not isinstance(text, str) or not text:
+            raise InvalidRequest(f"{where} must be a text", param=where)
+        if len(text.encode(errors="replace")) > MAX_SCHEMA_BYTES:
+            raise InvalidRequest(f"it is larger than {MAX_SCHEMA_BYTES} bytes", param=where)
+        return GrammarSpec(self._kind, text)
+
+
+class Choice(OutputFormat):
+    """One of the texts in `response_format.choice`."""
+
+    def grammar(self, response_format: Mapping[str, object]) -> GrammarSpec:
+        """The choices as a grammar. Raises InvalidRequest if they are no list of texts."""
+        choices = response_format.get("choice")
+        where = "response_format.choice"
+        if not isinstance(choices, list) or not 0 < len(choices) <= MAX_OPTIONS:
+            raise InvalidRequest(f"{where} must be a list of 1 to {MAX_OPTIONS} texts", param=where)
+        for index, choice in enumerate(choices):
+            if not isinstance(choice, str) or not choice:
+                raise InvalidRequest("a choice must be a text", param=f"{where}[{index}]")
+        return GrammarSpec("lark", "start: " + " | ".join(map(json.dumps, choices)))
+
+
+def json_grammar(schema: object, where: str) -> GrammarSpec:
+    """A JSON schema as a grammar. Raises InvalidRequest naming `where` if it is no object, or too large."""
+    if not isinstance(schema, dict):
+        raise InvalidRequest("the schema must be a JSON object", param=where)
+    try:
+        # A weak model would write spaces for ever otherwise.
+        text = msgspec.json.encode({**schema, "x-guidance": WHITESPACE})
+    except RecursionError:
+        raise InvalidRequest("the schema is nested too deeply", param=where) from None
+    if len(text) > MAX_SCHEMA_BYTES:
+        raise InvalidRequest(f"the schema has {len(text)} bytes; {MAX_SCHEMA_BYTES} are allowed", param=where)
+    return GrammarSpec("json_schema", text.decode())
 
 
 @hookimpl
 def register_output_formats(register: Register[OutputFormat]) -> None:
-    """Add `text` and `json_object`."""
+    """Add them all."""
     register("text", Text())
     register("json_object", JsonObject())
+    register("json_schema", JsonSchema())
+    register("regex", Written("regex", "regex"))
+    register("grammar", Written("lark", "grammar"))
+    register("choice", Choice())

@@ -64,7 +64,7 @@ async def serve(spec: LoaderSpec) -> None:
         async with gate:
             reply: FromLoader
             try:
-                prepared = await asyncio.to_thread(prepare_adapter, Path(question.directory), target)
+                prepared = await asyncio.to_thread(prepare_adapter, question.parts, target)
                 reply = msgspec.structs.replace(prepared, id=question.id)
             except MotetError as error:
                 info = error.info()

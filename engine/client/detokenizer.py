@@ -16,15 +16,24 @@ _LONGEST_CHARACTER = 4  # bytes, in UTF-8
 
 
 class Detokenizer:
-    """The text of one sequence. Special tokens are skipped unless asked for; bytes that are no UTF-8 become U+FFFD.
+    """The text of one sequence. Special tokens are skipped unless asked for, or in `shown`.
+
+    Bytes that are no UTF-8 become U+FFFD.
 
     The text continues `prompt`: the space that sentencepiece drops at the beginning of a text is dropped only
     if the prompt has no text of its own, and a character that the prompt leaves unfinished is finished here.
     """
 
-    def __init__(self, pieces: TokenBytes, prompt: Sequence[int] = (), *, skip_special_tokens: bool = True) -> None:
+    def __init__(
+        self,
+        pieces: TokenBytes,
+        prompt: Sequence[int] = (),
+        *,
+        skip_special_tokens: bool = True,
+        shown: frozenset[int] = frozenset(),
+    ) -> None:
         self._pieces = pieces
-        self._skipped: frozenset[int] = pieces.special_ids if skip_special_tokens else frozenset()
+        self._skipped: frozenset[int] = pieces.special_ids - shown if skip_special_tokens else frozenset()
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._first = not any(self._piece(token) for token in prompt)
         self._strip = pieces.decoding.strip if self._first else 0

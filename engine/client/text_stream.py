@@ -41,8 +41,8 @@ class TextDelta(msgspec.Struct, frozen=True):
 class _TextBuilder:
     """The text of one sequence so far: what may be shown, and whether it is complete."""
 
-    def __init__(self, text: TextModel, request: Submit, stop: Sequence[str]) -> None:
-        self._detokenizer = Detokenizer(text.pieces, request.prompt)
+    def __init__(self, text: TextModel, request: Submit, stop: Sequence[str], shown: frozenset[int]) -> None:
+        self._detokenizer = Detokenizer(text.pieces, request.prompt, shown=shown)
         self._stops = StopStrings(stop)
         # A special token has no text that a stop string could be found in, so that one goes by id.
         self._special = {token_id: s for s in stop if (token_id := text.special_id(s)) is not None}
@@ -71,15 +71,15 @@ class _TextBuilder:
 
 
 async def stream_text(
-    engine: TokenSource, text: TextModel, request: Submit, stop: Sequence[str]
+    engine: TokenSource, text: TextModel, request: Submit, stop: Sequence[str], shown: frozenset[int] = frozenset()
 ) -> AsyncGenerator[TextDelta, None]:
     """The text of `request` as it comes, up to the first of the strings in `stop` (none of them empty).
 
-    Stop strings and special tokens are never shown, nor half a character. A stop string that is complete before
-    `min_tokens` tokens does not count. On a stop string, and when this generator is closed, the sequence in the
-    engine ends too. Raises what `engine.generate` raises.
+    Stop strings and special tokens (but those in `shown`) are never shown, nor half a character. A stop string that
+    is complete before `min_tokens` tokens does not count. On a stop string, and when this generator is closed, the
+    sequence in the engine ends too. Raises what `engine.generate` raises.
     """
-    builder = _TextBuilder(text, request, stop)
+    builder = _TextBuilder(text, request, stop, shown)
     waiting: list[TokenEvent] = []
     async with aclosing(engine.generate(request)) as events:
         async for event in events:

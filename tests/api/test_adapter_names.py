@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.adapter_world import FakeEngine, FakeLoader, Setup, World, failure, run
+from support.adapter_world import FakeLoader, Setup, World, failure, run
 
-from motet.api.adapter_names import AdapterNames, NameRules
-from motet.api.adapters import AdapterRegistry
+from motet.api.adapters.names import AdapterNames, NameRules
+from motet.api.adapters.registry import AdapterRegistry
 from motet.core.adapters import AdapterListing, AdapterRef
 from motet.core.errors import InvalidRequest, NotFound, StartupError
 
@@ -29,9 +29,9 @@ def test_each_form_of_a_name(tmp_path: Path) -> None:
             "org/name@refs/pr/1": AdapterRef("hub", "org/name", "refs/pr/1"),
         }
         for text, ref in names.items():
-            assert await s.registry.name(text, None) == ref
-        assert await s.registry.name("org/name@v1", "demo") == AdapterRef("demo", "org/name@v1")
-        assert await s.registry.name("smollm2", "demo") == AdapterRef("demo", "smollm2")
+            assert await s.adapters.name(text, None) == ref
+        assert await s.adapters.name("org/name@v1", "demo") == AdapterRef("demo", "org/name@v1")
+        assert await s.adapters.name("smollm2", "demo") == AdapterRef("demo", "smollm2")
         assert s.hub.count("resolve") + s.demo.count("resolve") == 0
 
     run(body)
@@ -45,7 +45,7 @@ NO_ADAPTERS += ["de\u202emo:x", "a\nb", "\0", "x" * 513, "/etc/passwd", "hub", "
 def test_what_can_be_no_adapter_is_not_found(tmp_path: Path, model: str) -> None:
     async def body() -> None:
         s = Setup(tmp_path)
-        error = await failure(s.registry.name(model, None))
+        error = await failure(s.adapters.name(model, None))
         assert isinstance(error, NotFound)
         assert (error.param, error.code) == ("model", "model_not_found")
         assert s.hub.count("resolve") == 0
@@ -55,14 +55,14 @@ def test_what_can_be_no_adapter_is_not_found(tmp_path: Path, model: str) -> None
 
 def test_an_unknown_source_is_named_with_the_known_ones(tmp_path: Path) -> None:
     async def body() -> None:
-        error = await failure(Setup(tmp_path).registry.name("x", "pbase"))
+        error = await failure(Setup(tmp_path).adapters.name("x", "pbase"))
         assert isinstance(error, InvalidRequest)
         assert error.param == "adapter_source"
         assert "demo, hub" in error.message
 
     run(body)
     with pytest.raises(StartupError, match="--default-source"):
-        AdapterRegistry({}, FakeEngine(), FakeLoader(), NameRules("base", "hub", tmp_path))
+        AdapterRegistry({}, FakeLoader(), NameRules("base", "hub", tmp_path))
 
 
 def test_an_alias_that_two_sources_claim_is_refused(tmp_path: Path) -> None:
@@ -70,10 +70,10 @@ def test_an_alias_that_two_sources_claim_is_refused(tmp_path: Path) -> None:
         s = Setup(tmp_path)
         s.listed(s.hub, "hub", "pirate")
         s.listed(s.demo, "demo", "pirate", "terse")
-        error = await failure(s.registry.name("pirate", None))
+        error = await failure(s.adapters.name("pirate", None))
         assert isinstance(error, InvalidRequest)
         assert "demo:pirate or hub:pirate" in error.message
-        listing = await s.registry.listing()
+        listing = await s.adapters.listing()
         assert [(str(item.ref), item.alias) for item in listing] == [
             ("demo:pirate", None),
             ("demo:terse", "terse"),
@@ -84,16 +84,16 @@ def test_an_alias_that_two_sources_claim_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_source_that_cannot_be_listed_takes_no_alias_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("motet.api.adapter_names.LISTING_SECONDS", 0.0)
+    monkeypatch.setattr("motet.api.adapters.names.LISTING_SECONDS", 0.0)
 
     async def body() -> None:
         s = Setup(tmp_path)
         s.listed(s.demo, "demo", "terse")
         s.demo.aliases.append(AdapterListing(AdapterRef("hub", "org/evil"), alias="pirate"))
-        assert len(await s.registry.listing()) == 1  # no source speaks for another
+        assert len(await s.adapters.listing()) == 1  # no source speaks for another
         s.demo.errors["listing"] = OSError("away")
         s.hub.errors["listing"] = KeyError("broken")
-        assert await s.registry.name("terse", None) == AdapterRef("demo", "terse")
+        assert await s.adapters.name("terse", None) == AdapterRef("demo", "terse")
 
     run(body)
 

@@ -2,27 +2,29 @@
 
 import asyncio
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from loguru import logger
 from support.adapter_world import Published, Setup, failure, run, until
 
-from motet.api.adapters import ServedAdapter
+from motet.api.adapters.messages import ServedAdapter
 from motet.core.adapters import AdapterRef, ResolvedAdapter
 from motet.core.errors import AdapterRefused, Forbidden, MotetError, NotFound, Overloaded, Unavailable
-from motet.core.messages import PreparedAdapter
+from motet.core.messages import AdapterPart, PreparedAdapter
 
 PIRATE = AdapterRef("hub", "org/pirate")
+pytestmark = pytest.mark.usefixtures("registry_place")
 
 
 def test_an_adapter_is_fetched_prepared_and_registered_once(tmp_path: Path) -> None:
     async def body() -> None:
         s = Setup(tmp_path)
         s.publish()
-        first = await s.registry.serve(PIRATE, None)
-        again = await s.registry.serve(AdapterRef("hub", "org/pirate", "main"), None)
-        assert first.prepared is again.prepared
+        first = await s.adapters.serve(PIRATE, None)
+        again = await s.adapters.serve(AdapterRef("hub", "org/pirate", "main"), None)
+        assert first.prepared == again.prepared
         assert first.directory == again.directory
         assert first.directory.parent == s.cache
         assert again.ref.revision == "main"
@@ -30,11 +32,11 @@ def test_an_adapter_is_fetched_prepared_and_registered_once(tmp_path: Path) -> N
         assert (s.hub.count("resolve"), s.hub.count("fetch"), len(s.loader.prepared)) == (2, 1, 1)
 
         s.publish(revision="r2")
-        assert (await s.registry.serve(PIRATE, None)).prepared.id == "org/pirate r2"
+        assert (await s.adapters.serve(PIRATE, None)).prepared.id == "org/pirate r2"
 
         anew = Setup(tmp_path)  # a new process over the same cache
         anew.publish(revision="r2")
-        await anew.registry.serve(PIRATE, None)
+        await anew.adapters.serve(PIRATE, None)
         assert (anew.hub.count("fetch"), len(anew.loader.prepared)) == (0, 1)
 
     run(body)
@@ -44,7 +46,7 @@ def test_concurrent_callers_share_one_load_and_each_is_authorised(tmp_path: Path
     async def body() -> None:
         s = Setup(tmp_path)
         s.publish(tokens={"a", "b"})
-        calls = [s.registry.serve(PIRATE, token) for token in ("a", "b", "a", "stranger")]
+        calls = [s.adapters.serve(PIRATE, token) for token in ("a", "b", "a", "stranger")]
         *served, refused = await asyncio.gather(*calls, return_exceptions=True)
         assert {served.prepared.id for served in served if isinstance(served, ServedAdapter)} == {"org/pirate r1"}
         assert isinstance(refused, Forbidden)
@@ -58,11 +60,11 @@ def test_a_revoked_token_fails_the_next_request(tmp_path: Path) -> None:
     async def body() -> None:
         s = Setup(tmp_path)
         s.publish(tokens={"a", "b"})
-        await s.registry.serve(PIRATE, "a")
+        await s.adapters.serve(PIRATE, "a")
         s.publish(tokens={"b"})
-        assert isinstance(await failure(s.registry.serve(PIRATE, "a")), Forbidden)
-        assert isinstance(await failure(s.registry.serve(PIRATE, None)), Forbidden)
-        await s.registry.serve(PIRATE, "b")
+        assert isinstance(await failure(s.adapters.serve(PIRATE, "a")), Forbidden)
+        assert isinstance(await failure(s.adapters.serve(PIRATE, None)), Forbidden)
+        await s.adapters.serve(PIRATE, "b")
         assert s.hub.count("fetch") == 1
 
     run(body)
@@ -74,9 +76,9 @@ def test_a_caller_that_gives_up_takes_nobody_along(tmp_path: Path, step: str) ->
         s = Setup(tmp_path)
         s.publish()
         s.hub.gates[step] = asyncio.Event()
-        first = asyncio.create_task(s.registry.serve(PIRATE, None))
+        first = asyncio.create_task(s.adapters.serve(PIRATE, None))
         await until(lambda: s.hub.count(step) == 1)
-        second = asyncio.create_task(s.registry.serve(PIRATE, None))
+        second = asyncio.create_task(s.adapters.serve(PIRATE, None))
         await asyncio.sleep(0.01)
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
@@ -92,9 +94,9 @@ def test_a_token_that_fails_in_the_middle_fails_alone(tmp_path: Path) -> None:
         s = Setup(tmp_path)
         s.publish(tokens={"a", "b"})
         s.hub.gates["fetch"] = asyncio.Event()
-        first = asyncio.create_task(s.registry.serve(PIRATE, "a"))
+        first = asyncio.create_task(s.adapters.serve(PIRATE, "a"))
         await until(lambda: s.hub.count("fetch") == 1)
-        second = asyncio.create_task(s.registry.serve(PIRATE, "b"))
+        second = asyncio.create_task(s.adapters.serve(PIRATE, "b"))
         await until(lambda: s.hub.count("resolve") == 2)
         await asyncio.sleep(0.01)
         s.publish(tokens={"b"})
@@ -112,17 +114,17 @@ def test_a_failed_load_is_remembered_for_its_revision_and_not_for_long(tmp_path:
         s.publish()
         s.loader.error = AdapterRefused("use_dora is not supported")
         for _ in range(3):
-            error = await failure(s.registry.serve(PIRATE, None))
+            error = await failure(s.adapters.serve(PIRATE, None))
             assert isinstance(error, AdapterRefused)
             assert (error.message, error.param) == ("use_dora is not supported", "model")
         assert len(s.loader.prepared) == 1
         s.loader.error = None
         s.publish(revision="r2")
-        await s.registry.serve(PIRATE, None)
+        await s.adapters.serve(PIRATE, None)
         s.publish(revision="r1")
-        assert isinstance(await failure(s.registry.serve(PIRATE, None)), AdapterRefused)
+        assert isinstance(await failure(s.adapters.serve(PIRATE, None)), AdapterRefused)
         await asyncio.sleep(0.11)
-        await s.registry.serve(PIRATE, None)
+        await s.adapters.serve(PIRATE, None)
 
     run(body)
 
@@ -130,9 +132,9 @@ def test_a_failed_load_is_remembered_for_its_revision_and_not_for_long(tmp_path:
 def test_a_missing_adapter_is_asked_for_again(tmp_path: Path) -> None:
     async def body() -> None:
         s = Setup(tmp_path)
-        assert isinstance(await failure(s.registry.serve(PIRATE, None)), NotFound)
+        assert isinstance(await failure(s.adapters.serve(PIRATE, None)), NotFound)
         s.publish()
-        await s.registry.serve(PIRATE, None)
+        await s.adapters.serve(PIRATE, None)
 
     run(body)
 
@@ -143,7 +145,7 @@ def test_what_takes_too_long_is_unavailable(tmp_path: Path, step: str) -> None:
         s = Setup(tmp_path, **{f"{step}_seconds": 0.02})
         s.publish()
         s.hub.gates[step] = s.loader.gate = asyncio.Event()
-        error = await failure(s.registry.serve(PIRATE, None))
+        error = await failure(s.adapters.serve(PIRATE, None))
         assert isinstance(error, Unavailable)
         assert "0.02 s" in error.message
         assert list(s.cache.glob(".*")) == []
@@ -157,12 +159,12 @@ def test_a_sources_bug_is_an_error_without_the_token(tmp_path: Path, step: str) 
         s = Setup(tmp_path)
         s.publish()
         s.hub.errors[step] = KeyError("https://host/?token=hf_secret")
-        shown = await failure(s.registry.serve(PIRATE, "hf_secret"))
+        shown = await failure(s.adapters.serve(PIRATE, "hf_secret"))
         assert (type(shown), "hub:org/pirate" in shown.message) == (MotetError, True)
         assert "KeyError" in "".join(lines)
         s.hub.errors[step] = Unavailable("no answer from https://host/?token=hf_secret")
         s.publish(revision="r2")
-        assert isinstance(other := await failure(s.registry.serve(PIRATE, "hf_secret")), Unavailable)
+        assert isinstance(other := await failure(s.adapters.serve(PIRATE, "hf_secret")), Unavailable)
         assert "hf_secret" not in shown.message + other.message + repr(shown) + repr(other) + "".join(lines)
 
     lines: list[str] = []
@@ -180,10 +182,10 @@ def test_a_slow_source_delays_no_other_and_its_fetches_are_limited(tmp_path: Pat
         s.demo.published["pirate"] = Published("r1")
         for number in range(6):
             s.publish(f"org/a{number}")
-        slow = [asyncio.create_task(s.registry.serve(AdapterRef("hub", f"org/a{n}"), None)) for n in range(5)]
+        slow = [asyncio.create_task(s.adapters.serve(AdapterRef("hub", f"org/a{n}"), None)) for n in range(5)]
         await until(lambda: s.hub.count("fetch") == 2)
-        await s.registry.serve(AdapterRef("demo", "pirate"), None)
-        assert isinstance(await failure(s.registry.serve(AdapterRef("hub", "org/a5"), None)), Overloaded)
+        await s.adapters.serve(AdapterRef("demo", "pirate"), None)
+        assert isinstance(await failure(s.adapters.serve(AdapterRef("hub", "org/a5"), None)), Overloaded)
         s.hub.gates["fetch"].set()
         await asyncio.gather(*slow)
         assert s.hub.most_fetching == 2
@@ -195,9 +197,9 @@ def test_a_cache_emptied_by_hand_is_filled_again(tmp_path: Path) -> None:
     async def body() -> None:
         s = Setup(tmp_path)
         s.publish()
-        await s.registry.serve(PIRATE, None)
+        await s.adapters.serve(PIRATE, None)
         shutil.rmtree(s.cache)
-        served = await s.registry.serve(PIRATE, None)
+        served = await s.adapters.serve(PIRATE, None)
         assert served.directory.is_dir()
         assert s.hub.count("fetch") == 2
 
@@ -209,7 +211,7 @@ def test_a_cache_that_cannot_be_written_is_said_to_be(tmp_path: Path) -> None:
         (tmp_path / "adapters").touch()
         s = Setup(tmp_path)
         s.publish()
-        assert "cache" in (await failure(s.registry.serve(PIRATE, None))).message
+        assert "cache" in (await failure(s.adapters.serve(PIRATE, None))).message
 
     run(body)
 
@@ -219,7 +221,7 @@ def test_the_memory_of_loads_is_bounded(tmp_path: Path) -> None:
         s = Setup(tmp_path, remembered=2)
         for name in ("a", "b", "c", "a", "c"):
             s.publish(name)
-            await s.registry.serve(AdapterRef("hub", name), None)
+            await s.adapters.serve(AdapterRef("hub", name), None)
         assert s.loader.prepared == ["a r1", "b r1", "c r1", "a r1"]
 
     run(body)
@@ -230,7 +232,7 @@ def test_closing_ends_what_runs(tmp_path: Path) -> None:
         s = Setup(tmp_path)
         s.publish()
         s.hub.gates["fetch"] = asyncio.Event()
-        waiting = asyncio.create_task(s.registry.serve(PIRATE, None))
+        waiting = asyncio.create_task(s.adapters.serve(PIRATE, None))
         await until(lambda: s.hub.count("fetch") == 1)
         await s.registry.close()
         await asyncio.gather(waiting, return_exceptions=True)
@@ -241,14 +243,14 @@ def test_closing_ends_what_runs(tmp_path: Path) -> None:
 
 
 def test_what_the_loader_refuses_is_not_kept_and_named_without_our_directories(tmp_path: Path) -> None:
-    async def refuse(directory: Path) -> PreparedAdapter:
-        raise AdapterRefused(f"{directory}/adapter_config.json is full of riddles")
+    async def refuse(parts: Sequence[AdapterPart]) -> PreparedAdapter:
+        raise AdapterRefused(f"{parts[0].directory}/adapter_config.json is full of riddles")
 
     async def body() -> None:
         s = Setup(tmp_path)
         s.loader.prepare = refuse  # type: ignore[method-assign]
         s.publish()
-        error = await failure(s.registry.serve(PIRATE, None))
+        error = await failure(s.adapters.serve(PIRATE, None))
         assert "riddles" in error.message
         assert str(tmp_path) not in error.message
         assert list(s.cache.iterdir()) == []
@@ -269,7 +271,7 @@ def test_a_sources_own_files_stay_whatever_the_loader_says(tmp_path: Path) -> No
         s.hub.fetch = in_place  # type: ignore[method-assign]
         s.loader.error = AdapterRefused("full of riddles")
         s.publish()
-        assert isinstance(await failure(s.registry.serve(PIRATE, None)), AdapterRefused)
+        assert isinstance(await failure(s.adapters.serve(PIRATE, None)), AdapterRefused)
         assert (own / "adapter_config.json").is_file()
 
     run(body)

@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.adapter_world import FakeEngine, FakeLoader, Published, World
 
-from motet.api.adapter_loads import LoadLimits
-from motet.api.adapter_names import NameRules
-from motet.api.adapters import AdapterRegistry, ServedAdapter
+from motet.api.adapters.adapters import Adapters
+from motet.api.adapters.messages import ServedAdapter
+from motet.api.adapters.names import NameRules
+from motet.api.adapters.outcomes import LoadLimits
+from motet.api.adapters.registry import AdapterRegistry
 from motet.core.adapters import AdapterRef
 from motet.core.errors import AdapterRefused, Forbidden
 
@@ -59,13 +61,9 @@ class Run:
         self.world, self.loader, self.engine = World(), FakeLoader(), FakeEngine()
         for name in NAMES:
             self.world.published[name] = Published("r0", set(TOKENS))
-        self.registry = AdapterRegistry(
-            {"hub": self.world},
-            self.engine,
-            self.loader,
-            NameRules("base", "hub", cache),
-            LoadLimits(failure_seconds=0.01),
-        )
+        names = NameRules("base", "hub", cache)
+        registry = AdapterRegistry({"hub": self.world}, self.loader, names, LoadLimits(failure_seconds=0.01))
+        self.adapters = Adapters(registry, self.engine, names)
         self.was_broken = False
 
     async def act(self, action: Serve | Publish | Break) -> None:
@@ -81,7 +79,7 @@ class Run:
     async def call(self, caller: Serve) -> None:
         """Be one caller, and check that what comes back was theirs to have while they waited."""
         since = len(self.world.verdicts)
-        serving = asyncio.create_task(self.registry.serve(AdapterRef("hub", caller.name), caller.token))
+        serving = asyncio.create_task(self.adapters.serve(AdapterRef("hub", caller.name), caller.token))
         if caller.patience is not None:
             for _ in range(caller.patience):
                 await asyncio.sleep(0)

@@ -198,7 +198,7 @@ def test_lorax_extras_in_the_body(client: OpenAI) -> None:
     [
         ({"model": "no-such-adapter"}, (openai.NotFoundError, 404, "model_not_found", "model")),
         ({"temperature": 9}, (openai.BadRequestError, 400, "invalid_value", "temperature")),
-        ({"tools": [{"type": "function"}]}, (openai.BadRequestError, 400, "unsupported_parameter", "tools")),
+        ({"functions": [{"name": "f"}]}, (openai.BadRequestError, 400, "unsupported_parameter", "functions")),
         ({"max_tokens": 10**7}, (openai.BadRequestError, 400, "context_length_exceeded", "max_tokens")),
     ],
 )

@@ -5,10 +5,9 @@ from motet.core.registry import PluginRegistry
 
 
 def test_every_name_stands_under_its_hook_with_its_owner() -> None:
-    plugins = PluginRegistry.load(["motet.plugins.demo", "motet.plugins.output_formats"], installed=False)
+    plugins = PluginRegistry.load(["motet.plugins.demo", "motet.plugins.hermes"], installed=False)
     assert [line.split() for line in plugin_table(plugins).splitlines()] == [
         ["HOOK", "NAME", "OWNER"],
         ["register_adapter_sources", "demo", "motet.plugins.demo"],
-        ["register_output_formats", "json_object", "motet.plugins.output_formats"],
-        ["register_output_formats", "text", "motet.plugins.output_formats"],
+        ["register_tool_parsers", "hermes", "motet.plugins.hermes"],
     ]

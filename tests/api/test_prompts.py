@@ -22,8 +22,8 @@ def test_messages_become_a_prompt_by_the_template(tmp_path: Path) -> None:
         answer = await caller.answer(CHAT, {"messages": messages})
         assert prompt_of(caller) == (
             "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n"
-            "<|im_start|>assistant\nHi<|im_end|>\n<|im_start|>tool\n42<|im_end|>\n"
-            "<|im_start|>function\n43<|im_end|>\n<|im_start|>assistant\n"
+            "<|im_start|>assistant\nHi<|im_end|>\n<|im_start|>user\n<tool_response>\n42\n</tool_response><|im_end|>\n"
+            "<|im_start|>user\n<tool_response>\n43\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
         )
         assert answer["usage"]["prompt_tokens"] == len(caller.api.engine.submits[-1].prompt)
         assert answer["usage"]["completion_tokens"] == len("Hello!") + 1
@@ -62,13 +62,13 @@ def test_what_a_template_says_itself_reaches_the_caller(tmp_path: Path) -> None:
     drive(tmp_path, scenario, template="{{ raise_exception('roles must alternate') }}")
 
 
-def test_tool_calls_of_the_past_need_a_template_that_writes_them(tmp_path: Path) -> None:
+def test_tool_calls_of_the_past_are_written_by_the_template_or_as_text(tmp_path: Path) -> None:
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
     messages = [*MESSAGES, {"role": "assistant", "content": None, "tool_calls": [call]}]
 
-    async def refused(caller: Caller) -> None:
-        found = await caller.error(CHAT, {"messages": messages})
-        assert found == (400, "unsupported_parameter", "messages[1].tool_calls")
+    async def as_text(caller: Caller) -> None:
+        await caller.answer(CHAT, {"messages": messages})
+        assert '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call><|im_end|>' in prompt_of(caller)
 
     async def written(caller: Caller) -> None:
         await caller.answer(CHAT, {"messages": messages})
@@ -79,7 +79,7 @@ def test_tool_calls_of_the_past_need_a_template_that_writes_them(tmp_path: Path)
 
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    drive(tmp_path / "a", refused)
+    drive(tmp_path / "a", as_text)
     template = "{% for m in messages %}{% for c in m.tool_calls %}{{ c.function.name }}{{ c.function.arguments.x }}"
     drive(tmp_path / "b", written, template=template + "{% endfor %}{% endfor %}")
 

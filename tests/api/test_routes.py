@@ -26,6 +26,12 @@ def test_choices_are_numbered_by_prompt_and_seeded_by_choice(tmp_path: Path) -> 
             "completion_tokens": 8,
             "total_tokens": 11,
             "prompt_tokens_details": {"cached_tokens": 0},
+            "completion_tokens_details": {
+                "reasoning_tokens": 0,
+                "audio_tokens": 0,
+                "accepted_prediction_tokens": 0,
+                "rejected_prediction_tokens": 0,
+            },
         }
         submits = sorted(caller.api.engine.submits, key=lambda submit: submit.id)
         assert [len(submit.prompt) for submit in submits] == [1, 1, 2, 2]

@@ -11,7 +11,7 @@ import pytest
 from docs.pages import ROOT, read, section, table
 
 from motet.api import grammar, params, schemas, unsupported
-from motet.api.adapter_names import MAX_NAME
+from motet.api.adapters.names import MAX_NAME
 from motet.api.app import OPERATIONS
 from motet.api.openapi import openapi_document
 from motet.core import errors, sampling, templates

@@ -2,63 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 import pytest
 import torch
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import save
+from support.tiny_lora import CONFIG, LINEARS, MODEL, PREFIX, Q0, RANK, Tensors, adapter, name_of
 from torch import Tensor
-from transformers import LlamaConfig
 
 from motet.core.errors import AdapterRefused
 from motet.engine.adapters.peft_config import parse_config
-from motet.engine.adapters.prepare import Target, prepare_adapter
 from motet.engine.adapters.tensors import LoraPair, match_pairs, parse_weights, read_weights, shard_pair
-from motet.engine.models.config import from_transformers
 from motet.engine.parallel import ShardGroup
 
-MODEL = from_transformers(
-    LlamaConfig(
-        architectures=["LlamaForCausalLM"],
-        vocab_size=64,
-        hidden_size=24,
-        intermediate_size=36,
-        num_hidden_layers=3,
-        num_attention_heads=6,
-        num_key_value_heads=6,
-        head_dim=4,
-    )
-)
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-RANK = 4
-CONFIG = {"peft_type": "LORA", "r": RANK, "lora_alpha": 8, "target_modules": list(LINEARS)}
-PREFIX = "base_model.model.model.layers"
-Q0 = f"{PREFIX}.0.self_attn.q_proj"
-
-Tensors = dict[str, Tensor]
 Change = Callable[[Tensors], None]
-
-
-def name_of(layer: int, module: str, side: str) -> str:
-    """A tensor's name as PEFT saves it."""
-    place = "self_attn" if module in LINEARS[:4] else "mlp"
-    return f"{PREFIX}.{layer}.{place}.{module}.lora_{side}.weight"
-
-
-def adapter(rank: int = RANK) -> Tensors:
-    """A whole adapter, on every module of every layer."""
-    torch.manual_seed(rank)
-    sizes = {"o_proj": (24, 24), "gate_proj": (24, 36), "up_proj": (24, 36), "down_proj": (36, 24)}
-    tensors: Tensors = {}
-    for layer in range(3):
-        for module in LINEARS:
-            inputs, outputs = sizes.get(module, (24, 24))
-            tensors[name_of(layer, module, "A")] = torch.randn(rank, inputs)
-            tensors[name_of(layer, module, "B")] = torch.randn(outputs, rank)
-    return tensors
 
 
 def pairs_of(tensors: Tensors, max_rank: int = 8, **config: object) -> list[LoraPair]:
@@ -220,76 +178,3 @@ def test_shards_put_together_are_the_whole(size: int) -> None:
         else:
             assert all(torch.equal(part, pair.a) for part in a)
             assert torch.equal(torch.cat(b, dim=1), pair.b.T)
-
-
-def write(directory: Path, tensors: Tensors, **config: object) -> Path:
-    """An adapter's directory."""
-    directory.mkdir(exist_ok=True)
-    (directory / "adapter_config.json").write_text(json.dumps(CONFIG | config))
-    save_file(tensors, directory / "adapter_model.safetensors")
-    return directory
-
-
-@pytest.fixture
-def target(tmp_path: Path) -> Target:
-    """Two ranks, and an empty cache."""
-    return Target(MODEL, "base", 2, torch.float32, 8, tmp_path / "cache")
-
-
-def test_prepared_files_are_keyed_by_content(tmp_path: Path, target: Target) -> None:
-    first = prepare_adapter(write(tmp_path / "a", adapter()), target)
-    again = prepare_adapter(write(tmp_path / "b", adapter()), target)
-    assert again == first
-    assert len(first.files) == 2
-    assert first.bytes == sum(Path(f).stat().st_size for f in first.files)
-    assert set(load_file(first.files[0])) == {f"{e.layer}.{e.module}.{s}" for e in first.entries for s in "AB"}
-    changed = adapter()
-    changed[A0][0, 0] += 1
-    other_weights = prepare_adapter(write(tmp_path / "c", changed), target)
-    other_scale = prepare_adapter(write(tmp_path / "d", adapter(), lora_alpha=9), target)
-    other_base = prepare_adapter(tmp_path / "a", replaced(target, base_fingerprint="other"))
-    other_shards = prepare_adapter(tmp_path / "a", replaced(target, shards=3))
-    prints = [p.fingerprint for p in (first, other_weights, other_scale, other_base, other_shards)]
-    assert len(set(prints)) == len(prints)
-
-
-def replaced(target: Target, **changes: object) -> Target:
-    """`target` with some fields changed."""
-    fields = {name: getattr(target, name) for name in target.__dataclass_fields__}
-    return Target(**(fields | changes))
-
-
-def test_a_lower_rank_limit_holds_for_prepared_adapters_too(tmp_path: Path, target: Target) -> None:
-    directory = write(tmp_path / "a", adapter(8), r=8)
-    prepare_adapter(directory, target)
-    with pytest.raises(AdapterRefused, match="--max-adapter-rank"):
-        prepare_adapter(directory, replaced(target, max_rank=7))
-
-
-def test_refused_adapters_leave_nothing_behind(tmp_path: Path, target: Target) -> None:
-    broken = adapter()
-    broken[A0][0, 0] = float("nan")
-    with pytest.raises(AdapterRefused):
-        prepare_adapter(write(tmp_path / "a", broken), target)
-    assert not target.cache.exists() or not any(target.cache.rglob("*.safetensors"))
-
-
-@pytest.mark.parametrize(("eos", "expected"), [(None, ()), (3, (3,)), ([3, 5], (3, 5)), ([], ())])
-def test_own_ends_of_text(tmp_path: Path, target: Target, eos: object, expected: tuple[int, ...]) -> None:
-    directory = write(tmp_path / "a", adapter())
-    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
-    prepared = prepare_adapter(directory, target)
-    assert prepared.eos_token_ids == expected
-    plain = prepare_adapter(write(tmp_path / "b", adapter()), target)
-    assert msgspec.structs.replace(prepared, eos_token_ids=()) == plain, "the weights' fingerprint does not see it"
-
-
-@pytest.mark.parametrize(
-    "content", ["[1]", "{", '{"eos_token_id": "x"}', '{"eos_token_id": -1}', '{"eos_token_id": 64}']
-)
-def test_wrong_ends_of_text(tmp_path: Path, target: Target, content: str) -> None:
-    """An id beyond the vocabulary too: it could never be sampled, and would be looked up in the logits."""
-    directory = write(tmp_path / "a", adapter())
-    (directory / "generation_config.json").write_text(content)
-    with pytest.raises(AdapterRefused, match=r"generation_config\.json"):
-        prepare_adapter(directory, target)

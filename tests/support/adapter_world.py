@@ -6,19 +6,27 @@ For tests of the API's adapter registry alone; everything else uses the real loa
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import pytest
 
-from motet.api.adapter_loads import LoadLimits
-from motet.api.adapter_names import NameRules
-from motet.api.adapters import AdapterRegistry
+from motet.api.adapters.adapters import Adapters
+from motet.api.adapters.client import RegistryClient
+from motet.api.adapters.messages import Question
+from motet.api.adapters.names import NameRules
+from motet.api.adapters.outcomes import LoadLimits
+from motet.api.adapters.process import RegistryServer
+from motet.api.adapters.registry import AdapterRegistry
 from motet.core.adapters import AdapterListing, AdapterRef, AdapterSource, ResolvedAdapter
 from motet.core.errors import Forbidden, MotetError, NotFound
-from motet.core.messages import PreparedAdapter
+from motet.core.messages import AdapterPart, PreparedAdapter
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -95,21 +103,26 @@ class World(AdapterSource):
 
 @dataclass
 class FakeLoader:
-    """Prepares an adapter into one that carries the text of its config file; `error` is raised if it is set."""
+    """Prepares adapters into one that carries the text of their config files; `error` is raised if it is set."""
 
     prepared: list[str] = field(default_factory=list)
     error: MotetError | None = None
     gate: asyncio.Event | None = None
 
-    async def prepare(self, directory: Path) -> PreparedAdapter:
-        content = (directory / "adapter_config.json").read_text()
+    async def prepare(self, parts: Sequence[AdapterPart]) -> PreparedAdapter:
+        files = [Path(part.directory) / "adapter_config.json" for part in parts]
+        texts = [file.read_text() for file in files]
+        weighted = [t if p.weight == 1 else f"{p.weight:g} * {t}" for t, p in zip(texts, parts, strict=True)]
+        content = " + ".join(weighted)
         self.prepared.append(content)
         await asyncio.sleep(0)
         if self.gate:
             await self.gate.wait()
         if self.error:
             raise self.error
-        return PreparedAdapter(content, f"fp-{content}", (str(directory / "adapter_config.json"),), (), 8)
+        prepared = files[0].with_name("prepared" if len(files) == 1 else "merged")
+        prepared.touch()
+        return PreparedAdapter(content, f"fp-{content}", (str(prepared),), (), 8)
 
 
 @dataclass
@@ -123,20 +136,46 @@ class FakeEngine:
         self.registered.add(adapter.fingerprint)
 
 
+class OverSocket:
+    """A registry that is asked over a real socket; both ends are in this process."""
+
+    in_use = False
+    opened: list[OverSocket] = []  # noqa: RUF012
+
+    def __init__(self, registry: AdapterRegistry, place: Path) -> None:
+        self._registry = registry
+        self._address = f"ipc://{place}/s"
+        self._client: RegistryClient | None = None
+
+    async def ask(self, question: Question[T]) -> T:
+        if self._client is None:
+            self._client = RegistryClient(self._address)
+            self._server = RegistryServer(self._registry, self._address)
+            self._answering = asyncio.create_task(self._server.run())
+            self.opened.append(self)
+            await self._client.start()
+        return await self._client.ask(question)
+
+    async def close(self) -> None:
+        assert self._client is not None
+        await self._client.close()
+        self._answering.cancel()
+        await asyncio.gather(self._answering, return_exceptions=True)
+        await self._server.close()
+
+
 class Setup:
-    """A registry over the sources `hub` and `demo`, and what stands behind it."""
+    """A registry over the sources `hub` and `demo`, what stands behind it, and `adapters`, which is how it is asked."""
 
     def __init__(self, cache: Path, **limits: float) -> None:
         self.hub, self.demo = World(), World()
         self.engine, self.loader = FakeEngine(), FakeLoader()
         self.cache = cache / "adapters"
-        self.registry = AdapterRegistry(
-            {"hub": self.hub, "demo": self.demo},
-            self.engine,
-            self.loader,
-            NameRules("smollm2", "hub", cache),
-            msgspec.convert(limits, LoadLimits),
-        )
+        names = NameRules("smollm2", "hub", cache)
+        sources = {"hub": self.hub, "demo": self.demo}
+        self.registry = AdapterRegistry(sources, self.loader, names, msgspec.convert(limits, LoadLimits))
+        asked = OverSocket(self.registry, Path(tempfile.mkdtemp())) if OverSocket.in_use else self.registry
+        self.adapters = Adapters(asked, self.engine, names)
 
     def publish(self, name: str = "org/pirate", revision: str = "r1", tokens: set[str | None] | None = None) -> None:
         self.hub.published[name] = Published(revision, tokens)
@@ -149,8 +188,12 @@ def run(body: Callable[[], Awaitable[None]]) -> None:
     """Run an asynchronous test; every test must leave no task behind."""
 
     async def checked() -> None:
-        async with asyncio.timeout(20):
-            await body()
+        try:
+            async with asyncio.timeout(20):
+                await body()
+        finally:
+            while OverSocket.opened:
+                await OverSocket.opened.pop().close()
         await asyncio.sleep(0.01)
         assert asyncio.all_tasks() == {asyncio.current_task()}
 

@@ -14,20 +14,22 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from motet.api.adapter_names import NameRules
-from motet.api.adapters import AdapterRegistry
+from motet.api.adapters.adapters import Adapters
+from motet.api.adapters.names import NameRules
+from motet.api.adapters.registry import AdapterRegistry
 from motet.api.database import Database
 from motet.api.services import Services
 from motet.core.adapters import AdapterListing, AdapterRef, AdapterSource, ResolvedAdapter
 from motet.core.errors import AdapterRefused, Forbidden, MotetError, NotFound, Unavailable
-from motet.core.messages import EngineStats, PreparedAdapter, Submit, TokenEvent
+from motet.core.messages import AdapterPart, EngineStats, PreparedAdapter, Submit, TokenEvent
 from motet.core.models import ModelInfo
 from motet.core.registry import PluginRegistry
 from motet.core.settings import Settings
 from motet.engine.client.template_renderer import TemplateRenderer
 from motet.engine.client.text_model import TextModel
 
-CONTEXT = 512
+CONTEXT = 2048
+PLUGINS = tuple(f"motet.plugins.{name}" for name in ("chat_templates", "output_formats", "hermes", "llama3_json"))
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -129,12 +131,15 @@ class Shelf(AdapterSource):
 
 
 class ScriptedLoader:
-    """Prepares every directory but `broken`."""
+    """Prepares every directory but `broken`; the print of a merge tells its parts and their weights."""
 
-    async def prepare(self, directory: Path) -> PreparedAdapter:
-        if directory.name == "broken":
+    async def prepare(self, parts: Sequence[AdapterPart]) -> PreparedAdapter:
+        names = [Path(part.directory).name for part in parts]
+        if "broken" in names:
             raise AdapterRefused("adapter_config.json: use_qalora is not supported", param="model")
-        return PreparedAdapter(directory.name, f"print-of-{directory.name}", (), (), 0, eos_token_ids=(7,))
+        weighted = [n if p.weight == 1 else f"{n}*{p.weight:g}" for n, p in zip(names, parts, strict=True)]
+        name = "+".join(weighted)
+        return PreparedAdapter(name, f"print-of-{name}", (), (), 0, eos_token_ids=(7,))
 
 
 @dataclass
@@ -156,19 +161,18 @@ async def scripted_api(
     text = TextModel(directory)
     model = ModelInfo("tiny", "Tiny", str(directory), text.vocab_size, CONTEXT, "float32", 1, ())
     engine = ScriptedEngine(text, model)
-    plugins = PluginRegistry.load(("motet.plugins.chat_templates", "motet.plugins.output_formats"), installed=False)
+    plugins = PluginRegistry.load(PLUGINS, installed=False)
     shelf = Shelf(root / "shelf")
     for name in ("shelf", "hub"):
         plugins.adapter_sources.adder("tests")(name, shelf)
-    adapters = AdapterRegistry(
-        plugins.adapter_sources.items, engine, ScriptedLoader(), NameRules("tiny", "shelf", root / "cache")
-    )
+    names = NameRules("tiny", "shelf", root / "cache")
+    registry = AdapterRegistry(plugins.adapter_sources.items, ScriptedLoader(), names)
     renderer = TemplateRenderer()
     services = Services(
         settings=settings or Settings(),
         text=text,
         engine=engine,  # type: ignore[arg-type]
-        adapters=adapters,
+        adapters=Adapters(registry, engine, names),
         renderer=renderer,
         plugins=plugins,
         model_name="tiny",
@@ -178,5 +182,5 @@ async def scripted_api(
         yield Scripted(services, engine, shelf)
     finally:
         await renderer.close()
-        await adapters.close()
+        await registry.close()
         await services.database.close()

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, Generic, TypeVar
 
-from motet.core.errors import Overloaded
+from motet.core.errors import Overloaded, Unavailable
 
 Key = TypeVar("Key", bound=Hashable)
 Result = TypeVar("Result")
@@ -28,7 +28,7 @@ class SingleFlight(Generic[Key, Result]):
     async def run(self, key: Key, work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
         """The result of the task that runs for `key`, which is `work()` if none does.
 
-        Raises what the task raises, and Overloaded when `limit` other tasks are running.
+        Raises what the task raises, Overloaded when `limit` other tasks are running, and Unavailable after `close`.
         """
         task = self._tasks.get(key)
         if task is None:
@@ -36,7 +36,13 @@ class SingleFlight(Generic[Key, Result]):
                 raise Overloaded("too many adapters are being looked up or loaded; try again in a moment")
             task = self._tasks[key] = asyncio.create_task(work())
             task.add_done_callback(lambda done: self._ended(key, done))
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if task.cancelled() and caller is not None and not caller.cancelling():
+                raise Unavailable("the server is shutting down; try again", code="shutting_down") from None
+            raise
 
     async def close(self) -> None:
         """Cancel what still runs and wait for its end."""

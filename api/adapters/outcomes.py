@@ -1,0 +1,86 @@
+"""How loads went: what is done, while its files are there, and what failed a moment ago. Bounded; loads nothing."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import msgspec
+
+from motet.api.adapters.source_calls import presentable
+from motet.core.errors import AdapterRefused, Forbidden, MotetError, NotFound, Unauthenticated
+from motet.core.messages import PreparedAdapter
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+# Failures that depend on whose token was sent, and so say nothing about another caller's chances.
+OF_THE_CALLER = (Unauthenticated, Forbidden, NotFound)
+
+
+class LoadLimits(msgspec.Struct, frozen=True):
+    """Limits on loading. Times are in seconds; counts are for each source, but for the caches'."""
+
+    resolve_seconds: float = 30.0
+    fetch_seconds: float = 600.0
+    prepare_seconds: float = 300.0
+    failure_seconds: float = 10.0
+    refusal_seconds: float = 300.0
+    fetches: int = 4
+    preparations: int = 4
+    waiting: int = 64
+    remembered: int = 1024
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """An adapter's own files, and what the loader made of them."""
+
+    directory: Path
+    prepared: PreparedAdapter
+
+    def intact(self) -> bool:
+        """Whether the files are still there; caches may be emptied by hand."""
+        return self.directory.is_dir() and all(Path(file).is_file() for file in self.prepared.files)
+
+
+class Outcomes(Generic[Key]):
+    """What is known of finished loads; of each kind the `remembered` used last."""
+
+    def __init__(self, limits: LoadLimits) -> None:
+        self._limits = limits
+        self._done: OrderedDict[Key, Loaded] = OrderedDict()
+        self._failed: OrderedDict[Key, tuple[float, MotetError]] = OrderedDict()
+
+    def known(self, key: Key) -> Loaded | None:
+        """The finished load for `key`, if there is one. Raises its failure, if that is fresh."""
+        if (loaded := self._done.get(key)) is not None:
+            if loaded.intact():
+                self._done.move_to_end(key)
+                return loaded
+            del self._done[key]
+        if (failure := self._failed.get(key)) is not None:
+            until, error = failure
+            if time.monotonic() < until:
+                raise presentable(error)
+            del self._failed[key]
+        return None
+
+    def done(self, key: Key, loaded: Loaded) -> None:
+        """Remember a load that went well."""
+        self._keep(self._done, key, loaded)
+
+    def failed(self, key: Key, error: MotetError) -> None:
+        """Remember a load that failed, if that says something about the next one."""
+        if not isinstance(error, OF_THE_CALLER):
+            limits = self._limits
+            lasts = limits.refusal_seconds if isinstance(error, AdapterRefused) else limits.failure_seconds
+            self._keep(self._failed, key, (time.monotonic() + lasts, error))
+
+    def _keep(self, cache: OrderedDict[Key, Value], key: Key, value: Value) -> None:
+        cache[key] = value
+        cache.move_to_end(key)
+        if len(cache) > self._limits.remembered:
+            cache.popitem(last=False)

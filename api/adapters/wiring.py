@@ -1,0 +1,49 @@
+"""Which registry a process works with: its own, or, where there are several API processes, the one they share."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from motet.api.adapters.adapters import Adapters, Engine
+from motet.api.adapters.client import RegistryClient
+from motet.api.adapters.names import NameRules
+from motet.api.adapters.registry import AdapterRegistry
+from motet.api.deployment import Deployment
+from motet.core.paths import cache_directory
+from motet.core.registry import PluginRegistry
+from motet.engine.client.loader_client import LoaderClient
+
+
+@asynccontextmanager
+async def own_registry(deployment: Deployment, plugins: PluginRegistry) -> AsyncIterator[AdapterRegistry]:
+    """A registry in this process, connected to the loader. Raises StartupError for a setting that is wrong."""
+    loader = LoaderClient(deployment.loader_address)
+    registry = AdapterRegistry(plugins.adapter_sources.items, loader, _names(deployment))
+    await loader.start()
+    try:
+        yield registry
+    finally:
+        await registry.close()
+        await loader.close()
+
+
+@asynccontextmanager
+async def worker_adapters(deployment: Deployment, plugins: PluginRegistry, engine: Engine) -> AsyncIterator[Adapters]:
+    """The adapters of an API process. Raises StartupError for a setting that is wrong."""
+    names = _names(deployment)
+    if deployment.workers == 1:
+        async with own_registry(deployment, plugins) as registry:
+            yield Adapters(registry, engine, names)
+        return
+    client = RegistryClient(deployment.registry_address)
+    await client.start()
+    try:
+        yield Adapters(client, engine, names)
+    finally:
+        await client.close()
+
+
+def _names(deployment: Deployment) -> NameRules:
+    settings = deployment.settings
+    return NameRules(deployment.model_name, settings.default_source, cache_directory(), settings.model_alias)

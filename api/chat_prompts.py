@@ -1,0 +1,182 @@
+"""From a conversation to token ids: finds the chat template, hands it what it understands, and tokenises."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from motet.api.adapters.messages import ServedAdapter
+from motet.api.prompts import encode, refuse_hopeless
+from motet.api.schemas import ChatRequest, Message
+from motet.api.services import Services
+from motet.api.tools import ToolUse, tool_parser
+from motet.core.errors import ContextExceeded, InvalidRequest
+from motet.core.templates import ChatTemplate, TemplateContext
+from motet.core.tools import ToolParser
+
+RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token")
+
+
+async def find_template(services: Services, adapter: ServedAdapter | None) -> ChatTemplate:
+    """The chat template of the adapter, else of the base. Raises InvalidRequest if neither has one."""
+    context = TemplateContext(
+        base_directory=Path(services.model().directory),
+        adapter_directory=adapter.directory if adapter else None,
+        adapter_source=adapter.ref.source if adapter else None,
+        adapter_id=adapter.ref.id if adapter else None,
+    )
+    finders = tuple(services.plugins.chat_templates.items.values())
+
+    def find() -> ChatTemplate | None:
+        return next((found for finder in finders if (found := finder.find(context)) is not None), None)
+
+    template = await asyncio.to_thread(find)
+    if template is None:
+        raise InvalidRequest(
+            "neither the adapter nor the base model has a chat template: use /v1/completions, or add "
+            "chat_template.jinja to the adapter's or the model's directory",
+            param="messages",
+            code="no_chat_template",
+        )
+    return template
+
+
+async def chat_prompt(
+    services: Services, request: ChatRequest, template: ChatTemplate, tools: ToolUse | None
+) -> tuple[int, ...]:
+    """The conversation as the chat template writes it. Raises InvalidRequest, ContextExceeded."""
+    context = services.model().max_context
+    if len(request.messages) > context:
+        raise ContextExceeded(
+            f"the context holds {context} tokens and there are {len(request.messages)} messages; send fewer",
+            param="messages",
+        )
+    prompt = await services.renderer.render(template, template_variables(services, request, template, tools))
+    if request.continue_final_message:
+        prompt = _opened(prompt, request.messages[-1])
+    refuse_hopeless(services, prompt, "messages")
+    [tokens] = await encode(services, [prompt], add_special_tokens=False)
+    if not tokens:
+        raise InvalidRequest("the chat template made an empty prompt of these messages", param="messages")
+    return tuple(tokens)
+
+
+def template_variables(
+    services: Services, request: ChatRequest, template: ChatTemplate, tools: ToolUse | None = None
+) -> dict[str, object]:
+    """What the template sees; the names are transformers'."""
+    parser = None if _knows_calls(template) else tool_parser(services, template)
+    messages = [_plain(message, index, template, parser) for index, message in enumerate(request.messages)]
+    variables: dict[str, object] = {**_extra(request), **_effort(request, template)}
+    if tools is not None and "tools" in template.text:
+        variables["tools"] = tools.written()
+    elif tools is not None:
+        messages = _instructed(messages, tools.parser.instructions(tools.tools))
+    if request.documents:
+        if "documents" not in template.text:
+            raise _unsupported("documents", template)
+        variables["documents"] = request.documents
+    asked = request.add_generation_prompt
+    variables["add_generation_prompt"] = not request.continue_final_message if asked is None else asked
+    return {**services.text.special_tokens, **variables, "messages": messages}
+
+
+def _knows_calls(template: ChatTemplate) -> bool:
+    return "tool_calls" in template.text
+
+
+def _extra(request: ChatRequest) -> Mapping[str, object]:
+    """The request's own variables. Raises InvalidRequest for one that has a field of its own."""
+    for name in request.chat_template_kwargs or {}:
+        if name in RESERVED:
+            raise InvalidRequest(
+                f"{name} cannot be set here; it has its own field, or is the tokenizer's",
+                param=f"chat_template_kwargs.{name}",
+            )
+    return request.chat_template_kwargs or {}
+
+
+def _effort(request: ChatRequest, template: ChatTemplate) -> dict[str, object]:
+    """`reasoning_effort` under the names that templates read. Raises InvalidRequest where none of them is read."""
+    effort = request.reasoning_effort
+    if effort is None:
+        return {}
+    known = {"reasoning_effort": effort, "enable_thinking": effort != "none"}
+    read = {name: value for name, value in known.items() if name in template.text}
+    if not read and effort != "none":
+        raise _unsupported("reasoning_effort", template)
+    return read
+
+
+def _unsupported(field: str, template: ChatTemplate) -> InvalidRequest:
+    return InvalidRequest(
+        f"the chat template ({template.origin}'s) does not read {field}; leave it out",
+        param=field,
+        code="unsupported_parameter",
+    )
+
+
+def _instructed(messages: list[dict[str, Any]], instructions: str) -> list[dict[str, Any]]:
+    """The messages with `instructions` in the system message, which is made if there is none."""
+    if messages and messages[0]["role"] == "system":
+        first = {**messages[0], "content": f"{messages[0]['content']}\n\n{instructions}"}
+        return [first, *messages[1:]]
+    return [{"role": "system", "content": instructions}, *messages]
+
+
+def _plain(message: Message, index: int, template: ChatTemplate, parser: ToolParser | None) -> dict[str, Any]:
+    """A message as templates expect it: text as one string, a call's arguments as an object.
+
+    With `parser`, for a template that knows no tools, calls and their results are written as text.
+    """
+    # `developer` is OpenAI's newer word for `system`; few templates know it.
+    role = "system" if message.role == "developer" and "developer" not in template.text else message.role
+    plain: dict[str, Any] = {"role": role, "content": message.text()}
+    calls = _calls(message, f"messages[{index}].tool_calls")
+    if parser is not None and (calls or role in ("tool", "function")):
+        written = [parser.call_text(call["function"]["name"], call["function"]["arguments"]) for call in calls]
+        if calls:
+            plain["content"] = "\n".join(filter(None, (plain["content"], *written)))
+        else:
+            plain = {"role": "user", "content": parser.result_text(plain["content"])}
+        return plain
+    if message.name is not None:
+        plain["name"] = message.name
+    if message.tool_call_id is not None:
+        plain["tool_call_id"] = message.tool_call_id
+    if calls:
+        plain["tool_calls"] = calls
+    return plain
+
+
+def _calls(message: Message, where: str) -> list[dict[str, Any]]:
+    calls = []
+    for index, call in enumerate(message.tool_calls or ()):
+        try:
+            arguments = msgspec.json.decode(call.function.arguments or "{}", type=dict[str, Any])
+        except (msgspec.DecodeError, RecursionError):
+            raise InvalidRequest(
+                "arguments must be a JSON object, as text", param=f"{where}[{index}].function.arguments"
+            ) from None
+        function = {"name": call.function.name, "arguments": arguments}
+        calls.append({"id": call.id, "type": call.type, "function": function})
+    return calls
+
+
+def _opened(prompt: str, last: Message) -> str:
+    """The prompt up to the end of its last message's text, as transformers cuts it."""
+    text = last.text().strip()
+    start = prompt.rfind(text)
+    if not text or start < 0:
+        raise InvalidRequest(
+            "the last message cannot be continued: the chat template does not write its text as it is",
+            param="continue_final_message",
+        )
+    end = start + len(text)
+    # White space that ends the message is kept where the template keeps it.
+    kept = last.text()[len(last.text().rstrip()) :]
+    return prompt[:end] + (kept if prompt.startswith(kept, end) else "")

@@ -1,0 +1,112 @@
+"""A chat request's tools: which may be called, how the model is told, and what grammar its answer must follow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from motet.api.schemas import ChatRequest, FunctionTool
+from motet.api.services import Services
+from motet.core.errors import InvalidRequest
+from motet.core.formats import GrammarSpec
+from motet.core.templates import ChatTemplate
+from motet.core.tools import Tool, ToolParser
+
+FALLBACK = "hermes"
+
+
+@dataclass(frozen=True)
+class ToolUse:
+    """The tools that a request offers the model. `forced`: the answer is calls; else it may be text."""
+
+    parser: ToolParser
+    tools: tuple[Tool, ...]
+    forced: bool
+    several: bool
+    shown: frozenset[int]
+    """Ids of the parser's markers that are special tokens: its reader has to see them."""
+
+    def written(self) -> list[dict[str, Any]]:
+        """The tools as chat templates expect them."""
+        return [{"type": "function", "function": _function(tool)} for tool in self.tools]
+
+    def grammar(self, services: Services) -> GrammarSpec | None:
+        """What the answer must follow; None for free text."""
+        special = frozenset(marker for marker in self.parser.markers if services.text.special_id(marker) is not None)
+        if self.forced:
+            return self.parser.grammar(self.tools, self.several, special)
+        strict = any(tool.strict for tool in self.tools)
+        return self.parser.text_or_calls(self.tools, special) if strict else None
+
+
+def _function(tool: Tool) -> dict[str, Any]:
+    return {"name": tool.name, "description": tool.description or "", "parameters": dict(tool.parameters)}
+
+
+def tool_parser(services: Services, template: ChatTemplate) -> ToolParser:
+    """The parser that the settings name, else the first that claims the template, else the usual one."""
+    parsers = services.plugins.tool_parsers.items
+    if services.settings.tool_parser != "auto":
+        return parsers[services.settings.tool_parser]
+    return next((parser for parser in parsers.values() if parser.claims(template.text)), parsers[FALLBACK])
+
+
+def tool_use(services: Services, request: ChatRequest, template: ChatTemplate) -> ToolUse | None:
+    """The tools of `request`; None if it has none, or none may be called. Raises InvalidRequest."""
+    forced, names = _choice(request)
+    tools = [_tool(tool) for tool in request.tools or ()]
+    if (forced or names is not None) and not tools:
+        raise InvalidRequest("tool_choice asks for a call and there are no tools", param="tool_choice")
+    known = {tool.name for tool in tools}
+    if len(known) < len(tools):
+        raise InvalidRequest("two tools have the same name", param="tools")
+    for name in names or ():
+        if name not in known:
+            raise InvalidRequest(f"tool_choice names {name[:64]!r}, and no tool is called so", param="tool_choice")
+    offered = tuple(tool for tool in tools if names is None or tool.name in names)
+    if not offered or request.tool_choice == "none":
+        return None
+    if request.response_format is not None and request.response_format.get("type") != "text":
+        raise InvalidRequest(
+            "tools and a response_format other than text exclude each other; set tool_choice to none or leave the "
+            "format out",
+            param="response_format",
+        )
+    parser = tool_parser(services, template)
+    ids = (services.text.special_id(marker) for marker in parser.markers)
+    shown = frozenset(id for id in ids if id is not None)
+    return ToolUse(parser, offered, forced, request.parallel_tool_calls is not False, shown)
+
+
+def _choice(request: ChatRequest) -> tuple[bool, Sequence[str] | None]:
+    """Whether a call is a must, and the names it is limited to (None: all). Raises InvalidRequest."""
+    choice = request.tool_choice
+    if not isinstance(choice, dict):
+        return choice == "required", None
+    match choice:
+        case {"type": "function", "function": {"name": str(name)}}:
+            return True, [name]
+        case {"type": "allowed_tools", "allowed_tools": {"mode": "auto" | "required" as mode, "tools": list(tools)}}:
+            return mode == "required", [_allowed(tool, index) for index, tool in enumerate(tools)]
+    raise InvalidRequest(
+        'tool_choice must be "none", "auto", "required", {"type": "function", "function": {"name": …}} or '
+        '{"type": "allowed_tools", "allowed_tools": {"mode": "auto" or "required", "tools": […]}}',
+        param="tool_choice",
+    )
+
+
+def _allowed(tool: object, index: int) -> str:
+    match tool:
+        case {"type": "function", "function": {"name": str(name)}}:
+            return name
+    raise InvalidRequest(
+        'each must be {"type": "function", "function": {"name": …}}',
+        param=f"tool_choice.allowed_tools.tools[{index}]",
+    )
+
+
+def _tool(tool: FunctionTool) -> Tool:
+    function = tool.function
+    parameters: Mapping[str, Any] = function.parameters or {}
+    return Tool(function.name, function.description, parameters, bool(function.strict))

@@ -1,0 +1,75 @@
+"""Tools: how a model is told of functions, and how the calls that it writes are read back from its text."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from motet.core.formats import GrammarSpec
+
+
+class Tool(msgspec.Struct, frozen=True):
+    """A function that the model may call. `parameters` is a JSON schema of an object."""
+
+    name: str
+    description: str | None
+    parameters: Mapping[str, Any]
+    strict: bool = False
+
+
+class CallPiece(msgspec.Struct, frozen=True):
+    """A piece of a call: the message's call number `index` begins (`name` is set), or its arguments go on."""
+
+    index: int
+    name: str | None = None
+    arguments: str = ""
+
+
+class ToolReader(ABC):
+    """Reads one answer as it comes. Nothing is lost: what is no call comes out as text."""
+
+    @abstractmethod
+    def push(self, text: str) -> list[str | CallPiece]:
+        """What the next piece of text completes: plain text, or pieces of calls, in order."""
+
+    @abstractmethod
+    def finish(self) -> list[str | CallPiece]:
+        """What was held back, at the answer's end."""
+
+
+class ToolParser(ABC):
+    """One way in which models write calls."""
+
+    markers: tuple[str, ...] = ()
+    """Texts around calls that a tokenizer may have as special tokens: those reach the reader, and no one else."""
+
+    @abstractmethod
+    def claims(self, template: str) -> bool:
+        """Whether a model with this chat template writes its calls this way."""
+
+    @abstractmethod
+    def instructions(self, tools: Sequence[Tool]) -> str:
+        """What to tell a model of its tools whose chat template does not."""
+
+    @abstractmethod
+    def call_text(self, name: str, arguments: Mapping[str, Any]) -> str:
+        """A call as the model itself would have written it."""
+
+    @abstractmethod
+    def result_text(self, content: str) -> str:
+        """A tool's result as a user's message, for chat templates that know no tools."""
+
+    @abstractmethod
+    def grammar(self, tools: Sequence[Tool], several: bool, special: Collection[str]) -> GrammarSpec:
+        """Calls of `tools` (one, or several) and nothing else. `special` are the markers that are special tokens."""
+
+    @abstractmethod
+    def text_or_calls(self, tools: Sequence[Tool], special: Collection[str]) -> GrammarSpec:
+        """Free text in which each call, once begun, must be a valid one of `tools`."""
+
+    @abstractmethod
+    def reader(self) -> ToolReader:
+        """A reader for one answer."""

@@ -1,0 +1,132 @@
+"""Calls are read out of text however it is cut, and nothing of the text is lost."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from llguidance import LLMatcher
+
+from motet.core.tools import CallPiece, Tool, ToolParser
+from motet.plugins.hermes import Hermes
+from motet.plugins.llama3_json import Llama3Json
+
+Calls = list[tuple[str, str]]
+TOOLS = (
+    Tool("get_weather", "The weather", {"type": "object", "properties": {"city": {"type": "string"}}}),
+    Tool("stop", None, {}),
+)
+ARGUMENTS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text('ab"\\{}[]<>/ \né', max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("xy", max_size=2), inner, max_size=3),
+    max_leaves=6,
+)
+OBJECTS = st.dictionaries(st.text("kl{", max_size=3), ARGUMENTS, max_size=3)
+WORDS = st.text("ab<t{ \n", max_size=12)
+
+
+def read(parser: ToolParser, pieces: list[str]) -> tuple[str, Calls]:
+    """The text and the calls that a reader finds."""
+    reader = parser.reader()
+    found = [item for piece in pieces for item in reader.push(piece)] + reader.finish()
+    calls: list[list[str]] = []
+    for item in found:
+        if isinstance(item, CallPiece):
+            if item.name is not None:
+                assert item.index == len(calls)
+                calls.append([item.name, ""])
+            calls[item.index][1] += item.arguments
+    return "".join(item for item in found if isinstance(item, str)), [(name, text) for name, text in calls]
+
+
+def cut(text: str, places: list[int]) -> list[str]:
+    """`text` in pieces."""
+    edges = sorted({0, len(text), *(place % (len(text) + 1) for place in places)})
+    return [text[a:b] for a, b in itertools.pairwise(edges)]
+
+
+@settings(deadline=None)
+@given(WORDS, st.lists(st.tuples(st.sampled_from(("f", 'g"h')), OBJECTS), max_size=3), st.lists(st.integers(0, 999)))
+def test_hermes_however_it_is_cut(before: str, calls: list[tuple[str, Any]], places: list[int]) -> None:
+    text = before + "\n".join(Hermes().call_text(name, arguments) for name, arguments in calls)
+    told, found = read(Hermes(), cut(text, places))
+    assert [(name, json.loads(arguments)) for name, arguments in found] == calls
+    assert told.strip() == before.strip()
+    assert (told, found) == read(Hermes(), [text])
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(("f", 'g"h')), OBJECTS), min_size=1, max_size=3), st.lists(st.integers(0)))
+def test_llama3_however_it_is_cut(calls: list[tuple[str, Any]], places: list[int]) -> None:
+    text = "; ".join(Llama3Json().call_text(name, arguments) for name, arguments in calls)
+    for start in ("", "\n", "<|python_tag|>"):
+        told, found = read(Llama3Json(), cut(start + text, places))
+        assert [(name, json.loads(arguments)) for name, arguments in found] == calls
+        assert told == ""
+
+
+@pytest.mark.parametrize("parser", [Hermes(), Llama3Json()], ids=["hermes", "llama3"])
+@settings(deadline=None)
+@given(text=st.text('<tool_cal>/{}":;name arguments\n|python', max_size=60), places=st.lists(st.integers(0, 99)))
+@example(text='<tool_call>{"name": 3}</tool_call> x', places=[])
+@example(text='<tool_call>{"name": "f", "arguments": {"a": 1', places=[20])
+@example(text='{"name": "f"', places=[])
+@example(text="<tool_call>nothing like it", places=[13])
+def test_whatever_comes_it_does_not_depend_on_the_cuts(parser: ToolParser, text: str, places: list[int]) -> None:
+    told, calls = read(parser, cut(text, places))
+    assert (told, calls) == read(parser, [text])
+    if not calls:
+        assert told.strip() == text.strip() or told.strip() == text.strip().removeprefix("<|python_tag|>")
+
+
+def test_what_is_no_call_comes_out_as_text() -> None:
+    for text in ('<tool_call>{"name": 3}</tool_call>', "<tool_call>sorry</tool_call>", '<tool_call>{"name": "f"'):
+        assert read(Hermes(), [text]) == (text, [])
+    for text in ('{"answer": 42}', "I cannot.", '{"name": "f", "para'):
+        assert read(Llama3Json(), [text]) == (text, [])
+
+
+def test_arguments_stream_as_they_come() -> None:
+    reader = Hermes().reader()
+    assert reader.push('Let me see.\n<tool_call>\n{"name": "f", "arguments": {"ci') == [
+        "Let me see.",
+        CallPiece(0, "f"),
+        CallPiece(0, arguments='{"ci'),
+    ]
+    assert reader.push('ty": "Oslo"}') == [CallPiece(0, arguments='ty": "Oslo"}')]
+    assert reader.push("}\n</tool_call>") == []
+    assert reader.finish() == []
+
+
+def test_other_orders_and_texts_of_arguments() -> None:
+    odd = '<tool_call>{"arguments": {"x": 1}, "name": "f"}</tool_call>'
+    odd += '<tool_call>{"name":"g","arguments":"{}"}</tool_call>'
+    assert read(Hermes(), list(odd)) == ("", [("f", '{"x": 1}'), ("g", "{}")])
+    assert read(Hermes(), ['<tool_call>{"name": "f", "parameters": {}}']) == ("", [("f", "{}")])
+
+
+@pytest.mark.parametrize("special", [(), ("<tool_call>", "</tool_call>")], ids=["text", "special"])
+@pytest.mark.parametrize("parser", [Hermes(), Llama3Json()], ids=["hermes", "llama3"])
+def test_grammars_compile(parser: ToolParser, special: tuple[str, ...]) -> None:
+    specs = [parser.grammar(TOOLS, several, special) for several in (True, False)]
+    for spec in [*specs, parser.text_or_calls(TOOLS, special)]:
+        wrong, messages = LLMatcher.validate_grammar_with_warnings(LLMatcher.grammar_from_lark(spec.text))
+        assert not wrong, messages
+
+
+def test_the_model_is_told_what_the_parser_reads() -> None:
+    for parser in (Hermes(), Llama3Json()):
+        assert "get_weather" in parser.instructions(TOOLS)
+        text = parser.call_text("stop", {})
+        assert read(parser, [text]) == ("", [("stop", "{}")])
+
+
+def test_who_claims_what() -> None:
+    assert Hermes().claims("… <tool_call> …")
+    assert not Hermes().claims("<|python_tag|>")
+    assert Llama3Json().claims("{{ '<|python_tag|>' }}")
+    assert not Llama3Json().claims("{{ messages }}")
