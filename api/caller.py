@@ -16,10 +16,14 @@ HUB = "hub"
 
 @dataclass(frozen=True)
 class Caller:
-    """`owner` is the API key's name ("" where the server has no keys), and owns what this caller stores."""
+    """`owner` is the API key's name ("" where the server has no keys), and owns what this caller stores.
+
+    `priority` is added to what requests ask for: higher is later.
+    """
 
     owner: str = ""
     admin: bool = False
+    priority: int = 0
     request_id: str = ""
     adapter_token: str | None = field(default=None, repr=False)
     hub_token: str | None = field(default=None, repr=False)

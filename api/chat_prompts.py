@@ -58,7 +58,8 @@ async def chat_prompt(
     prompt = await services.renderer.render(template, template_variables(services, request, template, tools))
     if request.continue_final_message:
         prompt = _opened(prompt, request.messages[-1])
-    refuse_hopeless(services, prompt, "messages")
+    if request.truncate_prompt_tokens is None:
+        refuse_hopeless(services, prompt, "messages")
     [tokens] = await encode(services, [prompt], add_special_tokens=False)
     if not tokens:
         raise InvalidRequest("the chat template made an empty prompt of these messages", param="messages")

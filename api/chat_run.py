@@ -105,7 +105,9 @@ class ChatRun:
     tools: ToolUse | None
 
     @classmethod
-    async def start(cls, services: Services, request: ChatRequest, caller: Caller) -> ChatRun:
+    async def start(
+        cls, services: Services, request: ChatRequest, caller: Caller, response_id: str | None = None
+    ) -> ChatRun:
         """Everything that can be refused before work starts has been, once this returns. Raises MotetError."""
         checked = await check(services, request, caller)
         template = await find_template(services, checked.adapter)
@@ -113,7 +115,7 @@ class ChatRun:
         if tools is not None:
             checked = await _with_grammar(services, checked, tools)
         prompt = await chat_prompt(services, request, template, tools)
-        generation = Generation.of(services, request, checked, [prompt])
+        generation = Generation.of(services, request, checked, [prompt], response_id)
         return cls(replace(generation, shown=tools.shown) if tools else generation, tools)
 
     async def deltas(self, services: Services) -> AsyncGenerator[tuple[int, ChatDelta], None]:
@@ -130,7 +132,11 @@ class ChatRun:
     async def collect(
         self, services: Services, write_logprobs: Callable[[int, Sequence[TokenEvent]], None]
     ) -> list[ChatOutput]:
-        """Every choice's whole message, in order; `write_logprobs` as in `generation.collect`."""
+        """Every choice's whole message, in order.
+
+        `write_logprobs` is given each (choice, tokens) as they come, if logprobs are wanted: at the end, the work for
+        all of them would hold up everybody else.
+        """
         outputs = [ChatOutput() for _ in self.generation.submits]
         async with aclosing(self.deltas(services)) as deltas:
             async for index, delta in deltas:

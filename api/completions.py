@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 
 from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
 from quart import Blueprint, Response
 
 from motet.api.answers import ENCODER, Completion, CompletionChoice, CompletionLogprobs, Usage
 from motet.api.body import read_body
 from motet.api.caller import Caller, current_caller
-from motet.api.generation import Generation, check, collect
-from motet.api.logprobs import CompletionLogprobsWriter, packed, told
+from motet.api.generation import Generation, Output, check
+from motet.api.logprobs import CompletionLogprobsWriter, packed
 from motet.api.operations import ERRORS, TOKEN, Operation
 from motet.api.parsing import parse_completion
-from motet.api.prompts import completion_prompts
+from motet.api.prompts import completion_prompts, prompt_texts
 from motet.api.schemas import CompletionRequest
 from motet.api.services import Services
 from motet.api.sse import DONE, event, stream_response
 from motet.api.unsupported import COMPLETIONS
-from motet.core.messages import TokenEvent
+from motet.engine.client.text_stream import TextDelta
 
 OPERATIONS = (
     Operation(
@@ -50,8 +52,8 @@ def routes(services: Services) -> Blueprint:
             if not request.stream:
                 answer = await answer_completion(services, request, current_caller())
                 return Response(ENCODER.encode(answer), content_type="application/json")
-            generation = await start_completion(services, request, current_caller())
-            events = completion_events(generation, services, request.include_usage)
+            run = await CompletionRun.start(services, request, current_caller())
+            events = completion_events(run, services, request.include_usage)
             return await stream_response(events, services.drain)
 
     return blueprint
@@ -70,49 +72,92 @@ def _answer(
     )
 
 
-async def start_completion(services: Services, request: CompletionRequest, caller: Caller) -> Generation:
-    """Everything that can be refused before work starts has been, once this returns. Raises MotetError."""
-    checked = await check(services, request, caller)
-    prompts = await completion_prompts(services, request, checked.model)
-    return Generation.of(services, request, checked, prompts)
+@dataclass(frozen=True)
+class CompletionRun:
+    """A completion request's sequences, and what goes with them: the prompts to echo, the choices to answer with."""
+
+    generation: Generation
+    echoes: tuple[str, ...]
+    choices: int
+    silent: bool
+
+    @classmethod
+    async def start(cls, services: Services, request: CompletionRequest, caller: Caller) -> CompletionRun:
+        """Everything that can be refused before work starts has been, once this returns. Raises MotetError."""
+        checked = await check(services, request, caller)
+        prompts = await completion_prompts(services, request, checked.model)
+        generation = Generation.of(services, request, checked, prompts)
+        kept = [submit.prompt for submit in generation.submits[:: generation.runs]]
+        echoes = tuple(prompt_texts(services, request, kept)) if request.echo else ("",) * len(kept)
+        return cls(generation, echoes, request.n or 1, request.max_tokens == 0)
+
+    def echo(self, index: int) -> str:
+        """What run number `index` begins with."""
+        return self.echoes[index // self.generation.runs]
+
+    async def deltas(self, services: Services) -> AsyncGenerator[tuple[int, TextDelta], None]:
+        """(run, what it adds) as things come. Where nothing was asked for but an echo, the one token is not told."""
+        async with aclosing(self.generation.deltas(services)) as deltas:
+            async for index, delta in deltas:
+                if self.silent:
+                    tokens = tuple(replace(event, stop_id=event.token) for event in delta.tokens)
+                    delta = TextDelta("", tokens, delta.finish_reason and "length")
+                yield index, delta
 
 
 async def answer_completion(services: Services, request: CompletionRequest, caller: Caller) -> Completion:
     """The whole answer to `request`. Raises MotetError."""
-    generation = await start_completion(services, request, caller)
+    run = await CompletionRun.start(services, request, caller)
+    generation = run.generation
+    wanted = generation.wants_logprobs
     writers = [CompletionLogprobsWriter(services.text) for _ in generation.submits]
-    logprobs = [CompletionLogprobs([], [], [], []) if generation.wants_logprobs else None for _ in writers]
-
-    def write_logprobs(index: int, tokens: Sequence[TokenEvent]) -> None:
-        if (written := logprobs[index]) is not None:
-            new = writers[index].write(tokens)
-            written.text_offset.extend(new.text_offset)
-            written.token_logprobs.extend(new.token_logprobs)
-            written.tokens.extend(new.tokens)
-            written.top_logprobs.extend(map(packed, new.top_logprobs))
-
-    outputs = await collect(generation, services, write_logprobs)
-    choices = [
-        CompletionChoice(index, output.text, logprobs[index], output.finish()) for index, output in enumerate(outputs)
-    ]
-    return _answer(generation, tuple(choices), generation.usage(sum(output.tokens for output in outputs)))
+    logprobs = [CompletionLogprobs([], [], [], []) if wanted else None for _ in writers]
+    outputs = [Output() for _ in writers]
+    async with aclosing(run.deltas(services)) as deltas:
+        async for index, delta in deltas:
+            outputs[index].add(delta)
+            if (written := logprobs[index]) is not None:
+                _append(written, writers[index].write(delta.tokens))
+    choices = tuple(
+        CompletionChoice(number, run.echo(i) + outputs[i].text, logprobs[i], outputs[i].finish())
+        for number, i in enumerate(_likeliest(outputs, generation.runs, run.choices))
+    )
+    made = 0 if run.silent else sum(output.tokens for output in outputs)
+    return _answer(generation, choices, generation.usage(made))
 
 
-async def completion_events(
-    generation: Generation, services: Services, include_usage: bool
-) -> AsyncGenerator[bytes, None]:
+def _append(written: CompletionLogprobs, new: CompletionLogprobs) -> None:
+    written.text_offset.extend(new.text_offset)
+    written.token_logprobs.extend(new.token_logprobs)
+    written.tokens.extend(new.tokens)
+    written.top_logprobs.extend(map(packed, new.top_logprobs))
+
+
+def _likeliest(outputs: Sequence[Output], runs: int, choices: int) -> list[int]:
+    """Of each prompt's runs, the numbers of those whose tokens are likeliest on the average; all if all are wanted."""
+    if runs == choices:
+        return list(range(len(outputs)))
+    prompts = (range(first, first + runs) for first in range(0, len(outputs), runs))
+    ranked = (sorted(prompt, key=lambda i: -outputs[i].mean_logprob()) for prompt in prompts)
+    return [i for prompt in ranked for i in prompt[:choices]]
+
+
+async def completion_events(run: CompletionRun, services: Services, include_usage: bool) -> AsyncGenerator[bytes, None]:
     """The stream: text, each choice's finish; then usage, if it is wanted; then [DONE]."""
+    generation = run.generation
     usage = None if include_usage else UNSET
     writers = [CompletionLogprobsWriter(services.text) for _ in generation.submits]
+    echoes = [run.echo(index) for index in range(len(writers))]
     count = 0
-    async with aclosing(generation.deltas(services)) as deltas:
+    async with aclosing(run.deltas(services)) as deltas:
         async for index, delta in deltas:
-            count += len(delta.tokens)
+            count += 0 if run.silent else len(delta.tokens)
+            text, echoes[index] = echoes[index] + delta.text, ""
             frames = b""
-            tokens = told(delta.tokens) if generation.wants_logprobs else ()
-            if delta.text or tokens:
-                logprobs = writers[index].write(tokens) if tokens else None
-                frames = event(_answer(generation, (CompletionChoice(index, delta.text, logprobs),), usage))
+            logprobs = writers[index].write(delta.tokens) if generation.wants_logprobs else None
+            if text or (logprobs is not None and logprobs.tokens):
+                told = logprobs if logprobs is not None and logprobs.tokens else None
+                frames = event(_answer(generation, (CompletionChoice(index, text, told),), usage))
             if delta.finish_reason is not None:
                 last = CompletionChoice(index, "", None, delta.finish_reason)
                 frames += event(_answer(generation, (last,), usage))

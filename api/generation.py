@@ -5,22 +5,23 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from msgspec.structs import replace
 
+from motet.api.adapter_choice import chosen_adapter
 from motet.api.adapters.messages import ServedAdapter
 from motet.api.answers import Usage
 from motet.api.caller import Caller
-from motet.api.params import check_logprobs, sampling_params, token_limit
+from motet.api.params import check_logprobs, priority, sampling_params, token_limit, truncated
 from motet.api.schemas import ChatRequest, CompletionRequest
 from motet.api.services import Services
 from motet.core.errors import MotetError
 from motet.core.formats import GrammarSpec
-from motet.core.messages import FinishReason, Submit, TokenEvent
+from motet.core.messages import FinishReason, Submit
 from motet.core.models import ModelInfo
 from motet.core.sampling import SamplingParams, choice_seed
 from motet.engine.client.text_stream import TextDelta, stream_text
@@ -42,21 +43,21 @@ class Checked:
 async def check(services: Services, request: ChatRequest | CompletionRequest, caller: Caller) -> Checked:
     """Find the adapter (the slow part, and so the last) and settle the parameters. Raises MotetError."""
     model = services.model()
-    ref = await services.adapters.name(request.model, request.adapter_source)
+    priority(request, caller)
     eos = {*model.eos_token_ids, *services.text.eos_token_ids}
     vocab_size = min(model.vocab_size, services.text.vocab_size)
     params = sampling_params(request, services.text.generation, eos, vocab_size)
     grammar = await services.grammars.of(request.response_format, services.plugins.output_formats.items)
-    if ref is None:
+    adapter = await chosen_adapter(services, request, caller)
+    if adapter is None:
         return Checked(model, params, grammar, None, caller)
-    adapter = await services.adapters.serve(ref, caller.source_token(ref.source, request.api_token))
     own = {*params.eos_token_ids, *adapter.prepared.eos_token_ids}
     return Checked(model, replace(params, eos_token_ids=tuple(sorted(own))), grammar, adapter, caller)
 
 
 @dataclass(frozen=True)
 class Generation:
-    """Sequences to run for one request. Sequence n·p + i is choice i of prompt p."""
+    """Sequences to run for one request. Sequence r·p + i is run i of prompt p, of r runs for each."""
 
     id: str
     model: str
@@ -65,6 +66,8 @@ class Generation:
     stop: tuple[str, ...]
     prompt_tokens: int
     fingerprint: str
+    runs: int
+    wants_logprobs: bool
     shown: frozenset[int] = frozenset()
     """Ids of special tokens that are part of the text, for whoever reads it before the caller does."""
 
@@ -75,26 +78,37 @@ class Generation:
         request: ChatRequest | CompletionRequest,
         checked: Checked,
         prompts: Sequence[tuple[int, ...]],
+        response_id: str | None = None,
     ) -> Generation:
         """The sequences of `request`. Raises ContextExceeded, or InvalidRequest for too many logprobs."""
+        prompts = [truncated(request, prompt, checked.model.max_context) for prompt in prompts]
         limits = [token_limit(request, len(prompt), checked.model.max_context) for prompt in prompts]
-        check_logprobs(request, sum(limits) * (request.n or 1))
-        prefix = "chatcmpl" if isinstance(request, ChatRequest) else "cmpl"
-        response_id = f"{prefix}-{uuid.uuid4().hex}"
-        n, seed = request.n or 1, checked.params.seed
-        submits = tuple(
-            Submit(
-                f"{response_id}-{n * p + i}",
-                prompt,
-                replace(checked.params, max_tokens=limits[p], seed=choice_seed(seed, i)),
+        runs = (request.best_of if isinstance(request, CompletionRequest) else None) or request.n or 1
+        check_logprobs(request, sum(limits) * runs)
+        if response_id is None:
+            response_id = f"{'chatcmpl' if isinstance(request, ChatRequest) else 'cmpl'}-{uuid.uuid4().hex}"
+        params, ranked = checked.params, runs > (request.n or 1)
+        wants_logprobs = params.logprobs is not None
+
+        def submit(p: int, i: int) -> Submit:
+            own = replace(
+                params,
+                max_tokens=max(limits[p], 1),  # for an echo alone, the one token is dropped
+                seed=choice_seed(params.seed, i),
+                logprobs=0 if ranked and not wants_logprobs else params.logprobs,
+            )
+            return Submit(
+                f"{response_id}-{runs * p + i}",
+                prompts[p],
+                own,
                 checked.adapter.prepared.fingerprint if checked.adapter else None,
                 checked.grammar,
                 group=f"{checked.caller.owner}:{checked.caller.request_id}",
-                leader=f"{response_id}-{n * p}" if i else None,
+                leader=f"{response_id}-{runs * p}" if i else None,
+                priority=priority(request, checked.caller),
             )
-            for p, prompt in enumerate(prompts)
-            for i in range(n)
-        )
+
+        submits = tuple(submit(p, i) for p in range(len(prompts)) for i in range(runs))
         return cls(
             id=response_id,
             model=request.model,
@@ -103,12 +117,9 @@ class Generation:
             stop=request.stop_strings(),
             prompt_tokens=sum(map(len, prompts)),
             fingerprint=services.fingerprint,
+            runs=runs,
+            wants_logprobs=wants_logprobs,
         )
-
-    @property
-    def wants_logprobs(self) -> bool:
-        """Whether tokens are reported with their logprobs."""
-        return self.submits[0].params.logprobs is not None
 
     def usage(self, completion_tokens: int) -> Usage:
         """The token counts, once the answers are complete."""
@@ -168,7 +179,19 @@ class Output:
 
     texts: list[str] = field(default_factory=list)
     tokens: int = 0
+    logprobs: float = 0.0
     finish_reason: FinishReason | None = None
+
+    def add(self, delta: TextDelta) -> None:
+        """Take the next delta in."""
+        self.texts.append(delta.text)
+        self.tokens += len(delta.tokens)
+        self.logprobs += sum(event.logprob or 0.0 for event in delta.tokens)
+        self.finish_reason = delta.finish_reason or self.finish_reason
+
+    def mean_logprob(self) -> float:
+        """How likely its tokens were, on the average; 0 where logprobs are not known."""
+        return self.logprobs / max(self.tokens, 1)
 
     @property
     def text(self) -> str:
@@ -185,23 +208,3 @@ def finished(reason: T | None) -> T:
     if reason is None:
         raise MotetError("the engine's answer broke off")
     return reason
-
-
-async def collect(
-    generation: Generation, services: Services, write_logprobs: Callable[[int, Sequence[TokenEvent]], None]
-) -> list[Output]:
-    """Every sequence's whole answer, in order.
-
-    `write_logprobs` is given each (sequence number, tokens) as they come, if logprobs are wanted: at the end, the
-    work for all of them would hold up everybody else.
-    """
-    outputs = [Output() for _ in generation.submits]
-    async with aclosing(generation.deltas(services)) as deltas:
-        async for index, delta in deltas:
-            output = outputs[index]
-            output.texts.append(delta.text)
-            output.tokens += len(delta.tokens)
-            if generation.wants_logprobs:
-                write_logprobs(index, delta.tokens)
-            output.finish_reason = delta.finish_reason or output.finish_reason
-    return outputs

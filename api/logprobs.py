@@ -12,7 +12,7 @@ from typing import TypeVar, cast
 import msgspec
 
 from motet.api.answers import ENCODER, ChatLogprobs, CompletionLogprobs, TokenLogprob, TopLogprob
-from motet.core.messages import TokenEvent
+from motet.core.messages import TokenEvent, TokenScore
 from motet.engine.client.text_model import TextModel
 
 # JSON has no infinity; this is what OpenAI writes instead.
@@ -67,18 +67,25 @@ class CompletionLogprobsWriter:
         self._offset = 0
 
     def write(self, tokens: Iterable[TokenEvent]) -> CompletionLogprobs:
-        """`choices[].logprobs` for the next tokens."""
+        """`choices[].logprobs` for the next tokens, after the prompt's if the first one brings their scores."""
         result = CompletionLogprobs([], [], [], [])
-        for event in told(tokens):
-            piece = self._text.token_bytes(event.token)
-            name, logprob = _legacy(piece), _finite(event.logprob)
-            top = {_legacy(self._text.token_bytes(token)): _finite(value) for token, value in event.top}
-            result.text_offset.append(self._offset)
-            result.token_logprobs.append(logprob)
-            result.tokens.append(name)
-            result.top_logprobs.append({**top, name: logprob})
-            self._offset += len(self._decoder.decode(piece))
+        for event in tokens:
+            for score in event.prompt:
+                # A special token is no part of the prompt's text.
+                self._add(result, score, 0 if score.token in self._text.pieces.special_ids else None)
+            if event.stop_id is None:
+                self._add(result, TokenScore(event.token, _finite(event.logprob), event.top))
         return result
+
+    def _add(self, result: CompletionLogprobs, score: TokenScore, width: int | None = None) -> None:
+        piece = self._text.token_bytes(score.token)
+        name = _legacy(piece)
+        top = {_legacy(self._text.token_bytes(other)): _finite(value) for other, value in score.top}
+        result.text_offset.append(self._offset)
+        result.token_logprobs.append(score.logprob)
+        result.tokens.append(name)
+        result.top_logprobs.append(None if score.logprob is None else {**top, name: score.logprob})
+        self._offset += len(self._decoder.decode(piece)) if width is None else width
 
 
 def _legacy(piece: bytes) -> str:

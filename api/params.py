@@ -9,8 +9,9 @@ import secrets
 from collections.abc import Iterable
 from typing import TypeVar
 
+from motet.api.caller import Caller
 from motet.api.schemas import ChatRequest, CompletionRequest, GenerateRequest
-from motet.core.errors import ContextExceeded, InvalidRequest
+from motet.core.errors import ContextExceeded, Forbidden, InvalidRequest
 from motet.core.sampling import SamplingParams
 from motet.engine.client.text_model import GenerationDefaults
 
@@ -34,6 +35,7 @@ def sampling_params(
         top_p=top_p or 1.0,
         top_k=top_k if top_p else 1,
         min_p=_first(request.min_p, defaults.min_p, 0.0),
+        typical_p=1.0 if request.typical_p is None else request.typical_p,
         repetition_penalty=_first(request.repetition_penalty, defaults.repetition_penalty, 1.0),
         presence_penalty=request.presence_penalty or 0.0,
         frequency_penalty=request.frequency_penalty or 0.0,
@@ -44,6 +46,7 @@ def sampling_params(
         stop_token_ids=_stop_token_ids(request, vocab_size),
         ignore_eos=bool(request.ignore_eos or request.ignore_eos_token),
         logprobs=_logprobs(request),
+        prompt_logprobs=request.logprobs if isinstance(request, CompletionRequest) and request.echo else None,
     )
 
 
@@ -88,6 +91,26 @@ def check_logprobs(request: ChatRequest | CompletionRequest, tokens: int) -> Non
         "have; ask for fewer, lower max_tokens or n, or set stream",
         param=param,
     )
+
+
+def priority(request: GenerateRequest, caller: Caller) -> int:
+    """The priority of the request's sequences. Raises Forbidden for one below 0 without an admin's key."""
+    asked = request.priority or 0
+    if asked < 0 and not caller.admin:
+        raise Forbidden("a priority below 0 needs an admin's key", param="priority")
+    return asked + caller.priority
+
+
+def truncated(request: GenerateRequest, prompt: tuple[int, ...], context: int) -> tuple[int, ...]:
+    """The prompt's last tokens, as many as `truncate_prompt_tokens` keeps. Raises InvalidRequest if that is none."""
+    keep = request.truncate_prompt_tokens
+    if keep == 0:
+        raise InvalidRequest("a prompt needs at least one token", param="truncate_prompt_tokens")
+    if keep is None or len(prompt) <= keep:
+        return prompt
+    if keep == -1:
+        keep = max(context - (request.max_tokens or 1), 1)
+    return prompt[-keep:]
 
 
 def _first(asked: T | None, recommended: T | None, usual: T) -> T:

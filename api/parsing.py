@@ -58,7 +58,6 @@ def decode_object(content: bytes, mimetype: str) -> dict[str, Any]:
 def parse_chat(body: dict[str, Any]) -> Parsed[ChatRequest]:
     """A chat request, complete but for what only the model knows. Raises InvalidRequest."""
     unsupported.refuse_unsupported(body, unsupported.CHAT)
-    unsupported.refuse_best_of(body)
     messages = body.get("messages")
     ignored: list[str] = []
     for index, message in enumerate(_countable(messages)):
@@ -93,15 +92,14 @@ def _countable(messages: object) -> list[object]:
 def parse_completion(body: dict[str, Any]) -> Parsed[CompletionRequest]:
     """A completion request, complete but for what only the model knows. Raises InvalidRequest."""
     unsupported.refuse_unsupported(body, unsupported.COMPLETIONS)
-    unsupported.refuse_best_of(body)
     request = convert(body, CompletionRequest)
-    _check_stream_options(request)
+    check_completion(request)
     return Parsed(request, _unknown(body, CompletionRequest, unsupported.COMPLETIONS))
 
 
 def check_chat(request: ChatRequest) -> None:
     """The rules between fields of a chat request. Raises InvalidRequest."""
-    _check_stream_options(request)
+    _check_shared(request)
     if request.continue_final_message:
         if request.add_generation_prompt:
             raise InvalidRequest(
@@ -131,13 +129,39 @@ def check_chat(request: ChatRequest) -> None:
             raise InvalidRequest("only assistant messages have tool_calls", param=f"messages[{index}].tool_calls")
 
 
-def _check_stream_options(request: ChatRequest | CompletionRequest) -> None:
+def check_completion(request: CompletionRequest) -> None:
+    """The rules between fields of a completion request. Raises InvalidRequest."""
+    _check_shared(request)
+    if request.best_of is not None and request.best_of < (request.n or 1):
+        raise InvalidRequest("best_of must be n or more", param="best_of")
+    if request.stream and (request.best_of or 1) > (request.n or 1):
+        raise InvalidRequest("best_of beyond n cannot be streamed", param="best_of")
+    if request.max_tokens == 0 and not request.echo:
+        raise InvalidRequest("max_tokens may be 0 only with echo", param="max_tokens")
+    if request.suffix and request.echo:
+        raise InvalidRequest("suffix and echo exclude each other", param="suffix")
+
+
+def _check_shared(request: ChatRequest | CompletionRequest) -> None:
+    if request.adapter_id and request.merged_adapters is not None:
+        raise InvalidRequest("adapter_id and merged_adapters exclude each other", param="merged_adapters")
+    merged = request.merged_adapters
+    if merged is not None and merged.merge_strategy not in (None, "linear"):
+        raise InvalidRequest(
+            f"merge_strategy {shortened(merged.merge_strategy)!r} is not supported; only linear is",
+            param="merged_adapters.merge_strategy",
+            code="unsupported_value",
+        )
+    if merged is not None and merged.weights and len(merged.weights) != len(merged.ids):
+        raise InvalidRequest(
+            f"there are {len(merged.ids)} ids and {len(merged.weights)} weights", param="merged_adapters.weights"
+        )
     if request.stream_options is not None and not request.stream:
         raise InvalidRequest("stream_options needs stream to be true", param="stream_options")
 
 
 def _unknown(body: Mapping[str, object], kind: type[msgspec.Struct], table: Mapping[str, object]) -> tuple[str, ...]:
-    names = [name for name in body if name not in kind.__struct_fields__ and name not in (*table, "best_of")]
+    names = [name for name in body if name not in kind.__struct_fields__ and name not in table]
     options = body.get("stream_options")
     if isinstance(options, dict):
         names += [f"stream_options.{name}" for name in options if name not in StreamOptions.__struct_fields__]

@@ -19,15 +19,19 @@ async def completion_prompts(
 ) -> tuple[tuple[int, ...], ...]:
     """The token ids of every prompt. Raises InvalidRequest on an empty, mixed or too long list."""
     prompts = _as_list(request.prompt)
-    if len(prompts) * (request.n or 1) > MAX_CHOICES:
+    runs = request.best_of or request.n or 1
+    if len(prompts) * runs > MAX_CHOICES:
         raise InvalidRequest(
-            f"{len(prompts)} prompts of {request.n or 1} choices each are over the limit of {MAX_CHOICES} choices",
+            f"{len(prompts)} prompts of {runs} choices each are over the limit of {MAX_CHOICES} choices",
             param="prompt",
         )
+    if request.suffix:
+        return await _gaps(services, request, prompts)
     where = ["prompt"] if len(prompts) == 1 else [f"prompt[{index}]" for index in range(len(prompts))]
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]  # all of them, or none
     for text, param in zip(texts, where, strict=False):
-        refuse_hopeless(services, text, param)
+        if request.truncate_prompt_tokens is None:
+            refuse_hopeless(services, text, param)
     ids = [prompt for prompt in prompts if not isinstance(prompt, str)]
     tokens = await encode(services, texts, add_special_tokens=True) if texts else ids
     vocab_size = min(model.vocab_size, services.text.vocab_size)
@@ -37,6 +41,34 @@ async def completion_prompts(
         if ids and max(prompt) >= vocab_size:
             raise InvalidRequest(f"{max(prompt)} is not the id of a token (0 to {vocab_size - 1})", param=param)
     return tuple(map(tuple, tokens))
+
+
+async def _gaps(
+    services: Services, request: CompletionRequest, prompts: Sequence[str | list[int]]
+) -> tuple[tuple[int, ...], ...]:
+    """Prompts between which and `suffix` the answer goes. Raises InvalidRequest if the model fills no gaps."""
+    ids = services.text.gap_ids()
+    if ids is None:
+        raise InvalidRequest(
+            "the model has no tokens for filling in the middle", param="suffix", code="unsupported_parameter"
+        )
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    if len(texts) < len(prompts):
+        raise InvalidRequest("with suffix, a prompt is a text", param="prompt", code="invalid_type")
+    suffix = request.suffix or ""
+    for text in texts:
+        refuse_hopeless(services, text + suffix, "prompt")
+    *before, after = await encode(services, [*texts, suffix], add_special_tokens=False)
+    return tuple((ids[0], *prefix, ids[1], *after, ids[2]) for prefix in before)
+
+
+def prompt_texts(services: Services, request: CompletionRequest, prompts: Sequence[tuple[int, ...]]) -> list[str]:
+    """Each prompt as text, for `echo`."""
+    if isinstance(request.prompt, str) and request.truncate_prompt_tokens is None:
+        return [request.prompt]
+    if request.truncate_prompt_tokens is None and all(isinstance(prompt, str) for prompt in request.prompt):
+        return [prompt for prompt in request.prompt if isinstance(prompt, str)]
+    return [services.text.decode(prompt) for prompt in prompts]
 
 
 def _as_list(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
+from motet.core.messages import MAX_PARTS
 from motet.core.sampling import MAX_LOGIT_BIAS, MAX_TOP_LOGPROBS
 
 MAX_CHOICES = 128
@@ -80,6 +81,16 @@ class Message(msgspec.Struct, frozen=True):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
 
 
+class MergedAdapters(msgspec.Struct, frozen=True):
+    """Several adapters merged into one: the weighted sum of their deltas, exactly."""
+
+    ids: Annotated[list[str], Meta(min_length=1, max_length=MAX_PARTS)]
+    weights: Annotated[list[float], _says("One for each id; without any, all are 1.")] = []
+    merge_strategy: Annotated[str | None, _says("Only `linear`.")] = None
+    density: Annotated[Annotated[float, Meta(ge=0, le=1)] | None, _says("Has no effect on `linear`.")] = None
+    majority_sign_method: Annotated[Literal["total", "frequency"] | None, _says("Has no effect on `linear`.")] = None
+
+
 class FunctionDefinition(msgspec.Struct, frozen=True):
     """A function that the model may call."""
 
@@ -108,8 +119,13 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
             examples=["", "demo:pirate", "hub:org/name@main"],
         ),
     ]
+    adapter_id: Annotated[
+        Annotated[str, Meta(max_length=1024)] | None,
+        _says("The adapter, if `model` names the base.", "demo:pirate"),
+    ] = None
+    merged_adapters: Annotated[MergedAdapters | None, _says("Several adapters, if `model` names the base.")] = None
     adapter_source: Annotated[
-        str | None, _says("Where `model` comes from, unless it says so itself.", "hub", "local", "demo")
+        str | None, _says("Where the adapters come from, unless they say so themselves.", "hub", "local", "demo")
     ] = None
     api_token: Annotated[
         str | None, _says("Token for the adapter source (also: header x-adapter-token). Never logged.")
@@ -121,6 +137,9 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None, _says("Sample from the k likeliest; 0 or -1: all.")
     ] = None
     min_p: Annotated[Fraction | None, _says("Drop tokens less likely than this share of the likeliest.")] = None
+    typical_p: Annotated[
+        Annotated[float, Meta(gt=0, le=1)] | None, _says("Sample from the locally typical tokens of this total mass.")
+    ] = None
     repetition_penalty: Annotated[
         Annotated[float, Meta(gt=0, le=100)] | None, _says("Over 1: avoid tokens of prompt and answer.", 1.1)
     ] = None
@@ -144,6 +163,13 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     min_tokens: Annotated[
         Annotated[int, Meta(ge=0, le=2**31 - 1)] | None, _says("The answer does not end by a token before this many.")
+    ] = None
+    truncate_prompt_tokens: Annotated[
+        Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None,
+        _says("Keep only the prompt's last tokens, this many; -1: as many as fit."),
+    ] = None
+    priority: Annotated[
+        Annotated[int, Meta(ge=-128, le=127)] | None, _says("Lower goes first; below 0 needs an admin's key.")
     ] = None
     ignore_eos: Annotated[bool | None, _says("Go on past the model's end-of-text token.")] = None
     ignore_eos_token: Annotated[bool | None, _says("Another name for `ignore_eos`.")] = None
@@ -238,4 +264,15 @@ class CompletionRequest(GenerateRequest, frozen=True, kw_only=True):
     logprobs: Annotated[
         Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None,
         _says("Report each token's logprob and this many alternatives."),
+    ] = None
+    max_tokens: Annotated[
+        Annotated[int, Meta(ge=0, le=2**31 - 1)] | None, _says("Longest answer, in tokens; 0 only with `echo`.", 16)
+    ] = None
+    best_of: Annotated[
+        Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None,
+        _says("Make this many choices for each prompt, and answer with the n likeliest by token."),
+    ] = None
+    echo: Annotated[bool | None, _says("Begin with the prompt; with `logprobs`, its tokens' too.")] = None
+    suffix: Annotated[
+        str | None, _says("What follows the text to be written; needs a model with fill-in-the-middle tokens.")
     ] = None

@@ -16,10 +16,8 @@ _EMPTY: tuple[object, ...] = (None, [], {})
 # Field -> the values that change nothing.
 _BOTH: Mapping[str, tuple[object, ...]] = {
     "store": _OFF,
-    "echo": _OFF,
     "use_beam_search": _OFF,
     "length_penalty": (None, 1),
-    "truncate_prompt_tokens": (None,),
     "prompt_logprobs": (None,),
     "logprob_token_ids": _EMPTY,
     "allowed_token_ids": _EMPTY,
@@ -35,10 +33,7 @@ _BOTH: Mapping[str, tuple[object, ...]] = {
     "regex": (None, ""),
     "ebnf": (None, ""),
     "json_schema": (None, ""),
-    "typical_p": (None, 1),
     "watermark": _OFF,
-    "merged_adapters": _EMPTY,
-    "adapter_id": (None, ""),
     "lora_path": _EMPTY,
 }
 CHAT: Mapping[str, tuple[object, ...]] = {
@@ -53,10 +48,11 @@ CHAT: Mapping[str, tuple[object, ...]] = {
     "web_search_options": (None,),
     "chat_template": (None,),
     "add_special_tokens": _OFF,
+    "echo": _OFF,
+    "best_of": (None, 1),
 }
 COMPLETIONS: Mapping[str, tuple[object, ...]] = {
     **_BOTH,
-    "suffix": (None, ""),
     "prompt_embeds": (None,),
     "add_special_tokens": (None, True),
 }
@@ -77,12 +73,6 @@ def refuse_unsupported(body: Mapping[str, object], table: Mapping[str, tuple[obj
             raise _unsupported(f"{where}{field}")
 
 
-def refuse_best_of(body: Mapping[str, object]) -> None:
-    """`best_of` may only say what `n` says anyway."""
-    if body.get("best_of") not in (None, body.get("n") or 1):
-        raise _unsupported("best_of", " beyond n")
-
-
 def refuse_parts(message: Mapping[str, object], where: str) -> None:
     """Refuse content that is not text (images, audio, files)."""
     content = message.get("content")
@@ -96,9 +86,9 @@ def refuse_parts(message: Mapping[str, object], where: str) -> None:
             )
 
 
-def _unsupported(field: str, detail: str = "") -> InvalidRequest:
+def _unsupported(field: str) -> InvalidRequest:
     return InvalidRequest(
-        f"{field}{detail} is not supported and would change the answer; leave it out",
+        f"{field} is not supported and would change the answer; leave it out",
         param=field,
         code="unsupported_parameter",
     )

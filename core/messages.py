@@ -97,6 +97,10 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     priority: int = 0
     pool: Literal["last", "mean"] | None = None
 
+    def belongs_to(self, group: str) -> bool:
+        """Whether `group` is this sequence's, or the part of its id before the last "-", which its mates share."""
+        return group in (self.group, self.id.rpartition("-")[0])
+
 
 class Stop(msgspec.Struct, frozen=True, tag=True):
     """End a sequence now: its text is complete, or nobody reads it any more. Unknown ids are ignored."""

@@ -157,7 +157,7 @@ class EngineCore:
     def _cancel(self, group: str) -> int:
         """End a request's sequences, whoever submitted them; returns how many there were."""
         error = Conflict("the request was cancelled", code="request_cancelled").info()
-        compiling = [(r.id, client) for r, client, _ in self._compiling.values() if r.group == group]
+        compiling = [(r.id, client) for r, client, _ in self._compiling.values() if r.belongs_to(group)]
         for id, client in compiling:
             self._forget_compiling(id)
             self._sockets.send(client, SequenceFailure(id, error))

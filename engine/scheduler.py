@@ -79,8 +79,8 @@ class Scheduler:
         return sequence
 
     def group(self, group: str) -> list[Sequence]:
-        """The sequences of one request that have not ended."""
-        return [s for s in self._by_id.values() if s.request.group == group]
+        """The sequences of one request that have not ended, by its group or by what their ids have in common."""
+        return [s for s in self._by_id.values() if s.request.belongs_to(group)]
 
     def finish(self, id: str) -> Sequence | None:
         """Forget a sequence, wherever it is, and free what it holds; None if it is not known (any more)."""

@@ -23,6 +23,15 @@ from motet.engine.client.token_bytes import TokenBytes, read_decoding
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
+# How families of models mark a gap to be filled: before the prefix, before the suffix, before the answer.
+_GAPS = (
+    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
+    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
+    ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),
+    ("▁<PRE>", "▁<SUF>", "▁<MID>"),
+)
+
+
 class GenerationDefaults(msgspec.Struct, frozen=True):
     """The sampling that a model's authors recommend; None where they say nothing."""
 
@@ -77,6 +86,17 @@ class TextModel:
         # Only the library's batches let other threads run meanwhile.
         found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
         return [encoding.ids for encoding in found]
+
+    def gap_ids(self) -> tuple[int, int, int] | None:
+        """The ids of the tokens before a prefix, before a suffix and before what goes between; None without them.
+
+        Bavarian et al., "Efficient Training of Language Models to Fill in the Middle", 2022.
+        """
+        for names in _GAPS:
+            prefix, suffix, middle = map(self._tokenizer.token_to_id, names)
+            if prefix is not None and suffix is not None and middle is not None:
+                return prefix, suffix, middle
+        return None
 
     def may_fit(self, text: str, tokens: int) -> bool:
         """Whether `text` can be as few as `tokens` tokens at all; says so without tokenising it."""

@@ -160,10 +160,18 @@ def test_what_is_missing_is_named(field: str) -> None:
         ({"prompt": [-1]}, "prompt[0]"),
         ({"logprobs": 21}, "logprobs"),
         ({"logprobs": True}, "logprobs"),
-        ({"suffix": "x"}, "suffix"),
-        ({"echo": True}, "echo"),
-        ({"best_of": 2}, "best_of"),
-        ({"best_of": 3, "n": 2}, "best_of"),
+        ({"suffix": "x", "echo": True}, "suffix"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"best_of": 2, "n": 3}, "best_of"),
+        ({"best_of": 3, "n": 2, "stream": True}, "best_of"),
+        ({"best_of": 0}, "best_of"),
+        ({"typical_p": 0}, "typical_p"),
+        ({"priority": 1000}, "priority"),
+        ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
+        ({"merged_adapters": {"ids": []}}, "merged_adapters.ids"),
+        ({"merged_adapters": {"ids": ["a"], "merge_strategy": "ties"}}, "merged_adapters.merge_strategy"),
+        ({"merged_adapters": {"ids": ["a"], "weights": [1, 2]}}, "merged_adapters.weights"),
+        ({"merged_adapters": {"ids": ["a"]}, "adapter_id": "b"}, "merged_adapters"),
     ],
     ids=str,
 )
@@ -192,7 +200,7 @@ HARMLESS = {
 
 
 @pytest.mark.parametrize(
-    "fields", [NULLS, HARMLESS, {"temperature": 1}, {"best_of": 2, "n": 2}], ids=lambda f: str(f)[:20]
+    "fields", [NULLS, HARMLESS, {"temperature": 1}, {"n": 2}], ids=lambda f: str(f)[:20]
 )
 def test_what_changes_nothing_is_accepted(fields: dict[str, Any]) -> None:
     assert parse_chat({**CHAT, **fields}).ignored == ()

@@ -21,7 +21,7 @@ from motet.api.database import Database
 from motet.api.services import Services
 from motet.core.adapters import AdapterListing, AdapterRef, AdapterSource, ResolvedAdapter
 from motet.core.errors import AdapterRefused, Forbidden, MotetError, NotFound, Unavailable
-from motet.core.messages import AdapterPart, EngineStats, PreparedAdapter, Submit, TokenEvent
+from motet.core.messages import AdapterPart, EngineStats, PreparedAdapter, Submit, TokenEvent, TokenScore
 from motet.core.models import ModelInfo
 from motet.core.registry import PluginRegistry
 from motet.core.settings import Settings
@@ -68,6 +68,7 @@ class ScriptedEngine:
     submits: list[Submit] = field(default_factory=list)
     running: set[str] = field(default_factory=set)
     registered: list[PreparedAdapter] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
 
     async def register(self, adapter: PreparedAdapter) -> None:
         self.registered.append(adapter)
@@ -101,9 +102,37 @@ class ScriptedEngine:
                 logprob = -0.5
                 top = tuple((token + n, -0.5 - n) for n in range(request.params.logprobs))
             finish = ("stop" if ended else "length") if last else None
-            yield TokenEvent(request.id, token, logprob, top, finish, token if ended else None)
+            scores = self._scores(request) if count == 1 else ()
+            yield TokenEvent(request.id, token, logprob, top, finish, token if ended else None, 0.0, scores)
             if last:
                 return
+
+    def _scores(self, request: Submit) -> tuple[TokenScore, ...]:
+        count = request.params.prompt_logprobs
+        if count is None:
+            return ()
+        tops = tuple((token, -0.25) for token in range(count))
+        return tuple(
+            TokenScore(token, -0.25 if n else None, tops if n else ()) for n, token in enumerate(request.prompt)
+        )
+
+    async def embed(self, request: Submit) -> tuple[float, ...]:
+        """The prompt's length, its first and its last id, and 1 for an adapter."""
+        self.submits.append(request)
+        self.running.add(request.id)
+        try:
+            await asyncio.sleep(self.step_seconds)
+            if self.fail_after == 0:
+                raise self.failure
+            has = 1.0 if request.adapter else 0.0
+            return (float(len(request.prompt)), float(request.prompt[0]), float(request.prompt[-1]), has)
+        finally:
+            self.running.discard(request.id)
+
+    async def cancel(self, group: str) -> int:
+        """Remembers what was asked; there is nothing to end."""
+        self.cancelled.append(group)
+        return sum(submit.id in self.running for submit in self.submits if submit.belongs_to(group))
 
 
 class Shelf(AdapterSource):

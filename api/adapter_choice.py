@@ -1,0 +1,53 @@
+"""Which adapter a request means: `model`, `adapter_id` or `merged_adapters`, found and ready to be used."""
+
+from __future__ import annotations
+
+from motet.api.adapters.messages import ServedAdapter
+from motet.api.caller import Caller
+from motet.api.schemas import GenerateRequest
+from motet.api.services import Services
+from motet.core.adapters import AdapterRef
+from motet.core.errors import InvalidRequest, MotetError
+
+
+async def chosen_adapter(services: Services, request: GenerateRequest, caller: Caller) -> ServedAdapter | None:
+    """The request's adapter, loaded and known to the engine; None for the base. Raises MotetError.
+
+    `model` names it, or, if that is the base, `adapter_id` or `merged_adapters`.
+    """
+    source = request.adapter_source
+    other = "adapter_id" if request.adapter_id else "merged_adapters" if request.merged_adapters else None
+    ref = await services.adapters.name(request.model, None if other else source)
+    if ref is not None and other:
+        raise InvalidRequest(f"{other} is for requests whose model is the base; model names an adapter", param=other)
+    if request.merged_adapters is not None:
+        return await _merged(services, request, caller)
+    if request.adapter_id:
+        ref = await _named(services, request.adapter_id, source, "adapter_id")
+    if ref is None:
+        return None
+    return await services.adapters.serve(ref, caller.source_token(ref.source, request.api_token))
+
+
+async def _merged(services: Services, request: GenerateRequest, caller: Caller) -> ServedAdapter:
+    merged = request.merged_adapters
+    assert merged is not None
+    refs = []
+    for index, id in enumerate(merged.ids):
+        where = f"merged_adapters.ids[{index}]"
+        ref = await _named(services, id, request.adapter_source, where)
+        if ref is None:
+            raise InvalidRequest("the base model cannot be merged", param=where)
+        refs.append(ref)
+    weights = merged.weights or [1.0] * len(refs)
+    tokens = [caller.source_token(ref.source, request.api_token) for ref in refs]
+    return await services.adapters.serve_merged(list(zip(refs, weights, strict=True)), tokens)
+
+
+async def _named(services: Services, id: str, source: str | None, param: str) -> AdapterRef | None:
+    try:
+        return await services.adapters.name(id, source)
+    except MotetError as error:
+        if error.param == "model":
+            error.param = param
+        raise
