@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from motet.api.adapters.messages import ServedAdapter
 from motet.api.caller import Caller
-from motet.api.schemas import GenerateRequest
+from motet.api.schemas import AdapterChoice
 from motet.api.services import Services
 from motet.core.adapters import AdapterRef
 from motet.core.errors import InvalidRequest, MotetError
 
 
-async def chosen_adapter(services: Services, request: GenerateRequest, caller: Caller) -> ServedAdapter | None:
+async def chosen_adapter(services: Services, request: AdapterChoice, caller: Caller) -> ServedAdapter | None:
     """The request's adapter, loaded and known to the engine; None for the base. Raises MotetError.
 
     `model` names it, or, if that is the base, `adapter_id` or `merged_adapters`.
@@ -29,7 +29,7 @@ async def chosen_adapter(services: Services, request: GenerateRequest, caller: C
     return await services.adapters.serve(ref, caller.source_token(ref.source, request.api_token))
 
 
-async def _merged(services: Services, request: GenerateRequest, caller: Caller) -> ServedAdapter:
+async def _merged(services: Services, request: AdapterChoice, caller: Caller) -> ServedAdapter:
     merged = request.merged_adapters
     assert merged is not None
     refs = []

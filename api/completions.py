@@ -85,7 +85,7 @@ class CompletionRun:
     async def start(cls, services: Services, request: CompletionRequest, caller: Caller) -> CompletionRun:
         """Everything that can be refused before work starts has been, once this returns. Raises MotetError."""
         checked = await check(services, request, caller)
-        prompts = await completion_prompts(services, request, checked.model)
+        prompts = await completion_prompts(services, request)
         generation = Generation.of(services, request, checked, prompts)
         kept = [submit.prompt for submit in generation.submits[:: generation.runs]]
         echoes = tuple(prompt_texts(services, request, kept)) if request.echo else ("",) * len(kept)

@@ -81,7 +81,7 @@ class Generation:
         response_id: str | None = None,
     ) -> Generation:
         """The sequences of `request`. Raises ContextExceeded, or InvalidRequest for too many logprobs."""
-        prompts = [truncated(request, prompt, checked.model.max_context) for prompt in prompts]
+        prompts = [truncated(request, p, checked.model.max_context, request.max_tokens or 1) for p in prompts]
         limits = [token_limit(request, len(prompt), checked.model.max_context) for prompt in prompts]
         runs = (request.best_of if isinstance(request, CompletionRequest) else None) or request.n or 1
         check_logprobs(request, sum(limits) * runs)

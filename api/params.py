@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 from motet.api.caller import Caller
-from motet.api.schemas import ChatRequest, CompletionRequest, GenerateRequest
+from motet.api.schemas import AdapterChoice, ChatRequest, CompletionRequest, GenerateRequest
 from motet.core.errors import ContextExceeded, Forbidden, InvalidRequest
 from motet.core.sampling import SamplingParams
 from motet.engine.client.text_model import GenerationDefaults
@@ -93,7 +93,7 @@ def check_logprobs(request: ChatRequest | CompletionRequest, tokens: int) -> Non
     )
 
 
-def priority(request: GenerateRequest, caller: Caller) -> int:
+def priority(request: AdapterChoice, caller: Caller) -> int:
     """The priority of the request's sequences. Raises Forbidden for one below 0 without an admin's key."""
     asked = request.priority or 0
     if asked < 0 and not caller.admin:
@@ -101,15 +101,18 @@ def priority(request: GenerateRequest, caller: Caller) -> int:
     return asked + caller.priority
 
 
-def truncated(request: GenerateRequest, prompt: tuple[int, ...], context: int) -> tuple[int, ...]:
-    """The prompt's last tokens, as many as `truncate_prompt_tokens` keeps. Raises InvalidRequest if that is none."""
+def truncated(request: AdapterChoice, prompt: tuple[int, ...], context: int, room: int = 1) -> tuple[int, ...]:
+    """The prompt's last tokens, as many as `truncate_prompt_tokens` keeps, with `room` for an answer.
+
+    Raises InvalidRequest if that is none.
+    """
     keep = request.truncate_prompt_tokens
     if keep == 0:
         raise InvalidRequest("a prompt needs at least one token", param="truncate_prompt_tokens")
     if keep is None or len(prompt) <= keep:
         return prompt
     if keep == -1:
-        keep = max(context - (request.max_tokens or 1), 1)
+        keep = max(context - room, 1)
     return prompt[-keep:]
 
 

@@ -13,7 +13,15 @@ import msgspec
 
 from motet.api import unsupported
 from motet.api.echo import shortened
-from motet.api.schemas import MAX_MESSAGES, MAX_PIECES, ChatRequest, CompletionRequest, Message, StreamOptions
+from motet.api.schemas import (
+    MAX_MESSAGES,
+    MAX_PIECES,
+    AdapterChoice,
+    ChatRequest,
+    CompletionRequest,
+    Message,
+    StreamOptions,
+)
 from motet.core.errors import InvalidRequest, JsonInvalid, UnsupportedMediaType
 
 MAX_IGNORED_NAMES = 32
@@ -70,7 +78,7 @@ def parse_chat(body: dict[str, Any]) -> Parsed[ChatRequest]:
             ignored += islice(unknown, MAX_IGNORED_NAMES - len(ignored))
     request = convert(body, ChatRequest)
     check_chat(request)
-    return Parsed(request, (*_unknown(body, ChatRequest, unsupported.CHAT), *ignored))
+    return Parsed(request, (*unknown_fields(body, ChatRequest, unsupported.CHAT), *ignored))
 
 
 def _countable(messages: object) -> list[object]:
@@ -94,7 +102,7 @@ def parse_completion(body: dict[str, Any]) -> Parsed[CompletionRequest]:
     unsupported.refuse_unsupported(body, unsupported.COMPLETIONS)
     request = convert(body, CompletionRequest)
     check_completion(request)
-    return Parsed(request, _unknown(body, CompletionRequest, unsupported.COMPLETIONS))
+    return Parsed(request, unknown_fields(body, CompletionRequest, unsupported.COMPLETIONS))
 
 
 def check_chat(request: ChatRequest) -> None:
@@ -143,6 +151,13 @@ def check_completion(request: CompletionRequest) -> None:
 
 
 def _check_shared(request: ChatRequest | CompletionRequest) -> None:
+    check_adapters(request)
+    if request.stream_options is not None and not request.stream:
+        raise InvalidRequest("stream_options needs stream to be true", param="stream_options")
+
+
+def check_adapters(request: AdapterChoice) -> None:
+    """The rules between the fields that name adapters. Raises InvalidRequest."""
     if request.adapter_id and request.merged_adapters is not None:
         raise InvalidRequest("adapter_id and merged_adapters exclude each other", param="merged_adapters")
     merged = request.merged_adapters
@@ -156,11 +171,12 @@ def _check_shared(request: ChatRequest | CompletionRequest) -> None:
         raise InvalidRequest(
             f"there are {len(merged.ids)} ids and {len(merged.weights)} weights", param="merged_adapters.weights"
         )
-    if request.stream_options is not None and not request.stream:
-        raise InvalidRequest("stream_options needs stream to be true", param="stream_options")
 
 
-def _unknown(body: Mapping[str, object], kind: type[msgspec.Struct], table: Mapping[str, object]) -> tuple[str, ...]:
+def unknown_fields(
+    body: Mapping[str, object], kind: type[msgspec.Struct], table: Mapping[str, object]
+) -> tuple[str, ...]:
+    """The names in `body` that nobody knows."""
     names = [name for name in body if name not in kind.__struct_fields__ and name not in table]
     options = body.get("stream_options")
     if isinstance(options, dict):

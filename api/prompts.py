@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from motet.api.schemas import MAX_CHOICES, CompletionRequest
 from motet.api.services import Services
 from motet.core.errors import ContextExceeded, InvalidRequest
-from motet.core.models import ModelInfo
 
 # Tokenising more characters than this is worth a thread: the event loop goes on with other requests.
 LONG_TEXT = 1024
 
+Given: TypeAlias = str | list[str | int | list[int]]
+"""A text, a list of texts, a list of token ids, or a list of such lists."""
 
-async def completion_prompts(
-    services: Services, request: CompletionRequest, model: ModelInfo
-) -> tuple[tuple[int, ...], ...]:
+
+async def completion_prompts(services: Services, request: CompletionRequest) -> list[tuple[int, ...]]:
     """The token ids of every prompt. Raises InvalidRequest on an empty, mixed or too long list."""
-    prompts = _as_list(request.prompt)
+    prompts = _as_list(request.prompt, "prompt")
     runs = request.best_of or request.n or 1
     if len(prompts) * runs > MAX_CHOICES:
         raise InvalidRequest(
@@ -27,25 +28,35 @@ async def completion_prompts(
         )
     if request.suffix:
         return await _gaps(services, request, prompts)
-    where = ["prompt"] if len(prompts) == 1 else [f"prompt[{index}]" for index in range(len(prompts))]
+    return await token_lists(services, request.prompt, "prompt", unbounded=request.truncate_prompt_tokens is not None)
+
+
+async def token_lists(services: Services, given: Given, field: str, *, unbounded: bool) -> list[tuple[int, ...]]:
+    """The token ids of each text or list of ids in `given`, which the field `field` holds.
+
+    Raises InvalidRequest on an empty or mixed list, an empty prompt or an id that is none; ContextExceeded on a text
+    that cannot fit, unless it is `unbounded`.
+    """
+    prompts = _as_list(given, field)
+    where = [field] if len(prompts) == 1 else [f"{field}[{index}]" for index in range(len(prompts))]
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]  # all of them, or none
     for text, param in zip(texts, where, strict=False):
-        if request.truncate_prompt_tokens is None:
+        if not unbounded:
             refuse_hopeless(services, text, param)
     ids = [prompt for prompt in prompts if not isinstance(prompt, str)]
     tokens = await encode(services, texts, add_special_tokens=True) if texts else ids
-    vocab_size = min(model.vocab_size, services.text.vocab_size)
+    vocab_size = min(services.model().vocab_size, services.text.vocab_size)
     for prompt, param in zip(tokens, where, strict=True):
         if not prompt:
-            raise InvalidRequest("the prompt is empty; it needs at least one token", param=param)
+            raise InvalidRequest("it is empty; at least one token is needed", param=param)
         if ids and max(prompt) >= vocab_size:
             raise InvalidRequest(f"{max(prompt)} is not the id of a token (0 to {vocab_size - 1})", param=param)
-    return tuple(map(tuple, tokens))
+    return [tuple(prompt) for prompt in tokens]
 
 
 async def _gaps(
     services: Services, request: CompletionRequest, prompts: Sequence[str | list[int]]
-) -> tuple[tuple[int, ...], ...]:
+) -> list[tuple[int, ...]]:
     """Prompts between which and `suffix` the answer goes. Raises InvalidRequest if the model fills no gaps."""
     ids = services.text.gap_ids()
     if ids is None:
@@ -59,7 +70,7 @@ async def _gaps(
     for text in texts:
         refuse_hopeless(services, text + suffix, "prompt")
     *before, after = await encode(services, [*texts, suffix], add_special_tokens=False)
-    return tuple((ids[0], *prefix, ids[1], *after, ids[2]) for prefix in before)
+    return [(ids[0], *prefix, ids[1], *after, ids[2]) for prefix in before]
 
 
 def prompt_texts(services: Services, request: CompletionRequest, prompts: Sequence[tuple[int, ...]]) -> list[str]:
@@ -71,18 +82,18 @@ def prompt_texts(services: Services, request: CompletionRequest, prompts: Sequen
     return [services.text.decode(prompt) for prompt in prompts]
 
 
-def _as_list(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]:
-    """`prompt` as a list of texts or of lists of ids."""
-    if isinstance(prompt, str):
-        return [prompt]
-    if not prompt:
-        raise InvalidRequest("the list of prompts is empty", param="prompt")
-    kinds = {type(item) for item in prompt}
+def _as_list(given: Given, field: str) -> list[str | list[int]]:
+    """`given` as a list of texts or of lists of ids."""
+    if isinstance(given, str):
+        return [given]
+    if not given:
+        raise InvalidRequest("the list is empty", param=field)
+    kinds = {type(item) for item in given}
     if len(kinds) > 1:
-        raise InvalidRequest("texts, ids and lists of ids cannot be mixed", param="prompt", code="invalid_type")
+        raise InvalidRequest("texts, ids and lists of ids cannot be mixed", param=field, code="invalid_type")
     if kinds == {int}:
-        return [[item for item in prompt if isinstance(item, int)]]
-    return [item for item in prompt if not isinstance(item, int)]
+        return [[item for item in given if isinstance(item, int)]]
+    return [item for item in given if not isinstance(item, int)]
 
 
 def refuse_hopeless(services: Services, text: str, param: str) -> None:

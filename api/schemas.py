@@ -107,8 +107,8 @@ class FunctionTool(msgspec.Struct, frozen=True):
     function: FunctionDefinition
 
 
-class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """The fields that chat and completions share."""
+class AdapterChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields by which every request names its model, and a few that all have."""
 
     model: Annotated[
         str,
@@ -130,6 +130,22 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     api_token: Annotated[
         str | None, _says("Token for the adapter source (also: header x-adapter-token). Never logged.")
     ] = None
+    truncate_prompt_tokens: Annotated[
+        Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None,
+        _says("Keep only the prompt's last tokens, this many; -1: as many as fit."),
+    ] = None
+    priority: Annotated[
+        Annotated[int, Meta(ge=-128, le=127)] | None, _says("Lower goes first; below 0 needs an admin's key.")
+    ] = None
+
+    def __repr__(self) -> str:
+        """Nothing but the model: prompts and tokens reach no log."""
+        return f"{type(self).__name__}(model={self.model!r}, ...)"
+
+
+class GenerateRequest(AdapterChoice, frozen=True, kw_only=True):
+    """The fields that chat and completions share."""
+
     max_tokens: Annotated[Positive | None, _says("Longest answer, in tokens.", 64)] = None
     temperature: Annotated[Annotated[float, Meta(ge=0, le=2)] | None, _says("0 is greedy.", 0.7)] = None
     top_p: Annotated[Fraction | None, _says("Sample from the most likely tokens of this total mass.")] = None
@@ -164,13 +180,6 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     min_tokens: Annotated[
         Annotated[int, Meta(ge=0, le=2**31 - 1)] | None, _says("The answer does not end by a token before this many.")
     ] = None
-    truncate_prompt_tokens: Annotated[
-        Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None,
-        _says("Keep only the prompt's last tokens, this many; -1: as many as fit."),
-    ] = None
-    priority: Annotated[
-        Annotated[int, Meta(ge=-128, le=127)] | None, _says("Lower goes first; below 0 needs an admin's key.")
-    ] = None
     ignore_eos: Annotated[bool | None, _says("Go on past the model's end-of-text token.")] = None
     ignore_eos_token: Annotated[bool | None, _says("Another name for `ignore_eos`.")] = None
     response_format: Annotated[
@@ -187,10 +196,6 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     prompt_cache_retention: Annotated[str | None, _says("Accepted; has no effect.")] = None
     prompt_cache_options: Annotated[dict[str, Any] | None, _says("Accepted; has no effect.")] = None
     safety_identifier: Annotated[str | None, _says("Accepted; has no effect.")] = None
-
-    def __repr__(self) -> str:
-        """Nothing but the model: prompts and tokens reach no log."""
-        return f"{type(self).__name__}(model={self.model!r}, ...)"
 
     def stop_strings(self) -> tuple[str, ...]:
         """`stop` as a tuple."""

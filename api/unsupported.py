@@ -56,6 +56,14 @@ COMPLETIONS: Mapping[str, tuple[object, ...]] = {
     "prompt_embeds": (None,),
     "add_special_tokens": (None, True),
 }
+EMBEDDINGS: Mapping[str, tuple[object, ...]] = {
+    "messages": _EMPTY,
+    "add_special_tokens": (None, True),
+    "embed_dtype": (None, "float32"),
+    "endianness": (None, "little", "native"),
+    "use_activation": (None,),
+    "parameters": _EMPTY,
+}
 MESSAGE: Mapping[str, tuple[object, ...]] = {
     "refusal": (None,),
     "audio": (None,),

@@ -66,6 +66,11 @@ class Settings:
     max_adapter_rank: int = _setting(256, "adapters with a higher rank are refused", low=1, high=4096)
     default_source: str = _setting("hub", "the adapter source that org/name means")
     tool_parser: str = _setting("auto", "how the model writes tool calls (auto: by its chat template)")
+    pooling: str = _setting(
+        "auto",
+        "how embeddings are pooled (auto: as the model says, else the last token's)",
+        choices=("auto", "last", "mean"),
+    )
     max_batch_tokens: int = _setting(512, "tokens that one step takes at most", low=16, high=1 << 20)
     max_sequences: int = _setting(256, "sequences that one step takes at most", low=1, high=1 << 16)
     kv_memory: str = _setting("auto", "memory for the key-value cache, such as 4GiB", size=True)
