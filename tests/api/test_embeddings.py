@@ -93,16 +93,22 @@ def test_mistakes_are_named(tmp_path: Path, body: dict[str, Any], status: int, p
 
 
 def test_a_client_that_leaves_ends_its_sequences(tmp_path: Path) -> None:
-    async def scenario(caller: Caller) -> None:
-        caller.api.engine.step_seconds = 30
-        task = asyncio.create_task(caller.post(EMBEDDINGS, {"input": ["a", "b"]}))
-        while len(caller.api.engine.running) < 2:
-            await asyncio.sleep(0.01)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        assert caller.api.engine.running == set()
+    async def main() -> None:
+        async with scripted_server(tmp_path) as server:
+            engine = server.api.engine
+            engine.step_seconds = 30
+            _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            body = b'{"model": "", "input": ["a", "b"]}'
+            head = f"POST {EMBEDDINGS} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            writer.write(head.encode() + f"content-length: {len(body)}\r\n\r\n".encode() + body)
+            async with asyncio.timeout(5):
+                while len(engine.running) < 2:
+                    await asyncio.sleep(0.01)
+                writer.close()
+                while engine.running:
+                    await asyncio.sleep(0.01)
 
-    drive(tmp_path, scenario)
+    asyncio.run(main())
 
 
 def test_the_sdk_reads_it(tmp_path: Path) -> None:
