@@ -8,7 +8,7 @@ from pathlib import Path
 
 from quart import Blueprint, Quart, Response, g, request
 
-from motet.api import chat, completions, docs_page, embeddings, health, models
+from motet.api import chat, completions, docs_page, embeddings, health, models, responses
 from motet.api.caller import Caller, hub_bearer
 from motet.api.errors import install_error_handlers
 from motet.api.services import Services
@@ -16,7 +16,7 @@ from motet.api.services import Services
 __all__ = ["OPERATIONS", "SURFACES", "Services", "create_app"]
 
 DEFAULT_MAX_BODY = 4 << 20
-SURFACES = (chat, completions, embeddings, models, health)
+SURFACES = (chat, completions, embeddings, responses, models, health)
 """The modules with routes: each has `routes(services)`, a blueprint, and OPERATIONS, which describes them."""
 
 OPERATIONS = tuple(operation for surface in (*SURFACES, docs_page) for operation in surface.OPERATIONS)

@@ -64,6 +64,15 @@ EMBEDDINGS: Mapping[str, tuple[object, ...]] = {
     "use_activation": (None,),
     "parameters": _EMPTY,
 }
+RESPONSES: Mapping[str, tuple[object, ...]] = {
+    "conversation": (None,),
+    "prompt": (None,),
+    "context_management": _EMPTY,
+    "background_options": _EMPTY,
+    "moderation": _EMPTY,
+    "access_programs": _EMPTY,
+    "image": _EMPTY,
+}
 MESSAGE: Mapping[str, tuple[object, ...]] = {
     "refusal": (None,),
     "audio": (None,),

@@ -1,0 +1,207 @@
+"""OpenAI's Responses: made, streamed, made in the background, stored, continued and taken back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import msgspec
+from msgspec.structs import replace
+from quart import Blueprint, Response, request
+
+from motet.api.answers import ENCODER
+from motet.api.body import read_body
+from motet.api.caller import Caller, current_caller
+from motet.api.operations import ERRORS, TOKEN, Operation, path_parameter, query_parameter
+from motet.api.paging import Page, page_of
+from motet.api.responses.background import Background
+from motet.api.responses.objects import (
+    DeletedResponse,
+    InputTokens,
+    ItemList,
+    ResponseEvent,
+    ResponseObject,
+)
+from motet.api.responses.run import ResponseRun, frame
+from motet.api.responses.schemas import ResponseRequest
+from motet.api.responses.start import parse_response, start_response
+from motet.api.responses.store import RUNNING, ResponseStore, Stored
+from motet.api.services import Services
+from motet.api.sse import stream_response
+from motet.api.unsupported import RESPONSES
+from motet.core.errors import Conflict, InvalidRequest, Overloaded
+
+_ID = path_parameter("response_id", "The response's id.")
+
+OPERATIONS = (
+    Operation(
+        "post",
+        "/v1/responses",
+        "Make a response",
+        "responses",
+        ResponseObject,
+        body=ResponseRequest,
+        chunk=ResponseEvent,
+        example={"model": "", "input": "Tell me about the sea.", "max_output_tokens": 32},
+        refused=RESPONSES,
+        errors=tuple(ERRORS),
+        parameters=(TOKEN,),
+    ),
+    Operation(
+        "post",
+        "/v1/responses/input_tokens",
+        "Count a request's input",
+        "responses",
+        InputTokens,
+        body=ResponseRequest,
+        refused=RESPONSES,
+        errors=tuple(ERRORS),
+        parameters=(TOKEN,),
+    ),
+    Operation(
+        "get",
+        "/v1/responses/{response_id}",
+        "A stored response",
+        "responses",
+        ResponseObject,
+        errors=(400, 401, 404, 503),
+        parameters=(_ID,),
+    ),
+    Operation(
+        "delete",
+        "/v1/responses/{response_id}",
+        "Forget a stored response",
+        "responses",
+        DeletedResponse,
+        errors=(401, 404, 503),
+        parameters=(_ID,),
+    ),
+    Operation(
+        "post",
+        "/v1/responses/{response_id}/cancel",
+        "End a response in the background",
+        "responses",
+        ResponseObject,
+        errors=(400, 401, 404, 409, 503),
+        parameters=(_ID,),
+    ),
+    Operation(
+        "get",
+        "/v1/responses/{response_id}/input_items",
+        "What a stored response answers",
+        "responses",
+        ItemList,
+        errors=(400, 401, 404, 503),
+        parameters=(
+            _ID,
+            query_parameter("limit", "At most this many.", {"type": "integer", "minimum": 1, "maximum": 100}),
+            query_parameter("order", "By age; desc unless said otherwise.", {"enum": ["asc", "desc"]}),
+            query_parameter("after", "Begin after the item of this id.", {"type": "string"}),
+        ),
+    ),
+)
+
+
+def routes(services: Services) -> Blueprint:
+    """The routes, bound to `services`."""
+    blueprint = Blueprint("responses", __name__)
+    store, background = ResponseStore(services.database), Background(services)
+
+    @blueprint.post("/v1/responses")
+    async def create() -> Response:
+        async with services.drain.interruptible():
+            asked = await read_body(parse_response)
+            if asked.stream:
+                run = await start_response(services, asked, current_caller())
+                return await stream_response(response_events(run, services, asked.stores), services.drain)
+            if asked.background:
+                return _json(await _begin(services, asked, current_caller(), background))
+            return _json(await answer_response(services, asked, current_caller()))
+
+    @blueprint.post("/v1/responses/input_tokens")
+    async def input_tokens() -> Response:
+        run = await start_response(services, await read_body(parse_response), current_caller())
+        return _json(InputTokens(input_tokens=run.chat.generation.prompt_tokens))
+
+    @blueprint.get("/v1/responses/<response_id>")
+    async def retrieve(response_id: str) -> Response:
+        if request.args.get("stream", "false") == "true":
+            raise InvalidRequest("a stored response cannot be streamed", param="stream", code="unsupported_parameter")
+        return _json((await store.get(current_caller().owner, response_id)).response)
+
+    @blueprint.delete("/v1/responses/<response_id>")
+    async def delete(response_id: str) -> Response:
+        await store.delete(current_caller().owner, response_id)
+        return _json(DeletedResponse(id=response_id))
+
+    @blueprint.post("/v1/responses/<response_id>/cancel")
+    async def cancel(response_id: str) -> Response:
+        return _json(await cancel_response(services, current_caller(), response_id))
+
+    @blueprint.get("/v1/responses/<response_id>/input_items")
+    async def items(response_id: str) -> Response:
+        page = Page.of(request.args)
+        stored = await store.get(current_caller().owner, response_id)
+        data, more = page_of(stored.items, page, lambda item: str(item["id"]))
+        ids = [str(item["id"]) for item in data]
+        first, last = (ids[0], ids[-1]) if ids else (None, None)
+        return _json(ItemList(data=data, first_id=first, last_id=last, has_more=more))
+
+    return blueprint
+
+
+def _json(answer: msgspec.Struct) -> Response:
+    return Response(ENCODER.encode(answer), content_type="application/json")
+
+
+async def answer_response(services: Services, asked: ResponseRequest, caller: Caller) -> ResponseObject:
+    """The whole response, stored if it is to be. Raises MotetError."""
+    run = await start_response(services, asked, caller)
+    response = await run.whole(services)
+    if asked.stores:
+        await ResponseStore(services.database).put(caller.owner, Stored(response, run.items))
+    return response
+
+
+async def _begin(services: Services, asked: ResponseRequest, caller: Caller, background: Background) -> ResponseObject:
+    """Store a response and let it be made by itself."""
+    if background.full:
+        raise Overloaded("too many responses are being made in the background; try again later")
+    run = await start_response(services, asked, caller)
+    await ResponseStore(services.database).put(caller.owner, Stored(run.response, run.items))
+    background.start(run)
+    return run.response
+
+
+async def cancel_response(services: Services, caller: Caller, id: str) -> ResponseObject:
+    """The response, which is not made any further. Raises NotFound, InvalidRequest, Conflict."""
+    store = ResponseStore(services.database)
+    stored = await store.get(caller.owner, id)
+    if not stored.response.background:
+        raise InvalidRequest("only a response in the background can be cancelled", param="response_id")
+    if stored.response.status == "cancelled":
+        return stored.response
+    if stored.response.status not in RUNNING:
+        raise Conflict(f"the response is {stored.response.status} already", param="response_id")
+    await store.put(caller.owner, Stored(replace(stored.response, status="cancelled"), stored.items))
+    if services.engine.ready:
+        await services.engine.cancel(id)
+    return (await store.get(caller.owner, id)).response
+
+
+async def response_events(run: ResponseRun, services: Services, keep: bool) -> AsyncGenerator[bytes, None]:
+    """The stream; a failure in it is the event response.failed, with the error beside it as both SDKs read it."""
+    number = 0
+    # The first events are told when the first token is there: until then a failure gets a status of its own.
+    held = b""
+    async with aclosing(run.events(services)) as happenings:
+        async for events, response in happenings:
+            frames = b"".join(frame(event, number + i) for i, event in enumerate(events))
+            number += len(events)
+            if number == len(events) and response.status == "in_progress":
+                held = frames
+                continue
+            if response.status != "in_progress" and keep:
+                await ResponseStore(services.database).put(run.caller.owner, Stored(response, run.items))
+            yield held + frames
+            held = b""

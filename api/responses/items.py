@@ -1,0 +1,108 @@
+"""Input items as chat messages, and as they are stored."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from motet.api.schemas import FunctionCall, Message, ToolCall
+from motet.core.errors import InvalidRequest
+
+TEXT_PARTS = ("input_text", "output_text", "text", "refusal")
+ROLES = ("user", "assistant", "system", "developer")
+
+
+def input_items(given: str | Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """`given` as items, each with an id. Raises InvalidRequest naming what is wrong."""
+    if isinstance(given, str):
+        given = [{"role": "user", "content": given}]
+    return [_item(item, f"input[{index}]") for index, item in enumerate(given)]
+
+
+def _item(item: Mapping[str, Any], where: str) -> dict[str, Any]:
+    kind = item.get("type", "message")
+    match kind:
+        case "message":
+            return _message(item, where)
+        case "function_call":
+            for field in ("call_id", "name", "arguments"):
+                _text(item.get(field), f"{where}.{field}")
+            kept = {name: item[name] for name in ("call_id", "name", "arguments")}
+            return {"type": "function_call", "id": _id(item, "fc"), "status": "completed", **kept}
+        case "function_call_output":
+            _text(item.get("call_id"), f"{where}.call_id")
+            output = _content(item.get("output"), f"{where}.output")
+            text = "".join(part["text"] for part in output)
+            return {"type": kind, "id": _id(item, "fco"), "call_id": item["call_id"], "output": text}
+        case "reasoning":  # of another model, perhaps: there is nothing that this one could do with it
+            return {"type": "reasoning", "id": _id(item, "rs"), "summary": []}
+    raise InvalidRequest(
+        "the type must be message, function_call, function_call_output or reasoning",
+        param=f"{where}.type",
+        code="unsupported_value",
+    )
+
+
+def _message(item: Mapping[str, Any], where: str) -> dict[str, Any]:
+    role = item.get("role")
+    if role not in ROLES:
+        raise InvalidRequest(f"the role must be one of {', '.join(ROLES)}", param=f"{where}.role")
+    content = _content(item.get("content"), f"{where}.content")
+    kind = "output_text" if role == "assistant" else "input_text"
+    parts = [
+        {"type": kind, "text": part["text"]} | ({"annotations": []} if role == "assistant" else {}) for part in content
+    ]
+    return {"type": "message", "id": _id(item, "msg"), "status": "completed", "role": role, "content": parts}
+
+
+def _content(content: Any, where: str) -> list[dict[str, str]]:
+    if isinstance(content, str):
+        return [{"text": content}]
+    if not isinstance(content, list):
+        raise InvalidRequest(
+            f"{where} must be a text or a list of parts",
+            param=where,
+            code="missing_required_parameter" if content is None else "invalid_type",
+        )
+    parts = []
+    for index, part in enumerate(content):
+        if not isinstance(part, dict) or part.get("type") not in TEXT_PARTS:
+            raise InvalidRequest(
+                "this server reads text parts only", param=f"{where}[{index}].type", code="unsupported_value"
+            )
+        field = "refusal" if part["type"] == "refusal" else "text"
+        parts.append({"text": _text(part.get(field), f"{where}[{index}].{field}")})
+    return parts
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        code = "missing_required_parameter" if value is None else "invalid_type"
+        raise InvalidRequest(f"{where} must be a text", param=where, code=code)
+    return value
+
+
+def _id(item: Mapping[str, Any], prefix: str) -> str:
+    own = item.get("id")
+    return own if isinstance(own, str) and 0 < len(own) <= 64 else f"{prefix}_{uuid.uuid4().hex}"
+
+
+def chat_messages(items: Iterable[Mapping[str, Any]]) -> list[Message]:
+    """The conversation that the items tell; calls in a row are one assistant's message."""
+    messages: list[Message] = []
+    for item in items:
+        match item["type"]:
+            case "message":
+                text = "".join(part["text"] for part in item["content"])
+                messages.append(Message(item["role"], text))
+            case "function_call":
+                call = ToolCall(item["call_id"], FunctionCall(item["name"], item["arguments"]))
+                last = messages[-1] if messages else None
+                if last is not None and last.role == "assistant":
+                    messages[-1] = Message("assistant", last.content, tool_calls=[*(last.tool_calls or ()), call])
+                else:
+                    messages.append(Message("assistant", None, tool_calls=[call]))
+            case "function_call_output":
+                messages.append(Message("tool", item["output"], tool_call_id=item["call_id"]))
+    return messages

@@ -1,0 +1,230 @@
+"""A response request as a chat request, and the chat's deltas as a response that grows event by event."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from motet.api.answers import ENCODER
+from motet.api.caller import Caller
+from motet.api.chat_run import CallDelta, ChatDelta, ChatRun
+from motet.api.logprobs import chat_logprobs, told
+from motet.api.responses.objects import (
+    IncompleteDetails,
+    OutputItem,
+    OutputText,
+    ResponseObject,
+    ResponseUsage,
+)
+from motet.api.responses.schemas import ResponseRequest
+from motet.api.services import Services
+
+Event = tuple[str, dict[str, Any]]
+
+
+def new_id() -> str:
+    """A new response's id."""
+    return f"resp_{uuid.uuid4().hex}"
+
+
+def new_response(request: ResponseRequest, id: str) -> ResponseObject:
+    """The response as it is before anything has been made."""
+    reasoning = request.reasoning
+    form = (request.text.format if request.text else None) or {"type": "text"}
+    return ResponseObject(
+        id=id,
+        created_at=int(time.time()),
+        status="queued" if request.background else "in_progress",
+        background=bool(request.background),
+        instructions=request.instructions,
+        max_output_tokens=request.max_output_tokens,
+        max_tool_calls=request.max_tool_calls,
+        model=request.model,
+        parallel_tool_calls=request.parallel_tool_calls is not False,
+        previous_response_id=request.previous_response_id,
+        reasoning={"effort": reasoning.effort if reasoning else None, "summary": None},
+        store=request.stores,
+        temperature=1.0 if request.temperature is None else request.temperature,
+        text={"format": form, "verbosity": "medium"},
+        tool_choice=request.tool_choice or "auto",
+        tools=[_tool(tool) for tool in request.tools or ()],
+        top_logprobs=request.top_logprobs or 0,
+        top_p=1.0 if request.top_p is None else request.top_p,
+        truncation=request.truncation or "disabled",
+        user=request.user,
+        metadata=dict(request.metadata or {}),
+    )
+
+
+def _tool(tool: msgspec.Struct) -> dict[str, Any]:
+    described: dict[str, Any] = msgspec.to_builtins(tool)
+    return {**described, "parameters": described["parameters"] or {}, "strict": bool(described["strict"])}
+
+
+@dataclass
+class _Open:
+    """The item that is being made, and its text or arguments so far."""
+
+    item: OutputItem
+    pieces: list[str] = field(default_factory=list)
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
+
+
+class ResponseWriter:
+    """Puts a response together. Every method returns the events that tell of what it did."""
+
+    def __init__(self, services: Services, response: ResponseObject, logprobs: bool) -> None:
+        self.response = response
+        self._services, self._logprobs = services, logprobs
+        self._items: list[OutputItem] = []
+        self._open: _Open | None = None
+        self._tokens = 0
+
+    def begin(self) -> list[Event]:
+        """The response exists, and is being made."""
+        self.response = replace(self.response, status="in_progress")
+        return [self._told("response.created"), self._told("response.in_progress")]
+
+    def write(self, delta: ChatDelta) -> list[Event]:
+        """Take a delta in."""
+        self._tokens += len(delta.tokens)
+        events: list[Event] = []
+        if delta.text:
+            events += self._text(delta)
+        for call in delta.calls:
+            events += self._call(call)
+        return events
+
+    def end(self, reason: str, input_tokens: int) -> list[Event]:
+        """Everything has come."""
+        events = [] if self._items or self._open else self._open_message()
+        cut = reason == "length"
+        events += self._close("incomplete" if cut else "completed")
+        usage = ResponseUsage(
+            input_tokens=input_tokens, output_tokens=self._tokens, total_tokens=input_tokens + self._tokens
+        )
+        self.response = replace(
+            self.response,
+            status="incomplete" if cut else "completed",
+            completed_at=None if cut else int(time.time()),
+            incomplete_details=IncompleteDetails("max_output_tokens") if cut else None,
+            output=self._items,
+            usage=usage,
+        )
+        return [*events, self._told(f"response.{self.response.status}")]
+
+    def _told(self, kind: str) -> Event:
+        return kind, {"response": self.response}
+
+    def _place(self, opened: _Open) -> dict[str, Any]:
+        return {"item_id": opened.item.id, "output_index": len(self._items)}
+
+    def _text(self, delta: ChatDelta) -> list[Event]:
+        events = []
+        if self._open is None or self._open.item.type != "message":
+            events = [*self._close("completed"), *self._open_message()]
+        opened = self._open
+        assert opened is not None
+        tokens = told(delta.tokens) if self._logprobs else ()
+        logprobs = [msgspec.to_builtins(entry) for entry in chat_logprobs(self._services.text, tokens).content]
+        opened.pieces.append(delta.text)
+        opened.logprobs += logprobs
+        place = {**self._place(opened), "content_index": 0}
+        return [*events, ("response.output_text.delta", {**place, "delta": delta.text, "logprobs": logprobs})]
+
+    def _open_message(self) -> list[Event]:
+        id = f"msg_{uuid.uuid4().hex}"
+        self._open = _Open(OutputItem(type="message", id=id, status="in_progress", role="assistant", content=[]))
+        place = {**self._place(self._open), "content_index": 0}
+        return [self._added(self._open), ("response.content_part.added", {**place, "part": OutputText(text="")})]
+
+    def _added(self, opened: _Open) -> Event:
+        return "response.output_item.added", {"output_index": len(self._items), "item": opened.item}
+
+    def _call(self, call: CallDelta) -> list[Event]:
+        events: list[Event] = []
+        if call.id is not None and call.name is not None:
+            events += self._close("completed")
+            item = OutputItem(
+                type="function_call",
+                id=f"fc_{uuid.uuid4().hex}",
+                status="in_progress",
+                call_id=call.id,
+                name=call.name,
+                arguments="",
+            )
+            self._open = _Open(item)
+            events.append(self._added(self._open))
+        opened = self._open
+        assert opened is not None, "a call begins with its name"
+        if call.arguments:
+            opened.pieces.append(call.arguments)
+            place = self._place(opened)
+            events.append(("response.function_call_arguments.delta", {**place, "delta": call.arguments}))
+        return events
+
+    def _close(self, status: str) -> list[Event]:
+        """End the item that is being made, if there is one."""
+        opened, self._open = self._open, None
+        if opened is None:
+            return []
+        place, text = self._place(opened), "".join(opened.pieces)
+        if opened.item.type == "message":
+            part = OutputText(text=text, logprobs=opened.logprobs)
+            where = {**place, "content_index": 0}
+            events: list[Event] = [
+                ("response.output_text.done", {**where, "text": text, "logprobs": opened.logprobs}),
+                ("response.content_part.done", {**where, "part": part}),
+            ]
+            item = replace(opened.item, content=[part], status=status)
+        else:
+            events = [("response.function_call_arguments.done", {**place, "arguments": text, "name": opened.item.name})]
+            item = replace(opened.item, arguments=text, status=status)
+        events.append(("response.output_item.done", {"output_index": len(self._items), "item": item}))
+        self._items.append(item)
+        return events
+
+
+@dataclass(frozen=True)
+class ResponseRun:
+    """A response that can be made: its chat, and the items that are its own input."""
+
+    chat: ChatRun
+    response: ResponseObject
+    items: list[dict[str, Any]]
+    logprobs: bool
+    caller: Caller
+
+    async def events(self, services: Services) -> AsyncGenerator[tuple[Sequence[Event], ResponseObject], None]:
+        """What happens, and the response as it is then; closing this ends the generation. Raises MotetError."""
+        writer = ResponseWriter(services, self.response, self.logprobs)
+        yield writer.begin(), writer.response
+        reason = "stop"
+        async with aclosing(self.chat.deltas(services)) as deltas:
+            async for _, delta in deltas:
+                reason = delta.finish_reason or reason
+                if events := writer.write(delta):
+                    yield events, writer.response
+        yield writer.end(reason, self.chat.generation.prompt_tokens), writer.response
+
+    async def whole(self, services: Services) -> ResponseObject:
+        """The complete response. Raises MotetError."""
+        made = self.response
+        async with aclosing(self.events(services)) as events:
+            async for _, latest in events:
+                made = latest
+        return made
+
+
+def frame(event: Event, number: int) -> bytes:
+    """One server-sent event."""
+    kind, data = event
+    body = ENCODER.encode({"type": kind, "sequence_number": number, **data})
+    return b"event: " + kind.encode() + b"\ndata: " + body + b"\n\n"

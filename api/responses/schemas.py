@@ -1,0 +1,121 @@
+"""What a response request may say: the body of POST /v1/responses."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from motet.api.schemas import (
+    MAX_STOP_STRINGS,
+    MAX_TOOLS,
+    AdapterChoice,
+    Fraction,
+    Penalty,
+    Positive,
+    StopString,
+    StreamOptions,
+)
+from motet.core.sampling import MAX_TOP_LOGPROBS
+
+MAX_ITEMS = 4096
+MAX_METADATA = 16
+
+Text64 = Annotated[str, Meta(max_length=64)]
+Text512 = Annotated[str, Meta(max_length=512)]
+
+
+def _says(text: str) -> Meta:
+    return Meta(description=text)
+
+
+class Reasoning(msgspec.Struct, frozen=True):
+    """How to think, for chat templates that read it."""
+
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    summary: Annotated[str | None, _says("Accepted; there are no summaries.")] = None
+    generate_summary: Annotated[str | None, _says("Accepted; there are no summaries.")] = None
+
+
+class TextConfig(msgspec.Struct, frozen=True):
+    """What may come out."""
+
+    format: Annotated[
+        dict[str, Any] | None,
+        _says("`type` is text, json_object, json_schema (with `name` and `schema` beside it) or a plugin's."),
+    ] = None
+    verbosity: Annotated[Literal["medium"] | None, _says("Only medium.")] = None
+
+
+class FlatTool(msgspec.Struct, frozen=True):
+    """A function that the model may call."""
+
+    type: Literal["function"]
+    name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+    description: str | None = None
+
+
+class ResponseRequest(AdapterChoice, frozen=True, kw_only=True):
+    """Body of POST /v1/responses."""
+
+    input: Annotated[
+        str | Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=MAX_ITEMS)],
+        _says("A text, or a list of items: messages, function calls and their outputs."),
+    ]
+    instructions: Annotated[str | None, _says("A system message before the input; not carried over to later ones.")] = (
+        None
+    )
+    previous_response_id: Annotated[str | None, _says("A stored response that this one continues.")] = None
+    store: Annotated[bool | None, _says("Keep the response, for 30 days; true unless said otherwise.")] = None
+    background: Annotated[bool | None, _says("Answer at once, and go on by yourself; needs `store`.")] = None
+    stream: Annotated[bool | None, _says("Answer as server-sent events.")] = None
+    stream_options: StreamOptions | None = None
+    max_output_tokens: Annotated[Positive | None, _says("Longest answer, in tokens.")] = None
+    max_tool_calls: Annotated[int | None, _says("Accepted; it limits built-in tools, of which there are none.")] = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Fraction | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    min_p: Fraction | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: StopString | Annotated[list[StopString], Meta(max_length=MAX_STOP_STRINGS)] | None = None
+    top_logprobs: Annotated[
+        Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None,
+        _says("Alternatives for each token, where `include` asks for message.output_text.logprobs."),
+    ] = None
+    include: Annotated[
+        list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None,
+        _says("What to tell beside the text."),
+    ] = None
+    tools: Annotated[list[FlatTool], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
+    parallel_tool_calls: Annotated[bool | None, _says("False: one call at the most.")] = None
+    reasoning: Reasoning | None = None
+    text: TextConfig | None = None
+    truncation: Annotated[
+        Literal["auto", "disabled"] | None, _says("auto: the earliest messages are dropped until the rest fits.")
+    ] = None
+    metadata: Annotated[
+        Annotated[dict[Text64, Text512], Meta(max_length=MAX_METADATA)] | None, _says("Kept, and sent back.")
+    ] = None
+    user: Annotated[str | None, _says("Accepted; has no effect.")] = None
+    safety_identifier: Annotated[str | None, _says("Accepted; has no effect.")] = None
+    prompt_cache_key: Annotated[str | None, _says("Accepted; has no effect.")] = None
+    prompt_cache_retention: Annotated[str | None, _says("Accepted; has no effect.")] = None
+    prompt_cache_options: Annotated[dict[str, Any] | None, _says("Accepted; has no effect.")] = None
+    service_tier: Annotated[Literal["auto", "default"] | None, _says("Accepted; has no effect.")] = None
+
+    @property
+    def stores(self) -> bool:
+        """Whether the response is kept."""
+        return self.store is not False
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether tokens are told with their logprobs."""
+        return "message.output_text.logprobs" in (self.include or ())
