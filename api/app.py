@@ -8,15 +8,16 @@ from pathlib import Path
 
 from quart import Blueprint, Quart, Response, g, request
 
-from motet.api import chat, completions, docs_page, embeddings, health, models, responses
+from motet.api import batches, chat, completions, docs_page, embeddings, files, health, models, responses
 from motet.api.caller import Caller, hub_bearer
 from motet.api.errors import install_error_handlers
+from motet.api.request_limits import limited_requests
 from motet.api.services import Services
 
 __all__ = ["OPERATIONS", "SURFACES", "Services", "create_app"]
 
 DEFAULT_MAX_BODY = 4 << 20
-SURFACES = (chat, completions, embeddings, responses, models, health)
+SURFACES = (chat, completions, embeddings, responses, files, batches, models, health)
 """The modules with routes: each has `routes(services)`, a blueprint, and OPERATIONS, which describes them."""
 
 OPERATIONS = tuple(operation for surface in (*SURFACES, docs_page) for operation in surface.OPERATIONS)
@@ -32,6 +33,7 @@ def create_app(services: Services) -> Quart:
     app.url_map.merge_slashes = False
     max_body = services.settings.size("max_body") or DEFAULT_MAX_BODY
     app.config["MAX_CONTENT_LENGTH"] = max_body
+    app.request_class = limited_requests(services.settings.size("max_file") or 0)
     blueprints: list[Blueprint] = [surface.routes(services) for surface in SURFACES]
     for blueprint in (*blueprints, docs_page.routes(OPERATIONS)):
         app.register_blueprint(blueprint)

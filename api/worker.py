@@ -17,6 +17,7 @@ from loguru import logger
 
 from motet.api.adapters.wiring import worker_adapters
 from motet.api.app import create_app
+from motet.api.batches.runner import BatchRunner
 from motet.api.database import Database
 from motet.api.deployment import Deployment
 from motet.api.services import Services
@@ -93,7 +94,9 @@ async def _answer(services: Services, deployment: Deployment) -> None:
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
     drained = asyncio.Event()
-    drain = asyncio.create_task(_drain(services, stopped, drained))
+    batches = BatchRunner(services)
+    batches.start()
+    drain = asyncio.create_task(_drain(services, batches, stopped, drained))
     announce = asyncio.create_task(_announce(services, deployment))
     config = _Config(deployment.socket)
     config.keep_alive_timeout = KEEP_ALIVE_SECONDS
@@ -112,10 +115,11 @@ def _only_local(descriptor: int) -> bool:
         return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
-async def _drain(services: Services, stopped: asyncio.Event, drained: asyncio.Event) -> None:
+async def _drain(services: Services, batches: BatchRunner, stopped: asyncio.Event, drained: asyncio.Event) -> None:
     """After SIGTERM: refuse new requests, let running ones finish for a while, then end them with an error."""
     await stopped.wait()
     services.drain.begin()
+    await batches.close()
     if not await services.drain.wait(services.settings.drain_seconds):
         services.drain.cancel_rest()
         await services.drain.wait(LAST_WORDS_SECONDS)

@@ -1,0 +1,124 @@
+"""The lines of a batch: read and checked, and each one run as its route would run it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from motet.api.answers import ENCODER, error_body
+from motet.api.batches.objects import BatchError, Line
+from motet.api.caller import Caller
+from motet.api.chat import answer_chat
+from motet.api.completions import answer_completion
+from motet.api.embeddings import answer_embedding, parse_embedding
+from motet.api.errors import internal_error
+from motet.api.parsing import parse_chat, parse_completion
+from motet.api.responses import answer_response
+from motet.api.responses.start import parse_response
+from motet.api.services import Services
+from motet.core.errors import ErrorInfo, InvalidRequest, MotetError, Overloaded, Unavailable
+
+MAX_LINES = 50_000
+MAX_LINE_BYTES = 4 << 20
+MAX_ERRORS = 100
+
+# Parsing and answering, by endpoint; what parsing gives is what answering takes.
+_ENDPOINTS: dict[str, tuple[Callable[[dict[str, Any]], Any], Callable[[Services, Any, Caller], Awaitable[Any]]]] = {
+    "/v1/chat/completions": (parse_chat, answer_chat),
+    "/v1/completions": (parse_completion, answer_completion),
+    "/v1/embeddings": (parse_embedding, answer_embedding),
+    "/v1/responses": (parse_response, answer_response),
+}
+
+
+class Waits(Exception):
+    """The engine or a source is away: the line is to be run again later."""
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not empty, with their numbers from 1; one that is too long comes cut."""
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if line.strip():
+                yield number, line
+            while not line.endswith(b"\n") and (line := file.readline(MAX_LINE_BYTES + 1)):
+                pass
+
+
+def check_lines(path: Path, endpoint: str) -> tuple[int, list[BatchError]]:
+    """How many lines there are, and what is wrong with them (the first hundred mistakes)."""
+    errors: list[BatchError] = []
+    seen: set[str] = set()
+    count = 0
+    for number, raw in read_lines(path):
+        count += 1
+        if count > MAX_LINES or len(errors) >= MAX_ERRORS:
+            break
+        if (error := _mistake(number, raw, endpoint, seen)) is not None:
+            errors.append(error)
+    if count == 0:
+        errors.append(BatchError(code="empty_file", message="the input file has no lines"))
+    if count > MAX_LINES:
+        errors.append(BatchError(code="too_many_lines", message=f"a batch has at most {MAX_LINES} lines"))
+    return count, errors
+
+
+def _mistake(number: int, raw: bytes, endpoint: str, seen: set[str]) -> BatchError | None:
+    if len(raw) > MAX_LINE_BYTES:
+        message = f"a line has at most {MAX_LINE_BYTES} bytes"
+        return BatchError(code="line_too_long", message=message, line=number)
+    try:
+        line = msgspec.json.decode(raw, type=Line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        code = "invalid_line" if isinstance(error, msgspec.ValidationError) else "invalid_json_line"
+        return BatchError(code=code, message=f"the line is not a request: {str(error)[:200]}", line=number)
+    if line.url != endpoint:
+        message = f"url must be the batch's endpoint, {endpoint}"
+        return BatchError(code="mismatched_endpoint", message=message, line=number, param="url")
+    if not line.custom_id or line.custom_id in seen:
+        message = "custom_id must be a text of its own for each line"
+        return BatchError(code="duplicate_custom_id", message=message, line=number, param="custom_id")
+    seen.add(line.custom_id)
+    if not isinstance(line.body.get("model"), str):
+        return BatchError(code="missing_model", message="body.model is missing", line=number, param="body.model")
+    return None
+
+
+async def run_line(services: Services, caller: Caller, raw: bytes) -> tuple[bool, bytes]:
+    """Whether the line failed, and its line of output. Raises Waits if it is to be run again."""
+    line = msgspec.json.decode(raw, type=Line)
+    parse, answer = _ENDPOINTS[line.url]
+    request_id = caller.request_id
+    try:
+        request = parse(line.body).request
+        if getattr(request, "stream", None) or getattr(request, "background", None):
+            raise InvalidRequest("a batch neither streams nor goes into the background", param="body.stream")
+        body = ENCODER.encode(await answer(services, request, caller))
+        status = 200
+    except (Unavailable, Overloaded) as error:
+        raise Waits from error
+    except MotetError as error:
+        status, body = error.status, ENCODER.encode(error_body(error.info()))
+    except Exception as error:
+        info = internal_error(error)
+        status, body = info.status, ENCODER.encode(error_body(info))
+    response = {"status_code": status, "request_id": request_id, "body": msgspec.Raw(body)}
+    return status != 200, _output(line.custom_id, response, None)
+
+
+def expired_line(raw: bytes) -> bytes:
+    """The line of output for a line that was not run in time."""
+    line = msgspec.json.decode(raw, type=Line)
+    error = ErrorInfo("the batch's time was over before this line was run", "", "batch_expired", 0)
+    return _output(line.custom_id, None, {"code": error.code, "message": error.message})
+
+
+def _output(custom_id: str, response: object, error: object) -> bytes:
+    id = f"batch_req_{uuid.uuid4().hex}"
+    return ENCODER.encode({"id": id, "custom_id": custom_id, "response": response, "error": error})

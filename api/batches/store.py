@@ -1,0 +1,176 @@
+"""Batches in the database: their state, who runs them, and each line's result as soon as it is there."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+from msgspec.structs import replace
+
+from motet.api.batches.objects import ACTIVE, BatchObject, RequestCounts
+from motet.api.database import Database
+from motet.core.errors import NotFound
+
+LEASE_SECONDS = 20.0
+"""A runner that has not been heard of for this long has lost its batches to the next."""
+
+_TABLES = (
+    """CREATE TABLE IF NOT EXISTS batches (
+        number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, owner TEXT NOT NULL,
+        status TEXT NOT NULL, batch BLOB NOT NULL, runner TEXT NOT NULL DEFAULT '', lease REAL NOT NULL DEFAULT 0
+    )""",
+    """CREATE TABLE IF NOT EXISTS batch_results (
+        batch TEXT NOT NULL, line INTEGER NOT NULL, failed INTEGER NOT NULL, result BLOB NOT NULL,
+        PRIMARY KEY (batch, line)
+    ) WITHOUT ROWID""",
+)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """A batch that this runner may run, and whose it is."""
+
+    batch: BatchObject
+    owner: str
+
+
+class BatchStore:
+    """The batches of one database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def add(self, owner: str, batch: BatchObject) -> None:
+        """Keep a new batch."""
+        await self._run(
+            lambda connection: connection.execute(
+                "INSERT INTO batches (id, owner, status, batch) VALUES (?, ?, ?, ?)",
+                (batch.id, owner, batch.status, msgspec.json.encode(batch)),
+            )
+        )
+
+    async def get(self, owner: str, id: str) -> BatchObject:
+        """The batch `id`, with its counts as they are now. Raises NotFound."""
+
+        def work(connection: sqlite3.Connection) -> BatchObject:
+            return _counted(connection, _found(connection, owner, id))
+
+        return await self._run(work)
+
+    async def list(self, owner: str) -> list[BatchObject]:
+        """The owner's batches, oldest first."""
+
+        def work(connection: sqlite3.Connection) -> list[BatchObject]:
+            query = "SELECT batch FROM batches WHERE owner = ? ORDER BY number"
+            rows = connection.execute(query, (owner,)).fetchall()
+            return [_counted(connection, msgspec.json.decode(row[0], type=BatchObject)) for row in rows]
+
+        return await self._run(work)
+
+    async def change(self, owner: str, id: str, change: Callable[[BatchObject], BatchObject]) -> BatchObject:
+        """Change a batch in one transaction; what `change` raises leaves it as it was. Raises NotFound."""
+
+        def work(connection: sqlite3.Connection) -> BatchObject:
+            batch = change(_counted(connection, _found(connection, owner, id)))
+            connection.execute(
+                "UPDATE batches SET status = ?, batch = ? WHERE id = ?", (batch.status, msgspec.json.encode(batch), id)
+            )
+            return batch
+
+        return await self._run(work)
+
+    async def claim(self, runner: str) -> Claimed | None:
+        """The oldest batch that there is work to do on and nobody works on; it is the runner's from now on."""
+
+        def work(connection: sqlite3.Connection) -> Claimed | None:
+            now = time.time()
+            marks = ", ".join("?" * len(ACTIVE))
+            query = f"SELECT id, owner, batch FROM batches WHERE status IN ({marks}) AND lease < ? ORDER BY number"
+            row = connection.execute(query, (*ACTIVE, now)).fetchone()
+            if row is None:
+                return None
+            connection.execute(
+                "UPDATE batches SET runner = ?, lease = ? WHERE id = ?", (runner, now + LEASE_SECONDS, row[0])
+            )
+            return Claimed(msgspec.json.decode(row[2], type=BatchObject), row[1])
+
+        return await self._run(work)
+
+    async def renew(self, runner: str, id: str) -> str | None:
+        """Keep the lease on a batch; its status, or None if it is somebody else's now."""
+
+        def work(connection: sqlite3.Connection) -> str | None:
+            kept = connection.execute(
+                "UPDATE batches SET lease = ? WHERE id = ? AND runner = ?", (time.time() + LEASE_SECONDS, id, runner)
+            )
+            if not kept.rowcount:
+                return None
+            status: str = connection.execute("SELECT status FROM batches WHERE id = ?", (id,)).fetchone()[0]
+            return status
+
+        return await self._run(work)
+
+    async def release(self, runner: str) -> None:
+        """Let go of the runner's batches at once, so that the next need not wait."""
+        await self._run(
+            lambda connection: connection.execute("UPDATE batches SET lease = 0 WHERE runner = ?", (runner,))
+        )
+
+    async def done(self, id: str) -> set[int]:
+        """The lines that have a result."""
+
+        def work(connection: sqlite3.Connection) -> set[int]:
+            rows = connection.execute("SELECT line FROM batch_results WHERE batch = ?", (id,)).fetchall()
+            return {row[0] for row in rows}
+
+        return await self._run(work)
+
+    async def keep(self, id: str, line: int, failed: bool, result: bytes) -> None:
+        """A line's result; the first one stays."""
+        await self._run(
+            lambda connection: connection.execute(
+                "INSERT OR IGNORE INTO batch_results VALUES (?, ?, ?, ?)", (id, line, failed, result)
+            )
+        )
+
+    async def results(self, id: str, failed: bool) -> Iterator[bytes]:
+        """The results of the lines that did or did not fail, in the input's order."""
+
+        def work(connection: sqlite3.Connection) -> list[tuple[bytes]]:
+            query = "SELECT result FROM batch_results WHERE batch = ? AND failed = ? ORDER BY line"
+            return connection.execute(query, (id, failed)).fetchall()
+
+        return (row[0] for row in await self._run(work))
+
+    async def forget_results(self, id: str) -> None:
+        """They are in the output files now. The counts must have been written into the batch before."""
+        await self._run(lambda connection: connection.execute("DELETE FROM batch_results WHERE batch = ?", (id,)))
+
+    async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        def prepared(connection: sqlite3.Connection) -> T:
+            for table in _TABLES:
+                connection.execute(table)
+            return work(connection)
+
+        return await self._database.run(prepared)
+
+
+def _found(connection: sqlite3.Connection, owner: str, id: str) -> BatchObject:
+    row = connection.execute("SELECT batch FROM batches WHERE id = ? AND owner = ?", (id, owner)).fetchone()
+    if row is None:
+        raise NotFound(f"there is no batch {id[:80]!r}", param="batch_id", code="not_found")
+    return msgspec.json.decode(row[0], type=BatchObject)
+
+
+def _counted(connection: sqlite3.Connection, batch: BatchObject) -> BatchObject:
+    """The batch with its counts, which are the results' while it runs and its own once it has ended."""
+    if batch.status not in ACTIVE:
+        return batch
+    query = "SELECT COUNT(*), COALESCE(SUM(failed), 0) FROM batch_results WHERE batch = ?"
+    count, failed = connection.execute(query, (batch.id,)).fetchone()
+    return replace(batch, request_counts=RequestCounts(batch.request_counts.total, count - failed, failed))

@@ -1,0 +1,163 @@
+"""Two API processes in front of one engine: shared loads, and what happens when one of the processes is killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+import psutil
+import pytest
+from support.hub import Hub
+from support.server import Server, serving
+
+PIRATE = Path(__file__).parents[2] / "plugins" / "demo" / "adapters" / "pirate"
+TOKEN = "hf_crew"
+LONG = {"model": "", "prompt": "Once upon a time", "max_tokens": 8000, "ignore_eos": True, "stream": True}
+
+
+@dataclass(frozen=True)
+class World:
+    """A server with two API workers, the hub that it knows, and its cache."""
+
+    server: Server
+    hub: Hub
+    cache: Path
+
+    def processes(self, module: str) -> list[psutil.Process]:
+        """The server's processes that run `module`."""
+        found = []
+        for child in psutil.Process(self.server.process.pid).children():
+            with contextlib.suppress(psutil.Error):
+                if module in child.cmdline():
+                    found.append(child)
+        return found
+
+    def workers(self) -> list[psutil.Process]:
+        """The API workers."""
+        return self.processes("motet.api.worker")
+
+    def ask(self, model: str, token: str | None = None) -> httpx2.Response:
+        """A short answer, over a connection of its own."""
+        body = {"model": model, "messages": [{"role": "user", "content": "Ahoy?"}], "max_tokens": 2}
+        headers = {"x-adapter-token": token} if token else {}
+        return httpx2.post(f"{self.server.url}/v1/chat/completions", json=body, headers=headers, timeout=60)
+
+    def engine(self) -> dict[str, int]:
+        """The engine's counters."""
+        stats = self.server.health()[1]["engine"]
+        assert isinstance(stats, dict)
+        return stats
+
+
+@pytest.fixture(scope="module")
+def world(smollm2_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A server that these tests may hurt, with an empty cache."""
+    cache = tmp_path_factory.mktemp("cache")
+    files = {path.name: path.read_bytes() for path in PIRATE.iterdir()}
+    with Hub() as hub:
+        hub.add("org/pirate", files, tokens=[TOKEN])
+        hub.add("org/late", files)
+        hub.known_tokens.add("hf_stranger")
+        env = {**os.environ, "HF_ENDPOINT": hub.url, "MOTET_CACHE": str(cache)}
+        model = ("--model", str(smollm2_directory), "--drain-seconds", "2")
+        with serving("--api-workers", "2", *model, env=env) as server:
+            yield World(server, hub, cache)
+
+
+def until(condition: Callable[[], bool], seconds: float = 15.0) -> None:
+    """Wait for `condition`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.05)
+
+
+def clients(worker: psutil.Process) -> set[int]:
+    """The ports of a worker's clients."""
+    return {c.raddr.port for c in worker.net_connections("tcp") if c.status == psutil.CONN_ESTABLISHED}
+
+
+def port(response: httpx2.Response) -> int:
+    """Our own port in the connection that a response comes over."""
+    return int(response.extensions["network_stream"].get_extra_info("client_addr")[1])
+
+
+@contextlib.contextmanager
+def streams(world: World, per_worker: int) -> Iterator[list[tuple[httpx2.Response, Iterator[str]]]]:
+    """Long answers that have begun, until each worker has that many."""
+    with contextlib.ExitStack() as stack:
+        opened = []
+        while min(len(clients(worker)) for worker in world.workers()) < per_worker:
+            assert len(opened) < 40, "one worker takes every connection"
+            client = stack.enter_context(httpx2.Client(timeout=60))
+            response = stack.enter_context(client.stream("POST", f"{world.server.url}/v1/completions", json=LONG))
+            lines = (line for line in response.iter_lines() if line)
+            next(lines)
+            opened.append((response, lines))
+        yield opened
+
+
+def test_a_cold_adapter_is_loaded_once_for_all_workers(world: World) -> None:
+    assert len(world.workers()) == 2
+    assert len(world.processes("motet.api.adapters.process")) == 1
+    world.hub.delay = 0.2  # so that all ask before it is there
+    with ThreadPoolExecutor(24) as threads, streams(world, per_worker=1):
+        tokens = [TOKEN, TOKEN, TOKEN, "hf_stranger"] * 6
+        answers = list(threads.map(lambda token: world.ask("org/pirate", token), tokens))
+    world.hub.delay = 0.0
+    allowed = [answer.status_code for answer, token in zip(answers, tokens, strict=True) if token == TOKEN]
+    assert allowed == [200] * 18
+    strangers = [answer for answer, token in zip(answers, tokens, strict=True) if token != TOKEN]
+    assert {answer.status_code for answer in strangers} <= {403, 404}
+    assert world.hub.count("GET", "adapter_model.safetensors") == 1
+    assert len(list((world.cache / "prepared").iterdir())) == 1
+    assert world.ask("org/pirate").status_code in (401, 404), "nobody is spared the hub's word"
+    assert TOKEN not in world.server.log.read_text()
+
+
+def test_a_killed_worker_takes_its_own_requests_alone(world: World) -> None:
+    with streams(world, per_worker=2) as opened:
+        until(lambda: world.engine()["running"] == len(opened))
+        victim, _ = world.workers()
+        lost = [one for one in opened if port(one[0]) in clients(victim)]
+        kept = [one for one in opened if one not in lost]
+        assert min(len(lost), len(kept)) >= 2
+        victim.send_signal(signal.SIGKILL)
+        until(lambda: world.engine()["running"] == len(kept))
+        for _, lines in lost:
+            with pytest.raises(httpx2.TransportError):
+                list(lines)
+        for _, lines in kept:
+            for _ in range(10):
+                assert "error" not in json.loads(next(lines).removeprefix("data: "))
+    until(lambda: len(world.workers()) == 2 and victim.pid not in [w.pid for w in world.workers()])
+    stats = world.engine()
+    until(lambda: world.engine()["blocks_free"] == stats["blocks_total"])
+    with streams(world, per_worker=1):  # the new one answers too
+        assert world.ask("org/pirate", TOKEN).status_code == 200
+    until(lambda: world.engine()["running"] == 0)
+    assert world.server.log.read_text().count("Motet serves") == 1
+
+
+def test_a_killed_registry_fails_what_it_was_asked_and_comes_back(world: World) -> None:
+    world.hub.delay = 3.0
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(world.ask, "org/late")
+        until(lambda: any("org/late" in path for _, path in world.hub.requests))
+        (registry,) = world.processes("motet.api.adapters.process")
+        begun = time.monotonic()
+        registry.send_signal(signal.SIGKILL)
+        answer = asked.result()
+        assert time.monotonic() - begun < 1.0
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_unavailable")
+    world.hub.delay = 0.0
+    assert world.ask("").status_code == 200
+    assert world.ask("org/late").status_code == 200
