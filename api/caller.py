@@ -5,7 +5,6 @@ Nothing secret in here is ever logged or sent back.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -37,9 +36,9 @@ class Caller:
         return from_body or self.adapter_token or (self.hub_token if source == HUB else None)
 
 
-def hub_bearer(headers: Mapping[str, str]) -> str | None:
-    """The `Authorization: Bearer hf_…` of a request, if that is what it has."""
-    scheme, _, bearer = headers.get("authorization", "").partition(" ")
+def hub_bearer(authorization: str) -> str | None:
+    """The token of `Bearer hf_…`, if the Authorization header is that."""
+    scheme, _, bearer = authorization.partition(" ")
     return bearer.strip() if scheme.lower() == "bearer" and bearer.strip().startswith("hf_") else None
 
 

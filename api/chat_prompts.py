@@ -106,7 +106,7 @@ def _effort(request: ChatRequest, template: ChatTemplate) -> dict[str, object]:
     effort = request.reasoning_effort
     if effort is None:
         return {}
-    known = {"reasoning_effort": effort, "enable_thinking": effort != "none"}
+    known: dict[str, object] = {"reasoning_effort": effort, "enable_thinking": effort != "none"}
     read = {name: value for name, value in known.items() if name in template.text}
     if not read and effort != "none":
         raise _unsupported("reasoning_effort", template)

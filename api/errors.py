@@ -28,6 +28,8 @@ def error_response(info: ErrorInfo) -> Response:
     response = Response(ENCODER.encode(error_body(info)), info.status, content_type="application/json")
     if info.status in RETRY_AFTER_SECONDS:
         response.headers["retry-after"] = RETRY_AFTER_SECONDS[info.status]
+    if info.status == 409:  # SDKs would try again, which cannot help
+        response.headers["x-should-retry"] = "false"
     return response
 
 

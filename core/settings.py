@@ -48,6 +48,12 @@ class Settings:
     host: str = _setting("127.0.0.1", "address to listen on")
     port: int = _setting(8080, "port to listen on", low=0, high=65535)
     api_workers: int = _setting(1, "API processes in front of the one engine", low=1, high=64)
+    api_keys: str = _setting("", "a file of API keys (default: anybody may use the server)")
+    cors_origin: tuple[str, ...] = _setting(
+        (), "an origin whose pages may call this server from a browser, or * (repeatable)", metavar="ORIGIN"
+    )
+    tls_certificate: str = _setting("", "certificate chain (PEM): serve HTTPS")
+    tls_key: str = _setting("", "the certificate's private key (PEM)")
     shards: int = _setting(1, "ranks that share the model by tensor parallelism", low=1, high=64)
     device: str = _setting("auto", "where the engine computes", choices=("auto", "cpu", "cuda"))
     dtype: str = _setting(

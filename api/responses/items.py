@@ -50,7 +50,7 @@ def _message(item: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise InvalidRequest(f"the role must be one of {', '.join(ROLES)}", param=f"{where}.role")
     content = _content(item.get("content"), f"{where}.content")
     kind = "output_text" if role == "assistant" else "input_text"
-    parts = [
+    parts: list[dict[str, Any]] = [
         {"type": kind, "text": part["text"]} | ({"annotations": []} if role == "assistant" else {}) for part in content
     ]
     return {"type": "message", "id": _id(item, "msg"), "status": "completed", "role": role, "content": parts}
@@ -65,7 +65,7 @@ def _content(content: Any, where: str) -> list[dict[str, str]]:
             param=where,
             code="missing_required_parameter" if content is None else "invalid_type",
         )
-    parts = []
+    parts: list[dict[str, str]] = []
     for index, part in enumerate(content):
         if not isinstance(part, dict) or part.get("type") not in TEXT_PARTS:
             raise InvalidRequest(

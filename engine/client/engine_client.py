@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import msgspec
 import zmq
@@ -248,7 +249,8 @@ class EngineClient:
         for queue in self._queues.values():
             queue.put_nowait(error)
         cancels = [answer for answers in self._cancels.values() for answer in answers]
-        for waiting in (*self._stats, *self._vectors.values(), *cancels):
+        waiters: list[asyncio.Future[Any]] = [*self._stats, *self._vectors.values(), *cancels]
+        for waiting in waiters:
             if not waiting.done():
                 waiting.set_exception(error)
         self._stats.clear()

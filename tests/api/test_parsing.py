@@ -199,9 +199,7 @@ HARMLESS = {
 }
 
 
-@pytest.mark.parametrize(
-    "fields", [NULLS, HARMLESS, {"temperature": 1}, {"n": 2}], ids=lambda f: str(f)[:20]
-)
+@pytest.mark.parametrize("fields", [NULLS, HARMLESS, {"temperature": 1}, {"n": 2}], ids=lambda f: str(f)[:20])
 def test_what_changes_nothing_is_accepted(fields: dict[str, Any]) -> None:
     assert parse_chat({**CHAT, **fields}).ignored == ()
 

@@ -28,11 +28,11 @@ class Pool(RuleBasedStateMachine):
         assert blocks[: len(before)] == before, "blocks that hold tokens stay where they are"
         assert len(blocks) == len(before) + (missing if grown else 0)
 
-    @rule(source=st.integers(0, 4), target=st.integers(0, 4), count=st.integers(0, 6))
-    def share(self, source: int, target: int, count: int) -> None:
-        if not self.tables[target] and source != target:
+    @rule(source=st.integers(0, 4), taker=st.integers(0, 4), count=st.integers(0, 6))
+    def share(self, source: int, taker: int, count: int) -> None:
+        if not self.tables[taker] and source != taker:
             free = self.pool.free
-            self.tables[target] = self.pool.share(self.tables[source][:count])
+            self.tables[taker] = self.pool.share(self.tables[source][:count])
             assert self.pool.free == free, "sharing costs nothing"
 
     @rule(table=st.integers(0, 4))

@@ -1,0 +1,54 @@
+"""POST /v1/requests/<id>/cancel: end a request that runs, by its x-request-id or by its answer's id."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+from quart import Blueprint, Response
+
+from motet.api.answers import ENCODER
+from motet.api.caller import current_caller
+from motet.api.operations import Operation, path_parameter
+from motet.api.services import Services
+from motet.core.errors import NotFound
+
+# The ids of answers are secrets of those who got them; a request's id may be anything, and so is its owner's alone.
+_ANSWERS = ("chatcmpl-", "cmpl-", "resp_", "embd-")
+
+
+class CancelledRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that was ended: whoever waits for its answer gets an error."""
+
+    id: str
+    object: Literal["request.cancelled"] = "request.cancelled"
+    sequences: int
+
+
+OPERATIONS = (
+    Operation(
+        "post",
+        "/v1/requests/{request_id}/cancel",
+        "End a request that runs",
+        "server",
+        CancelledRequest,
+        errors=(401, 404, 503),
+        parameters=(path_parameter("request_id", "Its x-request-id, or the id of its answer."),),
+    ),
+)
+
+
+def routes(services: Services) -> Blueprint:
+    """The route, bound to `services`."""
+    blueprint = Blueprint("cancelling", __name__)
+
+    @blueprint.post("/v1/requests/<request_id>/cancel")
+    async def cancel(request_id: str) -> Response:
+        group = request_id if request_id.startswith(_ANSWERS) else f"{current_caller().owner}:{request_id}"
+        sequences = await services.engine.cancel(group)
+        if not sequences:
+            raise NotFound("no request of this id runs now", param="request_id", code="not_found")
+        answer = CancelledRequest(id=request_id, sequences=sequences)
+        return Response(ENCODER.encode(answer), content_type="application/json")
+
+    return blueprint

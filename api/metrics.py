@@ -1,0 +1,105 @@
+"""GET /metrics: counters and gauges in Prometheus' text format, of this process and of the engine behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from quart import Blueprint, Quart, Response, g, request
+
+from motet.api.operations import Operation
+from motet.api.services import Services
+from motet.core.errors import Unavailable
+
+ENGINE_SECONDS = 1.0
+UNROUTED = "other"
+
+OPERATIONS = (
+    Operation(
+        "get", "/metrics", "Counters for Prometheus", "server", None, media="text/plain", errors=(401,), says="Text."
+    ),
+)
+
+REQUESTS = Counter("motet_requests", "Requests that were answered", ("method", "route", "status"))
+SECONDS = Histogram(
+    "motet_request_seconds",
+    "From a request's head to its answer's (a stream's first event)",
+    ("route",),
+    buckets=(0.005, 0.02, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 300),
+)
+RUNNING = Gauge("motet_requests_running", "Requests that run", multiprocess_mode="livesum")
+
+
+def install_metrics(app: Quart) -> None:
+    """Count every request of `app`. Routes are named by their patterns, so that nobody can make up series."""
+
+    @app.before_request
+    async def begin() -> None:
+        g.began = time.perf_counter()
+        RUNNING.inc()
+
+    @app.after_request
+    async def count(response: Response) -> Response:
+        route = request.url_rule.rule if request.url_rule is not None else UNROUTED
+        REQUESTS.labels(request.method, route, str(response.status_code)).inc()
+        if (began := g.get("began")) is not None:
+            SECONDS.labels(route).observe(time.perf_counter() - began)
+        return response
+
+    @app.teardown_request
+    async def end(_: BaseException | None) -> None:
+        if g.get("began") is not None:
+            RUNNING.dec()
+
+
+def routes(services: Services) -> Blueprint:
+    """The route, bound to `services`."""
+    blueprint = Blueprint("metrics", __name__)
+
+    @blueprint.get("/metrics")
+    async def metrics() -> Response:
+        text = await asyncio.to_thread(_counted) + await _engine(services)
+        return Response(text, content_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+    return blueprint
+
+
+def _counted() -> bytes:
+    """What the API processes have counted, all together where there are several."""
+    registry = CollectorRegistry()
+    try:
+        multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    except ValueError:  # there is one process
+        return generate_latest()
+    return generate_latest(registry)
+
+
+async def _engine(services: Services) -> bytes:
+    """The engine's gauges as they are now; 0 for `motet_engine_up` alone while it does not answer."""
+    registry = CollectorRegistry()
+
+    def gauge(name: str, text: str, value: float) -> None:
+        Gauge(name, text, registry=registry).set(value)
+
+    stats: Any = None
+    try:
+        async with asyncio.timeout(ENGINE_SECONDS):
+            stats = await services.engine.stats()
+    except (Unavailable, TimeoutError):
+        pass
+    gauge("motet_engine_up", "Whether the engine answers", float(stats is not None))
+    if stats is not None:
+        gauge("motet_sequences_running", "Sequences in the batch", stats.running)
+        gauge("motet_sequences_waiting", "Sequences that wait for their turn", stats.waiting)
+        gauge("motet_cache_blocks_free", "Blocks of the key-value cache that nobody holds", stats.blocks_free)
+        gauge("motet_cache_blocks", "Blocks of the key-value cache", stats.blocks_total)
+        gauge("motet_adapters_resident", "Adapters on the device", stats.adapters_resident)
+        gauge("motet_adapters_pinned", "Adapters that running sequences use", stats.adapters_pinned)
+        gauge("motet_steps", "Steps since the engine started", stats.steps)
+        gauge("motet_preemptions", "Sequences that had to give their blocks back", stats.preemptions)
+        gauge("motet_prompt_tokens", "Tokens of prompts that were computed", stats.prompt_tokens)
+        gauge("motet_generated_tokens", "Tokens that were sampled", stats.generated_tokens)
+    return generate_latest(registry)
