@@ -23,6 +23,7 @@ from motet.api import (
 from motet.api.access import install_access
 from motet.api.cors import install_cors
 from motet.api.errors import install_error_handlers
+from motet.api.keep_alive import kept_alive
 from motet.api.request_limits import limited_requests
 from motet.api.services import Services
 
@@ -50,6 +51,7 @@ def create_app(services: Services) -> Quart:
     install_error_handlers(app, max_body)
 
     install_access(app, services.settings.api_keys)
+    metrics.install_metrics(app)
     install_cors(app, services.settings)
-    app.asgi_app = services.drain.counted(app.asgi_app)  # type: ignore[assignment, method-assign]
+    app.asgi_app = services.drain.counted(kept_alive(app.asgi_app))  # type: ignore[assignment, method-assign]
     return app

@@ -1,4 +1,7 @@
-"""POST /v1/requests/<id>/cancel: end a request that runs, by its x-request-id or by its answer's id."""
+"""POST /v1/requests/<id>/cancel: end a request that runs, by its x-request-id or by its answer's id.
+
+An admin key may end everybody's: by KEY_NAME:X_REQUEST_ID.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +47,12 @@ def routes(services: Services) -> Blueprint:
 
     @blueprint.post("/v1/requests/<request_id>/cancel")
     async def cancel(request_id: str) -> Response:
-        group = request_id if request_id.startswith(_ANSWERS) else f"{current_caller().owner}:{request_id}"
-        sequences = await services.engine.cancel(group)
+        caller = current_caller()
+        owner, colon, _ = request_id.partition(":")
+        own = request_id if colon and (caller.admin or owner == caller.owner) else f"{caller.owner}:{request_id}"
+        sequences = await services.engine.cancel(own)
+        if not sequences and request_id.startswith(_ANSWERS):
+            sequences = await services.engine.cancel(request_id)
         if not sequences:
             raise NotFound("no request of this id runs now", param="request_id", code="not_found")
         answer = CancelledRequest(id=request_id, sequences=sequences)

@@ -1,4 +1,4 @@
-"""The command line: `motet serve`, `motet plugins`, `motet bench`. Every setting becomes a flag by itself."""
+"""The command line: `motet serve`, `plugins`, `key` and `bench`. Every setting becomes a flag by itself."""
 
 from __future__ import annotations
 
@@ -55,6 +55,14 @@ def _plugins(arguments: argparse.Namespace) -> None:
     print_plugins(PluginRegistry.load())
 
 
+def _key(arguments: argparse.Namespace) -> None:
+    from motet.api.keys import key_line, new_key
+
+    key = new_key()
+    print(key_line(arguments.name, key, arguments.admin))
+    print(f"the key of {arguments.name}, which nobody can show again: {key}", file=sys.stderr)
+
+
 def _bench(arguments: argparse.Namespace) -> None:
     from motet.api.bench import run_bench
 
@@ -74,6 +82,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     add_settings(command("serve", _serve, "serve a base model and its adapters over HTTP"))
     command("plugins", _plugins, "list what is registered, and by which plugin")
+    key = command("key", _key, "make an API key: a line for the --api-keys file, and the key itself on stderr")
+    key.add_argument("name", help="whose key it is: letters, digits, or any of _.@-")
+    key.add_argument("--admin", action="store_true", help="it may end everybody's requests")
     bench = command("bench", _bench, "measure any OpenAI-compatible server over HTTP")
     from motet.api.bench import add_bench_arguments
 

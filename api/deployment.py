@@ -11,7 +11,8 @@ class Deployment(msgspec.Struct, frozen=True):
     """`socket` is the inherited listening socket's file descriptor; `address` is how a local client reaches it.
 
     `index` says which of the `workers` API processes this is. With more than one, the adapter registry is a process of
-    its own at `registry_address`. The process that is to `announce` says when the server is up.
+    its own at `registry_address`, and they count together under `run_directory`. The process that is to `announce`
+    says when the server is up.
     """
 
     settings: Settings
@@ -23,6 +24,7 @@ class Deployment(msgspec.Struct, frozen=True):
     socket: int
     address: str
     registry_address: str = ""
+    run_directory: str = ""
     index: int = 0
     workers: int = 1
     announce: bool = True

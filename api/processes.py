@@ -8,7 +8,9 @@ from __future__ import annotations
 import subprocess
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import msgspec
 from loguru import logger
@@ -19,6 +21,9 @@ from motet.engine.processes import start_child, stop_all
 
 TICK_SECONDS = 0.05
 
+COUNTERS = "PROMETHEUS_MULTIPROC_DIR"
+"""Names the directory in which several workers count together; prometheus_client reads it when it is imported."""
+
 RESTART_SECONDS = 0.5
 """Between the end of a process and its next start, so that one which dies at once does not spin."""
 
@@ -28,17 +33,18 @@ ERROR_EVENT_SECONDS = 1.0
 
 @dataclass
 class _Child:
-    """One process and how to start it again."""
+    """One process and how to start it again; `variables` are added to its environment."""
 
     name: str
     module: str
     deployment: Deployment
+    variables: Mapping[str, str]
     process: subprocess.Popen[bytes] = field(init=False)
     _restart_at: float | None = None
 
     def start(self) -> None:
         descriptors = (self.deployment.socket,) if self.module.endswith("worker") else ()
-        self.process = start_child(self.module, self.deployment, descriptors)
+        self.process = start_child(self.module, self.deployment, descriptors, variables=self.variables)
         self._restart_at = None
 
     def tick(self) -> None:
@@ -50,8 +56,15 @@ class _Child:
             if self.process.returncode == 2:
                 raise StartupError(f"the {self.name} could not start; its message is above")
             logger.error("the {} ended with {}; starting it again", self.name, self.process.returncode)
+            self._forget_gauges()
             self.deployment = msgspec.structs.replace(self.deployment, announce=False)
             self._restart_at = time.monotonic() + RESTART_SECONDS
+
+    def _forget_gauges(self) -> None:
+        """What a dead worker had open is over; what it counted stays counted."""
+        for directory in self.variables.values():
+            for path in Path(directory).glob(f"gauge_live*_{self.process.pid}.db"):
+                path.unlink()
 
 
 class ApiProcesses:
@@ -59,11 +72,16 @@ class ApiProcesses:
 
     def __init__(self, deployment: Deployment) -> None:
         self._workers = []
+        variables = {}
+        if deployment.workers > 1:
+            counters = Path(deployment.run_directory) / "counters"
+            counters.mkdir()
+            variables[COUNTERS] = str(counters)
         for index in range(deployment.workers):
             name = "API worker" if deployment.workers == 1 else f"API worker {index}"
             own = msgspec.structs.replace(deployment, index=index, announce=index == 0)
-            self._workers.append(_Child(name, "motet.api.worker", own))
-        shared = [_Child("adapter registry", "motet.api.adapters.process", deployment)]
+            self._workers.append(_Child(name, "motet.api.worker", own, variables))
+        shared = [_Child("adapter registry", "motet.api.adapters.process", deployment, {})]
         self._registry = shared if deployment.workers > 1 else []
 
     def start(self) -> None:

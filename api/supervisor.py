@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -29,6 +30,7 @@ from motet.engine.spec import engine_spec
 
 def supervise(settings: Settings) -> None:
     """Serve until Ctrl-C or SIGTERM. Raises StartupError for what keeps the server from starting."""
+    scheme = _scheme(settings)
     listener = _listen(settings.host, settings.port)
     location = _locate(settings)
     directory = _directory(location)
@@ -45,9 +47,10 @@ def supervise(settings: Settings) -> None:
         loader_address=engine.loader_address,
         state_address=engine.state_address,
         socket=listener.fileno(),
-        address=f"http://{_shown(settings.host)}:{listener.getsockname()[1]}",
+        address=f"{scheme}://{_shown(settings.host)}:{listener.getsockname()[1]}",
         registry_address=f"ipc://{engine.run_directory}/registry",
         workers=settings.api_workers,
+        run_directory=str(engine.run_directory),
     )
     api = ApiProcesses(deployment)
     try:
@@ -63,6 +66,25 @@ def supervise(settings: Settings) -> None:
         api.stop()
         engine.stop()
         listener.close()
+
+
+def _scheme(settings: Settings) -> str:
+    """http, or https where there is a certificate. Raises StartupError for one that cannot be used."""
+    certificate, key = settings.tls_certificate, settings.tls_key
+    if not certificate and not key:
+        return "http"
+    if not certificate or not key:
+        raise StartupError("--tls-certificate and --tls-key go together: give both, or neither", param="tls_key")
+    try:
+        # With a password at hand, OpenSSL never asks the terminal for one.
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key, password="")
+    except (OSError, ValueError) as error:  # an SSLError is an OSError
+        raise StartupError(
+            f"--tls-certificate {certificate} with --tls-key {key} cannot be used: {error}; "
+            "give a PEM chain and its private key without a password",
+            param="tls_certificate",
+        ) from error
+    return "https"
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -26,6 +26,7 @@ from motet.core.lifeline import follow_parent
 from motet.core.logs import configure_logging
 from motet.core.paths import data_directory
 from motet.core.registry import PluginRegistry
+from motet.core.settings import Settings
 from motet.engine.client.engine_client import EngineClient
 from motet.engine.client.template_renderer import TemplateRenderer
 from motet.engine.client.text_model import TextModel
@@ -46,20 +47,27 @@ class _Listener(socket.socket):
         super().listen(LISTEN_QUEUE)
 
 
-class _Config(Config):
+class ListenerConfig(Config):
     """Hypercorn's, on a socket that exists; in each turn of the loop a worker takes one connection.
 
     Taking as many as there are, the first of several workers to wake up would have most of a burst to itself.
     """
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, settings: Settings) -> None:
         super().__init__()
         self.backlog = 1
+        self.keep_alive_timeout = KEEP_ALIVE_SECONDS
+        self.graceful_timeout = LAST_WORDS_SECONDS
+        self.h11_max_incomplete_size = 64 << 10
+        self.loglevel = "WARNING"
+        self.certfile = settings.tls_certificate or None
+        self.keyfile = settings.tls_key or None
         self._descriptor = descriptor
 
     def create_sockets(self) -> Sockets:
         """The listening socket."""
-        return Sockets([], [_Listener(fileno=self._descriptor)], [])
+        sockets: list[socket.socket] = [_Listener(fileno=self._descriptor)]
+        return Sockets(sockets, [], []) if self.ssl_enabled else Sockets([], sockets, [])
 
 
 async def run(deployment: Deployment) -> None:
@@ -88,9 +96,9 @@ async def run(deployment: Deployment) -> None:
 
 async def _answer(services: Services, deployment: Deployment) -> None:
     """Answer HTTP until SIGTERM, and through the drain."""
-    if not _only_local(deployment.socket) and deployment.announce:
-        host = services.settings.host
-        logger.warning("listening on {}, and there are no API keys: whoever reaches the port may use it", host)
+    settings = services.settings
+    if deployment.announce and not settings.api_keys and not _only_local(deployment.socket):
+        logger.warning("listening on {}, and there are no API keys: whoever reaches the port may use it", settings.host)
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
     drained = asyncio.Event()
@@ -98,11 +106,7 @@ async def _answer(services: Services, deployment: Deployment) -> None:
     batches.start()
     drain = asyncio.create_task(_drain(services, batches, stopped, drained))
     announce = asyncio.create_task(_announce(services, deployment))
-    config = _Config(deployment.socket)
-    config.keep_alive_timeout = KEEP_ALIVE_SECONDS
-    config.graceful_timeout = LAST_WORDS_SECONDS
-    config.h11_max_incomplete_size = 64 << 10
-    config.loglevel = "WARNING"
+    config = ListenerConfig(deployment.socket, services.settings)
     await serve(create_app(services), config, shutdown_trigger=drained.wait)
     for task in (drain, announce):
         task.cancel()

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -164,11 +165,20 @@ def _check_exit(code: int) -> None:
 
 
 def start_child(
-    module: str, spec: msgspec.Struct, descriptors: tuple[int, ...] = (), *, keep_secrets: bool = True
+    module: str,
+    spec: msgspec.Struct,
+    descriptors: tuple[int, ...] = (),
+    *,
+    keep_secrets: bool = True,
+    variables: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start `python -m module SPEC`, holding its stdin open as its lifeline; it inherits `descriptors`."""
+    """Start `python -m module SPEC`, holding its stdin open as its lifeline; it inherits `descriptors`.
+
+    It has this process's environment, with `variables` and perhaps without SECRETS.
+    """
     command = [sys.executable, "-m", module, msgspec.json.encode(spec).decode()]
     env = dict(os.environ) if keep_secrets else public_environment()
+    env |= variables or {}
     return subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=descriptors, env=env)
 
 

@@ -185,7 +185,7 @@ async def scripted_api(
     root: Path, settings: Settings | None = None, template: str | None = TEMPLATE
 ) -> AsyncIterator[Scripted]:
     """A whole API process around a scripted engine; `root` is an empty directory."""
-    (root / "model").mkdir()
+    (root / "model").mkdir(parents=True)
     directory = write_model(root / "model", template)
     text = TextModel(directory)
     model = ModelInfo("tiny", "Tiny", str(directory), text.vocab_size, CONTEXT, "float32", 1, ())

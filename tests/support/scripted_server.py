@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hypercorn.asyncio import serve
-from hypercorn.config import Config
 from quart import Quart
 from support.scripted_api import Scripted, scripted_api
 
 from motet.api.app import create_app
+from motet.api.worker import ListenerConfig
 from motet.core.settings import Settings
 
 
@@ -33,16 +33,16 @@ async def scripted_server(root: Path, settings: Settings | None = None) -> Async
     """Serve until the block ends; `root` is an empty directory."""
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    config = Config()
-    config.bind = [f"fd://{listener.detach()}"]
-    config.accesslog = config.errorlog = None
-    config.graceful_timeout = 0.2
     done = asyncio.Event()
     async with scripted_api(root, settings) as api:
+        config = ListenerConfig(listener.detach(), api.services.settings)
+        config.accesslog = config.errorlog = None
+        config.graceful_timeout = 0.2
         app = create_app(api.services)
         server = asyncio.create_task(serve(app, config, shutdown_trigger=done.wait))
         try:
-            yield Running(api, app, f"http://127.0.0.1:{port}", port)
+            scheme = "https" if config.ssl_enabled else "http"
+            yield Running(api, app, f"{scheme}://127.0.0.1:{port}", port)
         finally:
             done.set()
             await server

@@ -1,0 +1,81 @@
+"""Comments on event streams that say nothing for a while, so that nobody on the way takes them for dead."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
+
+SECONDS = 15.0
+COMMENT = b": keep-alive\n\n"
+
+
+class _Stream:
+    """One response on its way out. Costs a frame two assignments; the rest is a timer's work."""
+
+    def __init__(self, send: ASGISendCallable, seconds: float) -> None:
+        self._send = send
+        self._seconds = seconds
+        self._loop = asyncio.get_running_loop()
+        self._idle_since = self._loop.time()
+        self._sending = False
+        self._comment: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def send(self, message: ASGISendEvent) -> None:
+        if self._comment is not None:  # frames never overlap
+            await self._comment
+        if message["type"] == "http.response.start" and _is_event_stream(message["headers"]):
+            self._timer = self._loop.call_later(self._seconds, self._tick)
+        elif message["type"] == "http.response.body" and not message.get("more_body"):
+            self.close()
+        self._sending = True
+        try:
+            await self._send(message)
+        finally:
+            self._sending = False
+            self._idle_since = self._loop.time()
+
+    def close(self) -> None:
+        """No more comments."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _tick(self) -> None:
+        due = self._idle_since + self._seconds
+        if self._sending or due > self._loop.time():
+            due = max(due, self._loop.time() + self._seconds / 10)
+            self._timer = self._loop.call_at(due, self._tick)
+        else:
+            self._timer = None
+            self._comment = asyncio.create_task(self._say())
+
+    async def _say(self) -> None:
+        try:
+            await self._send({"type": "http.response.body", "body": COMMENT, "more_body": True})
+        finally:
+            self._comment = None
+        self._idle_since = self._loop.time()
+        self._timer = self._loop.call_later(self._seconds, self._tick)
+
+
+def kept_alive(app: ASGIFramework, seconds: float = SECONDS) -> ASGIFramework:
+    """`app`, whose event streams send a comment after each `seconds` of silence."""
+
+    async def asgi(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> Any:
+        if scope["type"] != "http":
+            return await app(scope, receive, send)
+        stream = _Stream(send, seconds)
+        try:
+            return await app(scope, receive, stream.send)
+        finally:
+            stream.close()
+
+    return asgi
+
+
+def _is_event_stream(headers: Any) -> bool:
+    return any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
