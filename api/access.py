@@ -59,4 +59,4 @@ def _known(keys: KeyRing, headers: Headers, request_id: str) -> Caller:
     key = keys.find(sent)
     if key is None:
         raise Unauthenticated("the API key is not one of this server's")
-    return Caller(key.name, key.admin, 0, request_id, headers.get("x-adapter-token"))
+    return Caller(owner=key.name, admin=key.admin, request_id=request_id, adapter_token=headers.get("x-adapter-token"))

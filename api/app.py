@@ -22,15 +22,19 @@ from motet.api import (
 )
 from motet.api.access import install_access
 from motet.api.cors import install_cors
-from motet.api.errors import install_error_handlers
+from motet.api.errors import DEFAULT_MAX_BODY, install_error_handlers
 from motet.api.keep_alive import kept_alive
+from motet.api.native import about, embed, generate, tokens
 from motet.api.request_limits import limited_requests
 from motet.api.services import Services
 
 __all__ = ["OPERATIONS", "SURFACES", "Services", "create_app"]
 
-DEFAULT_MAX_BODY = 4 << 20
-SURFACES = (chat, completions, embeddings, responses, files, batches, models, cancelling, metrics, elsewhere, health)
+SURFACES = (
+    *(chat, completions, embeddings, responses, files, batches, models, cancelling),
+    *(generate, embed, about, tokens),
+    *(metrics, elsewhere, health),
+)
 """The modules with routes: each has `routes(services)`, a blueprint, and OPERATIONS, which describes them."""
 
 OPERATIONS = tuple(operation for surface in (*SURFACES, docs_page) for operation in surface.OPERATIONS)

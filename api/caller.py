@@ -5,6 +5,7 @@ Nothing secret in here is ever logged or sent back.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -17,13 +18,15 @@ HUB = "hub"
 class Caller:
     """`owner` is the API key's name ("" where the server has no keys), and owns what this caller stores.
 
-    `priority` is added to what requests ask for: higher is later.
+    `priority` is added to what requests ask for: higher is later. `began` is when the request came
+    (time.perf_counter).
     """
 
     owner: str = ""
     admin: bool = False
     priority: int = 0
     request_id: str = ""
+    began: float = field(default_factory=time.perf_counter)
     adapter_token: str | None = field(default=None, repr=False)
     hub_token: str | None = field(default=None, repr=False)
 

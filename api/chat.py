@@ -33,6 +33,7 @@ from motet.api.parsing import parse_chat
 from motet.api.schemas import ChatRequest
 from motet.api.services import Services
 from motet.api.sse import DONE, event, stream_response
+from motet.api.timing import timing_headers
 from motet.api.unsupported import CHAT
 from motet.core.messages import TokenEvent
 
@@ -51,7 +52,7 @@ OPERATIONS = (
             "max_tokens": 32,
         },
         refused=CHAT,
-        errors=tuple(ERRORS),
+        errors=ERRORS,
         parameters=(TOKEN,),
     ),
 )
@@ -65,10 +66,12 @@ def routes(services: Services) -> Blueprint:
     async def chat_completions() -> Response:
         async with services.drain.interruptible():
             request = await read_body(parse_chat)
-            if not request.stream:
-                answer = await answer_chat(services, request, current_caller())
-                return Response(ENCODER.encode(answer), content_type="application/json")
             run = await ChatRun.start(services, request, current_caller())
+            if not request.stream:
+                answer = await _whole(services, run)
+                texts = (choice.message.content or "" for choice in answer.choices)
+                headers = timing_headers(run.generation, sum(map(len, texts)))
+                return Response(ENCODER.encode(answer), headers=headers, content_type="application/json")
             return await stream_response(chat_events(run, services, request.include_usage), services.drain)
 
     return blueprint
@@ -76,7 +79,10 @@ def routes(services: Services) -> Blueprint:
 
 async def answer_chat(services: Services, request: ChatRequest, caller: Caller) -> ChatCompletion:
     """The whole answer to `request`. Raises MotetError."""
-    run = await ChatRun.start(services, request, caller)
+    return await _whole(services, await ChatRun.start(services, request, caller))
+
+
+async def _whole(services: Services, run: ChatRun) -> ChatCompletion:
     generation = run.generation
     logprobs = [ChatLogprobs([]) if generation.wants_logprobs else None for _ in generation.submits]
 

@@ -21,6 +21,7 @@ from motet.api.prompts import completion_prompts, prompt_texts
 from motet.api.schemas import CompletionRequest
 from motet.api.services import Services
 from motet.api.sse import DONE, event, stream_response
+from motet.api.timing import timing_headers
 from motet.api.unsupported import COMPLETIONS
 from motet.engine.client.text_stream import TextDelta
 
@@ -35,7 +36,7 @@ OPERATIONS = (
         chunk=Completion,
         example={"model": "", "prompt": "Once upon a time", "max_tokens": 16},
         refused=COMPLETIONS,
-        errors=tuple(ERRORS),
+        errors=ERRORS,
         parameters=(TOKEN,),
     ),
 )
@@ -49,10 +50,12 @@ def routes(services: Services) -> Blueprint:
     async def completions() -> Response:
         async with services.drain.interruptible():
             request = await read_body(parse_completion)
-            if not request.stream:
-                answer = await answer_completion(services, request, current_caller())
-                return Response(ENCODER.encode(answer), content_type="application/json")
             run = await CompletionRun.start(services, request, current_caller())
+            if not request.stream:
+                answer = await _whole(services, run)
+                texts = (choice.text for choice in answer.choices)
+                headers = timing_headers(run.generation, sum(map(len, texts)))
+                return Response(ENCODER.encode(answer), headers=headers, content_type="application/json")
             events = completion_events(run, services, request.include_usage)
             return await stream_response(events, services.drain)
 
@@ -107,7 +110,10 @@ class CompletionRun:
 
 async def answer_completion(services: Services, request: CompletionRequest, caller: Caller) -> Completion:
     """The whole answer to `request`. Raises MotetError."""
-    run = await CompletionRun.start(services, request, caller)
+    return await _whole(services, await CompletionRun.start(services, request, caller))
+
+
+async def _whole(services: Services, run: CompletionRun) -> Completion:
     generation = run.generation
     wanted = generation.wants_logprobs
     writers = [CompletionLogprobsWriter(services.text) for _ in generation.submits]

@@ -94,7 +94,7 @@ OPERATIONS = (
         body=EmbeddingRequest,
         example={"model": "", "input": ["The sea is wide.", "A ship sails."]},
         refused=EMBEDDINGS,
-        errors=tuple(ERRORS),
+        errors=ERRORS,
         parameters=(TOKEN,),
     ),
 )
@@ -127,7 +127,7 @@ async def answer_embedding(services: Services, request: EmbeddingRequest, caller
     prompts, vectors = await embed(services, request, caller)
     data = []
     for index, vector in enumerate(vectors):
-        kept = _unit(vector[: request.dimensions], len(vector), request.dimensions)
+        kept = unit(vector, request.dimensions)
         packed = request.encoding_format == "base64"
         value = base64.b64encode(struct.pack(f"<{len(kept)}f", *kept)).decode() if packed else kept
         data.append(Embedding(index=index, embedding=value))
@@ -199,8 +199,15 @@ def pooling(setting: str, directory: Path) -> Literal["last", "mean"]:
     return "mean" if config.get("pooling_mode_mean_tokens") else "last"
 
 
-def _unit(vector: Sequence[float], size: int, dimensions: int | None) -> list[float]:
-    if dimensions is not None and dimensions > size:
-        raise InvalidRequest(f"the vectors have {size} dimensions, and {dimensions} are asked for", param="dimensions")
-    length = math.sqrt(sum(x * x for x in vector)) or 1.0
-    return [x / length for x in vector]
+def unit(vector: Sequence[float], dimensions: int | None = None) -> list[float]:
+    """The first `dimensions` numbers of `vector` (all by default), scaled to length 1.
+
+    Raises InvalidRequest if it has fewer.
+    """
+    if dimensions is not None and dimensions > len(vector):
+        raise InvalidRequest(
+            f"the vectors have {len(vector)} dimensions, and {dimensions} are asked for", param="dimensions"
+        )
+    kept = vector[:dimensions]
+    length = math.sqrt(sum(x * x for x in kept)) or 1.0
+    return [x / length for x in kept]

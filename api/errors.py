@@ -13,6 +13,7 @@ from motet.api.answers import ENCODER, error_body
 from motet.core import errors
 from motet.core.errors import ErrorInfo, MotetError
 
+DEFAULT_MAX_BODY = 4 << 20
 RETRY_AFTER_SECONDS = {429: "1", 503: "2"}
 
 
@@ -33,7 +34,7 @@ def error_response(info: ErrorInfo) -> Response:
     return response
 
 
-def _from_http(error: HTTPException, max_body: int) -> MotetError:
+def http_failure(error: HTTPException, max_body: int) -> MotetError:
     """The routing's and the framework's own errors as ours."""
     match error.code:
         case 404:
@@ -60,7 +61,7 @@ def install_error_handlers(app: Quart, max_body: int) -> None:
         return error_response(error.info())
 
     async def on_http_error(error: HTTPException) -> Response:
-        response = error_response(_from_http(error, max_body).info())
+        response = error_response(http_failure(error, max_body).info())
         if isinstance(error, WerkzeugMethodNotAllowed) and error.valid_methods:
             response.headers["allow"] = ", ".join(sorted(error.valid_methods))
         return response

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -19,6 +19,7 @@ from motet.api.caller import Caller
 from motet.api.params import check_logprobs, priority, sampling_params, token_limit, truncated
 from motet.api.schemas import ChatRequest, CompletionRequest
 from motet.api.services import Services
+from motet.api.timing import Timing, labels
 from motet.core.errors import MotetError
 from motet.core.formats import GrammarSpec
 from motet.core.messages import FinishReason, Submit
@@ -68,6 +69,8 @@ class Generation:
     fingerprint: str
     runs: int
     wants_logprobs: bool
+    timing: Timing
+    labels: Mapping[str, str]
     shown: frozenset[int] = frozenset()
     """Ids of special tokens that are part of the text, for whoever reads it before the caller does."""
 
@@ -119,6 +122,8 @@ class Generation:
             fingerprint=services.fingerprint,
             runs=runs,
             wants_logprobs=wants_logprobs,
+            timing=Timing(checked.caller.began),
+            labels=labels(checked.model, request, checked.adapter),
         )
 
     def usage(self, completion_tokens: int) -> Usage:
@@ -132,6 +137,7 @@ class Generation:
         ]
         async with aclosing(merge(streams)) as merged:
             async for item in merged:
+                self.timing.take(item[1])
                 yield item
 
 

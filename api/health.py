@@ -26,15 +26,20 @@ def routes(services: Services) -> Blueprint:
 
     @blueprint.get("/health")
     async def health() -> Response:
-        state = await health_of(services)
-        status = 200 if state.status == "ok" else 503
-        response = Response(ENCODER.encode(state), status, content_type="application/json")
-        response.headers["cache-control"] = "no-store"
-        if status == 503:
-            response.headers["retry-after"] = RETRY_AFTER_SECONDS[status]
-        return response
+        return await health_response(services)
 
     return blueprint
+
+
+async def health_response(services: Services) -> Response:
+    """The state as a response: 200, or 503 with `retry-after`."""
+    state = await health_of(services)
+    status = 200 if state.status == "ok" else 503
+    response = Response(ENCODER.encode(state), status, content_type="application/json")
+    response.headers["cache-control"] = "no-store"
+    if status == 503:
+        response.headers["retry-after"] = RETRY_AFTER_SECONDS[status]
+    return response
 
 
 async def health_of(services: Services) -> Health:

@@ -21,7 +21,8 @@ LOWEST = -9999.0
 T = TypeVar("T")
 
 
-def _finite(logprob: float | None) -> float:
+def finite(logprob: float | None) -> float:
+    """A logprob that JSON can say."""
     return LOWEST if logprob is None else max(logprob, LOWEST)
 
 
@@ -44,12 +45,12 @@ def chat_logprobs(text: TextModel, tokens: Iterable[TokenEvent]) -> ChatLogprobs
     for event in told(tokens):
         piece = text.token_bytes(event.token)
         top = [_top(text.token_bytes(token), logprob) for token, logprob in event.top]
-        content.append(TokenLogprob(readable(piece), _finite(event.logprob), list(piece), top))
+        content.append(TokenLogprob(readable(piece), finite(event.logprob), list(piece), top))
     return ChatLogprobs(content)
 
 
 def _top(piece: bytes, logprob: float) -> TopLogprob:
-    return TopLogprob(readable(piece), _finite(logprob), list(piece))
+    return TopLogprob(readable(piece), finite(logprob), list(piece))
 
 
 def packed(entry: T) -> T:
@@ -74,13 +75,13 @@ class CompletionLogprobsWriter:
                 # A special token is no part of the prompt's text.
                 self._add(result, score, 0 if score.token in self._text.pieces.special_ids else None)
             if event.stop_id is None:
-                self._add(result, TokenScore(event.token, _finite(event.logprob), event.top))
+                self._add(result, TokenScore(event.token, finite(event.logprob), event.top))
         return result
 
     def _add(self, result: CompletionLogprobs, score: TokenScore, width: int | None = None) -> None:
         piece = self._text.token_bytes(score.token)
         name = _legacy(piece)
-        top = {_legacy(self._text.token_bytes(other)): _finite(value) for other, value in score.top}
+        top = {_legacy(self._text.token_bytes(other)): finite(value) for other, value in score.top}
         result.text_offset.append(self._offset)
         result.token_logprobs.append(score.logprob)
         result.tokens.append(name)

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from motet.api.answers import ErrorBody
-from motet.api.operations import ERRORS, Operation
+from motet.api.operations import STATUSES, Operation
 
 _PREFIX = "#/components/schemas/"
 _HEADERS = {
@@ -87,7 +87,7 @@ def _described(operation: Operation) -> dict[str, Any]:
         "parameters": [*operation.parameters, _REQUEST_ID],
         "responses": {
             "200": _success(operation),
-            **{str(status): _json(ERRORS[status], ErrorBody) for status in errors},
+            **{str(status): _json(STATUSES[status], operation.failure) for status in errors},
         },
     }
     if operation.refused is not None:
@@ -105,7 +105,8 @@ def openapi_document(operations: Iterable[Operation]) -> dict[str, Any]:
     kinds: dict[str, type[msgspec.Struct]] = {ErrorBody.__name__: ErrorBody}
     for operation in operations:
         paths.setdefault(operation.path, {})[operation.method] = _described(operation)
-        for kind in (operation.body, operation.answer, operation.chunk, operation.unavailable):
+        own = (operation.body, operation.answer, operation.chunk, operation.unavailable, operation.failure)
+        for kind in (*own, *operation.parts):
             if isinstance(kind, type):
                 assert kinds.setdefault(kind.__name__, kind) is kind, f"two structs are called {kind.__name__}"
     _, components = msgspec.json.schema_components(kinds.values(), ref_template=_PREFIX + "{name}")

@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 import msgspec
 
-ERRORS: Mapping[int, str] = {
+from motet.api.answers import ErrorBody
+
+STATUSES: Mapping[int, str] = {
     400: "A field is wrong, not supported, or too large for the context.",
     401: "A key or an adapter source's token is missing or wrong.",
     403: "The key or the token may not do this.",
@@ -17,10 +19,14 @@ ERRORS: Mapping[int, str] = {
     413: "The body is over --max-body.",
     415: "The body is not declared as JSON.",
     422: "The adapter exists and cannot be served.",
+    424: "The adapter was not found, may not be used, or cannot be served.",
     429: "Too much is waiting.",
     500: "A fault of the server; the log has the details.",
     503: "The engine or the adapter's source is away; see the header retry-after.",
 }
+
+ERRORS = tuple(status for status in STATUSES if status != 424)
+"""What a route of OpenAI's that generates may answer with; 424 is for LoRAX's."""
 
 Parameter = dict[str, Any]
 
@@ -50,7 +56,8 @@ class Operation:
 
     `body` is the request's JSON struct, `answer` the 200's: a struct, a JSON schema, or None for a body that has a
     media type (`media`) and no schema. `chunk` is what the events of a stream hold. `refused` are the known fields
-    that are refused unless their value changes nothing. `errors` are the statuses that may come beside 200 and 500.
+    that are refused unless their value changes nothing. `errors` are the statuses that may come beside 200 and 500,
+    with a body of the kind `failure`. `parts` are structs that a JSON schema among these refers to.
     """
 
     method: Literal["get", "post", "delete"]
@@ -67,4 +74,6 @@ class Operation:
     parameters: tuple[Parameter, ...] = ()
     says: str = "The answer."
     unavailable: type[msgspec.Struct] | None = None
+    failure: type[msgspec.Struct] = ErrorBody
+    parts: tuple[type[msgspec.Struct], ...] = ()
     multipart: Mapping[str, Any] | None = field(default=None)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
+from typing import TypeAlias
 
 import msgspec
 from quart import Response
@@ -26,7 +27,12 @@ def error_event(info: ErrorInfo) -> bytes:
     return event(error_body(info))
 
 
-async def guarded(first: bytes, events: AsyncGenerator[bytes, None], drain: Drain) -> AsyncIterator[bytes]:
+ErrorFrame: TypeAlias = Callable[[ErrorInfo], bytes]
+
+
+async def guarded(
+    first: bytes, events: AsyncGenerator[bytes, None], drain: Drain, failed: ErrorFrame = error_event
+) -> AsyncIterator[bytes]:
     """`first` and `events`, ended by an error event if they fail or the server stops; closed if nobody reads on."""
     async with aclosing(events):
         try:
@@ -35,18 +41,20 @@ async def guarded(first: bytes, events: AsyncGenerator[bytes, None], drain: Drai
                 async for frame in events:
                     yield frame
         except MotetError as error:
-            yield error_event(error.info())
+            yield failed(error.info())
         except Exception as error:
-            yield error_event(internal_error(error))
+            yield failed(internal_error(error))
 
 
-async def stream_response(events: AsyncGenerator[bytes, None], drain: Drain) -> Response:
-    """The response that sends `events` as they come, once the first is there.
+async def stream_response(
+    events: AsyncGenerator[bytes, None], drain: Drain, failed: ErrorFrame = error_event
+) -> Response:
+    """The response that sends `events` as they come, once the first is there; `failed` makes the event of a failure.
 
     Raises what fails before that, so that it is answered with its own status.
     """
     first = await anext(events)
-    response = Response(guarded(first, events, drain), content_type="text/event-stream; charset=utf-8")
+    response = Response(guarded(first, events, drain, failed), content_type="text/event-stream; charset=utf-8")
     response.headers["cache-control"] = "no-store"
     response.headers["x-accel-buffering"] = "no"
     response.timeout = None  # the framework would cut the stream silently after 60 s

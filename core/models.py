@@ -49,3 +49,4 @@ class ModelInfo(msgspec.Struct, frozen=True):
     dtype: str
     shards: int
     eos_token_ids: tuple[int, ...]
+    device: str = "cpu"

@@ -54,8 +54,8 @@ def splitmix64(x: int) -> int:
 
 
 def choice_seed(seed: int, choice: int) -> int:
-    """The seed of choice number `choice` of a request: choice 0 draws from `seed` itself."""
-    return seed & MASK64 if choice == 0 else splitmix64((seed & MASK64) ^ splitmix64(choice))
+    """The seed of choice number `choice` of a request: choice 0 draws from `seed` itself, others from 63 bits."""
+    return seed & MASK64 if choice == 0 else splitmix64((seed & MASK64) ^ splitmix64(choice)) >> 1
 
 
 def uniform(seed: int, position: int) -> float:

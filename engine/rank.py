@@ -77,6 +77,7 @@ def lead(spec: RankSpec) -> None:
         dtype=str(runner.dtype).removeprefix("torch."),
         shards=spec.size,
         eos_token_ids=runner.config.eos_token_ids,
+        device=runner.device.type,
     )
     sockets = LeaderSockets(spec.engine_address, spec.ranks_address, spec.size - 1)
     core = EngineCore(runner, model, scheduler, sockets)

@@ -44,7 +44,7 @@ OPERATIONS = (
         chunk=ResponseEvent,
         example={"model": "", "input": "Tell me about the sea.", "max_output_tokens": 32},
         refused=RESPONSES,
-        errors=tuple(ERRORS),
+        errors=ERRORS,
         parameters=(TOKEN,),
     ),
     Operation(
@@ -55,7 +55,7 @@ OPERATIONS = (
         InputTokens,
         body=ResponseRequest,
         refused=RESPONSES,
-        errors=tuple(ERRORS),
+        errors=ERRORS,
         parameters=(TOKEN,),
     ),
     Operation(

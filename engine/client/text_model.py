@@ -87,6 +87,11 @@ class TextModel:
         found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
         return [encoding.ids for encoding in found]
 
+    def spans(self, text: str, *, add_special_tokens: bool) -> list[tuple[int, int, int]]:
+        """(token id, start, stop) of each token of `text`; places count characters, special tokens have none."""
+        found = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return [(id, start, stop) for id, (start, stop) in zip(found.ids, found.offsets, strict=True)]
+
     def gap_ids(self) -> tuple[int, int, int] | None:
         """The ids of the tokens before a prefix, before a suffix and before what goes between; None without them.
 

@@ -39,7 +39,7 @@ def test_draws_are_in_the_unit_interval_and_repeatable(seed: int, position: int)
 def test_seeds_are_taken_modulo_two_to_64(seed: int) -> None:
     assert uniform(seed, 3) == uniform(seed + 2**64, 3)
     assert choice_seed(seed, 0) == seed % 2**64
-    assert 0 <= choice_seed(seed, 5) < 2**64
+    assert 0 <= choice_seed(seed, 5) < 2**63
 
 
 def chi_square(draws: list[float], bins: int) -> float:

@@ -104,7 +104,7 @@ def installed_lora(spec: LinearSpec, group: ShardGroup, pairs: dict[str, tuple[T
 def context_with(chunks: tuple[LoraChunk, ...]) -> ForwardContext:
     """A context of which a linear layer reads the LoRA rows alone."""
     none = torch.empty(0)
-    return ForwardContext(none, none, none, none, none, none, 0, (), lora_batch(chunks, CPU))
+    return ForwardContext(*[none] * 8, 0, (), lora_batch(chunks, CPU))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])

@@ -1,0 +1,100 @@
+"""GET /info, and /, /ping and /startup, by which others see whether the server is up."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from importlib.metadata import version
+
+from quart import Blueprint, Response
+
+from motet.api.answers import ENCODER, Health
+from motet.api.health import health_response
+from motet.api.native.answers import NativeError, ServerInfo
+from motet.api.native.errors import native_blueprint
+from motet.api.operations import Operation
+from motet.api.schemas import MAX_CHOICES, MAX_STOP_STRINGS
+from motet.api.services import Services
+from motet.core.errors import Unavailable
+from motet.core.messages import Submit
+from motet.core.sampling import SamplingParams
+
+STARTUP_SECONDS = 60.0
+
+OPERATIONS = (
+    Operation("get", "/info", "The model and its limits", "lorax", ServerInfo, errors=(401, 503), failure=NativeError),
+    *(
+        Operation("get", path, "Can requests be answered now?", "lorax", Health, says="Yes.", unavailable=Health)
+        for path in ("/", "/ping")
+    ),
+    Operation(
+        "get",
+        "/startup",
+        "Answer a request, and say whether that went well",
+        "lorax",
+        Health,
+        says="It did.",
+        errors=(503,),
+        failure=NativeError,
+    ),
+)
+
+
+def routes(services: Services) -> Blueprint:
+    """The routes, bound to `services`."""
+    blueprint = native_blueprint("lorax_about", services)
+
+    @blueprint.get("/info")
+    async def info() -> Response:
+        return Response(ENCODER.encode(_info(services)), content_type="application/json")
+
+    @blueprint.get("/")
+    @blueprint.get("/ping")
+    async def ping() -> Response:
+        return await health_response(services)
+
+    @blueprint.get("/startup")
+    async def startup() -> Response:
+        await _answer_one(services)
+        return await health_response(services)
+
+    return blueprint
+
+
+def _info(services: Services) -> ServerInfo:
+    """What LoRAX tells of itself. Raises Unavailable while there is no model."""
+    model, settings = services.model(), services.settings
+    return ServerInfo(
+        model_id=model.name,
+        model_sha=None,
+        model_dtype=model.dtype,
+        model_device_type=model.device,
+        model_pipeline_tag="text-generation",
+        max_concurrent_requests=settings.max_sequences,
+        max_best_of=MAX_CHOICES,
+        max_stop_sequences=MAX_STOP_STRINGS,
+        max_input_length=model.max_context - 1,
+        max_total_tokens=model.max_context,
+        waiting_served_ratio=0.0,
+        max_batch_total_tokens=settings.max_batch_tokens,
+        max_waiting_tokens=0,
+        validation_workers=settings.api_workers,
+        eager_prefill=True,
+        version=version("motet"),
+        sha=None,
+        docker_label=None,
+        request_logger_url=None,
+    )
+
+
+async def _answer_one(services: Services) -> None:
+    """Let the engine make one token. Raises Unavailable if it does not."""
+    services.model()
+    prompt = tuple(services.text.encode("Who?", add_special_tokens=True))
+    submit = Submit(f"startup-{uuid.uuid4().hex}", prompt, SamplingParams(max_tokens=1, temperature=0.0))
+    try:
+        async with asyncio.timeout(STARTUP_SECONDS):
+            async for _ in services.engine.generate(submit):
+                pass
+    except TimeoutError:
+        raise Unavailable(f"the engine made no token in {STARTUP_SECONDS:g} s") from None

@@ -1,0 +1,124 @@
+"""What LoRAX's routes answer."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+NativeFinish: TypeAlias = Literal["length", "eos_token", "stop_sequence"]
+
+
+class PrefillToken(msgspec.Struct, frozen=True):
+    """A token of the prompt; the first has no logprob."""
+
+    id: int
+    text: str
+    logprob: float | None
+
+
+class AlternativeToken(msgspec.Struct, frozen=True):
+    """A token that might have come instead."""
+
+    id: int
+    text: str
+    logprob: float
+
+
+class NativeToken(msgspec.Struct, frozen=True, omit_defaults=False):
+    """A token of the answer. The texts of all tokens together are the generated text."""
+
+    id: int
+    text: Annotated[str, Meta(description="What it adds to the text; of a split character, all is the last token's.")]
+    logprob: float
+    special: bool
+    skipped: bool = False
+    alternative_tokens: list[AlternativeToken] | UnsetType = UNSET
+
+
+class NativeSequence(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the answers that `best_of` asked for beside the likeliest."""
+
+    generated_text: str
+    finish_reason: NativeFinish
+    generated_tokens: int
+    seed: int | None
+    prefill: list[PrefillToken]
+    tokens: list[NativeToken]
+
+
+class NativeDetails(msgspec.Struct, frozen=True, kw_only=True):
+    """How an answer came about."""
+
+    finish_reason: NativeFinish
+    prompt_tokens: int
+    generated_tokens: int
+    skipped_tokens: int = 0
+    seed: int | None
+    prefill: list[PrefillToken]
+    tokens: list[NativeToken]
+    best_of_sequences: list[NativeSequence] | UnsetType = UNSET
+
+
+class NativeAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to POST /generate."""
+
+    generated_text: str
+    details: NativeDetails | UnsetType = UNSET
+
+
+class StreamDetails(msgspec.Struct, frozen=True, kw_only=True):
+    """How a streamed answer came about."""
+
+    finish_reason: NativeFinish
+    prompt_tokens: int
+    generated_tokens: int
+    seed: int | None
+
+
+class NativeEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """One event of a stream: a token; the last has the whole text, too."""
+
+    token: NativeToken
+    generated_text: str | None = None
+    details: StreamDetails | None = None
+
+
+class NativeEmbedding(msgspec.Struct, frozen=True):
+    """The answer to POST /embed: a vector of length 1."""
+
+    embeddings: list[float]
+
+
+class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to GET /info. Sizes are in tokens; what this server has no notion of is null, false or 0."""
+
+    model_id: str
+    model_sha: str | None
+    model_dtype: str
+    model_device_type: str
+    model_pipeline_tag: str | None
+    max_concurrent_requests: int
+    max_best_of: int
+    max_stop_sequences: int
+    max_input_length: int
+    max_total_tokens: int
+    waiting_served_ratio: float
+    max_batch_total_tokens: int
+    max_waiting_tokens: int
+    validation_workers: int
+    eager_prefill: bool
+    version: str
+    sha: str | None
+    docker_label: str | None
+    request_logger_url: str | None
+
+
+class NativeError(msgspec.Struct, frozen=True):
+    """The error object of LoRAX's routes."""
+
+    error: str
+    error_type: Literal[
+        "validation", "generation", "overloaded", "incomplete_generation", "healthcheck", "authentication"
+    ]

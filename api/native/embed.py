@@ -1,0 +1,78 @@
+"""POST /embed, and /classify and /classify_batch, which no model here can answer yet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quart import Blueprint, Response
+
+from motet.api.answers import ENCODER
+from motet.api.body import read_body
+from motet.api.caller import current_caller
+from motet.api.embeddings import EmbeddingRequest, embed, unit
+from motet.api.native.answers import NativeEmbedding, NativeError
+from motet.api.native.errors import NATIVE_ERRORS, native_blueprint
+from motet.api.native.schemas import AdapterParameters, ClassifyRequest, NativeEmbedRequest
+from motet.api.native.translate import adapter_fields
+from motet.api.operations import TOKEN, Operation
+from motet.api.parsing import Parsed, check_adapters, convert
+from motet.api.services import Services
+from motet.core.errors import InvalidRequest, NotFound
+
+OPERATIONS = (
+    Operation(
+        "post",
+        "/embed",
+        "A text to a vector",
+        "lorax",
+        NativeEmbedding,
+        body=NativeEmbedRequest,
+        example={"inputs": "The sea is wide."},
+        errors=NATIVE_ERRORS,
+        parameters=(TOKEN,),
+        failure=NativeError,
+    ),
+    *(
+        Operation(
+            "post",
+            path,
+            "Not offered: the model is no classifier",
+            "lorax",
+            None,
+            body=ClassifyRequest,
+            errors=NATIVE_ERRORS,
+            failure=NativeError,
+        )
+        for path in ("/classify", "/classify_batch")
+    ),
+)
+
+
+def routes(services: Services) -> Blueprint:
+    """The routes, bound to `services`."""
+    blueprint = native_blueprint("lorax_embed", services)
+
+    @blueprint.post("/embed")
+    async def embed_text() -> Response:
+        async with services.drain.interruptible():
+            body = await read_body(_parse)
+            if not body.inputs:
+                raise InvalidRequest("`inputs` cannot be empty", param="inputs")
+            fields = adapter_fields(body.parameters or AdapterParameters())
+            request = EmbeddingRequest(input=body.inputs, **fields)
+            check_adapters(request)
+            _, vectors = await embed(services, request, current_caller())
+            answer = NativeEmbedding(unit(vectors[0]))
+            return Response(ENCODER.encode(answer), content_type="application/json")
+
+    @blueprint.post("/classify")
+    @blueprint.post("/classify_batch")
+    async def classify() -> Response:
+        raise NotFound("the model writes text, and is no classifier", code="not_offered")
+
+    return blueprint
+
+
+def _parse(body: dict[str, Any]) -> Parsed[NativeEmbedRequest]:
+    known = (*NativeEmbedRequest.__struct_fields__, "stream")
+    return Parsed(convert(body, NativeEmbedRequest), tuple(name for name in body if name not in known))

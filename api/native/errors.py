@@ -1,0 +1,95 @@
+"""Failures in LoRAX's shape and statuses: 422 for what is wrong with a request, 424 for an adapter's fault."""
+
+from __future__ import annotations
+
+import msgspec
+from loguru import logger
+from quart import Blueprint, Response, g
+from werkzeug.exceptions import HTTPException
+
+from motet.api.answers import ENCODER
+from motet.api.errors import DEFAULT_MAX_BODY, RETRY_AFTER_SECONDS, http_failure, internal_error
+from motet.api.native.answers import NativeError
+from motet.api.services import Services
+from motet.core.errors import ErrorInfo, JsonInvalid, MotetError
+
+_ADAPTER_STATUSES = (401, 403, 404, 422)
+"""Of failures that name a field: what an adapter's source or the loader said."""
+
+NATIVE_ERRORS = (401, 404, 422, 424, 429, 503)
+
+_OWN_NAMES = {
+    "prompt": "inputs",
+    "max_tokens": "max_new_tokens",
+    "truncate_prompt_tokens": "truncate",
+    "logprobs": "return_k_alternatives",
+    "n": "best_of",
+}
+"""Field of a completion request to the native one that it was made from."""
+
+_KINDS = {
+    401: "authentication",
+    409: "incomplete_generation",
+    429: "overloaded",
+    500: "generation",
+    503: "generation",
+}
+_WORDS = {"validation": "Input validation error: ", "generation": "Request failed during generation: "}
+
+
+def native_error(info: ErrorInfo) -> tuple[int, NativeError]:
+    """Status and body for a failure."""
+    if info.param is not None and info.status in _ADAPTER_STATUSES:
+        status, kind = 424, "generation"
+    elif info.status in _KINDS:
+        status, kind = info.status, _KINDS[info.status]
+    else:
+        unreadable = info.code == JsonInvalid.code or info.status != 400
+        status, kind = info.status if unreadable else 422, "validation"
+    body = {"error": _WORDS.get(kind, "") + _named(info), "error_type": kind}
+    return status, msgspec.convert(body, NativeError)
+
+
+def _named(info: ErrorInfo) -> str:
+    """The message, which names the field as the caller knows it."""
+    if info.param is None:
+        return info.message
+    own = _OWN_NAMES.get(info.param, info.param)
+    message = info.message if own == info.param or info.param == "n" else info.message.replace(info.param, own)
+    return message if own in message else f"{own}: {message}"
+
+
+def native_error_response(info: ErrorInfo) -> Response:
+    """A failure as a response."""
+    status, body = native_error(info)
+    response = Response(ENCODER.encode(body), status, content_type="application/json")
+    if status in RETRY_AFTER_SECONDS:
+        response.headers["retry-after"] = RETRY_AFTER_SECONDS[status]
+    return response
+
+
+def native_error_event(info: ErrorInfo) -> bytes:
+    """A failure as the last frame of a stream."""
+    return b"data: " + ENCODER.encode(native_error(info)[1]) + b"\n\n"
+
+
+def native_blueprint(name: str, services: Services) -> Blueprint:
+    """A blueprint whose routes fail in LoRAX's shape."""
+    blueprint = Blueprint(name, __name__)
+    max_body = services.settings.size("max_body") or DEFAULT_MAX_BODY
+
+    @blueprint.errorhandler(MotetError)
+    async def on_motet_error(error: MotetError) -> Response:
+        if error.status >= 500:
+            logger.warning("request {}: {} ({})", g.get("request_id"), error.message, error.code)
+        return native_error_response(error.info())
+
+    @blueprint.errorhandler(HTTPException)
+    async def on_http_error(error: HTTPException) -> Response:
+        return native_error_response(http_failure(error, max_body).info())
+
+    @blueprint.errorhandler(Exception)
+    async def on_fault(error: Exception) -> Response:
+        return native_error_response(internal_error(error))
+
+    return blueprint

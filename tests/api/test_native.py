@@ -1,0 +1,347 @@
+"""LoRAX's routes: shapes, meanings, errors; the engine follows a script."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.caller import Caller, drive, prompt_of
+from support.scripted_api import CONTEXT
+
+from motet.core.errors import AdapterRefused, Overloaded, Unavailable
+
+PATHS = ("/", "/invocations", "/generate", "/generate_stream")
+
+
+def body(inputs: str = "hi", **parameters: Any) -> dict[str, Any]:
+    return {"inputs": inputs, "parameters": parameters}
+
+
+async def post(caller: Caller, path: str, sent: dict[str, Any]) -> tuple[int, Any, Any]:
+    """Status, JSON and headers."""
+    response = await caller.client.post(path, json=sent)
+    return response.status_code, json.loads(await response.get_data()), response.headers
+
+
+async def events(caller: Caller, sent: dict[str, Any], path: str = "/generate_stream") -> list[Any]:
+    response = await caller.client.post(path, json=sent)
+    content = (await response.get_data()).decode()
+    assert response.status_code == 200, content
+    assert response.content_type.startswith("text/event-stream")
+    assert "[DONE]" not in content
+    return [json.loads(line.removeprefix("data: ")) for line in content.splitlines() if line]
+
+
+def params(caller: Caller) -> Any:
+    return caller.api.engine.submits[-1].params
+
+
+def test_the_shapes_of_whole_answers(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        caller.api.engine.script = lambda _: "Hé"
+        status, answer, headers = await post(caller, "/generate", body())
+        assert (status, answer) == (200, {"generated_text": "Hé"})
+        counts = {name: headers[f"x-{name}-tokens"] for name in ("prompt", "generated", "skipped", "total")}
+        assert counts == {"prompt": "2", "generated": "4", "skipped": "0", "total": "6"}
+        for name in ("compute", "total", "validation", "queue", "inference"):
+            assert int(headers[f"x-{name}-time"]) >= 0
+        for name in ("per-token", "to-first-token", "per-output-token"):
+            assert int(headers[f"x-time-{name}"]) >= 0
+        assert (headers["x-model-id"], headers["x-compute-type"]) == ("tiny", "cpu")
+        assert "x-adapter-id" not in headers
+        for path in ("/", "/invocations"):
+            assert (await post(caller, path, body()))[1] == [{"generated_text": "Hé"}]
+        _, answer, _ = await post(caller, "/generate", body(details=True, decoder_input_details=True))
+        details = answer["details"]
+        assert set(answer) == {"generated_text", "details"}
+        assert details | {"tokens": 0, "prefill": 0} == {
+            "finish_reason": "eos_token",
+            "prompt_tokens": 2,
+            "generated_tokens": 4,
+            "skipped_tokens": 0,
+            "seed": None,
+            "prefill": 0,
+            "tokens": 0,
+        }
+        assert details["prefill"] == [
+            {"id": ord("h") - 33, "text": "h", "logprob": None},
+            {"id": ord("i") - 33, "text": "i", "logprob": -0.25},
+        ]
+        assert [token["text"] for token in details["tokens"]] == ["H", "", "é", ""]
+        assert [token["special"] for token in details["tokens"]] == [False, False, False, True]
+        assert set(details["tokens"][0]) == {"id", "text", "logprob", "special", "skipped"}
+
+    drive(tmp_path, scenario)
+
+
+def test_the_shapes_of_streams(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        caller.api.engine.script = lambda _: "Hé!"
+        for path in PATHS:
+            if path == "/generate":
+                continue
+            sent = {**body(details=True, do_sample=True, seed=5), "stream": True}
+            *firsts, last = await events(caller, sent, path)
+            assert [event["token"]["text"] for event in firsts] == ["H", "", "é", "!"]
+            assert all(event["generated_text"] is None and event["details"] is None for event in firsts)
+            assert last["generated_text"] == "Hé!"
+            assert last["token"]["special"] is True
+            assert last["details"] == {
+                "finish_reason": "eos_token",
+                "prompt_tokens": 2,
+                "generated_tokens": 5,
+                "seed": 5,
+            }
+        last = (await events(caller, body(return_full_text=True)))[-1]
+        assert (last["generated_text"], last["details"]) == ("hiHé!", None)
+
+    drive(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({}, {"temperature": 0.0}),
+        ({"do_sample": False, "repetition_penalty": 1.2}, {"temperature": 0.0, "repetition_penalty": 1.2}),
+        ({"do_sample": True}, {"temperature": 1.0, "top_p": 1.0, "top_k": 0}),
+        ({"do_sample": True, "temperature": 0}, {"temperature": 0.0}),
+        ({"temperature": 0.5}, {"temperature": 0.5}),
+        ({"top_k": 3}, {"temperature": 1.0, "top_k": 3}),
+        ({"top_p": 0.5, "typical_p": 0.4}, {"temperature": 1.0, "top_p": 0.5, "typical_p": 0.4}),
+        ({"max_new_tokens": 3}, {"max_tokens": 3}),
+        ({"max_new_tokens": None}, {"max_tokens": CONTEXT - 2}),
+        ({"ignore_eos_token": True}, {"ignore_eos": True}),
+        ({"seed": 2**62, "do_sample": True}, {"seed": 2**62}),
+        ({"frequency_penalty": 1, "presence_penalty": -1}, {"frequency_penalty": 1, "presence_penalty": -1}),
+        ({"return_k_alternatives": 2, "details": True}, {"logprobs": 2}),
+        ({"watermark": False, "stop": [], "response_format": None, "adapter_source": "shelf"}, {}),
+    ],
+)
+def test_parameters_mean_what_they_mean_to_lorax(
+    tmp_path: Path, parameters: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    async def scenario(caller: Caller) -> None:
+        status, answer, _ = await post(caller, "/generate", body(**parameters))
+        assert status == 200, answer
+        sent = params(caller)
+        assert {name: getattr(sent, name) for name in expected} == expected
+
+    drive(tmp_path, scenario)
+
+
+def test_ends_are_told_apart_and_stop_strings_are_not_shown(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        caller.api.engine.script = lambda _: "one two three"
+        for parameters, text, reason in (
+            ({"stop": ["wo t"]}, "one t", "stop_sequence"),
+            ({"max_new_tokens": 4}, "one ", "length"),
+            ({}, "one two three", "eos_token"),
+        ):
+            _, answer, _ = await post(caller, "/generate", body(details=True, **parameters))
+            assert (answer["generated_text"], answer["details"]["finish_reason"]) == (text, reason)
+            assert "".join(token["text"] for token in answer["details"]["tokens"]) == text
+            streamed = await events(caller, body(**parameters))
+            assert "".join(event["token"]["text"] for event in streamed) == text
+            assert streamed[-1]["generated_text"] == text
+
+    drive(tmp_path, scenario)
+
+
+def test_alternatives_and_several_answers(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        caller.api.engine.script = lambda request: f"answer {request.id[-1]}"
+        sent = body(details=True, best_of=3, do_sample=True, return_k_alternatives=2)
+        _, answer, _ = await post(caller, "/generate", sent)
+        details = answer["details"]
+        others = details["best_of_sequences"]
+        texts = [answer["generated_text"], *(other["generated_text"] for other in others)]
+        assert sorted(texts) == ["answer 0", "answer 1", "answer 2"]
+        seeds = {details["seed"], *(other["seed"] for other in others)}
+        assert len(seeds) == 3
+        assert all(0 <= seed < 2**63 for seed in seeds), "each can be sent back"
+        assert len(details["tokens"][0]["alternative_tokens"]) == 2
+        assert set(details["tokens"][0]["alternative_tokens"][0]) == {"id", "text", "logprob"}
+
+    drive(tmp_path, scenario)
+
+
+def test_prompts_are_cut_and_templates_applied(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        await post(caller, "/generate", body("abcdef", truncate=3))
+        assert prompt_of(caller) == "def"
+        _, answer, _ = await post(caller, "/generate", body("abcdef", truncate=3, return_full_text=True))
+        assert answer["generated_text"] == "defHello!"
+        await post(caller, "/generate", body("hi", apply_chat_template=True))
+        assert prompt_of(caller) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+
+    drive(tmp_path, scenario)
+
+
+def test_adapters_alone_and_merged(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        _, _, headers = await post(caller, "/generate", body(adapter_id="one", adapter_source="shelf"))
+        assert caller.api.engine.submits[-1].adapter == "print-of-one"
+        assert (headers["x-adapter-id"], headers["x-adapter-source"]) == ("one", "shelf")
+        merged = {"ids": ["shelf:one", "shelf:two"], "weights": [0.5, 2], "merge_strategy": "linear", "density": 0.0}
+        _, _, headers = await post(caller, "/generate", body(merged_adapters=merged))
+        assert caller.api.engine.submits[-1].adapter == "print-of-one*0.5+two*2"
+        assert headers["x-adapter-id"] == "shelf:one,shelf:two"
+        for none in (None, "", "__base_model__"):
+            await post(caller, "/generate", body(adapter_id=none))
+            assert caller.api.engine.submits[-1].adapter is None
+        await post(caller, "/generate", body(adapter_id="shelf:secret", api_token="hf_good"))
+        assert caller.api.engine.submits[-1].adapter == "print-of-secret"
+
+    drive(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "status", "kind", "words"),
+    [
+        ({"top_p": 0}, 422, "validation", "top_p"),
+        ({"temperature": "hot"}, 422, "validation", "temperature"),
+        ({"max_new_tokens": 0}, 422, "validation", "max_new_tokens"),
+        ({"max_new_tokens": 10**6}, 422, "validation", "max_new_tokens"),
+        ({"watermark": True}, 422, "validation", "watermark"),
+        ({"best_of": 2}, 422, "validation", "sampling"),
+        ({"best_of": 2, "do_sample": True, "seed": 1}, 422, "validation", "seed"),
+        ({"return_k_alternatives": 21}, 422, "validation", "return_k_alternatives"),
+        ({"response_format": {"type": "poem"}}, 422, "validation", "response_format"),
+        ({"adapter_source": "nowhere", "adapter_id": "one"}, 422, "validation", "adapter_source"),
+        ({"adapter_id": "one", "merged_adapters": {"ids": ["two"]}}, 422, "validation", "merged_adapters"),
+        ({"merged_adapters": {"ids": ["one"], "merge_strategy": "ties"}}, 422, "validation", "only linear"),
+        ({"merged_adapters": {"ids": ["one", "two"], "weights": [1]}}, 422, "validation", "weights"),
+        ({"adapter_id": "shelf:nobody"}, 424, "generation", "nobody"),
+        ({"adapter_id": "shelf:broken"}, 424, "generation", "use_qalora"),
+        ({"adapter_id": "shelf:secret"}, 424, "generation", "secret"),
+    ],
+)
+def test_mistakes_have_lorax_shape_on_every_route_and_before_a_stream(
+    tmp_path: Path, parameters: dict[str, Any], status: int, kind: str, words: str
+) -> None:
+    async def scenario(caller: Caller) -> None:
+        for path in PATHS:
+            got, answer, _ = await post(caller, path, {**body(**parameters), "stream": path == "/"})
+            assert set(answer) == {"error", "error_type"}
+            if "best_of" not in parameters or path in ("/generate", "/invocations"):
+                assert (got, answer["error_type"]) == (status, kind), answer
+                assert words in answer["error"]
+            assert got == status
+
+    drive(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "status"),
+    [
+        (b"{", "application/json", 400),
+        (b"[]", "application/json", 422),
+        (b"{}", "application/json", 422),
+        (b'{"inputs": ""}', "application/json", 422),
+        (b'{"inputs": "hi"}', "text/plain", 415),
+        (b'{"inputs": "' + b"x" * (5 << 20) + b'"}', "application/json", 413),
+    ],
+)
+def test_bodies_that_cannot_be_read(tmp_path: Path, content: bytes, kind: str, status: int) -> None:
+    async def scenario(caller: Caller) -> None:
+        for path in (*PATHS, "/embed"):
+            response = await caller.client.post(path, data=content, headers={"content-type": kind})
+            answer = json.loads(await response.get_data())
+            assert (response.status_code, answer["error_type"]) == (status, "validation")
+            assert set(answer) == {"error", "error_type"}
+
+    drive(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_cannot_be_streamed(tmp_path: Path, stream: bool) -> None:
+    async def scenario(caller: Caller) -> None:
+        for parameters in ({"best_of": 2, "do_sample": True}, {"decoder_input_details": True, "details": True}):
+            status, answer, _ = await (
+                post(caller, "/generate_stream", body(**parameters)) if stream else post(caller, "/generate", body())
+            )
+            assert status == (422 if stream else 200), answer
+
+    drive(tmp_path, scenario)
+
+
+def test_the_engines_failures(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        engine = caller.api.engine
+        for failure, status, kind in (
+            (Overloaded("too much waits"), 429, "overloaded"),
+            (Unavailable("the engine is away"), 503, "generation"),
+            (AdapterRefused("no room", param="model"), 424, "generation"),
+            (ValueError("a fault"), 500, "generation"),
+        ):
+            engine.failure, engine.fail_after = failure, 0
+            for path in ("/generate", "/generate_stream"):
+                got, answer, headers = await post(caller, path, body())
+                assert (got, answer["error_type"]) == (status, kind)
+                assert "a fault" not in answer["error"]
+                assert ("retry-after" in headers) == (status in (429, 503))
+            engine.fail_after = 2
+            told = await events(caller, body())
+            assert (set(told[-1]), told[-1]["error_type"]) == ({"error", "error_type"}, kind)
+            assert [event["token"]["text"] for event in told[:-1]] == ["H", "e"]
+
+    drive(tmp_path, scenario)
+
+
+def test_unknown_fields_are_named(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        _, _, headers = await post(caller, "/generate", {**body(tempratur=1), "stream": False, "x": 1})
+        assert headers["x-motet-ignored"] == "x,parameters.tempratur"
+
+    drive(tmp_path, scenario)
+
+
+def test_vectors(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        status, answer, _ = await post(caller, "/embed", {"inputs": "hi", "parameters": None, "stream": False})
+        assert (status, list(answer)) == (200, ["embeddings"])
+        assert sum(x * x for x in answer["embeddings"]) == pytest.approx(1.0)
+        _, adapted, _ = await post(caller, "/embed", {"inputs": "hi", "parameters": {"adapter_id": "one"}})
+        assert adapted != answer
+        for path in ("/classify", "/classify_batch"):
+            assert (await post(caller, path, {"inputs": "hi"}))[0] == 404
+
+    drive(tmp_path, scenario)
+
+
+def test_what_the_server_says_of_itself(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        info = json.loads(await (await caller.client.get("/info")).get_data())
+        assert (info["model_id"], info["max_total_tokens"], info["model_device_type"]) == ("tiny", CONTEXT, "cpu")
+        for path in ("/", "/ping", "/health", "/startup"):
+            response = await caller.client.get(path)
+            assert (response.status_code, (await response.get_json())["status"]) == (200, "ok")
+        assert params(caller).max_tokens == 1, "/startup makes a token"
+        caller.api.engine.ready, caller.api.engine.reason = False, "being loaded"
+        for path in ("/", "/ping", "/startup", "/info"):
+            assert (await caller.client.get(path)).status_code == 503
+
+    drive(tmp_path, scenario)
+
+
+def test_tokens_both_ways(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        _, spans, _ = await post(caller, "/tokenize", {"inputs": "hé"})
+        assert [(span["text"], span["start"], span["stop"]) for span in spans] == [
+            ("h", 0, 1),
+            ("é", 1, 2),
+            ("é", 1, 2),
+        ]
+        _, listed, _ = await post(caller, "/tokenize", {"model": "", "prompt": "hé", "return_token_strs": True})
+        assert listed["tokens"] == [span["id"] for span in spans]
+        assert (listed["count"], listed["max_model_len"]) == (3, CONTEXT)
+        _, chat, _ = await post(caller, "/tokenize", {"messages": [{"role": "user", "content": "hi"}]})
+        _, back, _ = await post(caller, "/detokenize", {"model": "", "tokens": chat["tokens"]})
+        assert back == {"prompt": "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"}
+        assert (await post(caller, "/tokenize", {"inputs": 5}))[0] == 422
+        assert (await post(caller, "/tokenize", {"model": ""}))[1]["error"]["param"] == "prompt"
+        assert (await post(caller, "/detokenize", {"tokens": [10**6]}))[1]["error"]["param"] == "tokens[0]"
+
+    drive(tmp_path, scenario)
