@@ -103,6 +103,7 @@ class ChatRun:
 
     generation: Generation
     tools: ToolUse | None
+    echo: str
 
     @classmethod
     async def start(
@@ -116,18 +117,25 @@ class ChatRun:
             checked = await _with_grammar(services, checked, tools)
         prompt = await chat_prompt(services, request, template, tools)
         generation = Generation.of(services, request, checked, [prompt], response_id)
-        return cls(replace(generation, shown=tools.shown) if tools else generation, tools)
+        last = request.messages[-1]
+        echo = last.text() if request.echo and last.role == "assistant" else ""
+        return cls(replace(generation, shown=tools.shown) if tools else generation, tools, echo)
 
     async def deltas(self, services: Services) -> AsyncGenerator[tuple[int, ChatDelta], None]:
         """(choice, what it adds) as things come; closing this ends every sequence at once."""
         tools = self.tools
         readers = [CallReader(tools.parser.reader(), tools.several) for _ in self.generation.submits] if tools else None
+        echoes = [self.echo] * len(self.generation.submits)
         async with aclosing(self.generation.deltas(services)) as deltas:
             async for index, delta in deltas:
                 if readers is not None:
-                    yield index, readers[index].read(delta)
+                    told = readers[index].read(delta)
                 else:
-                    yield index, ChatDelta(delta.text, delta.tokens, (), delta.finish_reason, delta.stop_reason)
+                    told = ChatDelta(delta.text, delta.tokens, (), delta.finish_reason, delta.stop_reason)
+                if echoes[index]:
+                    told = msgspec.structs.replace(told, text=echoes[index] + told.text)
+                    echoes[index] = ""
+                yield index, told
 
     async def collect(
         self, services: Services, write_logprobs: Callable[[int, Sequence[TokenEvent]], None]

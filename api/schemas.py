@@ -233,6 +233,9 @@ class ChatRequest(GenerateRequest, frozen=True, kw_only=True):
     continue_final_message: Annotated[
         bool | None, _says("Go on with the last message, an assistant's, instead of beginning an answer.")
     ] = None
+    echo: Annotated[bool | None, _says("Begin the answer with the last message's text, if that is an assistant's.")] = (
+        None
+    )
     chat_template_kwargs: Annotated[
         Annotated[dict[str, Any], Meta(max_length=MAX_TEMPLATE_VARIABLES)] | None,
         _says("More variables for the chat template.", {"enable_thinking": False}),

@@ -48,7 +48,6 @@ CHAT: Mapping[str, tuple[object, ...]] = {
     "web_search_options": (None,),
     "chat_template": (None,),
     "add_special_tokens": _OFF,
-    "echo": _OFF,
     "best_of": (None, 1),
 }
 COMPLETIONS: Mapping[str, tuple[object, ...]] = {

@@ -168,6 +168,8 @@ def test_options_of_the_template(tmp_path: Path) -> None:
     async def scenario(caller: Caller) -> None:
         last = [*MESSAGES, {"role": "assistant", "content": "Well, "}]
         await caller.answer(CHAT, {"messages": last, "continue_final_message": True})
+        echoed = await caller.answer(CHAT, {"messages": last, "continue_final_message": True, "echo": True})
+        assert echoed["choices"][0]["message"]["content"] == last[-1]["content"] + "Hello!"
         assert prompt_of(caller) == "hi|Well, "
         await caller.answer(
             CHAT, {"messages": MESSAGES, "add_generation_prompt": False, "chat_template_kwargs": {"x": 1}}
