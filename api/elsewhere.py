@@ -27,17 +27,29 @@ KINDS = {
 }
 METHODS = ["GET", "POST", "DELETE"]
 
+PLACES = {
+    ("/v1/chat/completions", "GET"): "stored chat completions; responses are stored",
+    ("/v1/chat/completions/<path:rest>", "GET"): "stored chat completions; responses are stored",
+    ("/v1/chat/completions/<path:rest>", "POST"): "stored chat completions; responses are stored",
+    ("/v1/chat/completions/<path:rest>", "DELETE"): "stored chat completions; responses are stored",
+    ("/v1/responses/compact", "POST"): "compaction; truncation shortens what is too long",
+}
+"""Routes below those that are there."""
+
 
 def routes(services: Services) -> Blueprint:
     """The routes; they need nothing of `services`."""
     blueprint = Blueprint("elsewhere", __name__)
 
-    async def refuse(rest: str = "", kind: str = "") -> Response:
-        raise NotFound(f"this server does not offer {KINDS[kind]}", code="not_offered")
+    def refuse(path: str, methods: list[str], what: str) -> None:
+        async def refusal(rest: str = "") -> Response:
+            raise NotFound(f"this server does not offer {what}", code="not_offered")
 
-    for kind in KINDS:
+        blueprint.add_url_rule(path, f"{path} {methods}".replace(".", "_"), refusal, methods=methods)
+
+    for kind, what in KINDS.items():
         for path in (f"/v1/{kind}", f"/v1/{kind}/<path:rest>"):
-            blueprint.add_url_rule(
-                path, endpoint=f"{kind}{len(path)}", view_func=refuse, methods=METHODS, defaults={"kind": kind}
-            )
+            refuse(path, METHODS, what)
+    for (path, method), what in PLACES.items():
+        refuse(path, [method], what)
     return blueprint

@@ -41,5 +41,5 @@ def _outcome(report: Any, call: pytest.CallInfo[None]) -> str:
 
 
 def pytest_sessionfinish() -> None:
-    report = {name: sorted(met) for name, met in sorted(_met.items())}
+    report = {name: " or ".join(sorted(met)) for name, met in sorted(_met.items())}
     Path(os.environ["MOTET_REPORT"]).write_text(json.dumps(report, indent=2))

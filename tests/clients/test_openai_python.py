@@ -111,11 +111,13 @@ def test_responses_chain_stream_and_go_away(client: OpenAI) -> None:
     first = client.responses.create(model="", input="Name a sea.", max_output_tokens=16)
     assert first.output_text
     assert client.responses.retrieve(first.id).output_text == first.output_text
-    with client.responses.stream(
-        model="pirate", input="And another?", previous_response_id=first.id, max_output_tokens=16
+    with client.responses.stream(  # of a form that ends: the helper wants a response that is complete
+        model="pirate", input="And another?", previous_response_id=first.id, text_format=Sea, max_output_tokens=64
     ) as stream:
         text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
-        assert stream.get_final_response().output_text == text
+        final = stream.get_final_response()
+    assert final.output_text == text
+    assert final.output_parsed == Sea.model_validate_json(text)
     client.responses.delete(first.id)
     with pytest.raises(openai.NotFoundError):
         client.responses.retrieve(first.id)

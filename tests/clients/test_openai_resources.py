@@ -32,8 +32,12 @@ TESTS = (
 )
 
 
-def report(tmp_path: Path) -> dict[str, list[str]]:
-    """What each test met: `passed`, or status, code and param of the error."""
+def report(tmp_path: Path) -> dict[str, str]:
+    """What each test met: `passed`, or status, code and param of the error.
+
+    Where its runs (sync or not, strict or not) met several things, all of them: the package's strict client takes no
+    vectors in base64, which the package itself asks for.
+    """
     model = write_chat_model(tmp_path / "model")
     aliases = [word for name in NAMES for word in ("--model-alias", name)]
     settings = ["--model", str(model), "--max-context", "160", "--data-dir", str(tmp_path / "data"), *aliases]
@@ -71,14 +75,11 @@ def test_each_test_passes_or_meets_its_documented_error(tmp_path: Path) -> None:
     met = report(tmp_path)
     assert len(met) > 80
     table: dict[str, str] = json.loads(EXPECTED.read_text())
-    wrong = {name: found for name, found in met.items() if found != [table.get(name, "passed")]}
+    wrong = {name: found for name, found in met.items() if found != table.get(name, "passed")}
     assert wrong == {}
     assert sorted(set(table) - set(met)) == [], "the table names tests that are not there"
 
 
 if __name__ == "__main__":  # writes the table anew; read what changed before you believe it
     found = report(Path(sys.argv[1]))
-    unequal = {name: met for name, met in found.items() if len(met) > 1}
-    if unequal:
-        raise SystemExit(json.dumps(unequal, indent=2))
-    EXPECTED.write_text(json.dumps({n: m[0] for n, m in found.items() if m != ["passed"]}, indent=2) + "\n")
+    EXPECTED.write_text(json.dumps({n: met for n, met in found.items() if met != "passed"}, indent=2) + "\n")

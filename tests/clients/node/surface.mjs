@@ -49,7 +49,7 @@ const checks = {
   },
 
   async tools() {
-    const options = { model: "", messages, tools: [weather], tool_choice: "required", max_tokens: 64 };
+    const options = { model: "", messages, tools: [weather], tool_choice: "required", max_tokens: 64, parallel_tool_calls: false };
     const answer = await client.chat.completions.create(options);
     const [call] = answer.choices[0].message.tool_calls;
     assert.equal(call.function.name, "get_weather");

@@ -1,0 +1,41 @@
+"""OpenAI's routes that are not offered say so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.caller import CHAT, Caller, drive
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "what"),
+    [
+        ("POST", "/v1/moderations", "moderation"),
+        ("POST", "/v1/images/generations", "images"),
+        ("POST", "/v1/audio/speech", "audio"),
+        ("GET", "/v1/vector_stores", "vector stores"),
+        ("GET", CHAT, "stored chat completions"),
+        ("DELETE", f"{CHAT}/chatcmpl-1", "stored chat completions"),
+        ("POST", "/v1/responses/compact", "compaction"),
+    ],
+)
+def test_what_is_not_offered_says_so(tmp_path: Path, method: str, path: str, what: str) -> None:
+    async def scenario(caller: Caller) -> None:
+        response = await caller.client.open(path, method=method, json={})
+        error = (await response.get_json())["error"]
+        assert (response.status_code, error["code"], error["type"]) == (404, "not_offered", "invalid_request_error")
+        assert what in error["message"]
+
+    drive(tmp_path, scenario)
+
+
+def test_other_paths_and_methods(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        missing = await caller.client.get("/v1/nothing/here")
+        assert (missing.status_code, (await missing.get_json())["error"]["code"]) == (404, "not_found")
+        wrong = await caller.client.delete("/v1/completions")
+        assert (wrong.status_code, (await wrong.get_json())["error"]["code"]) == (405, "method_not_allowed")
+        assert "POST" in wrong.headers["allow"]
+
+    drive(tmp_path, scenario)
