@@ -120,5 +120,5 @@ class NativeError(msgspec.Struct, frozen=True):
 
     error: str
     error_type: Literal[
-        "validation", "generation", "overloaded", "incomplete_generation", "healthcheck", "authentication"
+        "validation", "generation", "overloaded", "incomplete_generation", "not_found", "authentication"
     ]

@@ -29,6 +29,7 @@ _OWN_NAMES = {
 
 _KINDS = {
     401: "authentication",
+    404: "not_found",
     409: "incomplete_generation",
     429: "overloaded",
     500: "generation",

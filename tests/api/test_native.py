@@ -191,7 +191,8 @@ def test_vectors(tmp_path: Path) -> None:
         _, adapted, _ = await post(caller, "/embed", {"inputs": "hi", "parameters": {"adapter_id": "one"}})
         assert adapted != answer
         for path in ("/classify", "/classify_batch"):
-            assert (await post(caller, path, {"inputs": "hi"}))[0] == 404
+            status, refused, _ = await post(caller, path, {"inputs": "hi"})
+            assert (status, refused["error_type"]) == (404, "not_found")
 
     drive(tmp_path, scenario)
 
