@@ -124,6 +124,11 @@ def parse_embedding(body: dict[str, Any]) -> Parsed[EmbeddingRequest]:
 
 async def answer_embedding(services: Services, request: EmbeddingRequest, caller: Caller) -> EmbeddingList:
     """The vectors of `request`. Raises MotetError."""
+    size = services.model().hidden_size
+    if request.dimensions is not None and request.dimensions > size:
+        raise InvalidRequest(
+            f"the vectors have {size} dimensions, and {request.dimensions} are asked for", param="dimensions"
+        )
     prompts, vectors = await embed(services, request, caller)
     data = []
     for index, vector in enumerate(vectors):
@@ -200,14 +205,7 @@ def pooling(setting: str, directory: Path) -> Literal["last", "mean"]:
 
 
 def unit(vector: Sequence[float], dimensions: int | None = None) -> list[float]:
-    """The first `dimensions` numbers of `vector` (all by default), scaled to length 1.
-
-    Raises InvalidRequest if it has fewer.
-    """
-    if dimensions is not None and dimensions > len(vector):
-        raise InvalidRequest(
-            f"the vectors have {len(vector)} dimensions, and {dimensions} are asked for", param="dimensions"
-        )
+    """The first `dimensions` numbers of `vector` (all by default), scaled to length 1."""
     kept = vector[:dimensions]
     length = math.sqrt(sum(x * x for x in kept)) or 1.0
     return [x / length for x in kept]

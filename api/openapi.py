@@ -37,7 +37,7 @@ def _schema(kind: type[msgspec.Struct] | Mapping[str, Any]) -> dict[str, Any]:
     return {"$ref": _PREFIX + kind.__name__} if isinstance(kind, type) else dict(kind)
 
 
-def _json(description: str, kind: type[msgspec.Struct]) -> dict[str, Any]:
+def _json(description: str, kind: type[msgspec.Struct] | Mapping[str, Any]) -> dict[str, Any]:
     return {"description": description, "headers": _HEADERS, "content": {"application/json": {"schema": _schema(kind)}}}
 
 
@@ -59,9 +59,8 @@ def _success(operation: Operation) -> dict[str, Any]:
     if operation.chunk is not None:
         success["content"]["text/event-stream"] = {
             "schema": {
-                "type": "string",
                 "description": "With `stream`: server-sent events, each a line `data: ` with JSON as below. A failure "
-                "in mid-stream is an event with an ErrorBody, and the last.",
+                "in mid-stream is an event with the error's object, and the last.",
                 "contentMediaType": "application/json",
                 "contentSchema": _schema(operation.chunk),
             }

@@ -74,6 +74,6 @@ class Operation:
     parameters: tuple[Parameter, ...] = ()
     says: str = "The answer."
     unavailable: type[msgspec.Struct] | None = None
-    failure: type[msgspec.Struct] = ErrorBody
+    failure: type[msgspec.Struct] | Mapping[str, Any] = ErrorBody
     parts: tuple[type[msgspec.Struct], ...] = ()
     multipart: Mapping[str, Any] | None = field(default=None)

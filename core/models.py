@@ -39,7 +39,7 @@ class ModelSource(ABC):
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
-    """What the engine says about the model that it has loaded. Sizes are in tokens."""
+    """What the engine says about the model that it has loaded. Sizes are in tokens; `hidden_size` is a vector's."""
 
     name: str
     architecture: str
@@ -50,3 +50,4 @@ class ModelInfo(msgspec.Struct, frozen=True):
     shards: int
     eos_token_ids: tuple[int, ...]
     device: str = "cpu"
+    hidden_size: int = 0

@@ -78,6 +78,7 @@ def lead(spec: RankSpec) -> None:
         shards=spec.size,
         eos_token_ids=runner.config.eos_token_ids,
         device=runner.device.type,
+        hidden_size=runner.config.hidden_size,
     )
     sockets = LeaderSockets(spec.engine_address, spec.ranks_address, spec.size - 1)
     core = EngineCore(runner, model, scheduler, sockets)

@@ -13,6 +13,7 @@ from motet.api.answers import ENCODER
 from motet.api.caller import current_caller
 from motet.api.chat_prompts import chat_prompt, find_template
 from motet.api.errors import error_response
+from motet.api.native.answers import NativeError
 from motet.api.native.errors import native_error_response
 from motet.api.operations import ERRORS, TOKEN, Operation
 from motet.api.parsing import convert, decode_object
@@ -73,6 +74,7 @@ class DetokenizedText(msgspec.Struct, frozen=True):
     prompt: str
 
 
+_FAILURE = {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("ErrorBody", "NativeError")]}
 _SPANS = {"type": "array", "items": {"$ref": "#/components/schemas/TokenSpan"}}
 
 OPERATIONS = (
@@ -84,9 +86,10 @@ OPERATIONS = (
         {"anyOf": [{"$ref": "#/components/schemas/TokenList"}, _SPANS]},
         body=TokenizeRequest,
         example={"model": "", "prompt": "The sea is wide."},
-        errors=ERRORS,
+        errors=(*ERRORS, 424),
+        failure=_FAILURE,
         parameters=(TOKEN,),
-        parts=(TokenList, TokenSpan),
+        parts=(TokenList, TokenSpan, NativeError),
     ),
     Operation(
         "post",

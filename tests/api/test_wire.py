@@ -102,7 +102,8 @@ OUTER: list[tuple[str, str, bytes, dict[str, str], int, str]] = [
     ("POST", CHAT, b"{}", {"content-type": "text/plain"}, 415, "unsupported_media_type"),
     ("POST", CHAT, b"{}", {}, 415, "unsupported_media_type"),
     ("POST", CHAT, b'"' + b"x" * (5 << 20) + b'"', JSON, 413, "payload_too_large"),
-    ("GET", CHAT, b"", {}, 405, "method_not_allowed"),
+    ("GET", CHAT, b"", {}, 404, "not_offered"),
+    ("PUT", CHAT, b"", {}, 405, "method_not_allowed"),
     ("DELETE", "/v1/models", b"", {}, 405, "method_not_allowed"),
     ("GET", "/v1/nothing", b"", {}, 404, "not_found"),
     ("GET", "/v1/models/nothing", b"", {}, 404, "model_not_found"),
@@ -203,5 +204,6 @@ def test_health_docs_and_the_document(client: httpx2.Client) -> None:
         if "get" in operations and (path := path.replace("{model}", name)).count("{") == 0:
             assert client.get(path).status_code == 200, path
         content = operations.get("post", {}).get("requestBody", {}).get("content", {})
-        if example := content.get("application/json", {}).get("example"):
+        example = content.get("application/json", {}).get("example")
+        if example and path != "/v1/batches":  # whose file is made up
             assert client.post(path, json=example).status_code == 200, path

@@ -37,7 +37,8 @@ def raised(kind: type[Exception], call: Callable[[], object]) -> str:
 def generate() -> None:
     base = client.generate(PROMPT, max_new_tokens=12)
     again = client.generate(PROMPT, max_new_tokens=12)
-    assert base.generated_text and base.generated_text == again.generated_text, "greedy by default"
+    assert base.generated_text
+    assert base.generated_text == again.generated_text, "greedy by default"
     assert base.details.finish_reason == "length"
     assert base.details.generated_tokens == len(base.details.tokens) == 12
     assert base.details.prompt_tokens == 4

@@ -188,7 +188,7 @@ async def scripted_api(
     (root / "model").mkdir(parents=True)
     directory = write_model(root / "model", template)
     text = TextModel(directory)
-    model = ModelInfo("tiny", "Tiny", str(directory), text.vocab_size, CONTEXT, "float32", 1, ())
+    model = ModelInfo("tiny", "Tiny", str(directory), text.vocab_size, CONTEXT, "float32", 1, (), hidden_size=4)
     engine = ScriptedEngine(text, model)
     plugins = PluginRegistry.load(PLUGINS, installed=False)
     shelf = Shelf(root / "shelf")
