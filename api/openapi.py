@@ -57,15 +57,25 @@ def _success(operation: Operation) -> dict[str, Any]:
         "content": {operation.media: schema},
     }
     if operation.chunk is not None:
-        success["content"]["text/event-stream"] = {
-            "schema": {
-                "description": "With `stream`: server-sent events, each a line `data: ` with JSON as below. A failure "
-                "in mid-stream is an event with the error's object, and the last.",
-                "contentMediaType": "application/json",
-                "contentSchema": _schema(operation.chunk),
-            }
-        }
+        success["content"]["text/event-stream"] = {"schema": _event(operation.chunk, operation.failure)}
     return success
+
+
+def _event(chunk: type[msgspec.Struct] | Mapping[str, Any], failure: type[msgspec.Struct] | Mapping[str, Any]) -> Any:
+    """One of a stream's events, as an object of its fields."""
+    data = {
+        "description": "JSON of this kind; [DONE], where that ends the stream; after a failure in mid-stream, the "
+        "error's object.",
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": {"anyOf": [_schema(chunk), _schema(failure)]},
+    }
+    return {
+        "description": "With `stream`: server-sent events, each with these fields.",
+        "type": "object",
+        "properties": {"event": {"type": "string"}, "data": data},
+        "required": ["data"],
+    }
 
 
 def _request_body(operation: Operation) -> dict[str, Any]:
