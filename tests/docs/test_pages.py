@@ -19,7 +19,10 @@ from motet.core.settings import Settings, load_settings
 # Variables that are no settings: read where they are needed (core/paths.py, api/cli.py, plugins/hub.py).
 OTHER_VARIABLES = {"MOTET_CACHE", "MOTET_CONFIG", "MOTET_HUB_TOKEN"}
 # Other programs' flags that the pages mention.
+LORAX_FLAGS = {"--max-batch-total-tokens", "--max-batch-prefill-tokens", "--num-shard", "--max-active-adapters"}
+LORAX_FLAGS |= {"--adapter-source", "--cors-allow-origin"}
 FOREIGN_FLAGS = {"--build", "--constraint", "--editable", "--no-build-isolation", "--no-deps", "--extra-index-url"}
+FOREIGN_FLAGS |= LORAX_FLAGS
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 # `motet/` is the package's name, not a folder.
 PATH = re.compile(r"\.?(?:core|plugins|engine|api|tests|docker|docs|ci)/[\w./-]*")

@@ -28,6 +28,8 @@ from motet.core import hookspecs
 PAGE = "docs/plugins.md"
 SECRET = "let-me-in"
 CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": ["q_proj"]}
+SCHEMA = {"properties": {"city": {"enum": ["Oslo", "Bergen"]}}, "required": ["city"], "additionalProperties": False}
+TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": SCHEMA}}
 PREFIX = "base_model.model.model.layers.0.self_attn.q_proj"
 
 
@@ -111,7 +113,8 @@ def ask(url: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
 def test_the_plugins_serve(site: Path, web: str, smollm2_directory: Path) -> None:
     environment = with_plugins(site, HOUSE_WEB_ROOT=web, HOUSE_SHELF=str(smollm2_directory.parent))
     (body,) = (json.loads(fence.text) for fence in fences(PAGE, "json"))
-    with serving("--model", f"shelf:{smollm2_directory.name}", env=environment) as server:
+    model = ("--model", f"shelf:{smollm2_directory.name}", "--tool-parser", "lines")
+    with serving(*model, env=environment) as server:
         assert server.health()[1]["model"] == smollm2_directory.name
         status, answer = ask(server.url, body)
         assert status == 200, answer
@@ -120,6 +123,13 @@ def test_the_plugins_serve(site: Path, web: str, smollm2_directory: Path) -> Non
         prompt = Tokenizer.from_file(str(smollm2_directory / "tokenizer.json")).encode(text, add_special_tokens=False)
         assert answer["usage"]["prompt_tokens"] == len(prompt.ids)
 
+        tools = {"messages": body["messages"], "tools": [TOOL], "tool_choice": "required", "max_tokens": 40}
+        status, answer = ask(server.url, {"model": "web:alpaca-tiny", "parallel_tool_calls": False, **tools})
+        assert (status, answer["choices"][0]["finish_reason"]) == (200, "tool_calls"), answer
+        [call] = answer["choices"][0]["message"]["tool_calls"]
+        assert call["function"]["name"] == "get_weather"
+        assert json.loads(call["function"]["arguments"])["city"] in ("Oslo", "Bergen")
+
         private = {**body, "model": "web:private/tiny", "max_tokens": 1}
         status, answer = ask(server.url, private)
         assert (status, answer["error"]["param"]) == (401, "api_token")
@@ -127,7 +137,7 @@ def test_the_plugins_serve(site: Path, web: str, smollm2_directory: Path) -> Non
         assert status == 200, answer
         assert ask(server.url, private)[0] == 401, "it is in the server, and still not for everybody"
         assert ask(server.url, {**body, "model": "web:alpaca-none"})[0] == 404
-        status, answer = ask(server.url, {**body, "response_format": {"type": "choice"}})
+        status, answer = ask(server.url, {**body, "response_format": {"type": "verdict"}})
         assert (status, answer["error"]["param"]) == (400, "response_format.choices")
 
 
@@ -142,13 +152,13 @@ def test_motet_plugins_shows_whose_they_are(site: Path) -> None:
     )
     rows = [tuple(line.split(maxsplit=2)) for line in done.stdout.splitlines()]
     assert ("register_adapter_sources", "web", "house_adapters (motet-house)") in rows
-    assert ("register_output_formats", "choice", "house_formats (motet-house)") in rows
+    assert ("register_output_formats", "verdict", "house_formats (motet-house)") in rows
 
 
 def test_choices_are_taken_word_for_word(site: Path) -> None:
     code = (
         "from llguidance import LLMatcher; import house_formats;"
-        "spec = house_formats.Choice().grammar({'choices': ['a \"quoted\" \\\\ one', 'gr\\u00fc\\u00df', '(x|y)*']});"
+        "spec = house_formats.Verdict().grammar({'choices': ['a \"quoted\" \\\\ one', 'gr\\u00fc\\u00df', '(x|y)*']});"
         "wrong, why = LLMatcher.validate_grammar_with_warnings(LLMatcher.grammar_from_lark(spec.text));"
         "assert not wrong, why"
     )

@@ -5,16 +5,26 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+import msgspec
 import pytest
 from docs.pages import ROOT, read, section, table
+from openai.types import BatchCreateParams, EmbeddingCreateParams
+from openai.types import completion_create_params as completion_params
+from openai.types.chat import completion_create_params as chat_params
+from openai.types.responses import response_create_params as response_params
 
 from motet.api import grammar, params, schemas, unsupported
 from motet.api.adapters.names import MAX_NAME
 from motet.api.app import OPERATIONS
+from motet.api.batches.objects import BatchRequest
+from motet.api.embeddings import EmbeddingRequest
+from motet.api.native.schemas import GenerateParameters
 from motet.api.openapi import openapi_document
+from motet.api.responses.schemas import ResponseRequest
 from motet.core import errors, sampling, templates
+from motet.core.registry import PluginRegistry
 from motet.core.settings import Settings, flag
 from motet.engine import core
 from motet.engine.adapters import peft_config
@@ -58,23 +68,72 @@ def test_api_page_has_every_route() -> None:
     assert [words(row[0])[0] for row in table(section("docs/api.md", "Routes"))] == routes
 
 
-def test_api_page_has_every_request_field() -> None:
-    chat, completion = set(schemas.ChatRequest.__struct_fields__), set(schemas.CompletionRequest.__struct_fields__)
-    places = dict.fromkeys(chat & completion, "both")
-    places |= dict.fromkeys(chat - completion, "chat") | dict.fromkeys(completion - chat, "completions")
-    assert {row[0].strip("`"): row[1] for row in table(section("docs/api.md", "Request fields"))} == places
+SURFACES: dict[str, tuple[type[msgspec.Struct], Mapping[str, object]]] = {
+    "chat": (schemas.ChatRequest, unsupported.CHAT),
+    "completions": (schemas.CompletionRequest, unsupported.COMPLETIONS),
+    "responses": (ResponseRequest, unsupported.RESPONSES),
+    "embeddings": (EmbeddingRequest, unsupported.EMBEDDINGS),
+    "batches": (BatchRequest, {}),
+}
+SDK = {
+    "chat": chat_params.CompletionCreateParamsBase,
+    "completions": completion_params.CompletionCreateParamsBase,
+    "responses": response_params.ResponseCreateParamsBase,
+    "embeddings": EmbeddingCreateParams,
+    "batches": BatchCreateParams,
+}
 
 
-def test_api_page_has_every_refused_field() -> None:
-    both = {name for name in unsupported.CHAT if unsupported.COMPLETIONS.get(name) == unsupported.CHAT[name]}
-    expected = {
-        "both": both | {"best_of"},
-        "chat": set(unsupported.CHAT) - both,
-        "completions": set(unsupported.COMPLETIONS) - both,
-        "a message": set(unsupported.MESSAGE),
-    }
-    rows = table(section("docs/api.md", "Refused fields"))
-    assert {row[0]: set(words(row[1])) - {"n"} for row in rows} == expected
+def field_rows() -> dict[str, list[str]]:
+    """The rows of the page on OpenAI's fields, by field."""
+    rows = table(section("docs/openai.md", "Fields"))
+    assert len({row[0] for row in rows}) == len(rows), "one row a field"
+    return {row[0].strip("`"): row for row in rows}
+
+
+def test_openai_page_has_every_field_where_it_is_known() -> None:
+    known: dict[str, list[str]] = {}
+    for surface, (kind, refused) in SURFACES.items():
+        for name in {*kind.__struct_fields__, *refused}:
+            known.setdefault(name, []).append(surface)
+    assert {name: row[1].split(", ") for name, row in field_rows().items()} == known
+
+
+def test_openai_page_says_which_fields_are_refused() -> None:
+    """Where a field is always, or on some routes only, a 400, its row says so."""
+    wrong = []
+    for name, row in field_rows().items():
+        refused = [s for s, (kind, table) in SURFACES.items() if name in table and name not in kind.__struct_fields__]
+        taken = [s for s, (kind, _) in SURFACES.items() if name in kind.__struct_fields__]
+        if refused and not taken and not row[2].startswith("a 400"):
+            wrong.append(name)
+        if refused and taken and f"{', '.join(refused).capitalize()}: a 400" not in row[2]:
+            wrong.append(name)
+        if not refused and row[2].startswith("a 400"):
+            wrong.append(name)
+    assert wrong == []
+
+
+@pytest.mark.parametrize("surface", SDK)
+def test_every_field_of_the_openai_package_is_known(surface: str) -> None:
+    kind, refused = SURFACES[surface]
+    assert set(SDK[surface].__annotations__) - {*kind.__struct_fields__, *refused} == set()
+
+
+def test_lorax_page_has_every_parameter_and_route() -> None:
+    page = read("docs/lorax.md")
+    named = set(words(page[page.index("Every parameter") : page.index("As there")]))
+    assert named == set(GenerateParameters.__struct_fields__)
+    routes = {word for row in table(page)[:9] for word in words(row[0])}
+    ours = {f"{o.method.upper()} {o.path}" for o in OPERATIONS if o.tag in ("lorax", "tokens")}
+    assert routes == ours | {"GET /health", "GET /metrics"}
+
+
+def test_every_tool_parser_and_format_is_named() -> None:
+    plugins = PluginRegistry.load(installed=False)
+    page = read("docs/openai.md")
+    for names in (plugins.tool_parsers.items, plugins.output_formats.items):
+        assert [name for name in names if f"`{name}`" not in page] == []
 
 
 def error_kinds(root: type[errors.MotetError]) -> Iterator[type[errors.MotetError]]:
