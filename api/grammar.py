@@ -52,7 +52,8 @@ class GrammarChecker:
         if len(spec.text) > MAX_GRAMMAR_CHARACTERS:
             raise _refused(f"it has {len(spec.text)} characters; {MAX_GRAMMAR_CHARACTERS} are allowed", param)
         try:
-            problem = await asyncio.wait_for(asyncio.to_thread(_problem, spec), MAX_SECONDS)
+            async with asyncio.timeout(MAX_SECONDS):
+                problem = await asyncio.to_thread(_problem, spec)
         except TimeoutError:
             problem = "it takes too long to compile"
         if problem:

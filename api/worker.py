@@ -12,7 +12,6 @@ from pathlib import Path
 
 import msgspec
 from hypercorn.asyncio import serve
-from hypercorn.config import Config, Sockets
 from loguru import logger
 
 from motet.api.adapters.wiring import worker_adapters
@@ -20,54 +19,16 @@ from motet.api.app import create_app
 from motet.api.batches.runner import BatchRunner
 from motet.api.database import Database
 from motet.api.deployment import Deployment
+from motet.api.listener import LAST_WORDS_SECONDS, ListenerConfig
 from motet.api.services import Services
 from motet.core.errors import StartupError, Unavailable
 from motet.core.lifeline import follow_parent
 from motet.core.logs import configure_logging
 from motet.core.paths import data_directory
 from motet.core.registry import PluginRegistry
-from motet.core.settings import Settings
 from motet.engine.client.engine_client import EngineClient
 from motet.engine.client.template_renderer import TemplateRenderer
 from motet.engine.client.text_model import TextModel
-
-LAST_WORDS_SECONDS = 0.5
-"""What requests that outlived the drain get for sending their error."""
-
-KEEP_ALIVE_SECONDS = 75
-
-LISTEN_QUEUE = 1024
-"""Connections that the kernel keeps until one is taken."""
-
-
-class _Listener(socket.socket):
-    """The supervisor's socket. It keeps its queue when asyncio asks for one as long as what it takes in one turn."""
-
-    def listen(self, backlog: int = LISTEN_QUEUE, /) -> None:
-        super().listen(LISTEN_QUEUE)
-
-
-class ListenerConfig(Config):
-    """Hypercorn's, on a socket that exists; in each turn of the loop a worker takes one connection.
-
-    Taking as many as there are, the first of several workers to wake up would have most of a burst to itself.
-    """
-
-    def __init__(self, descriptor: int, settings: Settings) -> None:
-        super().__init__()
-        self.backlog = 1
-        self.keep_alive_timeout = KEEP_ALIVE_SECONDS
-        self.graceful_timeout = LAST_WORDS_SECONDS
-        self.h11_max_incomplete_size = 64 << 10
-        self.loglevel = "WARNING"
-        self.certfile = settings.tls_certificate or None
-        self.keyfile = settings.tls_key or None
-        self._descriptor = descriptor
-
-    def create_sockets(self) -> Sockets:
-        """The listening socket."""
-        sockets: list[socket.socket] = [_Listener(fileno=self._descriptor)]
-        return Sockets(sockets, [], []) if self.ssl_enabled else Sockets([], sockets, [])
 
 
 async def run(deployment: Deployment) -> None:

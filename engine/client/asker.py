@@ -57,7 +57,8 @@ class Asker(Generic[Answer]):
         """
         if not self._connected.is_set():
             try:
-                await asyncio.wait_for(self._connected.wait(), PATIENCE_SECONDS)
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    await self._connected.wait()
             except TimeoutError:
                 raise Unavailable(f"the {self._name} is not running; try again shortly", param="model") from None
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()

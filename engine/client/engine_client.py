@@ -95,7 +95,8 @@ class EngineClient:
     async def wait_ready(self, timeout: float) -> ModelInfo:
         """The model, once the engine is up. Raises Unavailable after `timeout` seconds."""
         try:
-            await asyncio.wait_for(self._up.wait(), timeout)
+            async with asyncio.timeout(timeout):
+                await self._up.wait()
         except TimeoutError as error:
             raise Unavailable(f"the engine is not ready: {self.reason}") from error
         assert self.model is not None

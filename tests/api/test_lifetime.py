@@ -64,6 +64,24 @@ def test_a_client_that_leaves_ends_its_sequences(tmp_path: Path, stream: bool, n
     drive(tmp_path, scenario)
 
 
+@pytest.mark.parametrize("abort", [False, True])
+def test_a_client_that_leaves_right_after_sending_is_noticed(tmp_path: Path, abort: bool) -> None:
+    async def scenario(server: Running, client: httpx2.AsyncClient) -> None:
+        slow(server)
+        body = json.dumps({**CHAT, "stream": True}).encode()
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        for _ in range(10):
+            _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            await asyncio.sleep(0)
+            writer.transport.abort() if abort else writer.close()
+        await asyncio.sleep(0.05)
+        await until(lambda: server.api.services.drain.running == 0, 1.0)
+        assert not server.api.engine.running
+
+    drive(tmp_path, scenario)
+
+
 def frames(content: bytes) -> list[Any]:
     """The events of a stream; [DONE] as the text."""
     assert content.endswith(b"\n\n")
