@@ -128,7 +128,6 @@ BAD_CHAT = [
             {"modalities": ["text", "audio"]},
             {"store": True},
             {"best_of": 3},
-            {"echo": True},
             {"chat_template": "{{ messages }}"},
             {"guided_json": {"type": "object"}},
         )

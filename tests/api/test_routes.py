@@ -169,7 +169,7 @@ def test_every_answer_has_a_request_id(tmp_path: Path) -> None:
 def test_the_frameworks_errors_have_the_same_shape(tmp_path: Path) -> None:
     async def scenario(caller: Caller) -> None:
         assert (await (await caller.client.get("/nope")).get_json())["error"]["code"] == "not_found"
-        wrong_method = await caller.client.get(CHAT)
+        wrong_method = await caller.client.get(COMPLETIONS)
         assert (wrong_method.status_code, wrong_method.headers["allow"]) == (405, "OPTIONS, POST")
         assert (await wrong_method.get_json())["error"]["code"] == "method_not_allowed"
         assert (await caller.error(COMPLETIONS, {"prompt": "x" * 2000}))[:2] == (413, "payload_too_large")

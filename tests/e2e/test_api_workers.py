@@ -161,3 +161,16 @@ def test_a_killed_registry_fails_what_it_was_asked_and_comes_back(world: World) 
     world.hub.delay = 0.0
     assert world.ask("").status_code == 200
     assert world.ask("org/late").status_code == 200
+
+
+def test_the_workers_count_together(world: World) -> None:
+    def answered() -> float:
+        text = httpx2.get(f"{world.server.url}/metrics", timeout=10).text
+        lines = [line for line in text.splitlines() if line.startswith("motet_requests_total")]
+        return sum(float(line.split()[-1]) for line in lines if "/v1/chat/completions" in line)
+
+    before = answered()
+    with ThreadPoolExecutor(12) as threads:
+        assert {answer.status_code for answer in threads.map(world.ask, [""] * 12)} == {200}
+    seen = {answered() for _ in range(8)}  # whichever worker it is that tells
+    assert seen == {before + 12}
