@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -17,6 +17,9 @@ from motet.api.tools import ToolUse, tool_parser
 from motet.core.errors import ContextExceeded, InvalidRequest
 from motet.core.templates import ChatTemplate, TemplateContext
 from motet.core.tools import ToolParser
+
+MARK = "\ue000the answer goes on here\ue001 "
+"""Stands in a rendered prompt where the last message ends; of characters that nobody has a use for."""
 
 RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token")
 
@@ -55,9 +58,11 @@ async def chat_prompt(
             f"the context holds {context} tokens and there are {len(request.messages)} messages; send fewer",
             param="messages",
         )
-    prompt = await services.renderer.render(template, template_variables(services, request, template, tools))
+    variables = template_variables(services, request, template, tools)
     if request.continue_final_message:
-        prompt = _opened(prompt, request.messages[-1])
+        prompt = _opened(await services.renderer.render(template, _marked(variables)))
+    else:
+        prompt = await services.renderer.render(template, variables)
     if request.truncate_prompt_tokens is None:
         refuse_hopeless(services, prompt, "messages")
     [tokens] = await encode(services, [prompt], add_special_tokens=False)
@@ -168,16 +173,21 @@ def _calls(message: Message, where: str) -> list[dict[str, Any]]:
     return calls
 
 
-def _opened(prompt: str, last: Message) -> str:
+def _marked(variables: dict[str, object]) -> dict[str, object]:
+    """The variables with MARK at the end of the last message's text."""
+    *before, last = cast(list[dict[str, Any]], variables["messages"])
+    if not last["content"].strip():
+        raise InvalidRequest("the last message has no text that could be continued", param="continue_final_message")
+    return {**variables, "messages": [*before, {**last, "content": last["content"] + MARK}]}
+
+
+def _opened(prompt: str) -> str:
     """The prompt up to the end of its last message's text, as transformers cuts it."""
-    text = last.text().strip()
-    start = prompt.rfind(text)
-    if not text or start < 0:
+    end = prompt.rfind(MARK.rstrip())
+    if end < 0:
         raise InvalidRequest(
             "the last message cannot be continued: the chat template does not write its text as it is",
             param="continue_final_message",
         )
-    end = start + len(text)
-    # White space that ends the message is kept where the template keeps it.
-    kept = last.text()[len(last.text().rstrip()) :]
-    return prompt[:end] + (kept if prompt.startswith(kept, end) else "")
+    # The mark ends with a space: a template that takes that away would have taken the text's own, too.
+    return prompt[:end] if prompt.startswith(MARK, end) else prompt[:end].rstrip()

@@ -31,13 +31,25 @@ class CallDelta(msgspec.Struct, frozen=True):
 
 
 class ChatDelta(msgspec.Struct, frozen=True):
-    """What a choice's message gains. `finish_reason` is set on the choice's last delta alone."""
+    """What a choice's message gains: texts and pieces of calls, as they come one after another.
 
-    text: str
+    `finish_reason` is set on the choice's last delta alone.
+    """
+
+    parts: tuple[str | CallDelta, ...]
     tokens: tuple[TokenEvent, ...]
-    calls: tuple[CallDelta, ...] = ()
     finish_reason: ChatFinishReason | None = None
     stop_reason: str | int | None = None
+
+    @property
+    def text(self) -> str:
+        """What is no call, joined."""
+        return "".join(part for part in self.parts if isinstance(part, str))
+
+    @property
+    def calls(self) -> tuple[CallDelta, ...]:
+        """The pieces of calls."""
+        return tuple(part for part in self.parts if isinstance(part, CallDelta))
 
 
 @dataclass
@@ -82,13 +94,16 @@ class CallReader:
         finish: ChatFinishReason | None = delta.finish_reason
         if finish is not None:
             found += self._reader.finish()
-        pieces = [piece for piece in found if isinstance(piece, CallPiece) and (self._several or piece.index == 0)]
-        calls = tuple(self._numbered(piece) for piece in pieces)
-        # What comes after the only call that was allowed is no part of the answer.
-        text = "".join(piece for piece in found if isinstance(piece, str) and (self._several or not self._calls))
+        parts: list[str | CallDelta] = []
+        for piece in found:
+            # What comes after the only call that was allowed is no part of the answer.
+            if isinstance(piece, CallPiece) and (self._several or piece.index == 0):
+                parts.append(self._numbered(piece))
+            elif isinstance(piece, str) and piece and (self._several or not self._calls):
+                parts.append(piece)
         if finish == "stop" and self._calls:
             finish = "tool_calls"
-        return ChatDelta(text, delta.tokens, calls, finish, delta.stop_reason)
+        return ChatDelta(tuple(parts), delta.tokens, finish, delta.stop_reason)
 
     def _numbered(self, piece: CallPiece) -> CallDelta:
         if piece.name is None:
@@ -131,9 +146,10 @@ class ChatRun:
                 if readers is not None:
                     told = readers[index].read(delta)
                 else:
-                    told = ChatDelta(delta.text, delta.tokens, (), delta.finish_reason, delta.stop_reason)
+                    parts = (delta.text,) if delta.text else ()
+                    told = ChatDelta(parts, delta.tokens, delta.finish_reason, delta.stop_reason)
                 if echoes[index]:
-                    told = msgspec.structs.replace(told, text=echoes[index] + told.text)
+                    told = msgspec.structs.replace(told, parts=(echoes[index], *told.parts))
                     echoes[index] = ""
                 yield index, told
 

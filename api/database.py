@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -39,23 +40,33 @@ class Database:
             self._connection.close()
 
     def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        connection = self._opened()
+        connection = self._open()
         with connection:
             connection.execute("BEGIN IMMEDIATE")
             return work(connection)
 
-    def _opened(self) -> sqlite3.Connection:
+    def _open(self) -> sqlite3.Connection:
         if self._connection is None:
             try:
                 self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-                # The thread that closes is another one; they never run at once.
-                connection = sqlite3.connect(
-                    self.directory / "motet.db", timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-                )
-                connection.execute("PRAGMA journal_mode = WAL")
-                connection.execute("PRAGMA synchronous = NORMAL")
-                connection.execute("PRAGMA foreign_keys = ON")
+                self._connection = _opened(self.directory / "motet.db")
             except (OSError, sqlite3.Error) as error:
                 raise StartupError(f"--data-dir {self.directory}: cannot be used: {error}", param="data_dir") from error
-            self._connection = connection
         return self._connection
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    """A connection. Raises sqlite3.Error."""
+    # The thread that closes is another one; they never run at once.
+    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            return connection
+        except sqlite3.OperationalError:  # another process opens it, too; for this, SQLite itself does not wait
+            if time.monotonic() > deadline:
+                connection.close()
+                raise
+            time.sleep(0.02)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Drain:
-    """Counts the HTTP requests that run. `begin()`, then `await wait(seconds)`, then `cancel_rest()` end them."""
+    """Counts what runs, requests or not. `begin()`, then `await wait(seconds)`, then `cancel_rest()` end them."""
 
     def __init__(self) -> None:
         self.running = 0
@@ -61,19 +61,35 @@ class Drain:
                 raise
             raise Unavailable("the server shut down before the answer was complete", code="shutting_down") from None
 
+    @asynccontextmanager
+    async def work(self) -> AsyncIterator[None]:
+        """Something that runs without a request, and that the drain waits for and may cut short, as it does those."""
+        self._enter()
+        try:
+            async with self.interruptible():
+                yield
+        finally:
+            self._leave()
+
+    def _enter(self) -> None:
+        self.running += 1
+        self._idle.clear()
+
+    def _leave(self) -> None:
+        self.running -= 1
+        if self.running == 0:
+            self._idle.set()
+
     def counted(self, app: ASGIFramework) -> ASGIFramework:
         """`app`, with its HTTP requests counted from the first byte to the last."""
 
         async def asgi(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> Any:
             if scope["type"] != "http":
                 return await app(scope, receive, send)
-            self.running += 1
-            self._idle.clear()
+            self._enter()
             try:
                 return await app(scope, receive, send)
             finally:
-                self.running -= 1
-                if self.running == 0:
-                    self._idle.set()
+                self._leave()
 
         return asgi

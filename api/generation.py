@@ -16,7 +16,7 @@ from motet.api.adapter_choice import chosen_adapter
 from motet.api.adapters.messages import ServedAdapter
 from motet.api.answers import Usage
 from motet.api.caller import Caller
-from motet.api.params import check_logprobs, priority, sampling_params, token_limit, truncated
+from motet.api.params import check_logprobs, priority, sampling_params, token_limit, truncated, wanted_room
 from motet.api.schemas import ChatRequest, CompletionRequest
 from motet.api.services import Services
 from motet.api.timing import Timing, labels
@@ -84,7 +84,7 @@ class Generation:
         response_id: str | None = None,
     ) -> Generation:
         """The sequences of `request`. Raises ContextExceeded, or InvalidRequest for too many logprobs."""
-        prompts = [truncated(request, p, checked.model.max_context, request.max_tokens or 1) for p in prompts]
+        prompts = [truncated(request, p, checked.model.max_context, wanted_room(request)) for p in prompts]
         limits = [token_limit(request, len(prompt), checked.model.max_context) for prompt in prompts]
         runs = (request.best_of if isinstance(request, CompletionRequest) else None) or request.n or 1
         check_logprobs(request, sum(limits) * runs)
@@ -97,7 +97,8 @@ class Generation:
             own = replace(
                 params,
                 max_tokens=max(limits[p], 1),  # for an echo alone, the one token is dropped
-                seed=choice_seed(params.seed, i),
+                # Copies of a prompt are told apart, unless a seed was asked for.
+                seed=choice_seed(params.seed, i if request.seed is not None else runs * p + i),
                 logprobs=0 if ranked and not wants_logprobs else params.logprobs,
             )
             return Submit(

@@ -72,13 +72,12 @@ class CompletionLogprobsWriter:
         result = CompletionLogprobs([], [], [], [])
         for event in tokens:
             for score in event.prompt:
-                # A special token is no part of the prompt's text.
-                self._add(result, score, 0 if score.token in self._text.pieces.special_ids else None)
+                self._add(result, score)
             if event.stop_id is None:
                 self._add(result, TokenScore(event.token, finite(event.logprob), event.top))
         return result
 
-    def _add(self, result: CompletionLogprobs, score: TokenScore, width: int | None = None) -> None:
+    def _add(self, result: CompletionLogprobs, score: TokenScore) -> None:
         piece = self._text.token_bytes(score.token)
         name = _legacy(piece)
         top = {_legacy(self._text.token_bytes(other)): finite(value) for other, value in score.top}
@@ -86,7 +85,8 @@ class CompletionLogprobsWriter:
         result.token_logprobs.append(score.logprob)
         result.tokens.append(name)
         result.top_logprobs.append(None if score.logprob is None else {**top, name: score.logprob})
-        self._offset += len(self._decoder.decode(piece)) if width is None else width
+        if score.token not in self._text.pieces.special_ids:  # which are no part of the text
+            self._offset += len(self._decoder.decode(piece))
 
 
 def _legacy(piece: bytes) -> str:

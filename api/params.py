@@ -101,6 +101,13 @@ def priority(request: AdapterChoice, caller: Caller) -> int:
     return asked + caller.priority
 
 
+def wanted_room(request: ChatRequest | CompletionRequest) -> int:
+    """How many tokens of the context `truncate_prompt_tokens: -1` leaves for the answer."""
+    if isinstance(request, ChatRequest):
+        return request.max_tokens or request.max_completion_tokens or 1
+    return DEFAULT_COMPLETION_TOKENS if request.max_tokens is None else max(request.max_tokens, 1)
+
+
 def truncated(request: AdapterChoice, prompt: tuple[int, ...], context: int, room: int = 1) -> tuple[int, ...]:
     """The prompt's last tokens, as many as `truncate_prompt_tokens` keeps, with `room` for an answer.
 

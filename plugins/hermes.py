@@ -69,6 +69,8 @@ class HermesReader(ToolReader):
             found.append(OPEN + call.raw)
             self._call, self._held = None, call.rest or ""
             return bool(self._held)
+        if (ahead := call.tail.lstrip()).startswith(CLOSE):  # the object's last brace was left out
+            call.rest = ahead + (call.rest or "")
         if call.rest is not None:
             self._calls += 1
             self._call, self._held, self._closing = None, call.rest, True
@@ -77,10 +79,11 @@ class HermesReader(ToolReader):
 
     def _read_close(self) -> bool:
         text = self._held.lstrip()
-        if text.startswith(CLOSE):
-            self._held, self._closing = text[len(CLOSE) :].lstrip(), False
+        tag = text.lstrip("} \n")  # some write a brace too many
+        if tag.startswith(CLOSE):
+            self._held, self._closing = tag[len(CLOSE) :].lstrip(), False
             return bool(self._held)
-        if CLOSE.startswith(text):
+        if CLOSE.startswith(tag):
             return False
         self._closing = False  # it was left out
         return True

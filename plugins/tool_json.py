@@ -57,6 +57,12 @@ class JsonCall:
         self.failed = False  # it is complete, or broken, and no call
         self._whole, self._arguments = ObjectEnd(), ObjectEnd()
         self._arguments_open = False
+        self._tail_start: int | None = None
+
+    @property
+    def tail(self) -> str:
+        """What has come after complete arguments, where only the object's own end should be; "" before that."""
+        return "" if self._tail_start is None else self.raw[self._tail_start :]
 
     def push(self, text: str) -> list[CallPiece]:
         """The pieces that `text` adds. Look at `rest` and `failed` afterwards."""
@@ -69,16 +75,19 @@ class JsonCall:
             self.rest = text[end:]
             self.raw = self.raw[: before + end]
         if self._arguments_open:
-            return self._stream(text if end is None else text[:end])
+            return self._stream(text if end is None else text[:end], before)
         if not self.started and (head := _HEAD.match(self.raw)):
             self.started = self._arguments_open = True
             name = CallPiece(self.index, _decoded(head[1]))
-            return [name, *self._stream(self.raw[head.end() :])]
+            return [name, *self._stream(self.raw[head.end() :], head.end())]
         return [] if end is None or self.started else self._at_once()
 
-    def _stream(self, text: str) -> list[CallPiece]:
+    def _stream(self, text: str, start: int) -> list[CallPiece]:
+        """Take a piece of the arguments, which begins at `start` of what there is."""
         end = self._arguments.push(text)
         self._arguments_open = end is None
+        if end is not None:
+            self._tail_start = start + end
         piece = text if end is None else text[:end]
         return [CallPiece(self.index, arguments=piece)] if piece else []
 

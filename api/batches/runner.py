@@ -7,26 +7,30 @@ and the next one, in this process or another, goes on with the lines that have n
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, TypeAlias
 
 from loguru import logger
 from msgspec.structs import replace
 
 from motet.api.batches.lines import Waits, check_lines, expired_line, read_lines, run_line
-from motet.api.batches.objects import BatchErrors, BatchObject, RequestCounts
+from motet.api.batches.objects import BatchError, BatchErrors, BatchObject, RequestCounts
 from motet.api.batches.store import BatchStore, Claimed
 from motet.api.caller import Caller
 from motet.api.file_store import FileStore
 from motet.api.files import file_store
 from motet.api.services import Services
-from motet.core.errors import MotetError
+
+Ending: TypeAlias = Literal["completed", "expired", "cancelled", "failed"]
 
 POLL_SECONDS = 0.5
 RENEW_SECONDS = 2.0
 RETRY_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 MAX_BATCHES = 4
+_UNREADABLE = BatchError(code="file_not_found", message="the input file is not there any more")
 PRIORITY = 1000
 """Added to what a line asks for: live traffic has -128 to 127."""
 
@@ -85,8 +89,11 @@ class BatchRunner:
                     await self._finish(claimed.owner, batch.id, "cancelled")
                     return
             await work
-        except MotetError as error:
-            logger.error("batch {} failed: {}", batch.id, error.message)
+        except OSError as error:
+            logger.error("batch {}: its input cannot be read: {}", batch.id, error.strerror)
+            await self._finish(claimed.owner, batch.id, "failed", [_UNREADABLE])
+        except Exception as error:  # who takes it over may have more luck
+            logger.error("batch {} was interrupted: {}", batch.id, error)
         finally:
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
@@ -99,14 +106,14 @@ class BatchRunner:
             late = await self._lines(owner, batch)
             await self._finish(owner, batch.id, "expired" if late else "completed")
         elif batch.status in ("cancelling", "finalizing"):
-            await self._finish(owner, batch.id, "cancelled" if batch.cancelling_at else "completed")
+            await self._finish(owner, batch.id, _ending(batch), batch.errors.data if batch.errors else ())
 
     async def _validate(self, owner: str, batch: BatchObject) -> BatchObject:
         path = self._files.path(batch.input_file_id)
         try:
             count, errors = await asyncio.to_thread(check_lines, path, batch.endpoint)
         except OSError:
-            count, errors = 0, []
+            count, errors = 0, [_UNREADABLE]
         now = int(time.time())
 
         def change(current: BatchObject) -> BatchObject:
@@ -123,46 +130,55 @@ class BatchRunner:
         done = await self._store.done(batch.id)
         lines = read_lines(self._files.path(batch.input_file_id))
         tasks: set[asyncio.Task[None]] = set()
-        late = False
+        # A line that waits for its adapter's source takes its batch's room, and nobody else's turn.
+        room = asyncio.Semaphore(self._services.settings.batch_concurrency)
+        late: list[int] = []
+
+        def ended(task: asyncio.Task[None]) -> None:
+            tasks.discard(task)
+            room.release()
+
         try:
             while (entry := await asyncio.to_thread(_next, lines)) is not None:
                 number, raw = entry
                 if number in done:
                     continue
-                if time.time() > batch.expires_at:
-                    late = True
-                    await self._store.keep(batch.id, number, True, expired_line(raw))
-                    continue
-                await self._gate.acquire()
-                tasks.add(task := asyncio.create_task(self._line(owner, batch, number, raw)))
-                task.add_done_callback(tasks.discard)
+                await room.acquire()
+                tasks.add(task := asyncio.create_task(self._line(Claimed(batch, owner), number, raw, late)))
+                task.add_done_callback(ended)
             while tasks:
                 await asyncio.wait(tasks)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        return late
+        return bool(late)
 
-    async def _line(self, owner: str, batch: BatchObject, number: int, raw: bytes) -> None:
-        try:
-            caller = Caller(owner=owner, priority=PRIORITY, request_id=f"{batch.id}-{number}")
-            attempt = 0
-            while True:
-                try:
+    async def _line(self, claimed: Claimed, number: int, raw: bytes, late: list[int]) -> None:
+        """Run a line until it has a result; its number goes into `late` if the batch's time is over before that."""
+        batch = claimed.batch
+        caller = Caller(owner=claimed.owner, priority=PRIORITY, request_id=f"{batch.id}-{number}")
+        for attempt in itertools.count():
+            if time.time() > batch.expires_at:
+                late.append(number)
+                failed, result = True, expired_line(raw)
+                break
+            try:
+                async with self._gate:
                     failed, result = await run_line(self._services, caller, raw)
-                    break
-                except Waits:
-                    await asyncio.sleep(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)])
-                    attempt += 1
-            await self._store.keep(batch.id, number, failed, result)
-        finally:
-            self._gate.release()
+                break
+            except Waits:
+                await asyncio.sleep(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)])
+        await self._store.keep(batch.id, number, failed, result)
 
-    async def _finish(self, owner: str, id: str, status: str) -> None:
-        """Write the output files, and say that the batch has ended."""
-        now = int(time.time())
-        batch = await self._store.change(owner, id, lambda b: replace(b, status="finalizing", finalizing_at=now))
+    async def _finish(self, owner: str, id: str, status: Ending, errors: Sequence[BatchError] = ()) -> None:
+        """Write the output files, and say that the batch has ended. What its end is to be is noted first."""
+        noted: dict[str, Any] = {"status": "finalizing", "finalizing_at": int(time.time())}
+        if status != "completed":
+            noted[f"{status}_at"] = noted["finalizing_at"]
+        if errors:
+            noted["errors"] = BatchErrors(data=list(errors))
+        batch = await self._store.change(owner, id, lambda b: replace(b, **noted))
         files: dict[str, str] = {}
         for field, failed in (("output_file_id", False), ("error_file_id", True)):
             results = list(await self._store.results(id, failed))
@@ -175,6 +191,15 @@ class BatchRunner:
             owner, id, lambda b: replace(b, status=status, request_counts=counts, **files, **ended)
         )
         await self._store.forget_results(id)
+
+
+def _ending(batch: BatchObject) -> Ending:
+    """How a batch was about to end."""
+    if batch.failed_at:
+        return "failed"
+    if batch.expired_at:
+        return "expired"
+    return "cancelled" if batch.cancelling_at else "completed"
 
 
 def _next(lines: Iterator[tuple[int, bytes]]) -> tuple[int, bytes] | None:

@@ -134,8 +134,9 @@ class NativeRun:
         return self.generation.submits[index].params.seed if self.parameters.samples else None
 
     def tokens(self, delta: TextDelta, text: TextModel) -> list[NativeToken]:
-        """The tokens of a delta; the last one has its text."""
-        last = len(delta.tokens) - 1
+        """The tokens of a delta; its text is with the last one that is not special, for clients leave those out."""
+        plain = [index for index, event in enumerate(delta.tokens) if not _special(event, text)]
+        last = plain[-1] if plain else len(delta.tokens) - 1
         return [
             self._token(event, delta.text if index == last else "", text) for index, event in enumerate(delta.tokens)
         ]
@@ -147,7 +148,7 @@ class NativeRun:
             event.token,
             shown,
             finite(event.logprob),
-            event.stop_id is not None or event.token in text.pieces.special_ids,
+            _special(event, text),
             alternative_tokens=others if asked else UNSET,
         )
 
@@ -176,6 +177,10 @@ class NativeRun:
             generated_tokens=sequence.count,
             seed=self.seed(0),
         )
+
+
+def _special(event: TokenEvent, text: TextModel) -> bool:
+    return event.stop_id is not None or event.token in text.pieces.special_ids
 
 
 def finish_reason(delta: TextDelta) -> NativeFinish:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
-
 import msgspec
 from msgspec.structs import replace
 from quart import Blueprint, Response, request
@@ -22,10 +19,10 @@ from motet.api.responses.objects import (
     ResponseEvent,
     ResponseObject,
 )
-from motet.api.responses.run import ResponseRun, frame
 from motet.api.responses.schemas import ResponseRequest
 from motet.api.responses.start import parse_response, start_response
 from motet.api.responses.store import RUNNING, ResponseStore, Stored
+from motet.api.responses.stream import ResponseStream
 from motet.api.services import Services
 from motet.api.sse import stream_response
 from motet.api.unsupported import RESPONSES
@@ -113,7 +110,8 @@ def routes(services: Services) -> Blueprint:
             asked = await read_body(parse_response)
             if asked.stream:
                 run = await start_response(services, asked, current_caller())
-                return await stream_response(response_events(run, services, asked.stores), services.drain)
+                stream = ResponseStream(run, services, asked.stores)
+                return await stream_response(stream.frames(), services.drain, stream.failure)
             if asked.background:
                 return _json(await _begin(services, asked, current_caller(), background))
             return _json(await answer_response(services, asked, current_caller()))
@@ -132,6 +130,8 @@ def routes(services: Services) -> Blueprint:
     @blueprint.delete("/v1/responses/<response_id>")
     async def delete(response_id: str) -> Response:
         await store.delete(current_caller().owner, response_id)
+        if services.engine.ready:
+            await services.engine.cancel(response_id)  # it may be being made
         return _json(DeletedResponse(id=response_id))
 
     @blueprint.post("/v1/responses/<response_id>/cancel")
@@ -159,7 +159,7 @@ async def answer_response(services: Services, asked: ResponseRequest, caller: Ca
     run = await start_response(services, asked, caller)
     response = await run.whole(services)
     if asked.stores:
-        await ResponseStore(services.database).put(caller.owner, Stored(response, run.items))
+        await ResponseStore(services.database).add(caller.owner, Stored(response, run.items))
     return response
 
 
@@ -168,7 +168,7 @@ async def _begin(services: Services, asked: ResponseRequest, caller: Caller, bac
     if background.full:
         raise Overloaded("too many responses are being made in the background; try again later")
     run = await start_response(services, asked, caller)
-    await ResponseStore(services.database).put(caller.owner, Stored(run.response, run.items))
+    await ResponseStore(services.database).add(caller.owner, Stored(run.response, run.items))
     background.start(run)
     return run.response
 
@@ -183,25 +183,9 @@ async def cancel_response(services: Services, caller: Caller, id: str) -> Respon
         return stored.response
     if stored.response.status not in RUNNING:
         raise Conflict(f"the response is {stored.response.status} already", param="response_id")
-    await store.put(caller.owner, Stored(replace(stored.response, status="cancelled"), stored.items))
+    if not await store.update(replace(stored.response, status="cancelled")):
+        now = (await store.get(caller.owner, id)).response.status
+        raise Conflict(f"the response is {now} already", param="response_id")
     if services.engine.ready:
         await services.engine.cancel(id)
     return (await store.get(caller.owner, id)).response
-
-
-async def response_events(run: ResponseRun, services: Services, keep: bool) -> AsyncGenerator[bytes, None]:
-    """The stream; a failure in it is the event response.failed, with the error beside it as both SDKs read it."""
-    number = 0
-    # The first events are told when the first token is there: until then a failure gets a status of its own.
-    held = b""
-    async with aclosing(run.events(services)) as happenings:
-        async for events, response in happenings:
-            frames = b"".join(frame(event, number + i) for i, event in enumerate(events))
-            number += len(events)
-            if number == len(events) and response.status == "in_progress":
-                held = frames
-                continue
-            if response.status != "in_progress" and keep:
-                await ResponseStore(services.database).put(run.caller.owner, Stored(response, run.items))
-            yield held + frames
-            held = b""

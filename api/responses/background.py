@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from contextlib import aclosing
 
 from loguru import logger
@@ -11,7 +12,7 @@ from msgspec.structs import replace
 from motet.api.errors import internal_error
 from motet.api.responses.objects import ResponseError, ResponseObject
 from motet.api.responses.run import ResponseRun
-from motet.api.responses.store import ResponseStore, Stored
+from motet.api.responses.store import ResponseStore
 from motet.api.services import Services
 from motet.core.errors import MotetError
 
@@ -40,32 +41,38 @@ class Background:
 
     async def _make(self, run: ResponseRun) -> None:
         response = replace(run.response, status="in_progress")
+        await self._keep(response)
         beat = asyncio.create_task(self._beat(run.response.id))
         try:
-            async with aclosing(run.events(self._services)) as events:
+            async with self._services.drain.work(), aclosing(run.events(self._services)) as events:
                 async for _, latest in events:
                     response = latest
                     if beat.done():  # it was cancelled or deleted by another process
                         return
-            await self._keep(run, response)
+            await self._keep(response)
         except MotetError as error:
-            await self._keep(run, _failed(response, error.code, error.message))
+            await self._keep(_failed(response, error.code, error.message))
         except Exception as error:
             info = internal_error(error)
-            await self._keep(run, _failed(response, info.code, info.message))
+            await self._keep(_failed(response, info.code, info.message))
         finally:
             beat.cancel()
             await asyncio.gather(beat, return_exceptions=True)
 
-    async def _keep(self, run: ResponseRun, response: ResponseObject) -> None:
+    async def _keep(self, response: ResponseObject) -> None:
         try:
-            await self._store.put(run.caller.owner, Stored(response, run.items))
+            await self._store.update(response)
         except Exception as error:
             logger.error("response {} could not be stored: {}", response.id, type(error).__name__)
 
     async def _beat(self, id: str) -> None:
         """Show that the response is still being made; return once it is not wanted any more."""
-        while await self._store.alive(id):
+        while True:
+            try:
+                if not await self._store.alive(id):
+                    return
+            except sqlite3.Error as error:  # it may work the next time
+                logger.warning("response {} could not be marked: {}", id, error)
             await asyncio.sleep(BEAT_SECONDS)
 
 

@@ -86,6 +86,7 @@ class ResponseWriter:
         self._items: list[OutputItem] = []
         self._open: _Open | None = None
         self._tokens = 0
+        self._untold: list[dict[str, Any]] = []  # logprobs of tokens whose text is still to come
 
     def begin(self) -> list[Event]:
         """The response exists, and is being made."""
@@ -95,11 +96,12 @@ class ResponseWriter:
     def write(self, delta: ChatDelta) -> list[Event]:
         """Take a delta in."""
         self._tokens += len(delta.tokens)
+        if self._logprobs:
+            logprobs = chat_logprobs(self._services.text, told(delta.tokens)).content
+            self._untold += [msgspec.to_builtins(entry) for entry in logprobs]
         events: list[Event] = []
-        if delta.text:
-            events += self._text(delta)
-        for call in delta.calls:
-            events += self._call(call)
+        for part in delta.parts:
+            events += self._text(part) if isinstance(part, str) else self._call(part)
         return events
 
     def end(self, reason: str, input_tokens: int) -> list[Event]:
@@ -126,18 +128,17 @@ class ResponseWriter:
     def _place(self, opened: _Open) -> dict[str, Any]:
         return {"item_id": opened.item.id, "output_index": len(self._items)}
 
-    def _text(self, delta: ChatDelta) -> list[Event]:
+    def _text(self, text: str) -> list[Event]:
         events = []
         if self._open is None or self._open.item.type != "message":
             events = [*self._close("completed"), *self._open_message()]
         opened = self._open
         assert opened is not None
-        tokens = told(delta.tokens) if self._logprobs else ()
-        logprobs = [msgspec.to_builtins(entry) for entry in chat_logprobs(self._services.text, tokens).content]
-        opened.pieces.append(delta.text)
+        logprobs, self._untold = self._untold, []
+        opened.pieces.append(text)
         opened.logprobs += logprobs
         place = {**self._place(opened), "content_index": 0}
-        return [*events, ("response.output_text.delta", {**place, "delta": delta.text, "logprobs": logprobs})]
+        return [*events, ("response.output_text.delta", {**place, "delta": text, "logprobs": logprobs})]
 
     def _open_message(self) -> list[Event]:
         id = f"msg_{uuid.uuid4().hex}"
@@ -152,6 +153,7 @@ class ResponseWriter:
         events: list[Event] = []
         if call.id is not None and call.name is not None:
             events += self._close("completed")
+            self._untold = []  # they are the call's
             item = OutputItem(
                 type="function_call",
                 id=f"fc_{uuid.uuid4().hex}",

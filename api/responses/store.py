@@ -42,8 +42,8 @@ class ResponseStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def put(self, owner: str, stored: Stored) -> None:
-        """Keep a response, new or further on; one that was cancelled meanwhile stays so. Raises InvalidRequest."""
+    async def add(self, owner: str, stored: Stored) -> None:
+        """Keep a new response. Raises InvalidRequest if it is too large."""
         response, items = msgspec.json.encode(stored.response), msgspec.json.encode(stored.items)
         if len(response) + len(items) > MAX_STORED_BYTES:
             raise InvalidRequest(
@@ -55,13 +55,25 @@ class ResponseStore:
             connection.execute(_TABLE)
             connection.execute("DELETE FROM responses WHERE created < ?", (now - KEPT_SECONDS,))
             connection.execute(
-                "INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET"
-                " alive = excluded.alive, status = excluded.status, response = excluded.response"
-                " WHERE status NOT IN ('cancelled', 'failed')",
+                "INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (kept.id, owner, now, now, kept.status, kept.previous_response_id, response, items),
             )
 
         await self._database.run(work)
+
+    async def update(self, response: ResponseObject) -> bool:
+        """Keep what has become of a response that is being made; False if it has ended, or is gone."""
+        content = msgspec.json.encode(response)
+
+        def work(connection: sqlite3.Connection) -> bool:
+            found = connection.execute(
+                "UPDATE responses SET alive = ?, status = ?, response = ? "
+                "WHERE id = ? AND status IN ('queued', 'in_progress')",
+                (time.time(), response.status, content, response.id),
+            )
+            return found.rowcount == 1
+
+        return await self._database.run(work)
 
     async def alive(self, id: str) -> bool:
         """Note that a response in the background is still being made; False if it was cancelled or deleted."""
@@ -121,6 +133,8 @@ class ResponseStore:
                 raise InvalidRequest(
                     f"the response {previous[:80]!r} is not complete yet", param="previous_response_id"
                 )
-            parts.append([*stored.items, *(msgspec.to_builtins(item) for item in stored.response.output)])
+            # A call that was cut has no arguments that anybody could read.
+            made = [i for i in stored.response.output if i.type != "function_call" or i.status != "incomplete"]
+            parts.append([*stored.items, *(msgspec.to_builtins(item) for item in made)])
             previous = stored.response.previous_response_id
         return [item for part in reversed(parts) for item in part]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from support.caller import CHAT, COMPLETIONS, MESSAGES, Caller, drive, prompt_of
+from support.scripted_api import CONTEXT
 
 from motet.api.caller import Caller as Who
 from motet.api.params import priority
@@ -144,3 +145,40 @@ def test_priorities_reach_the_engine(tmp_path: Path) -> None:
     with pytest.raises(Forbidden) as caught:
         priority(request, Who(owner="alice"))
     assert caught.value.param == "priority"
+
+
+def test_copies_of_a_prompt_draw_differently_unless_a_seed_is_asked_for(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        for seed, different in ((None, 6), (5, 2)):
+            caller.api.engine.submits.clear()
+            await caller.answer(COMPLETIONS, {"prompt": ["a", "a", "a"], "n": 2, "seed": seed})
+            assert len({submit.params.seed for submit in caller.api.engine.submits}) == different
+
+    drive(tmp_path, scenario)
+
+
+def test_special_tokens_take_no_room_in_the_text(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        caller.api.engine.script = lambda _: "ab<|im_start|>cd"
+        answer = await caller.answer(COMPLETIONS, {"prompt": "x", "logprobs": 0})
+        assert answer["choices"][0]["text"] == "abcd"
+        assert answer["choices"][0]["logprobs"]["text_offset"] == [0, 1, 2, 2, 3]
+
+    drive(tmp_path, scenario)
+
+
+def test_what_is_cut_to_fit_leaves_room_for_the_answer(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        cut = {"truncate_prompt_tokens": -1}
+        messages = [{"role": "user", "content": "x" * 3000}]
+        for path, fields, room in (
+            (CHAT, {"messages": messages, "max_tokens": 100}, 100),
+            (CHAT, {"messages": messages, "max_completion_tokens": 100}, 100),
+            (COMPLETIONS, {"prompt": "x" * 3000}, 16),
+            ("/v1/responses", {"input": "x" * 3000, "max_output_tokens": 50}, 50),
+        ):
+            await caller.answer(path, {**fields, **cut})
+            submit = caller.api.engine.submits[-1]
+            assert (len(submit.prompt), submit.params.max_tokens) == (CONTEXT - room, room)
+
+    drive(tmp_path, scenario)

@@ -231,3 +231,13 @@ def test_tokens_both_ways(tmp_path: Path) -> None:
         assert (await post(caller, "/detokenize", {"tokens": [10**6]}))[1]["error"]["param"] == "tokens[0]"
 
     drive(tmp_path, scenario)
+
+
+def test_text_is_never_with_a_token_that_clients_leave_out(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        held = body(stop=["!!"])  # the last "!" might have been the beginning of it
+        shown = [event["token"] for event in await events(caller, held)]
+        assert "".join(token["text"] for token in shown if not token["special"]) == "Hello!"
+        assert (shown[-1]["special"], shown[-1]["text"]) == (True, "")
+
+    drive(tmp_path, scenario)

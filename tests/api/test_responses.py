@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -13,23 +12,8 @@ import pytest
 from openai import AsyncOpenAI
 from pydantic import BaseModel
 from support.caller import Caller, drive, prompt_of
+from support.responses import CALL, RESPONSES, WEATHER, events_of
 from support.scripted_server import Running, scripted_server
-
-RESPONSES = "/v1/responses"
-WEATHER: dict[str, Any] = {"type": "function", "name": "weather", "parameters": {"type": "object"}}
-CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
-
-
-async def events_of(caller: Caller, body: dict[str, Any]) -> list[dict[str, Any]]:
-    response = await caller.post(RESPONSES, {**body, "stream": True})
-    frames = (await response.get_data()).decode().strip().split("\n\n")
-    found = []
-    for frame in frames:
-        kind, data = frame.split("\n")
-        event = json.loads(data.removeprefix("data: "))
-        assert kind == f"event: {event['type']}"
-        found.append(event)
-    return found
 
 
 def test_a_response_has_openais_shape(tmp_path: Path) -> None:

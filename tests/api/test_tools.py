@@ -192,3 +192,25 @@ def test_options_of_the_template(tmp_path: Path) -> None:
         "{% if add_generation_prompt %}>{% endif %}{{ reasoning_effort }}"
     )
     drive(tmp_path, scenario, template=template)
+
+
+@pytest.mark.parametrize("text", ["<", "|", "e", "<|", "assistant", " a ", "hi"])
+def test_an_answer_can_be_begun_with_anything(tmp_path: Path, text: str) -> None:
+    template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+
+    async def scenario(caller: Caller) -> None:
+        last = [*MESSAGES, {"role": "assistant", "content": text}]
+        await caller.answer(CHAT, {"messages": last, "continue_final_message": True})
+        assert prompt_of(caller).endswith(f"<|im_start|>assistant\n{text}")
+
+    drive(tmp_path, scenario, template)
+
+
+def test_the_only_call_keeps_the_text_before_it(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        caller.api.engine.script = lambda _: f"Well. {CALL} More."
+        asked = {"messages": MESSAGES, "tools": [TOOL], "parallel_tool_calls": False, "stop": ["Well. <tool_call>!"]}
+        message = (await caller.answer(CHAT, asked))["choices"][0]["message"]
+        assert (message["content"], len(message["tool_calls"])) == ("Well.", 1)
+
+    drive(tmp_path, scenario)

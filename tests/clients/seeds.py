@@ -59,7 +59,7 @@ async def _seed(database: Database) -> None:
         lambda connection: connection.execute("UPDATE batches SET lease = ? WHERE id = ?", (now + 3600, BATCH))
     )
     for id in RESPONSES:
-        await responses.put("", Stored(_response(id, now), ITEMS))
+        await responses.add("", Stored(_response(id, now), ITEMS))
     await database.close()
 
 

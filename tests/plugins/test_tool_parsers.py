@@ -130,3 +130,15 @@ def test_who_claims_what() -> None:
     assert not Hermes().claims("<|python_tag|>")
     assert Llama3Json().claims("{{ '<|python_tag|>' }}")
     assert not Llama3Json().claims("{{ messages }}")
+
+
+@given(st.lists(st.integers(0, 200), max_size=6))
+def test_a_brace_too_few_or_too_many_costs_no_call(places: list[int]) -> None:
+    good = '<tool_call>{"name": "a", "arguments": {"x": 1}}</tool_call>'
+    for first in (good.replace("}}", "}"), good.replace("}}", "}}}"), good.replace("}}", "} ")):
+        text = f"{first}\n{good}"
+        cuts = sorted({0, len(text), *(place for place in places if place < len(text))})
+        pieces = [text[start:stop] for start, stop in itertools.pairwise(cuts)]
+        said, calls = read(Hermes(), pieces)
+        assert [(name, json.loads(arguments)) for name, arguments in calls] == [("a", {"x": 1})] * 2
+        assert said.strip() == ""

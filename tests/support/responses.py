@@ -1,0 +1,24 @@
+"""OpenAI's Responses on the scripted API."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from support.caller import Caller
+
+RESPONSES = "/v1/responses"
+WEATHER: dict[str, Any] = {"type": "function", "name": "weather", "parameters": {"type": "object"}}
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+
+
+async def events_of(caller: Caller, body: dict[str, Any]) -> list[dict[str, Any]]:
+    response = await caller.post(RESPONSES, {**body, "stream": True})
+    frames = (await response.get_data()).decode().strip().split("\n\n")
+    found = []
+    for frame in frames:
+        kind, data = frame.split("\n")
+        event = json.loads(data.removeprefix("data: "))
+        assert kind == f"event: {event['type']}"
+        found.append(event)
+    return found
