@@ -3,26 +3,42 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections import OrderedDict
 from collections.abc import Mapping
 
-from llguidance import LLMatcher
+import msgspec
 
 from motet.api.echo import shortened
 from motet.core.errors import InvalidRequest
 from motet.core.formats import GrammarSpec, OutputFormat
-from motet.engine.client.grammar import grammar_source
+from motet.engine.client.lane import Crashed, Lane, TooSlow
 
 MAX_GRAMMAR_CHARACTERS = 256 * 1024
-MAX_SECONDS = 10.0
+MAX_SECONDS = 3.0
+BAN_SECONDS = 60.0
+MAX_WAITING = 64
 REMEMBERED = 256
+TOO_SLOW = "it takes too long to compile"
+
+_WORKER, _TASK = "motet.engine.client.grammar_worker", "their grammar compiled"
 
 
 class GrammarChecker:
-    """Compiles each new grammar once, off the event loop, and remembers the latest ones that passed."""
+    """Compiles each new grammar once, in a process of its own, and remembers the latest ones and what came of them.
+
+    Call close() at the end, in the same event loop.
+    """
 
     def __init__(self) -> None:
-        self._good: OrderedDict[GrammarSpec, None] = OrderedDict()
+        self._known: OrderedDict[GrammarSpec, tuple[str, float]] = OrderedDict()
+        # Who sends grammars that take their whole time has one of the two, at times, and nothing else of the server.
+        self._lanes = [Lane(_WORKER, _TASK, MAX_SECONDS, MAX_WAITING) for _ in range(2)]
+
+    async def close(self) -> None:
+        """End the processes."""
+        await asyncio.gather(*(lane.close() for lane in self._lanes))
 
     async def of(
         self, response_format: Mapping[str, object] | None, formats: Mapping[str, OutputFormat]
@@ -46,29 +62,35 @@ class GrammarChecker:
 
     async def check(self, spec: GrammarSpec, param: str = "response_format") -> None:
         """Raise InvalidRequest naming `param` if `spec` is too large, takes too long to compile, or is wrong."""
-        if spec in self._good:
-            self._good.move_to_end(spec)
-            return
         if len(spec.text) > MAX_GRAMMAR_CHARACTERS:
             raise _refused(f"it has {len(spec.text)} characters; {MAX_GRAMMAR_CHARACTERS} are allowed", param)
-        try:
-            async with asyncio.timeout(MAX_SECONDS):
-                problem = await asyncio.to_thread(_problem, spec)
-        except TimeoutError:
-            problem = "it takes too long to compile"
+        if (problem := self._remembered(spec)) is None:
+            problem = await self._compiled(spec)
         if problem:
             raise _refused(problem, param)
-        self._good[spec] = None
-        if len(self._good) > REMEMBERED:
-            self._good.popitem(last=False)
 
+    def _remembered(self, spec: GrammarSpec) -> str | None:
+        problem, until = self._known.get(spec, (None, 0.0))
+        return problem if time.monotonic() < until else None
 
-def _problem(spec: GrammarSpec) -> str:
-    try:
-        wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar_source(spec))
-    except ValueError as error:
-        return str(error)
-    return "\n".join(messages) if wrong else ""
+    async def _compiled(self, spec: GrammarSpec) -> str:
+        """What is wrong with a grammar that is new. Raises Overloaded, Unavailable."""
+        lane = min(self._lanes, key=lambda lane: lane.waiting)
+        async with lane.turn():
+            if (known := self._remembered(spec)) is not None:  # somebody else asked meanwhile
+                return known
+            until = math.inf
+            try:
+                problem = (await lane.exchange(msgspec.msgpack.encode(spec))).decode()
+            except TooSlow:
+                # Not for good: it may have been the machine that was slow.
+                problem, until = TOO_SLOW, time.monotonic() + BAN_SECONDS
+            except Crashed:
+                problem = "compiling it ended the process that does that"
+        self._known[spec] = (problem, until)
+        if len(self._known) > REMEMBERED:
+            self._known.popitem(last=False)
+        return problem
 
 
 def _refused(why: str, param: str) -> InvalidRequest:

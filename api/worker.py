@@ -51,6 +51,7 @@ async def run(deployment: Deployment) -> None:
         await engine.start()
         await _answer(services, deployment)
         await services.renderer.close()
+        await services.grammars.close()
         await engine.close()
         await services.database.close()
 

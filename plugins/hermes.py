@@ -9,7 +9,7 @@ from typing import Any
 from motet.core.formats import GrammarSpec
 from motet.core.hookspecs import Register, hookimpl
 from motet.core.tools import CallPiece, Tool, ToolParser, ToolReader
-from motet.plugins.tool_json import JsonCall, call_object, call_rules, described
+from motet.plugins.tool_json import MAX_SPACE, JsonCall, call_object, call_rules, described
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
@@ -53,7 +53,9 @@ class HermesReader(ToolReader):
             return True
         # A tag may have begun, and white space may be followed by one.
         kept = _partial(self._held, OPEN)
-        shown = self._held[: len(self._held) - kept].rstrip()
+        shown = self._held[: len(self._held) - kept]
+        if len(shown) - len(kept_back := shown.rstrip()) <= MAX_SPACE:
+            shown = kept_back
         self._held = self._held[len(shown) :]
         self._tell(shown, found)
         return False
@@ -69,8 +71,6 @@ class HermesReader(ToolReader):
             found.append(OPEN + call.raw)
             self._call, self._held = None, call.rest or ""
             return bool(self._held)
-        if (ahead := call.tail.lstrip()).startswith(CLOSE):  # the object's last brace was left out
-            call.rest = ahead + (call.rest or "")
         if call.rest is not None:
             self._calls += 1
             self._call, self._held, self._closing = None, call.rest, True
@@ -83,7 +83,7 @@ class HermesReader(ToolReader):
         if tag.startswith(CLOSE):
             self._held, self._closing = tag[len(CLOSE) :].lstrip(), False
             return bool(self._held)
-        if CLOSE.startswith(tag):
+        if CLOSE.startswith(tag) and len(text) <= MAX_SPACE:
             return False
         self._closing = False  # it was left out
         return True

@@ -8,7 +8,7 @@ from typing import Any
 from motet.core.formats import GrammarSpec
 from motet.core.hookspecs import Register, hookimpl
 from motet.core.tools import CallPiece, Tool, ToolParser, ToolReader
-from motet.plugins.tool_json import JsonCall, call_object, call_rules, described
+from motet.plugins.tool_json import MAX_SPACE, JsonCall, call_object, call_rules, described
 
 TAG = "<|python_tag|>"
 
@@ -45,7 +45,7 @@ class Llama3Reader(ToolReader):
         if self._call is not None:
             return self._read_call(self._call, found)
         ahead = self._held.lstrip(" \n;") if self._calls else self._held.lstrip()
-        if not ahead or (TAG.startswith(ahead) and ahead != TAG):
+        if (not ahead or (TAG.startswith(ahead) and ahead != TAG)) and len(self._held) <= MAX_SPACE:
             return False
         if ahead.startswith(TAG):
             self._held = ahead[len(TAG) :]

@@ -14,14 +14,20 @@ from motet.core.tools import CallPiece, Tool
 # Models were taught all sorts of layouts; without a bound a weak one would write spaces for ever.
 WHITESPACE = {"whitespace_pattern": r"\n? {0,12}"}
 
+MAX_HEAD = 1024
+"""Characters within which the name must have come for the arguments to stream."""
+
+MAX_SPACE = 64
+"""White space that is waited through for what may follow it."""
+
 _HEAD = regex.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
 
 
 class ObjectEnd:
-    """Finds the end of a JSON object in text that comes in pieces."""
+    """Finds the end of a JSON object in text that comes in pieces; `depth` braces are open already."""
 
-    def __init__(self) -> None:
-        self._depth = 0
+    def __init__(self, depth: int = 0) -> None:
+        self._depth = depth
         self._in_string = self._escaped = False
 
     def push(self, text: str) -> int | None:
@@ -47,49 +53,68 @@ class JsonCall:
     """One call, an object with `name` and `arguments` (or `parameters`), read as it comes.
 
     Arguments stream if the name comes first, as it does from every model; else the call comes out when it is whole.
+    An object whose last brace is missing ends with its arguments. Each piece is looked at once, however long the
+    whole is.
     """
 
     def __init__(self, index: int) -> None:
         self.index = index
         self.started = False
-        self.raw = ""  # everything so far, in case it is no call
+        self.raw = ""  # everything until it has started, in case it is no call
         self.rest: str | None = None  # what follows the object, once that is complete
         self.failed = False  # it is complete, or broken, and no call
+        self._object = False  # there is a brace
         self._whole, self._arguments = ObjectEnd(), ObjectEnd()
         self._arguments_open = False
-        self._tail_start: int | None = None
-
-    @property
-    def tail(self) -> str:
-        """What has come after complete arguments, where only the object's own end should be; "" before that."""
-        return "" if self._tail_start is None else self.raw[self._tail_start :]
+        self._tail = ""  # what has come after the arguments, until it is clear what it is
+        self._more: ObjectEnd | None = None  # other fields come after the arguments
 
     def push(self, text: str) -> list[CallPiece]:
         """The pieces that `text` adds. Look at `rest` and `failed` afterwards."""
-        before, self.raw = len(self.raw), self.raw + text
-        if self.raw.strip() and not self.raw.lstrip().startswith("{"):
-            self.failed = True
-            return []
-        end = self._whole.push(text)
-        if end is not None:
-            self.rest = text[end:]
-            self.raw = self.raw[: before + end]
         if self._arguments_open:
-            return self._stream(text if end is None else text[:end], before)
-        if not self.started and (head := _HEAD.match(self.raw)):
+            return self._stream(text)
+        if self.started:
+            self._end(text)
+            return []
+        self.raw += text
+        if not self._object and (begun := self.raw.lstrip()):
+            self._object = begun.startswith("{")
+            self.failed = not self._object
+        if self.failed:
+            return []
+        if len(self.raw) <= MAX_HEAD + len(text) and (head := _HEAD.match(self.raw)):
             self.started = self._arguments_open = True
-            name = CallPiece(self.index, _decoded(head[1]))
-            return [name, *self._stream(self.raw[head.end() :], head.end())]
-        return [] if end is None or self.started else self._at_once()
+            return [CallPiece(self.index, _decoded(head[1])), *self._stream(self.raw[head.end() :])]
+        end = self._whole.push(text)
+        if end is None:
+            return []
+        self.rest = text[end:]
+        self.raw = self.raw[: len(self.raw) - len(self.rest)]
+        return self._at_once()
 
-    def _stream(self, text: str, start: int) -> list[CallPiece]:
-        """Take a piece of the arguments, which begins at `start` of what there is."""
+    def _stream(self, text: str) -> list[CallPiece]:
         end = self._arguments.push(text)
         self._arguments_open = end is None
-        if end is not None:
-            self._tail_start = start + end
         piece = text if end is None else text[:end]
+        if end is not None:
+            self._end(text[end:])
         return [CallPiece(self.index, arguments=piece)] if piece else []
+
+    def _end(self, text: str) -> None:
+        """Take what comes after the arguments: a brace, or more fields and a brace; if neither, it was left out."""
+        if self._more is not None:
+            end = self._more.push(text)
+            self.rest = None if end is None else text[end:]
+            return
+        self._tail += text
+        ahead = self._tail.lstrip()
+        if ahead.startswith("}"):
+            self.rest = ahead[1:]
+        elif ahead.startswith(","):
+            self._more = ObjectEnd(depth=1)
+            self._end(ahead)
+        elif ahead or len(self._tail) > MAX_SPACE:
+            self.rest = ahead
 
     def _at_once(self) -> list[CallPiece]:
         """The whole object as a call, in whatever order its fields came."""

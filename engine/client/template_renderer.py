@@ -15,9 +15,10 @@ import msgspec
 
 from motet.core.errors import InvalidRequest
 from motet.core.templates import MAX_TEMPLATE_BYTES, ChatTemplate
-from motet.engine.client.template_lane import Crashed, Lane, TooSlow
+from motet.engine.client.lane import Crashed, Lane, TooSlow
 from motet.engine.client.template_worker import MAX_OUTPUT_BYTES, Render, Rendered
 
+_WORKER, _TASK = "motet.engine.client.template_worker", "their chat template rendered"
 _SECONDS = 1.0
 _BAN_SECONDS = 60.0
 _MAX_REQUEST_BYTES = 32 * 1024 * 1024
@@ -35,8 +36,8 @@ class TemplateRenderer:
     """
 
     def __init__(self, base: int = 2, foreign: int = 1) -> None:
-        self._base = [Lane(_SECONDS, _BASE_ROOM) for _ in range(base)]
-        self._foreign = [Lane(_SECONDS, _FOREIGN_ROOM) for _ in range(foreign)]
+        self._base = [Lane(_WORKER, _TASK, _SECONDS, _BASE_ROOM) for _ in range(base)]
+        self._foreign = [Lane(_WORKER, _TASK, _SECONDS, _FOREIGN_ROOM) for _ in range(foreign)]
         self._banned: dict[bytes, float] = {}  # digest of a template -> until when (monotonic seconds)
 
     async def close(self) -> None:

@@ -1,19 +1,15 @@
 """A process that renders chat templates: foreign code, so it runs sandboxed, apart, and within limits.
 
-Reads requests from stdin and writes answers to stdout (each a length and a msgpack struct), and ends when stdin
-does. Time is limited by the other end (template_renderer.py), which kills; the limits here are for memory,
-output, and for the case that the other end is gone. Templates see what transformers 5 shows them.
+Requests and answers are msgpack structs. Time is limited by the other end (template_renderer.py), which kills; the
+limits here are for memory and output. Templates see what transformers 5 shows them.
 """
 
 from __future__ import annotations
 
 import json
-import resource
-import signal
-import sys
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import jinja2
 import msgspec
@@ -23,8 +19,9 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from motet.engine.client.worker_process import serve
+
 MAX_OUTPUT_BYTES = 4 * 1024 * 1024
-LENGTH_BYTES = 4
 _MEMORY_BYTES = 512 * 1024 * 1024
 _CPU_SECONDS = 3  # a render has one; past that nobody waits for it
 _MAX_ERROR_CHARACTERS = 2000
@@ -187,40 +184,17 @@ def _complaint(error: Exception, outcome: Literal["raised", "failed", "invalid"]
     return Rendered(text.encode(errors="replace").decode(), outcome)
 
 
-def _limit_memory() -> None:
-    with open("/proc/self/statm") as file:
-        mapped = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (mapped + _MEMORY_BYTES,) * 2)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def _limit_time() -> None:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    seconds = int(used.ru_utime + used.ru_stime) + 1 + _CPU_SECONDS
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.getrlimit(resource.RLIMIT_CPU)[1]))
-
-
-def write_frame(stream: BinaryIO, data: bytes) -> None:
-    """Write one message."""
-    stream.write(len(data).to_bytes(LENGTH_BYTES, "big") + data)
-    stream.flush()
-
-
 def main() -> None:
-    """Serve stdin until it ends. An empty message on stdout says that the worker is up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # requests in flight still need templates while the server drains
-    _limit_memory()
-    requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    """Serve stdin until it ends."""
     decoder, encoder = msgspec.msgpack.Decoder(Render), msgspec.msgpack.Encoder()
-    write_frame(answers, b"")
-    while header := requests.read(LENGTH_BYTES):
-        _limit_time()
+
+    def answer(request: bytes) -> bytes:
         try:
-            answer = render(decoder.decode(requests.read(int.from_bytes(header, "big"))))
+            return encoder.encode(render(decoder.decode(request)))
         except MemoryError:
-            answer = Rendered("", "memory")
-        write_frame(answers, encoder.encode(answer))
+            return encoder.encode(Rendered("", "memory"))
+
+    serve(answer, _MEMORY_BYTES, _CPU_SECONDS)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from typing import Any
 
 import pytest
@@ -142,3 +143,18 @@ def test_a_brace_too_few_or_too_many_costs_no_call(places: list[int]) -> None:
         said, calls = read(Hermes(), pieces)
         assert [(name, json.loads(arguments)) for name, arguments in calls] == [("a", {"x": 1})] * 2
         assert said.strip() == ""
+
+
+@pytest.mark.parametrize("parser", [Hermes(), Llama3Json()], ids=["hermes", "llama3_json"])
+@pytest.mark.parametrize("start", ["<tool_call>", "", '<tool_call>{"name": "a", "arguments": {}}'])
+@pytest.mark.parametrize("piece", ["aaaa", " " * 32, "}" * 32, '{"name": "', "<tool_", "\n;", '{"a": [', ", "])
+def test_the_work_grows_with_the_text_and_no_faster(parser: ToolParser, start: str, piece: str) -> None:
+    def seconds(pieces: int) -> float:
+        reader = parser.reader()
+        begun = time.process_time()
+        for text in (start, '{"name": "' if piece == "aaaa" else "", *[piece] * pieces):
+            reader.push(text)
+        reader.finish()
+        return time.process_time() - begun
+
+    assert seconds(8000) < 20 * seconds(1000) + 0.3

@@ -211,5 +211,6 @@ async def scripted_api(
         yield Scripted(services, engine, shelf)
     finally:
         await renderer.close()
+        await services.grammars.close()
         await registry.close()
         await services.database.close()

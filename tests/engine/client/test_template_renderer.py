@@ -20,7 +20,8 @@ import pytest
 from motet.core.errors import InvalidRequest, MotetError, Unavailable
 from motet.core.templates import ChatTemplate
 from motet.engine.client.template_renderer import TemplateRenderer
-from motet.engine.client.template_worker import LENGTH_BYTES, Render
+from motet.engine.client.template_worker import Render
+from motet.engine.client.worker_process import LENGTH_BYTES
 from motet.plugins.chat_templates import template_in
 
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""One template worker and the queue in front of it: started when needed, replaced when it hangs or dies.
+"""A process for foreign work and the queue in front of it: started when needed, replaced when it hangs or dies.
 
 Knows processes and frames; what is in the frames is the caller's affair.
 """
@@ -13,13 +13,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 from motet.core.errors import Overloaded, Unavailable
-from motet.engine.client.template_worker import LENGTH_BYTES, MAX_OUTPUT_BYTES
+from motet.engine.client.worker_process import LENGTH_BYTES
 
-_WORKER = "motet.engine.client.template_worker"
 _START_SECONDS = 30.0
 # Somebody else may have held the event loop while the answer lay there: look once more before killing.
 _GRACE_SECONDS = 0.05
-_MAX_ANSWER_BYTES = MAX_OUTPUT_BYTES + 4096
+_MAX_ANSWER_BYTES = (4 << 20) + 4096
 # What Python may need to start, and the local time for strftime_now: no tokens, no keys.
 _ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "TZ")
 
@@ -33,10 +32,14 @@ class Crashed(Exception):
 
 
 class Lane:
-    """One worker that does one thing at a time, `seconds` each at most; `room` callers may wait for it."""
+    """A process of `module` that does one thing at a time, `seconds` each at most; `room` callers may wait for it.
 
-    def __init__(self, seconds: float, room: int) -> None:
+    `task` says in errors what it is for.
+    """
+
+    def __init__(self, module: str, task: str, seconds: float, room: int) -> None:
         self.waiting = 0
+        self._module, self._task = module, task
         self._room = room
         self._seconds = seconds
         self._turn = asyncio.Lock()
@@ -48,7 +51,7 @@ class Lane:
     async def turn(self) -> AsyncIterator[None]:
         """Wait for the worker to be free. Raises Overloaded if too many wait, Unavailable once closed."""
         if self.waiting >= self._room:
-            raise Overloaded("too many chat templates are waiting to be rendered; try again")
+            raise Overloaded(f"too many requests are waiting to have {self._task}; try again")
         self.waiting += 1
         try:
             async with self._turn:
@@ -108,7 +111,7 @@ class Lane:
         return await asyncio.shield(self._worker)
 
     def _start(self) -> None:
-        self._worker = asyncio.create_task(_spawn())
+        self._worker = asyncio.create_task(_spawn(self._module, self._task))
         # A failed start is told to whoever asks next; nobody may.
         self._worker.add_done_callback(lambda worker: worker.cancelled() or worker.exception())
 
@@ -120,10 +123,10 @@ class Lane:
         self._start()
 
 
-async def _spawn() -> Process:
+async def _spawn(module: str, task: str) -> Process:
     environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    command = (sys.executable, "-P", "-m", _WORKER)
-    # A session of its own: Ctrl-C is for the server, which may still want templates while it drains.
+    command = (sys.executable, "-P", "-m", module)
+    # A session of its own: Ctrl-C is for the server, which may still need it while it drains.
     process = await asyncio.create_subprocess_exec(
         *command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env=environment, start_new_session=True
     )
@@ -132,7 +135,7 @@ async def _spawn() -> Process:
             await _read_frame(process)
     except (TimeoutError, Crashed) as error:
         await _end(process)
-        raise Unavailable("the process that renders chat templates does not start") from error
+        raise Unavailable(f"the process by which requests have {task} does not start") from error
     except BaseException:
         await _end(process)
         raise
