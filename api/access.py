@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import uuid
 from pathlib import Path
@@ -11,7 +12,8 @@ from werkzeug.datastructures import Headers
 
 from motet.api.caller import Caller, hub_bearer
 from motet.api.keys import KeyRing
-from motet.core.errors import Unauthenticated
+from motet.core.errors import Forbidden, Unauthenticated
+from motet.core.settings import Settings
 
 OPEN_PATHS = ("/", "/health", "/ping", "/startup", "/docs", "/openapi.json")
 """GET of these needs no key: they tell of the server, not of what it does."""
@@ -19,15 +21,16 @@ OPEN_PATHS = ("/", "/health", "/ping", "/startup", "/docs", "/openapi.json")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
-def install_access(app: Quart, api_keys: str) -> None:
+def install_access(app: Quart, settings: Settings) -> None:
     """Give every request of `app` an id and a caller. Raises StartupError if the file of keys is wrong."""
-    keys = KeyRing(Path(api_keys)) if api_keys else None
+    keys = KeyRing(Path(settings.api_keys)) if settings.api_keys else None
 
     @app.before_request
     async def identify() -> None:
         sent = request.headers.get("x-request-id", "")
         g.request_id = sent if _REQUEST_ID.fullmatch(sent) else f"req_{uuid.uuid4().hex}"
         if keys is None:
+            _refuse_strange_pages(request, settings)
             g.caller = Caller(
                 admin=True,
                 request_id=g.request_id,
@@ -45,6 +48,43 @@ def install_access(app: Quart, api_keys: str) -> None:
         if response.status_code == 401:
             response.headers["www-authenticate"] = "Bearer"
         return response
+
+
+def _refuse_strange_pages(asked: Request, settings: Settings) -> None:
+    """Where there are no keys, keep pages of other sites out, which browsers would let send much without asking.
+
+    Raises Forbidden for a change that a page of a foreign origin asks for, and, on a server for this machine alone,
+    for a Host that is not this machine: a page whose site's name was turned into this machine's address sends that.
+    """
+    if "*" in settings.cors_origin or asked.method == "OPTIONS":
+        return
+    origin, host = asked.headers.get("origin"), asked.headers.get("host", "")
+    own = {f"http://{host}", f"https://{host}", *settings.cors_origin}
+    if asked.method not in ("GET", "HEAD") and origin is not None and origin not in own:
+        raise Forbidden(
+            f"pages of {origin[:200]} may not call this server; --cors-origin lets them, and API keys keep others out"
+        )
+    known = {_host_name(entry.partition("//")[2]) for entry in settings.cors_origin}
+    name = _host_name(host)
+    if _is_local(settings.host) and not _is_local(name) and name not in known:
+        raise Forbidden(
+            f"this server is for its own machine, and was called {name[:200]!r}; if that is right, give it API keys, "
+            f"another --host, or --cors-origin http://{name[:200]}"
+        )
+
+
+def _host_name(host: str) -> str:
+    """`host` without a port, and without the brackets of an IPv6 address."""
+    return host.rpartition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
+
+
+def _is_local(name: str) -> bool:
+    if name in ("localhost", "") or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def _is_open(asked: Request) -> bool:

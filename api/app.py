@@ -54,7 +54,7 @@ def create_app(services: Services) -> Quart:
         app.register_blueprint(blueprint)
     install_error_handlers(app, max_body)
 
-    install_access(app, services.settings.api_keys)
+    install_access(app, services.settings)
     metrics.install_metrics(app)
     install_cors(app, services.settings)
     app.asgi_app = services.drain.counted(kept_alive(app.asgi_app))  # type: ignore[assignment, method-assign]

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from motet.core.errors import StartupError
+from motet.core.errors import PayloadTooLarge, StartupError
 
 BUSY_SECONDS = 10.0
 
@@ -23,15 +23,28 @@ T = TypeVar("T")
 class Database:
     """The file `motet.db` in `directory`, used by one thread of its own, so that the event loop never waits for it."""
 
-    def __init__(self, directory: Path) -> None:
-        """Nothing is opened before it is used. `directory` is made then, readable by its owner alone."""
+    def __init__(self, directory: Path, limit: int | None = None) -> None:
+        """Nothing is opened before it is used. `directory` is made then, readable by its owner alone.
+
+        `limit` is what the database and the files beside it may take together, in bytes.
+        """
         self.directory = directory
+        self._limit = limit
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="database")
         self._connection: sqlite3.Connection | None = None
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """What `work` returns; it has the connection to itself, in one transaction, undone if it raises."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, work)
+
+    def check_room(self, connection: sqlite3.Connection, size: int, param: str) -> None:
+        """Raise PayloadTooLarge, naming `param`, if there is no room for `size` bytes; inside `run`."""
+        if self._limit is not None and _used(connection) + size > self._limit:
+            raise PayloadTooLarge(
+                f"the server keeps {self._limit} bytes at most (--max-files); delete files or responses first",
+                param=param,
+                code="storage_full",
+            )
 
     async def close(self) -> None:
         """Finish what was begun and close the file."""
@@ -53,6 +66,18 @@ class Database:
             except (OSError, sqlite3.Error) as error:
                 raise StartupError(f"--data-dir {self.directory}: cannot be used: {error}", param="data_dir") from error
         return self._connection
+
+
+def _used(connection: sqlite3.Connection) -> int:
+    """Bytes in use: the database's pages that are not free, and what the table `files` says of files."""
+    pages, free, size = (
+        int(connection.execute(f"PRAGMA {name}").fetchone()[0])
+        for name in ("page_count", "freelist_count", "page_size")
+    )
+    known = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'files'").fetchone()
+    total = "SELECT COALESCE(SUM(MAX(bytes, ?)), 0) FROM files"
+    files = int(connection.execute(total, (size,)).fetchone()[0]) if known else 0
+    return (pages - free) * size + files
 
 
 def _opened(path: Path) -> sqlite3.Connection:

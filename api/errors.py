@@ -18,7 +18,12 @@ RETRY_AFTER_SECONDS = {429: "1", 503: "2"}
 
 
 def internal_error(error: BaseException) -> ErrorInfo:
-    """What the client hears of a fault of ours; the log hears all, under the same number."""
+    """What the client hears of a fault of ours; the log hears all, under the same number.
+
+    Nothing of ours goes deep but what clients nest: that is their mistake.
+    """
+    if isinstance(error, RecursionError):
+        return errors.InvalidRequest("the request is nested too deeply", code="invalid_json").info()
     number = secrets.token_hex(4)
     logger.opt(exception=error).error("internal error {}", number)
     return MotetError(f"internal error {number}; the server's log has the details").info()

@@ -8,19 +8,20 @@ import shutil
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from motet.api.database import Database
-from motet.core.errors import NotFound, PayloadTooLarge
+from motet.core.errors import NotFound
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS files (
     number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, owner TEXT NOT NULL,
-    purpose TEXT NOT NULL, file BLOB NOT NULL
+    purpose TEXT NOT NULL, bytes INTEGER NOT NULL, file BLOB NOT NULL
 )"""
 
 
@@ -37,39 +38,36 @@ class FileObject(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FileStore:
-    """The files beside one database; `total` limits their bytes over all owners."""
+    """The files beside one database."""
 
-    def __init__(self, database: Database, total: int) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._total = total
         self._directory = database.directory / "files"
 
     async def put(self, owner: str, name: str, purpose: str, content: BinaryIO) -> FileObject:
         """Keep what is left of `content`. Raises PayloadTooLarge if there is no room for it."""
-        id = f"file-{uuid.uuid4().hex}"
-        size = await asyncio.to_thread(self._write, id, content)
-        file = FileObject(id=id, bytes=size, created_at=int(time.time()), filename=name, purpose=purpose)
+        start = content.tell()
+        size = content.seek(0, os.SEEK_END) - start
+        content.seek(start)
+        file = _facts(name, purpose, size)
+        await self._add(owner, file, checked=True)
         try:
-            await self._add(owner, file)
+            await asyncio.to_thread(self._write, file.id, lambda target: shutil.copyfileobj(content, target))
         except BaseException:
-            self.path(id).unlink(missing_ok=True)
+            await self.delete(owner, file.id)
             raise
         return file
 
     async def put_lines(self, owner: str, name: str, purpose: str, lines: Iterable[bytes]) -> FileObject:
-        """Keep a file of these lines."""
-        id = f"file-{uuid.uuid4().hex}"
+        """Keep a file of these lines, whether or not there is room: they were counted as they came."""
+        file = _facts(name, purpose, 0)
 
-        def write() -> int:
-            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with self.path(id).open("wb") as file:
-                for line in lines:
-                    file.write(line + b"\n")
-                return file.tell()
+        def write(target: BinaryIO) -> None:
+            target.writelines(line + b"\n" for line in lines)
 
-        size = await asyncio.to_thread(write)
-        file = FileObject(id=id, bytes=size, created_at=int(time.time()), filename=name, purpose=purpose)
-        await self._add(owner, file)
+        size = await asyncio.to_thread(self._write, file.id, write)
+        file = replace(file, bytes=size)
+        await self._add(owner, file, checked=False)
         return file
 
     async def get(self, owner: str, id: str) -> FileObject:
@@ -111,34 +109,36 @@ class FileStore:
         """Where the content of `id`, which must be one of ours, lies."""
         return self._directory / id
 
-    def _write(self, id: str, content: BinaryIO) -> int:
+    def _write(self, id: str, fill: Callable[[BinaryIO], None]) -> int:
+        """Write a file, whole or not at all; its size."""
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        kept = sum(entry.stat().st_size for entry in os.scandir(self._directory) if entry.is_file())
-        start = content.tell()
-        size = content.seek(0, os.SEEK_END) - start
-        content.seek(start)
-        if kept + size > self._total:
-            raise PayloadTooLarge(
-                f"the server keeps {self._total} bytes of files at most (--max-files); delete some first", param="file"
-            )
-        path = self.path(id)
+        part = self.path(f"{id}.part")
         try:
-            with path.open("wb") as file:
-                shutil.copyfileobj(content, file)
+            with part.open("wb") as file:
+                fill(file)
+                size = file.tell()
+            part.rename(self.path(id))
         except BaseException:
-            path.unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
             raise
         return size
 
-    async def _add(self, owner: str, file: FileObject) -> None:
+    async def _add(self, owner: str, file: FileObject, checked: bool) -> None:
         def work(connection: sqlite3.Connection) -> None:
             connection.execute(_TABLE)
+            if checked:
+                self._database.check_room(connection, file.bytes, "file")
             connection.execute(
-                "INSERT INTO files (id, owner, purpose, file) VALUES (?, ?, ?, ?)",
-                (file.id, owner, file.purpose, msgspec.json.encode(file)),
+                "INSERT INTO files (id, owner, purpose, bytes, file) VALUES (?, ?, ?, ?, ?)",
+                (file.id, owner, file.purpose, file.bytes, msgspec.json.encode(file)),
             )
 
         await self._database.run(work)
+
+
+def _facts(name: str, purpose: str, size: int) -> FileObject:
+    id = f"file-{uuid.uuid4().hex}"
+    return FileObject(id=id, bytes=size, created_at=int(time.time()), filename=name, purpose=purpose)
 
 
 def _missing(id: str) -> NotFound:

@@ -97,7 +97,7 @@ OPERATIONS = (
 
 def file_store(services: Services) -> FileStore:
     """The files of this server."""
-    return FileStore(services.database, services.settings.size("max_files") or 0)
+    return FileStore(services.database)
 
 
 def routes(services: Services) -> Blueprint:

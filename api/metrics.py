@@ -15,7 +15,8 @@ from motet.api.services import Services
 from motet.core.errors import Unavailable
 
 ENGINE_SECONDS = 1.0
-UNROUTED = "other"
+UNROUTED = UNKNOWN = "other"
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 OPERATIONS = (
     Operation(
@@ -34,7 +35,10 @@ RUNNING = Gauge("motet_requests_running", "Requests that run", multiprocess_mode
 
 
 def install_metrics(app: Quart) -> None:
-    """Count every request of `app`. Routes are named by their patterns, so that nobody can make up series."""
+    """Count every request of `app`.
+
+    Routes are named by their patterns, and methods that nobody knows are one, so that nobody can make up series.
+    """
 
     @app.before_request
     async def begin() -> None:
@@ -44,7 +48,8 @@ def install_metrics(app: Quart) -> None:
     @app.after_request
     async def count(response: Response) -> Response:
         route = request.url_rule.rule if request.url_rule is not None else UNROUTED
-        REQUESTS.labels(request.method, route, str(response.status_code)).inc()
+        method = request.method if request.method in METHODS else UNKNOWN
+        REQUESTS.labels(method, route, str(response.status_code)).inc()
         if (began := g.get("began")) is not None:
             SECONDS.labels(route).observe(time.perf_counter() - began)
         return response

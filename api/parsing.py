@@ -27,7 +27,7 @@ from motet.core.errors import InvalidRequest, JsonInvalid, UnsupportedMediaType
 MAX_IGNORED_NAMES = 32
 MAX_IGNORED_LENGTH = 64
 
-_PLACE = re.compile(r" - at `\$\.?([^`]*)`$")
+_PLACE = re.compile(r" - at (?:`key` in )?`\$\.?([^`]*)`$")
 _MISSING = re.compile(r"missing required field `([^`]+)`")
 
 T = TypeVar("T", bound=msgspec.Struct)

@@ -14,6 +14,7 @@ UPLOAD_PATH = "/v1/files"
 UPLOAD_SECONDS = 3600
 BODY_SECONDS = 60
 FORM_BYTES = 64 << 10
+FORM_PARTS = 8
 """What an upload has beside the file's content."""
 
 
@@ -39,6 +40,7 @@ def limited_requests(max_file: int) -> type[Request]:
             # body is complete at that moment: who leaves right after sending would be answered to the end.
             limits["body_timeout"] = None
             super().__init__(method, scheme, path, *others, **limits)
+            self.max_form_parts = FORM_PARTS
 
         async def get_data(self, *options: Any, **named: Any) -> Any:
             async with _arriving(self.body_seconds):

@@ -29,6 +29,8 @@ Penalty: TypeAlias = Annotated[float, Meta(ge=-2, le=2)]
 Positive: TypeAlias = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Bias: TypeAlias = Annotated[float, Meta(ge=-100, le=100)]
+Text64: TypeAlias = Annotated[str, Meta(max_length=64)]
+Text512: TypeAlias = Annotated[str, Meta(max_length=512)]
 StopString: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 
 

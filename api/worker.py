@@ -46,7 +46,7 @@ async def run(deployment: Deployment) -> None:
             renderer=TemplateRenderer(),
             plugins=plugins,
             model_name=deployment.model_name,
-            database=Database(data_directory(settings.data_dir)),
+            database=Database(data_directory(settings.data_dir), settings.size("max_files")),
         )
         await engine.start()
         await _answer(services, deployment)

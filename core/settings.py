@@ -85,7 +85,9 @@ class Settings:
     )
     max_body: str = _setting("4MiB", "largest request body", size=True)
     max_file: str = _setting("200MiB", "largest file that can be uploaded", size=True)
-    max_files: str = _setting("10GiB", "what all files together may have", size=True)
+    max_files: str = _setting(
+        "10GiB", "what files, batches and stored responses together may take on the disk", size=True
+    )
     batch_concurrency: int = _setting(32, "lines of batches that run at once", low=1, high=1024)
     drain_seconds: float = _setting(8.0, "how long requests may finish after Ctrl-C", low=0)
     log_format: str = _setting("text", "log lines as", choices=("text", "json"))

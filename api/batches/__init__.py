@@ -23,7 +23,6 @@ from motet.api.services import Services
 from motet.core.errors import Conflict, InvalidRequest, NotFound
 
 WINDOW_SECONDS = 24 * 3600
-MAX_METADATA = 16
 
 _ID = path_parameter("batch_id", "The batch's id.")
 
@@ -122,8 +121,6 @@ def _cancelled(batch: BatchObject) -> BatchObject:
 def parse_batch(body: dict[str, Any]) -> Parsed[BatchRequest]:
     """A batch request. Raises InvalidRequest."""
     asked = convert(body, BatchRequest)
-    if len(asked.metadata or {}) > MAX_METADATA:
-        raise InvalidRequest(f"metadata has at most {MAX_METADATA} entries", param="metadata")
     return Parsed(asked, unknown_fields(body, BatchRequest, {}))
 
 

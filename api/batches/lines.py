@@ -92,7 +92,11 @@ def _mistake(number: int, raw: bytes, endpoint: str, seen: set[str]) -> BatchErr
 
 async def run_line(services: Services, caller: Caller, raw: bytes) -> tuple[bool, bytes]:
     """Whether the line failed, and its line of output. Raises Waits if it is to be run again."""
-    line = msgspec.json.decode(raw, type=Line)
+    try:
+        line = msgspec.json.decode(raw, type=Line)
+    except RecursionError:
+        error = {"code": "invalid_json", "message": "the line is nested too deeply"}
+        return True, _output(_custom_id(raw), None, error)
     parse, answer = _ENDPOINTS[line.url]
     request_id = caller.request_id
     try:
@@ -114,9 +118,25 @@ async def run_line(services: Services, caller: Caller, raw: bytes) -> tuple[bool
 
 def expired_line(raw: bytes) -> bytes:
     """The line of output for a line that was not run in time."""
-    line = msgspec.json.decode(raw, type=Line)
     error = ErrorInfo("the batch's time was over before this line was run", "", "batch_expired", 0)
-    return _output(line.custom_id, None, {"code": error.code, "message": error.message})
+    return _output(_custom_id(raw), None, {"code": error.code, "message": error.message})
+
+
+def unkept_line(raw: bytes, error: MotetError) -> bytes:
+    """The line of output for a line whose answer there was no room for."""
+    return _output(_custom_id(raw), None, {"code": error.code, "message": error.message})
+
+
+class _Named(msgspec.Struct):
+    custom_id: str
+
+
+def _custom_id(raw: bytes) -> str:
+    """The id that a line has for its own; "" if it cannot be read."""
+    try:
+        return msgspec.json.decode(raw, type=_Named).custom_id
+    except (msgspec.DecodeError, RecursionError):
+        return ""
 
 
 def _output(custom_id: str, response: object, error: object) -> bytes:

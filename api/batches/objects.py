@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
+from msgspec import Meta
+
+from motet.api.schemas import Text64, Text512
 
 Endpoint: TypeAlias = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
 Status: TypeAlias = Literal[
@@ -19,7 +22,7 @@ class BatchRequest(msgspec.Struct, frozen=True, kw_only=True):
     input_file_id: str
     endpoint: Endpoint
     completion_window: Literal["24h"]
-    metadata: dict[str, str] | None = None
+    metadata: Annotated[dict[Text64, Text512], Meta(max_length=16)] | None = None
     output_expires_after: dict[str, Any] | None = None
 
 

@@ -11,28 +11,47 @@ import itertools
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from loguru import logger
 from msgspec.structs import replace
 
-from motet.api.batches.lines import Waits, check_lines, expired_line, read_lines, run_line
+from motet.api.batches.lines import Waits, check_lines, expired_line, read_lines, run_line, unkept_line
 from motet.api.batches.objects import BatchError, BatchErrors, BatchObject, RequestCounts
 from motet.api.batches.store import BatchStore, Claimed
 from motet.api.caller import Caller
 from motet.api.file_store import FileStore
 from motet.api.files import file_store
 from motet.api.services import Services
+from motet.core.errors import PayloadTooLarge
 
 Ending: TypeAlias = Literal["completed", "expired", "cancelled", "failed"]
 
 POLL_SECONDS = 0.5
 RENEW_SECONDS = 2.0
 RETRY_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
+PATIENCE = 2
+"""Times that a line is tried again before its batch may be put back."""
+
+PUT_BACK_SECONDS = 10.0
 MAX_BATCHES = 4
 _UNREADABLE = BatchError(code="file_not_found", message="the input file is not there any more")
 PRIORITY = 1000
 """Added to what a line asks for: live traffic has -128 to 127."""
+
+
+@dataclass
+class _Lines:
+    """The lines of a batch that are under way, those of them that wait, and whether its time was over for any."""
+
+    tasks: set[asyncio.Task[None]]
+    waiting: set[int] = field(default_factory=set)
+    late: bool = False
+
+
+class _PutBack(Exception):
+    """Every line that could be run waits for something that is away: others may have this batch's place."""
 
 
 class BatchRunner:
@@ -89,6 +108,8 @@ class BatchRunner:
                     await self._finish(claimed.owner, batch.id, "cancelled")
                     return
             await work
+        except _PutBack:
+            await self._store.put_back(self._id, batch.id, PUT_BACK_SECONDS)
         except OSError as error:
             logger.error("batch {}: its input cannot be read: {}", batch.id, error.strerror)
             await self._finish(claimed.owner, batch.id, "failed", [_UNREADABLE])
@@ -132,11 +153,14 @@ class BatchRunner:
         tasks: set[asyncio.Task[None]] = set()
         # A line that waits for its adapter's source takes its batch's room, and nobody else's turn.
         room = asyncio.Semaphore(self._services.settings.batch_concurrency)
-        late: list[int] = []
+        state = _Lines(tasks)
+        failures: list[BaseException] = []
 
         def ended(task: asyncio.Task[None]) -> None:
             tasks.discard(task)
             room.release()
+            if not task.cancelled() and (error := task.exception()) is not None:
+                failures.append(error)
 
         try:
             while (entry := await asyncio.to_thread(_next, lines)) is not None:
@@ -144,23 +168,26 @@ class BatchRunner:
                 if number in done:
                     continue
                 await room.acquire()
-                tasks.add(task := asyncio.create_task(self._line(Claimed(batch, owner), number, raw, late)))
+                if failures:
+                    break
+                tasks.add(task := asyncio.create_task(self._line(Claimed(batch, owner), number, raw, state)))
                 task.add_done_callback(ended)
-            while tasks:
-                await asyncio.wait(tasks)
+            await asyncio.gather(*tasks)
+            if failures:
+                raise failures[0]
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        return bool(late)
+        return state.late
 
-    async def _line(self, claimed: Claimed, number: int, raw: bytes, late: list[int]) -> None:
-        """Run a line until it has a result; its number goes into `late` if the batch's time is over before that."""
+    async def _line(self, claimed: Claimed, number: int, raw: bytes, state: _Lines) -> None:
+        """Run a line until it has a result. Raises _PutBack if it waits, and so do all the others."""
         batch = claimed.batch
         caller = Caller(owner=claimed.owner, priority=PRIORITY, request_id=f"{batch.id}-{number}")
         for attempt in itertools.count():
             if time.time() > batch.expires_at:
-                late.append(number)
+                state.late = True
                 failed, result = True, expired_line(raw)
                 break
             try:
@@ -168,8 +195,15 @@ class BatchRunner:
                     failed, result = await run_line(self._services, caller, raw)
                 break
             except Waits:
+                state.waiting.add(number)
+                if attempt >= PATIENCE and len(state.waiting) == len(state.tasks):
+                    raise _PutBack from None
                 await asyncio.sleep(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)])
-        await self._store.keep(batch.id, number, failed, result)
+                state.waiting.discard(number)
+        try:
+            await self._store.keep(batch.id, number, failed, result, checked=True)
+        except PayloadTooLarge as error:
+            await self._store.keep(batch.id, number, True, unkept_line(raw, error))
 
     async def _finish(self, owner: str, id: str, status: Ending, errors: Sequence[BatchError] = ()) -> None:
         """Write the output files, and say that the batch has ended. What its end is to be is noted first."""
@@ -180,11 +214,11 @@ class BatchRunner:
             noted["errors"] = BatchErrors(data=list(errors))
         batch = await self._store.change(owner, id, lambda b: replace(b, **noted))
         files: dict[str, str] = {}
-        for field, failed in (("output_file_id", False), ("error_file_id", True)):
+        for name_of, failed in (("output_file_id", False), ("error_file_id", True)):
             results = list(await self._store.results(id, failed))
             if results:
                 name = f"{id}_{'errors' if failed else 'output'}.jsonl"
-                files[field] = (await self._files.put_lines(owner, name, "batch_output", results)).id
+                files[name_of] = (await self._files.put_lines(owner, name, "batch_output", results)).id
         ended = {f"{status}_at": int(time.time())}
         counts = batch.request_counts
         await self._store.change(

@@ -46,13 +46,17 @@ class BatchStore:
         self._database = database
 
     async def add(self, owner: str, batch: BatchObject) -> None:
-        """Keep a new batch."""
-        await self._run(
-            lambda connection: connection.execute(
+        """Keep a new batch. Raises PayloadTooLarge if there is no room."""
+        content = msgspec.json.encode(batch)
+
+        def work(connection: sqlite3.Connection) -> None:
+            self._database.check_room(connection, len(content), "input_file_id")
+            connection.execute(
                 "INSERT INTO batches (id, owner, status, batch) VALUES (?, ?, ?, ?)",
-                (batch.id, owner, batch.status, msgspec.json.encode(batch)),
+                (batch.id, owner, batch.status, content),
             )
-        )
+
+        await self._run(work)
 
     async def get(self, owner: str, id: str) -> BatchObject:
         """The batch `id`, with its counts as they are now. Raises NotFound."""
@@ -85,12 +89,17 @@ class BatchStore:
         return await self._run(work)
 
     async def claim(self, runner: str) -> Claimed | None:
-        """The oldest batch that there is work to do on and nobody works on; it is the runner's from now on."""
+        """A batch that there is work to do on and nobody works on; it is the runner's from now on.
+
+        The one that nobody has worked on for the longest: new ones first, the oldest of them before the others.
+        """
 
         def work(connection: sqlite3.Connection) -> Claimed | None:
             now = time.time()
             marks = ", ".join("?" * len(ACTIVE))
-            query = f"SELECT id, owner, batch FROM batches WHERE status IN ({marks}) AND lease < ? ORDER BY number"
+            query = (
+                f"SELECT id, owner, batch FROM batches WHERE status IN ({marks}) AND lease < ? ORDER BY lease, number"
+            )
             row = connection.execute(query, (*ACTIVE, now)).fetchone()
             if row is None:
                 return None
@@ -115,6 +124,15 @@ class BatchStore:
 
         return await self._run(work)
 
+    async def put_back(self, runner: str, id: str, seconds: float) -> None:
+        """Let go of a batch, which nobody is to take up again for `seconds`."""
+        await self._run(
+            lambda connection: connection.execute(
+                "UPDATE batches SET lease = ?, runner = '' WHERE id = ? AND runner = ?",
+                (time.time() + seconds, id, runner),
+            )
+        )
+
     async def release(self, runner: str) -> None:
         """Let go of the runner's batches at once, so that the next need not wait."""
         await self._run(
@@ -130,13 +148,15 @@ class BatchStore:
 
         return await self._run(work)
 
-    async def keep(self, id: str, line: int, failed: bool, result: bytes) -> None:
-        """A line's result; the first one stays."""
-        await self._run(
-            lambda connection: connection.execute(
-                "INSERT OR IGNORE INTO batch_results VALUES (?, ?, ?, ?)", (id, line, failed, result)
-            )
-        )
+    async def keep(self, id: str, line: int, failed: bool, result: bytes, checked: bool = False) -> None:
+        """A line's result; the first one stays. If `checked`, raises PayloadTooLarge if there is no room for it."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            if checked:  # twice: it is here, and then in the output file
+                self._database.check_room(connection, 2 * len(result), "input_file_id")
+            connection.execute("INSERT OR IGNORE INTO batch_results VALUES (?, ?, ?, ?)", (id, line, failed, result))
+
+        await self._run(work)
 
     async def results(self, id: str, failed: bool) -> Iterator[bytes]:
         """The results of the lines that did or did not fail, in the input's order."""

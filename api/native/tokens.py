@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any, cast
 
 import msgspec
@@ -22,7 +23,8 @@ from motet.api.schemas import AdapterChoice, ChatRequest, Message, TokenId
 from motet.api.services import Services
 from motet.core.errors import InvalidRequest, MotetError
 
-MAX_TOKENS = 1 << 20
+MAX_CHARACTERS = 1 << 19
+MAX_TOKENS = 1 << 17
 
 
 class TokenizeRequest(AdapterChoice, frozen=True, kw_only=True):
@@ -128,7 +130,8 @@ def routes(services: Services) -> Blueprint:
         for index, token in enumerate(asked.tokens):
             if token >= size:
                 raise InvalidRequest(f"{token} is not the id of a token (0 to {size - 1})", param=f"tokens[{index}]")
-        answer = DetokenizedText(services.text.decode(asked.tokens, skip_special_tokens=False))
+        text = await asyncio.to_thread(services.text.decode, asked.tokens, skip_special_tokens=False)
+        answer = DetokenizedText(text)
         return Response(ENCODER.encode(answer), content_type="application/json")
 
     return blueprint
@@ -141,7 +144,9 @@ async def _body() -> dict[str, Any]:
 async def _spans(services: Services, asked: TokenizeRequest) -> list[TokenSpan]:
     """LoRAX's list: places count characters."""
     text = asked.inputs or ""
-    spans = services.text.spans(text, add_special_tokens=asked.add_special_tokens is not False)
+    _refuse_long(text, "inputs")
+    special = asked.add_special_tokens is not False
+    spans = await asyncio.to_thread(services.text.spans, text, add_special_tokens=special)
     return [TokenSpan(id, text[start:stop], start, stop) for id, start, stop in spans]
 
 
@@ -152,17 +157,27 @@ async def _listed(services: Services, asked: TokenizeRequest) -> TokenList:
             "send one of prompt, messages and inputs", param="prompt", code="missing_required_parameter"
         )
     if asked.prompt is not None:
+        _refuse_long(asked.prompt, "prompt")
         special = asked.add_special_tokens is not False
         [tokens] = await encode(services, [asked.prompt], add_special_tokens=special)
     else:
         tokens = await _conversation(services, asked)
-    words = services.text.decode
+    words = await asyncio.to_thread(_words, services, tokens) if asked.return_token_strs else None
     return TokenList(
         count=len(tokens),
         max_model_len=services.model().max_context,
         tokens=tokens,
-        token_strs=[words([id], skip_special_tokens=False) for id in tokens] if asked.return_token_strs else None,
+        token_strs=words,
     )
+
+
+def _words(services: Services, tokens: list[int]) -> list[str]:
+    return [services.text.decode([id], skip_special_tokens=False) for id in tokens]
+
+
+def _refuse_long(text: str, param: str) -> None:
+    if len(text) > MAX_CHARACTERS:
+        raise InvalidRequest(f"it has {len(text)} characters; {MAX_CHARACTERS} are allowed", param=param)
 
 
 async def _conversation(services: Services, asked: TokenizeRequest) -> list[int]:

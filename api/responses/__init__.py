@@ -26,7 +26,7 @@ from motet.api.responses.stream import ResponseStream
 from motet.api.services import Services
 from motet.api.sse import stream_response
 from motet.api.unsupported import RESPONSES
-from motet.core.errors import Conflict, InvalidRequest, Overloaded
+from motet.core.errors import Conflict, InvalidRequest
 
 _ID = path_parameter("response_id", "The response's id.")
 
@@ -165,11 +165,10 @@ async def answer_response(services: Services, asked: ResponseRequest, caller: Ca
 
 async def _begin(services: Services, asked: ResponseRequest, caller: Caller, background: Background) -> ResponseObject:
     """Store a response and let it be made by itself."""
-    if background.full:
-        raise Overloaded("too many responses are being made in the background; try again later")
-    run = await start_response(services, asked, caller)
-    await ResponseStore(services.database).add(caller.owner, Stored(run.response, run.items))
-    background.start(run)
+    with background.place():
+        run = await start_response(services, asked, caller)
+        await ResponseStore(services.database).add(caller.owner, Stored(run.response, run.items))
+        background.start(run)
     return run.response
 
 

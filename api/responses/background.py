@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from contextlib import aclosing
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager
 
 from loguru import logger
 from msgspec.structs import replace
@@ -14,7 +15,7 @@ from motet.api.responses.objects import ResponseError, ResponseObject
 from motet.api.responses.run import ResponseRun
 from motet.api.responses.store import ResponseStore
 from motet.api.services import Services
-from motet.core.errors import MotetError
+from motet.core.errors import MotetError, Overloaded
 
 BEAT_SECONDS = 5.0
 MAX_RUNNING = 256
@@ -27,11 +28,18 @@ class Background:
         self._services = services
         self._store = ResponseStore(services.database)
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._coming = 0
 
-    @property
-    def full(self) -> bool:
-        """Whether no more can be taken now."""
-        return len(self._tasks) >= MAX_RUNNING
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """A place for one more, to be started inside. Raises Overloaded if there is none."""
+        if len(self._tasks) + self._coming >= MAX_RUNNING:
+            raise Overloaded("too many responses are being made in the background; try again later")
+        self._coming += 1
+        try:
+            yield
+        finally:
+            self._coming -= 1
 
     def start(self, run: ResponseRun) -> None:
         """Make the response; it is stored already."""

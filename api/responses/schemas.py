@@ -16,14 +16,13 @@ from motet.api.schemas import (
     Positive,
     StopString,
     StreamOptions,
+    Text64,
+    Text512,
 )
 from motet.core.sampling import MAX_TOP_LOGPROBS
 
 MAX_ITEMS = 4096
 MAX_METADATA = 16
-
-Text64 = Annotated[str, Meta(max_length=64)]
-Text512 = Annotated[str, Meta(max_length=512)]
 
 
 def _says(text: str) -> Meta:

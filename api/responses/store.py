@@ -43,7 +43,7 @@ class ResponseStore:
         self._database = database
 
     async def add(self, owner: str, stored: Stored) -> None:
-        """Keep a new response. Raises InvalidRequest if it is too large."""
+        """Keep a new response. Raises InvalidRequest if it is too large, PayloadTooLarge if there is no room."""
         response, items = msgspec.json.encode(stored.response), msgspec.json.encode(stored.items)
         if len(response) + len(items) > MAX_STORED_BYTES:
             raise InvalidRequest(
@@ -54,6 +54,7 @@ class ResponseStore:
         def work(connection: sqlite3.Connection) -> None:
             connection.execute(_TABLE)
             connection.execute("DELETE FROM responses WHERE created < ?", (now - KEPT_SECONDS,))
+            self._database.check_room(connection, len(response) + len(items), "store")
             connection.execute(
                 "INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (kept.id, owner, now, now, kept.status, kept.previous_response_id, response, items),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 from msgspec.structs import replace
 from openai import AsyncOpenAI
@@ -14,6 +16,7 @@ from support.scripted_api import Shelf
 from support.scripted_server import Running
 
 from motet.api.batches import runner as runner_module
+from motet.api.batches import store as store_module
 from motet.api.batches.runner import BatchRunner
 from motet.api.batches.store import BatchStore
 from motet.core.errors import Unavailable
@@ -110,3 +113,85 @@ def test_a_batch_ends_as_it_was_about_to_when_its_runner_died(tmp_path: Path) ->
         await runner.close()
 
     drive(tmp_path, scenario, runs=False)
+
+
+def test_batches_that_only_wait_give_their_places_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner_module, "RETRY_SECONDS", (0.05,))
+
+    async def scenario(client: AsyncOpenAI, server: Running) -> None:
+        away(server, monkeypatch)
+        stuck = [await begun(client, line("a", model="shelf:two")) for _ in range(5)]
+        await asyncio.sleep(0.3)
+        other = await finished(client, (await begun(client, line("a"))).id)
+        assert other.status == "completed"
+        for batch in stuck:
+            assert (await client.batches.retrieve(batch.id)).status == "in_progress"
+
+    drive(tmp_path, scenario)
+
+
+def test_no_line_is_lost_silently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep = BatchStore.keep
+    failures = iter((True,))
+
+    async def sometimes(self: BatchStore, *given: Any, **named: Any) -> None:
+        if next(failures, False):
+            raise sqlite3.OperationalError("database is locked")
+        await keep(self, *given, **named)
+
+    monkeypatch.setattr(BatchStore, "keep", sometimes)
+    monkeypatch.setattr(store_module, "LEASE_SECONDS", 0.5)
+
+    async def scenario(client: AsyncOpenAI, server: Running) -> None:
+        lines = jsonl(line("a"), line("deep", metadata="DEEP"))
+        lines = lines.replace(b'"DEEP"', b'{"x": ' * 985 + b"{}" + b"}" * 985)
+        file = await upload(client, lines)
+        made = await client.batches.create(input_file_id=file, endpoint=CHAT, completion_window="24h")
+        batch = await finished(client, made.id)
+        assert batch.status == "completed"
+        assert batch.request_counts.total == batch.request_counts.completed + batch.request_counts.failed == 2
+
+    drive(tmp_path, scenario)
+
+
+def test_what_batches_leave_counts_as_what_is_kept(tmp_path: Path) -> None:
+    async def scenario(client: AsyncOpenAI, server: Running) -> None:
+        server.api.engine.script = lambda _: "x" * 900
+        lines = [line(str(n), n=30) for n in range(12)]  # some 30 KB each
+        batch = await finished(client, (await begun(client, *lines)).id)
+        assert batch.request_counts.failed > 4
+        errors = await lines_of(client, batch.error_file_id)
+        assert {entry["error"]["code"] for entry in errors} == {"storage_full"}
+        with pytest.raises(openai.APIStatusError) as full:
+            await client.files.create(file=("a", b"x" * 200_000), purpose="batch")
+        assert (full.value.status_code, full.value.code) == (413, "storage_full")
+        with pytest.raises(openai.APIStatusError) as full:
+            await client.responses.create(model="", input="x" * 1500, metadata={"a": "b"}, instructions="y" * 300_000)
+        assert full.value.status_code in (400, 413)
+
+    drive(tmp_path, scenario, Settings(max_files="300KB"))
+
+
+def test_uploads_at_once_do_not_go_over_the_limit_together(tmp_path: Path) -> None:
+    async def scenario(client: AsyncOpenAI, server: Running) -> None:
+        uploads = (client.files.create(file=(str(n), b"x" * 90_000), purpose="batch") for n in range(8))
+        done = await asyncio.gather(*uploads, return_exceptions=True)
+        kept = [file for file in done if not isinstance(file, BaseException)]
+        assert 1 <= len(kept) <= 2
+        directory = server.api.services.database.directory / "files"
+        assert len(list(directory.iterdir())) == len(kept)
+
+    drive(tmp_path, scenario, Settings(max_files="250KB"))
+
+
+def test_metadata_has_limits(tmp_path: Path) -> None:
+    async def scenario(client: AsyncOpenAI, server: Running) -> None:
+        file = await upload(client, jsonl(line("a")))
+        for metadata in ({"a": "x" * 513}, {"x" * 65: "a"}, {str(n): "a" for n in range(17)}):
+            with pytest.raises(openai.BadRequestError) as wrong:
+                await client.batches.create(
+                    input_file_id=file, endpoint=CHAT, completion_window="24h", metadata=metadata
+                )
+            assert (wrong.value.param or "").startswith("metadata")
+
+    drive(tmp_path, scenario)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -163,3 +164,63 @@ def test_a_silent_stream_says_that_it_lives() -> None:
 
 def test_nothing_else_gets_comments() -> None:
     assert COMMENT not in asyncio.run(stream_of([0.3], 0.05, b"application/json"))
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "status"),
+    [
+        ("POST", {"origin": "https://evil.example"}, 403),
+        ("POST", {"origin": "null"}, 403),
+        ("POST", {"origin": "https://app.example"}, 200),
+        ("POST", {"origin": "http://localhost:8080", "host": "localhost:8080"}, 200),
+        ("POST", {"host": "evil.example"}, 403),
+        ("GET", {"host": "evil.example:8080"}, 403),
+        ("GET", {"host": "app.example"}, 200),
+        ("GET", {"host": "127.0.0.1:8080"}, 200),
+        ("GET", {"host": "[::1]:8080"}, 200),
+        ("GET", {"host": "model.localhost"}, 200),
+        ("GET", {"origin": "https://evil.example"}, 200),  # the browser keeps the answer from the page
+    ],
+)
+def test_without_keys_pages_of_other_sites_are_kept_out(
+    tmp_path: Path, method: str, headers: dict[str, str], status: int
+) -> None:
+    async def scenario(caller: Caller) -> None:
+        path = "/v1/models" if method == "GET" else CHAT
+        body = None if method == "GET" else {"model": "", "messages": MESSAGES}
+        response = await caller.client.open(path, method=method, json=body, headers=headers)
+        assert response.status_code == status
+        if status == 403:
+            assert "cors-origin" in (await response.get_json())["error"]["message"]
+
+    drive(tmp_path, scenario, settings=Settings(cors_origin=("https://app.example",)))
+
+
+def test_a_server_for_others_answers_to_any_name(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        response = await caller.client.get("/v1/models", headers={"host": "models.example"})
+        assert response.status_code == 200
+
+    drive(tmp_path, scenario, settings=Settings(host="0.0.0.0"))
+
+
+def test_nobody_makes_up_series(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        for n in range(20):
+            await caller.client.open(f"/x{n}", method=f"M{n}")
+        text = (await (await caller.client.get("/metrics")).get_data()).decode()
+        assert 'method="M' not in text
+
+    drive(tmp_path, scenario)
+
+
+def test_what_is_nested_too_deeply_is_the_callers_mistake(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        tool = {"type": "function", "function": {"name": "f", "parameters": "DEEP"}}
+        body = json.dumps({"model": "", "messages": MESSAGES, "tools": [tool]})
+        body = body.replace('"DEEP"', '{"x": ' * 975 + "{}" + "}" * 975)
+        response = await caller.client.post(CHAT, data=body, headers={"content-type": "application/json"})
+        assert response.status_code == 400
+        assert (await response.get_json())["error"]["code"] == "invalid_json"
+
+    drive(tmp_path, scenario)

@@ -241,3 +241,23 @@ def test_text_is_never_with_a_token_that_clients_leave_out(tmp_path: Path) -> No
         assert (shown[-1]["special"], shown[-1]["text"]) == (True, "")
 
     drive(tmp_path, scenario)
+
+
+def test_starting_up_is_asked_of_the_engine_once_for_all(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        for _ in range(5):
+            assert (await caller.client.get("/startup")).status_code == 200
+        [submit] = caller.api.engine.submits
+        assert submit.priority > 127, "behind everybody"
+
+    drive(tmp_path, scenario)
+
+
+def test_long_texts_are_not_tokenised_for_everybody_to_wait(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        long = "a " * 300_000
+        assert (await post(caller, "/tokenize", {"inputs": long}))[0] == 422
+        assert (await post(caller, "/tokenize", {"prompt": long}))[1]["error"]["param"] == "prompt"
+        assert (await post(caller, "/detokenize", {"tokens": [1] * 200_000}))[0] == 400
+
+    drive(tmp_path, scenario)

@@ -35,7 +35,7 @@ def seed(directory: Path) -> None:
 
 
 async def _seed(database: Database) -> None:
-    files, batches, responses = FileStore(database, 0), BatchStore(database), ResponseStore(database)
+    files, batches, responses = FileStore(database), BatchStore(database), ResponseStore(database)
     await asyncio.gather(files.list("", None), batches.list(""), _get(responses))  # make the tables
     now = int(time.time())
     content = json.dumps(LINE).encode()
@@ -46,7 +46,7 @@ async def _seed(database: Database) -> None:
         for table, ids in (("files", FILES), ("batches", (BATCH,)), ("responses", RESPONSES)):
             connection.executemany(f"DELETE FROM {table} WHERE id = ?", [(id,) for id in ids])
         connection.executemany(
-            "INSERT INTO files (id, owner, purpose, file) VALUES (?, '', 'batch', ?)",
+            "INSERT INTO files (id, owner, purpose, bytes, file) VALUES (?, '', 'batch', 1, ?)",
             [(file.id, msgspec.json.encode(file)) for file in facts],
         )
 

@@ -205,7 +205,7 @@ async def scripted_api(
         renderer=renderer,
         plugins=plugins,
         model_name="tiny",
-        database=Database(root / "data"),
+        database=Database(root / "data", (settings or Settings()).size("max_files")),
     )
     try:
         yield Scripted(services, engine, shelf)
