@@ -76,7 +76,10 @@ def tool_use(services: Services, request: ChatRequest, template: ChatTemplate) -
     parser = tool_parser(services, template)
     ids = (services.text.special_id(marker) for marker in parser.markers)
     shown = frozenset(id for id in ids if id is not None)
-    return ToolUse(parser, offered, forced, request.parallel_tool_calls is not False, shown)
+    several = request.parallel_tool_calls
+    if several is None:  # who names a function wants it called, and called once
+        several = not (forced and names is not None and len(names) == 1)
+    return ToolUse(parser, offered, forced, several, shown)
 
 
 def _choice(request: ChatRequest) -> tuple[bool, Sequence[str] | None]:

@@ -164,6 +164,18 @@ def test_special_tokens_reach_the_parser_and_nobody_else(tmp_path: Path) -> None
     drive(tmp_path, scenario)
 
 
+@pytest.mark.parametrize(("fields", "several"), [({}, False), ({"parallel_tool_calls": True}, True)])
+def test_a_function_that_is_named_is_called_once(tmp_path: Path, fields: dict[str, Any], several: bool) -> None:
+    async def scenario(caller: Caller) -> None:
+        named = {"tool_choice": {"type": "function", "function": {"name": TOOL["function"]["name"]}}}
+        await caller.answer(CHAT, {"messages": MESSAGES, "tools": [TOOL, OTHER], **named, **fields})
+        grammar = caller.api.engine.submits[-1].grammar
+        assert grammar is not None
+        assert ("call)*" in grammar.text) is several
+
+    drive(tmp_path, scenario)
+
+
 def test_options_of_the_template(tmp_path: Path) -> None:
     async def scenario(caller: Caller) -> None:
         last = [*MESSAGES, {"role": "assistant", "content": "Well, "}]
