@@ -104,10 +104,11 @@ async def _announce(services: Services, deployment: Deployment) -> None:
     if not deployment.announce:
         return
     body = f'{{"model": "{deployment.model_name}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+    key = "-H 'Authorization: Bearer YOUR_KEY' " if services.settings.api_keys else ""
     print(
         f"\nMotet serves {deployment.model_name} at {deployment.address}   (docs: {deployment.address}/docs)\n"
         f"Try it:  curl {deployment.address}/v1/chat/completions "
-        f"-H 'Content-Type: application/json' -d '{body}'\n",
+        f"-H 'Content-Type: application/json' {key}-d '{body}'\n",
         flush=True,
     )
 
