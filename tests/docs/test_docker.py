@@ -104,7 +104,7 @@ def test_compose_builds_a_file_that_exists_with_settings_that_are_real(name: str
     settings = settings_of(environment(COMPOSE[name]) | only["environment"])
     assert (settings.model, settings.shards) == ("org/name", 3)
     mounts = {volume.split(":")[1] for volume in only["volumes"]}
-    assert set(settings.adapter_root) | {"/cache"} == mounts
+    assert {*settings.adapter_root, "/cache", settings.data_dir} == mounts
     assert int(only["stop_grace_period"].removesuffix("s")) > settings.drain_seconds + 1
     (port,) = only["ports"]
     assert port == f"127.0.0.1:8080:{settings.port}"
