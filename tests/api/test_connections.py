@@ -91,11 +91,11 @@ def test_a_certificate_that_is_wrong_is_known_before_anything_starts(settings: S
 @pytest.mark.parametrize(
     "head",
     [
-        b"GET /health HTTP/1.1\r\nHost: a\r\nx-long: " + b"x" * (400 << 10) + b"\r\n\r\n",
-        b"GET /" + b"x" * (400 << 10) + b" HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nx-long: " + b"x" * (400 << 10) + b"\r\n\r\n",
+        b"GET /" + b"x" * (400 << 10) + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"nonsense\r\n\r\n",
-        b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
-        b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
     ],
 )
 def test_a_head_that_is_wrong_or_too_long_is_refused_and_harms_nobody(tmp_path: Path, head: bytes) -> None:

@@ -99,7 +99,7 @@ def test_a_client_that_leaves_ends_its_sequences(tmp_path: Path) -> None:
             engine.step_seconds = 30
             _, writer = await asyncio.open_connection("127.0.0.1", server.port)
             body = b'{"model": "", "input": ["a", "b"]}'
-            head = f"POST {EMBEDDINGS} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            head = f"POST {EMBEDDINGS} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
             writer.write(head.encode() + f"content-length: {len(body)}\r\n\r\n".encode() + body)
             async with asyncio.timeout(5):
                 while len(engine.running) < 2:

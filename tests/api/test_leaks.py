@@ -33,10 +33,8 @@ async def leave(server: Running, chance: random.Random) -> None:
     """Send a request, or a part of it; read some of the answer, or nothing; go, politely or not."""
     path, fields = chance.choice(REQUESTS)
     body = json.dumps({"model": "", **fields}).encode()
-    request = (
-        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    sent = request.encode() + body
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    sent = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(sent if chance.random() < 0.8 else sent[: chance.randrange(len(sent))])
     if chance.random() < 0.7:
@@ -74,7 +72,7 @@ def test_clients_that_leave_at_any_point_leave_nothing_behind(tmp_path: Path) ->
                     assert (await client.post(server.url + path, json={"model": "", **fields})).status_code == 200
             for measured in (False, True):  # the first time, for what is made once
                 await asyncio.sleep(1.0)
-                base = held()
+                base, before = held(), len(server.api.engine.submits)
                 for _ in range(ROUNDS // 6):
                     await asyncio.gather(*(leave(server, chance) for _ in range(6)))
                 now = await settle(server, base) if measured else base
@@ -82,6 +80,6 @@ def test_clients_that_leave_at_any_point_leave_nothing_behind(tmp_path: Path) ->
             assert server.api.services.drain.running == 0
             assert now[0] <= base[0], "a task was left behind"
             assert now[1] <= base[1], "a file descriptor was left behind"
-            assert len(server.api.engine.submits) > ROUNDS // 2
+            assert len(server.api.engine.submits) > before + ROUNDS // 4
 
     asyncio.run(main())

@@ -48,7 +48,7 @@ def test_a_client_that_leaves_ends_its_sequences(tmp_path: Path, stream: bool, n
         slow(server)
         body = json.dumps({**CHAT, "stream": stream, "n": n}).encode()
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         await until(lambda: len(server.api.engine.running) == n)
         if stream:
@@ -69,7 +69,7 @@ def test_a_client_that_leaves_right_after_sending_is_noticed(tmp_path: Path, abo
     async def scenario(server: Running, client: httpx2.AsyncClient) -> None:
         slow(server)
         body = json.dumps({**CHAT, "stream": True}).encode()
-        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         for _ in range(10):
             _, writer = await asyncio.open_connection("127.0.0.1", server.port)
             writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)

@@ -66,7 +66,7 @@ def test_a_client_that_leaves_as_its_stream_opens_ends_its_sequences(
             await asyncio.Event().wait()
 
         scope = {"type": "http", "http_version": "1.1", "method": "POST", "scheme": "http", "path": path}
-        scope |= {"query_string": b"", "headers": [(b"content-type", b"application/json"), (b"host", b"x")]}
+        scope |= {"query_string": b"", "headers": [(b"content-type", b"application/json"), (b"host", b"localhost")]}
         await caller.app(scope, receive, send)  # type: ignore[arg-type]
         async with asyncio.timeout(2):
             while caller.api.engine.running:

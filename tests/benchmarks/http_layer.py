@@ -83,7 +83,8 @@ async def stream(port: int, tokens: int) -> tuple[int, float]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
     message = {"role": "user", "content": "Tell me of the sea."}
     body = json.dumps({"model": "", "messages": [message], "max_tokens": tokens, "stream": True}).encode()
-    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nconnection: close\r\n"
+    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n"
+    head += "content-type: application/json\r\nconnection: close\r\n"
     started = time.perf_counter()
     writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
     count, first, tail = 0, 0.0, b""
