@@ -110,8 +110,8 @@ class BatchRunner:
             await work
         except _PutBack:
             await self._store.put_back(self._id, batch.id, PUT_BACK_SECONDS)
-        except OSError as error:
-            logger.error("batch {}: its input cannot be read: {}", batch.id, error.strerror)
+        except FileNotFoundError:
+            logger.error("batch {}: its input file is gone", batch.id)
             await self._finish(claimed.owner, batch.id, "failed", [_UNREADABLE])
         except Exception as error:  # who takes it over may have more luck
             logger.error("batch {} was interrupted: {}", batch.id, error)
