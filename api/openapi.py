@@ -96,7 +96,7 @@ def _described(operation: Operation) -> dict[str, Any]:
         "parameters": [*operation.parameters, _REQUEST_ID],
         "responses": {
             "200": _success(operation),
-            **{str(status): _json(STATUSES[status], operation.failure) for status in errors},
+            **{str(s): _json({**STATUSES, **operation.meanings}[s], operation.failure) for s in errors},
         },
     }
     if operation.refused is not None:

@@ -57,7 +57,8 @@ class Operation:
     `body` is the request's JSON struct, `answer` the 200's: a struct, a JSON schema, or None for a body that has a
     media type (`media`) and no schema. `chunk` is what the events of a stream hold. `refused` are the known fields
     that are refused unless their value changes nothing. `errors` are the statuses that may come beside 200 and 500,
-    with a body of the kind `failure`. `parts` are structs that a JSON schema among these refers to.
+    with a body of the kind `failure`. `parts` are structs that a JSON schema among these refers to; `meanings`
+    say what a status means here, if not what it means elsewhere.
     """
 
     method: Literal["get", "post", "delete"]
@@ -76,4 +77,5 @@ class Operation:
     unavailable: type[msgspec.Struct] | None = None
     failure: type[msgspec.Struct] | Mapping[str, Any] = ErrorBody
     parts: tuple[type[msgspec.Struct], ...] = ()
+    meanings: Mapping[int, str] = field(default_factory=dict)
     multipart: Mapping[str, Any] | None = field(default=None)

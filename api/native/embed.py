@@ -11,7 +11,7 @@ from motet.api.body import read_body
 from motet.api.caller import current_caller
 from motet.api.embeddings import EmbeddingRequest, embed, unit
 from motet.api.native.answers import NativeEmbedding, NativeError
-from motet.api.native.errors import NATIVE_ERRORS, native_blueprint
+from motet.api.native.errors import MEANINGS, NATIVE_ERRORS, native_blueprint
 from motet.api.native.schemas import AdapterParameters, ClassifyRequest, NativeEmbedRequest
 from motet.api.native.translate import adapter_fields
 from motet.api.operations import TOKEN, Operation
@@ -31,6 +31,7 @@ OPERATIONS = (
         errors=NATIVE_ERRORS,
         parameters=(TOKEN,),
         failure=NativeError,
+        meanings=MEANINGS,
     ),
     *(
         Operation(
@@ -42,6 +43,7 @@ OPERATIONS = (
             body=ClassifyRequest,
             errors=NATIVE_ERRORS,
             failure=NativeError,
+            meanings=MEANINGS,
         )
         for path in ("/classify", "/classify_batch")
     ),

@@ -17,6 +17,11 @@ _ADAPTER_STATUSES = (401, 403, 404, 422)
 """Of failures that name a field: what an adapter's source or the loader said."""
 
 NATIVE_ERRORS = (401, 404, 422, 424, 429, 503)
+MEANINGS = {
+    400: "The body is not JSON.",
+    401: "The API key is missing or wrong.",
+    422: "A field is wrong, or not supported.",
+}
 
 _OWN_NAMES = {
     "prompt": "inputs",

@@ -12,7 +12,7 @@ from motet.api.answers import ENCODER
 from motet.api.body import read_body
 from motet.api.caller import current_caller
 from motet.api.native.answers import NativeAnswer, NativeError, NativeEvent
-from motet.api.native.errors import NATIVE_ERRORS, native_blueprint, native_error_event
+from motet.api.native.errors import MEANINGS, NATIVE_ERRORS, native_blueprint, native_error_event
 from motet.api.native.run import NativeRun
 from motet.api.native.schemas import CompatibleRequest, GenerateParameters, NativeRequest
 from motet.api.operations import TOKEN, Operation
@@ -29,6 +29,7 @@ _SHARED: dict[str, Any] = {
     "errors": NATIVE_ERRORS,
     "parameters": (TOKEN,),
     "failure": NativeError,
+    "meanings": MEANINGS,
 }
 _LIST = {"type": "array", "items": {"$ref": "#/components/schemas/NativeAnswer"}, "minItems": 1, "maxItems": 1}
 
