@@ -16,6 +16,7 @@ import msgspec
 from msgspec.structs import replace
 
 from motet.api.database import Database
+from motet.api.paging import Page, page_rows
 from motet.core.errors import NotFound
 
 _TABLE = """
@@ -84,15 +85,16 @@ class FileStore:
             raise _missing(id)
         return msgspec.json.decode(row[0], type=FileObject)
 
-    async def list(self, owner: str, purpose: str | None) -> list[FileObject]:
-        """The owner's files, oldest first."""
+    async def list(self, owner: str, purpose: str | None, page: Page) -> tuple[list[FileObject], bool]:
+        """A page of the owner's files, and whether more follow. Raises InvalidRequest."""
+        where = {"owner": owner} | ({"purpose": purpose} if purpose else {})
 
-        def work(connection: sqlite3.Connection) -> list[tuple[bytes]]:
+        def work(connection: sqlite3.Connection) -> tuple[list[bytes], bool]:
             connection.execute(_TABLE)
-            query = "SELECT file FROM files WHERE owner = ? AND ? IN ('', purpose) ORDER BY number"
-            return connection.execute(query, (owner, purpose or "")).fetchall()
+            return page_rows(connection, ("file", "files"), page, where)
 
-        return [msgspec.json.decode(row[0], type=FileObject) for row in await self._database.run(work)]
+        rows, more = await self._database.run(work)
+        return [msgspec.json.decode(row, type=FileObject) for row in rows], more
 
     async def delete(self, owner: str, id: str) -> None:
         """Forget the file `id`. Raises NotFound."""

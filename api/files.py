@@ -12,7 +12,7 @@ from motet.api.answers import ENCODER
 from motet.api.caller import current_caller
 from motet.api.file_store import FileObject, FileStore
 from motet.api.operations import Operation, path_parameter, query_parameter
-from motet.api.paging import Page, page_of
+from motet.api.paging import Page
 from motet.api.services import Services
 from motet.core.errors import InvalidRequest, UnsupportedMediaType
 
@@ -113,8 +113,7 @@ def routes(services: Services) -> Blueprint:
     @blueprint.get("/v1/files")
     async def listing() -> Response:
         page = Page.of(request.args, MAX_PAGE, MAX_PAGE)
-        files = await store.list(current_caller().owner, request.args.get("purpose"))
-        data, more = page_of(files, page, lambda file: file.id)
+        data, more = await store.list(current_caller().owner, request.args.get("purpose"), page)
         first, last = (data[0].id, data[-1].id) if data else (None, None)
         return _json(FileList(data=data, first_id=first, last_id=last, has_more=more))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -43,3 +44,27 @@ def page_of(entries: Sequence[T], page: Page, id_of: Callable[[T], str]) -> tupl
             raise InvalidRequest("nothing in the list has this id", param="after")
         ordered = ordered[place + 1 :]
     return ordered[: page.limit], len(ordered) > page.limit
+
+
+def page_rows(
+    connection: sqlite3.Connection, select: tuple[str, str], page: Page, where: Mapping[str, str]
+) -> tuple[list[bytes], bool]:
+    """The page of a table whose rows have an `id` and count up in `number`, and whether more follow.
+
+    `select` is (column, table), `where` what other columns must be. Raises InvalidRequest if none of these rows has
+    the id `after`.
+    """
+    column, table = select
+    wanted = " AND ".join(f"{name} = ?" for name in where)
+    values: list[object] = list(where.values())
+    if page.after is not None:
+        query = f"SELECT number FROM {table} WHERE {wanted} AND id = ?"
+        place = connection.execute(query, (*values, page.after)).fetchone()
+        if place is None:
+            raise InvalidRequest("nothing in the list has this id", param="after")
+        wanted += f" AND number {'<' if page.newest_first else '>'} ?"
+        values.append(place[0])
+    order = "DESC" if page.newest_first else "ASC"
+    query = f"SELECT {column} FROM {table} WHERE {wanted} ORDER BY number {order} LIMIT ?"
+    rows = connection.execute(query, (*values, page.limit + 1)).fetchall()
+    return [row[0] for row in rows[: page.limit]], len(rows) > page.limit

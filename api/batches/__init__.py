@@ -17,7 +17,7 @@ from motet.api.body import read_body
 from motet.api.caller import current_caller
 from motet.api.files import file_store
 from motet.api.operations import Operation, path_parameter, query_parameter
-from motet.api.paging import Page, page_of
+from motet.api.paging import Page
 from motet.api.parsing import Parsed, convert, unknown_fields
 from motet.api.services import Services
 from motet.core.errors import Conflict, InvalidRequest, NotFound
@@ -95,7 +95,7 @@ def routes(services: Services) -> Blueprint:
     @blueprint.get("/v1/batches")
     async def listing() -> Response:
         page = Page.of(request.args)
-        data, more = page_of(await store.list(current_caller().owner), page, lambda batch: batch.id)
+        data, more = await store.list(current_caller().owner, page)
         first, last = (data[0].id, data[-1].id) if data else (None, None)
         return _json(BatchList(data=data, first_id=first, last_id=last, has_more=more))
 

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from motet.api.batches.objects import ACTIVE, BatchObject, RequestCounts
 from motet.api.database import Database
+from motet.api.paging import Page, page_rows
 from motet.core.errors import NotFound
 
 LEASE_SECONDS = 20.0
@@ -66,13 +67,12 @@ class BatchStore:
 
         return await self._run(work)
 
-    async def list(self, owner: str) -> list[BatchObject]:
-        """The owner's batches, oldest first."""
+    async def list(self, owner: str, page: Page) -> tuple[list[BatchObject], bool]:
+        """A page of the owner's batches, and whether more follow. Raises InvalidRequest."""
 
-        def work(connection: sqlite3.Connection) -> list[BatchObject]:
-            query = "SELECT batch FROM batches WHERE owner = ? ORDER BY number"
-            rows = connection.execute(query, (owner,)).fetchall()
-            return [_counted(connection, msgspec.json.decode(row[0], type=BatchObject)) for row in rows]
+        def work(connection: sqlite3.Connection) -> tuple[list[BatchObject], bool]:
+            rows, more = page_rows(connection, ("batch", "batches"), page, {"owner": owner})
+            return [_counted(connection, msgspec.json.decode(row, type=BatchObject)) for row in rows], more
 
         return await self._run(work)
 

@@ -16,6 +16,7 @@ from motet.api.batches.objects import BatchObject
 from motet.api.batches.store import BatchStore
 from motet.api.database import Database
 from motet.api.file_store import FileObject, FileStore
+from motet.api.paging import Page
 from motet.api.responses.objects import ResponseObject
 from motet.api.responses.store import ResponseStore, Stored
 from motet.core.errors import NotFound
@@ -23,6 +24,7 @@ from motet.core.errors import NotFound
 RESPONSES = ("resp_677efb5139a88190b512bc3fef8e535d", "resp_123", "response_id")
 FILES = ("file_id", "input_file_id")
 BATCH = "batch_id"
+PAGE = Page(1, True, None)
 LINE = {"custom_id": "a", "method": "POST", "url": "/v1/responses", "body": {"model": "", "input": "hi"}}
 ITEMS: list[dict[str, Any]] = [
     {"type": "message", "id": "msg_1", "role": "user", "content": [{"type": "input_text", "text": "hi"}]}
@@ -36,7 +38,7 @@ def seed(directory: Path) -> None:
 
 async def _seed(database: Database) -> None:
     files, batches, responses = FileStore(database), BatchStore(database), ResponseStore(database)
-    await asyncio.gather(files.list("", None), batches.list(""), _get(responses))  # make the tables
+    await asyncio.gather(files.list("", None, PAGE), batches.list("", PAGE), _get(responses))  # make the tables
     now = int(time.time())
     content = json.dumps(LINE).encode()
     common: dict[str, Any] = {"bytes": len(content), "created_at": now, "filename": "in.jsonl", "purpose": "batch"}
