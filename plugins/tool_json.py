@@ -77,7 +77,7 @@ class JsonCall:
             self._end(text)
             return []
         self.raw += text
-        if not self._object and (begun := self.raw.lstrip()):
+        if not self._object and ((begun := self.raw.lstrip()) or len(self.raw) > MAX_SPACE):
             self._object = begun.startswith("{")
             self.failed = not self._object
         if self.failed:

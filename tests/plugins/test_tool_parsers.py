@@ -157,4 +157,5 @@ def test_the_work_grows_with_the_text_and_no_faster(parser: ToolParser, start: s
         reader.finish()
         return time.process_time() - begun
 
-    assert seconds(8000) < 20 * seconds(1000) + 0.3
+    # Looking at everything again for each piece took 13 s.
+    assert seconds(8000) < 30 * seconds(1000) + 1.5
