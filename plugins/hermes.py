@@ -83,7 +83,7 @@ class HermesReader(ToolReader):
         if tag.startswith(CLOSE):
             self._held, self._closing = tag[len(CLOSE) :].lstrip(), False
             return bool(self._held)
-        if CLOSE.startswith(tag) and len(text) <= MAX_SPACE:
+        if CLOSE.startswith(tag) and len(self._held) <= MAX_SPACE:
             return False
         self._closing = False  # it was left out
         return True
