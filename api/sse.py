@@ -53,7 +53,7 @@ async def stream_response(
 
     Raises what fails before that, so that it is answered with its own status.
     """
-    first = await anext(events)
+    first = await anext(events, b"")
     response = Response(guarded(first, events, drain, failed), content_type="text/event-stream; charset=utf-8")
     response.headers["cache-control"] = "no-store"
     response.headers["x-accel-buffering"] = "no"

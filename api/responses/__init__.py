@@ -19,6 +19,7 @@ from motet.api.responses.objects import (
     ResponseEvent,
     ResponseObject,
 )
+from motet.api.responses.replay import Replay
 from motet.api.responses.schemas import ResponseRequest
 from motet.api.responses.start import parse_response, start_response
 from motet.api.responses.store import RUNNING, ResponseStore, Stored
@@ -29,6 +30,8 @@ from motet.api.unsupported import RESPONSES
 from motet.core.errors import Conflict, InvalidRequest
 
 _ID = path_parameter("response_id", "The response's id.")
+
+_WHOLE = {"type": "integer", "minimum": 0, "maximum": 999_999_999}
 
 OPERATIONS = (
     Operation(
@@ -61,8 +64,17 @@ OPERATIONS = (
         "A stored response",
         "responses",
         ResponseObject,
+        chunk=ResponseEvent,
         errors=(400, 401, 404, 503),
-        parameters=(_ID,),
+        parameters=(
+            _ID,
+            query_parameter(
+                "stream",
+                "As events, if it was made with `background` and `stream`.",
+                {"type": "boolean"},
+            ),
+            query_parameter("starting_after", "With `stream`: only the events after this one.", _WHOLE),
+        ),
     ),
     Operation(
         "delete",
@@ -104,16 +116,24 @@ def routes(services: Services) -> Blueprint:
     blueprint = Blueprint("responses", __name__)
     store, background = ResponseStore(services.database), Background(services)
 
+    async def replayed(id: str, after: int) -> Response:
+        replay = Replay(store, background, current_caller().owner, id, after)
+        await replay.check()
+        return await stream_response(replay.frames(), services.drain, replay.failure)
+
     @blueprint.post("/v1/responses")
     async def create() -> Response:
         async with services.drain.interruptible():
             asked = await read_body(parse_response)
+            if asked.background:
+                with background.place():
+                    run = await start_response(services, asked, current_caller())
+                    await background.begin(run, bool(asked.stream))
+                return await replayed(run.response.id, -1) if asked.stream else _json(run.response)
             if asked.stream:
                 run = await start_response(services, asked, current_caller())
                 stream = ResponseStream(run, services, asked.stores)
                 return await stream_response(stream.frames(), services.drain, stream.failure)
-            if asked.background:
-                return _json(await _begin(services, asked, current_caller(), background))
             return _json(await answer_response(services, asked, current_caller()))
 
     @blueprint.post("/v1/responses/input_tokens")
@@ -123,8 +143,8 @@ def routes(services: Services) -> Blueprint:
 
     @blueprint.get("/v1/responses/<response_id>")
     async def retrieve(response_id: str) -> Response:
-        if request.args.get("stream", "false") == "true":
-            raise InvalidRequest("a stored response cannot be streamed", param="stream", code="unsupported_parameter")
+        if _flag("stream"):
+            return await replayed(response_id, _number("starting_after", -1))
         return _json((await store.get(current_caller().owner, response_id)).response)
 
     @blueprint.delete("/v1/responses/<response_id>")
@@ -150,6 +170,24 @@ def routes(services: Services) -> Blueprint:
     return blueprint
 
 
+def _flag(name: str) -> bool:
+    """A query parameter that is true or false. Raises InvalidRequest."""
+    value = request.args.get(name, "false")
+    if value not in ("true", "false"):
+        raise InvalidRequest(f"{name} must be true or false", param=name)
+    return value == "true"
+
+
+def _number(name: str, default: int) -> int:
+    """A query parameter that is a number from 0 up. Raises InvalidRequest."""
+    value = request.args.get(name)
+    if value is None:
+        return default
+    if not (value.isascii() and value.isdigit() and len(value) < 10):
+        raise InvalidRequest(f"{name} must be a number, 0 or more", param=name)
+    return int(value)
+
+
 def _json(answer: msgspec.Struct) -> Response:
     return Response(ENCODER.encode(answer), content_type="application/json")
 
@@ -161,15 +199,6 @@ async def answer_response(services: Services, asked: ResponseRequest, caller: Ca
     if asked.stores:
         await ResponseStore(services.database).add(caller.owner, Stored(response, run.items))
     return response
-
-
-async def _begin(services: Services, asked: ResponseRequest, caller: Caller, background: Background) -> ResponseObject:
-    """Store a response and let it be made by itself."""
-    with background.place():
-        run = await start_response(services, asked, caller)
-        await ResponseStore(services.database).add(caller.owner, Stored(run.response, run.items))
-        background.start(run)
-    return run.response
 
 
 async def cancel_response(services: Services, caller: Caller, id: str) -> ResponseObject:

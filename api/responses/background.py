@@ -1,24 +1,51 @@
-"""Responses that are made without anybody waiting, and kept as they are when they are complete."""
+"""Responses that are made without anybody waiting, kept when they are complete; their events, too, if they stream."""
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import aclosing, contextmanager
 
 from loguru import logger
 from msgspec.structs import replace
 
 from motet.api.errors import internal_error
-from motet.api.responses.objects import ResponseError, ResponseObject
-from motet.api.responses.run import ResponseRun
-from motet.api.responses.store import ResponseStore
+from motet.api.responses.run import Event, ResponseRun, frame
+from motet.api.responses.store import Frame, ResponseStore, Stored
+from motet.api.responses.stream import failed_response, failure_event
 from motet.api.services import Services
-from motet.core.errors import MotetError, Overloaded
+from motet.core.errors import ErrorInfo, MotetError, Overloaded
 
 BEAT_SECONDS = 5.0
+WRITE_SECONDS = 0.1
+"""How long events are gathered before they are stored, all in one go."""
+
 MAX_RUNNING = 256
+
+
+class _Making:
+    """A response that is being made; its `run`, and if it streams, the events that are not stored yet."""
+
+    def __init__(self, run: ResponseRun, streams: bool) -> None:
+        self.run, self.streams = run, streams
+        self.response = run.response
+        self.unstored: list[Frame] = []
+        self.changed = asyncio.Event()
+        self._count = 0
+
+    def tell(self, events: Sequence[Event]) -> None:
+        """The next things that happened."""
+        if self.streams:
+            self.unstored += [(self._count + i, frame(event, self._count + i)) for i, event in enumerate(events)]
+            self._count += len(events)
+
+    def stored(self, frames: Sequence[Frame]) -> None:
+        """The first of the events are stored, these."""
+        del self.unstored[: len(frames)]
+        self.changed.set()
+        self.changed = asyncio.Event()
 
 
 class Background:
@@ -27,13 +54,14 @@ class Background:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._store = ResponseStore(services.database)
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._making: dict[str, _Making] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._coming = 0
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """A place for one more, to be started inside. Raises Overloaded if there is none."""
-        if len(self._tasks) + self._coming >= MAX_RUNNING:
+        """A place for one more, to be begun inside. Raises Overloaded if there is none."""
+        if len(self._making) + self._coming >= MAX_RUNNING:
             raise Overloaded("too many responses are being made in the background; try again later")
         self._coming += 1
         try:
@@ -41,50 +69,78 @@ class Background:
         finally:
             self._coming -= 1
 
-    def start(self, run: ResponseRun) -> None:
-        """Make the response; it is stored already."""
-        id = run.response.id
-        self._tasks[id] = task = asyncio.create_task(self._make(run))
-        task.add_done_callback(lambda _: self._tasks.pop(id, None))
+    async def begin(self, run: ResponseRun, streams: bool) -> None:
+        """Store the response, and let it be made by itself. Raises InvalidRequest, PayloadTooLarge."""
+        making = _Making(run, streams)
+        making.tell([(f"response.{kind}", {"response": run.response}) for kind in ("created", "queued")])
+        frames = tuple(making.unstored)
+        await self._store.add(run.caller.owner, Stored(run.response, run.items), frames)
+        making.stored(frames)
+        self._making[run.response.id] = making
+        task = asyncio.create_task(self._make(making))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    async def _make(self, run: ResponseRun) -> None:
-        response = replace(run.response, status="in_progress")
-        await self._keep(response)
-        beat = asyncio.create_task(self._beat(run.response.id))
+    async def wait(self, id: str, seconds: float) -> None:
+        """Until more of the response's events are stored, if it is made here; for `seconds` at the most."""
+        making = self._making.get(id)
+        waiting = making.changed.wait() if making is not None else asyncio.Event().wait()
         try:
-            async with self._services.drain.work(), aclosing(run.events(self._services)) as events:
-                async for _, latest in events:
-                    response = latest
-                    if beat.done():  # it was cancelled or deleted by another process
-                        return
-            await self._keep(response)
+            await asyncio.wait_for(waiting, seconds)
+        except TimeoutError:
+            return
+
+    async def _make(self, making: _Making) -> None:
+        making.response = replace(making.response, status="in_progress")
+        await self._keep(making)
+        writing = asyncio.create_task(self._write(making))
+        try:
+            async with self._services.drain.work(), aclosing(making.run.events(self._services)) as events:
+                async for happened, making.response in events:
+                    making.tell([event for event in happened if event[0] != "response.created"])  # it was told
+                    if writing.done():
+                        writing.result()  # raises what it could not store
+                        return  # it was cancelled or deleted by another process
         except MotetError as error:
-            await self._keep(_failed(response, error.code, error.message))
+            self._fail(making, error.info())
         except Exception as error:
-            info = internal_error(error)
-            await self._keep(_failed(response, info.code, info.message))
+            self._fail(making, internal_error(error))
         finally:
-            beat.cancel()
-            await asyncio.gather(beat, return_exceptions=True)
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
+            await self._keep(making)
+            self._making.pop(making.response.id, None)
 
-    async def _keep(self, response: ResponseObject) -> None:
+    def _fail(self, making: _Making, info: ErrorInfo) -> None:
+        if info.code == "request_cancelled":
+            making.response = replace(making.response, status="cancelled")
+        else:
+            making.response = failed_response(making.response, info)
+            making.tell([failure_event(making.response, info)])
+
+    async def _keep(self, making: _Making) -> None:
+        """Store the response as it is, unless it has ended there, and its events."""
+        frames = tuple(making.unstored)
         try:
-            await self._store.update(response)
+            await self._store.update(making.response, frames)
         except Exception as error:
-            logger.error("response {} could not be stored: {}", response.id, type(error).__name__)
+            logger.error("response {} could not be stored: {}", making.response.id, type(error).__name__)
+        making.stored(frames)
 
-    async def _beat(self, id: str) -> None:
-        """Show that the response is still being made; return once it is not wanted any more."""
+    async def _write(self, making: _Making) -> None:
+        """Store events as they come, and show that the response is being made; return once it is not wanted any more.
+
+        Raises PayloadTooLarge.
+        """
+        beat = 0.0
         while True:
+            frames = tuple(making.unstored)
             try:
-                if not await self._store.alive(id):
-                    return
+                if frames or time.monotonic() - beat >= BEAT_SECONDS:
+                    beat = time.monotonic()
+                    if not await self._store.alive(making.response.id, frames):
+                        return
+                    making.stored(frames)
             except sqlite3.Error as error:  # it may work the next time
-                logger.warning("response {} could not be marked: {}", id, error)
-            await asyncio.sleep(BEAT_SECONDS)
-
-
-def _failed(response: ResponseObject, code: str, message: str) -> ResponseObject:
-    if code == "request_cancelled":
-        return replace(response, status="cancelled")
-    return replace(response, status="failed", error=ResponseError(code, message))
+                logger.warning("response {} could not be marked: {}", making.response.id, error)
+            await asyncio.sleep(WRITE_SECONDS if making.streams else BEAT_SECONDS)

@@ -38,12 +38,6 @@ def parse_response(body: dict[str, Any]) -> Parsed[ResponseRequest]:
     check_adapters(request)
     if request.background and not request.stores:
         raise InvalidRequest("background needs store", param="background")
-    if request.background and request.stream:
-        raise InvalidRequest(
-            "a response in the background cannot be streamed; ask for it by its id",
-            param="stream",
-            code="unsupported_parameter",
-        )
     if request.top_logprobs and not request.wants_logprobs:
         raise InvalidRequest("top_logprobs needs include: message.output_text.logprobs", param="top_logprobs")
     return Parsed(request, unknown_fields(body, ResponseRequest, RESPONSES))

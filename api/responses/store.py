@@ -1,16 +1,17 @@
-"""Stored responses: one table; what is stored is seen by its owner alone, and goes after 30 days."""
+"""Stored responses, and the events of those that stream from here: seen by their owner alone, gone after 30 days."""
 
 from __future__ import annotations
 
 import sqlite3
 import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 
 from motet.api.database import Database
-from motet.api.responses.objects import ResponseError, ResponseObject
+from motet.api.responses.objects import ResponseError, ResponseObject, Status
 from motet.core.errors import InvalidRequest, NotFound
 
 KEPT_SECONDS = 30 * 24 * 3600
@@ -19,13 +20,28 @@ STALE_SECONDS = 30.0
 
 MAX_STORED_BYTES = 8 << 20
 MAX_CHAIN = 256
+MAX_FRAMES = 256
+"""Events that are read at once."""
+
 RUNNING = ("queued", "in_progress")
 
-_TABLE = """
-CREATE TABLE IF NOT EXISTS responses (
-    id TEXT PRIMARY KEY, owner TEXT NOT NULL, created REAL NOT NULL, alive REAL NOT NULL,
-    status TEXT NOT NULL, previous TEXT, response BLOB NOT NULL, input BLOB NOT NULL
-)"""
+_TABLES = (
+    """CREATE TABLE IF NOT EXISTS responses (
+        id TEXT PRIMARY KEY, owner TEXT NOT NULL, created REAL NOT NULL, alive REAL NOT NULL,
+        status TEXT NOT NULL, previous TEXT, response BLOB NOT NULL, input BLOB NOT NULL
+    )""",
+    """CREATE TABLE IF NOT EXISTS response_events (
+        response TEXT NOT NULL, number INTEGER NOT NULL, frame BLOB NOT NULL, PRIMARY KEY (response, number)
+    ) WITHOUT ROWID""",
+    """CREATE TRIGGER IF NOT EXISTS response_gone AFTER DELETE ON responses BEGIN
+        DELETE FROM response_events WHERE response = OLD.id;
+    END""",
+)
+LOST = ResponseError("server_error", "the server was restarted before the response was complete")
+
+T = TypeVar("T")
+Frame: TypeAlias = tuple[int, bytes]
+"""An event's `sequence_number`, and the event as it goes out."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +52,24 @@ class Stored:
     items: list[dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class Told:
+    """Some of a stored response's events, and the number of its last one so far; None if it has none at all."""
+
+    frames: list[Frame]
+    last: int | None
+    status: Status
+    stale: bool
+
+
 class ResponseStore:
     """The responses of one database."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def add(self, owner: str, stored: Stored) -> None:
-        """Keep a new response. Raises InvalidRequest if it is too large, PayloadTooLarge if there is no room."""
+    async def add(self, owner: str, stored: Stored, frames: Iterable[Frame] = ()) -> None:
+        """Keep a new response, and its first events. Raises InvalidRequest if it is too large, PayloadTooLarge."""
         response, items = msgspec.json.encode(stored.response), msgspec.json.encode(stored.items)
         if len(response) + len(items) > MAX_STORED_BYTES:
             raise InvalidRequest(
@@ -52,18 +78,21 @@ class ResponseStore:
         now, kept = time.time(), stored.response
 
         def work(connection: sqlite3.Connection) -> None:
-            connection.execute(_TABLE)
             connection.execute("DELETE FROM responses WHERE created < ?", (now - KEPT_SECONDS,))
             self._database.check_room(connection, len(response) + len(items), "store")
             connection.execute(
                 "INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (kept.id, owner, now, now, kept.status, kept.previous_response_id, response, items),
             )
+            _add_frames(connection, kept.id, frames)
 
-        await self._database.run(work)
+        await self._run(work)
 
-    async def update(self, response: ResponseObject) -> bool:
-        """Keep what has become of a response that is being made; False if it has ended, or is gone."""
+    async def update(self, response: ResponseObject, frames: Iterable[Frame] = ()) -> bool:
+        """Keep what has become of a response that is being made, and its next events, whose end says the same.
+
+        False if it has ended, or is gone.
+        """
         content = msgspec.json.encode(response)
 
         def work(connection: sqlite3.Connection) -> bool:
@@ -72,48 +101,72 @@ class ResponseStore:
                 "WHERE id = ? AND status IN ('queued', 'in_progress')",
                 (time.time(), response.status, content, response.id),
             )
+            if found.rowcount == 1:
+                _add_frames(connection, response.id, frames)
             return found.rowcount == 1
 
-        return await self._database.run(work)
+        return await self._run(work)
 
-    async def alive(self, id: str) -> bool:
-        """Note that a response in the background is still being made; False if it was cancelled or deleted."""
+    async def alive(self, id: str, frames: Sequence[Frame] = ()) -> bool:
+        """Note that a response in the background is still being made, and its next events.
+
+        False if it was cancelled or deleted. Raises PayloadTooLarge if there is no room for the events.
+        """
 
         def work(connection: sqlite3.Connection) -> bool:
             found = connection.execute(
                 "UPDATE responses SET alive = ? WHERE id = ? AND status IN ('queued', 'in_progress')", (time.time(), id)
             )
+            if found.rowcount == 1 and frames:
+                self._database.check_room(connection, sum(len(frame) for _, frame in frames), "store")
+                _add_frames(connection, id, frames)
             return found.rowcount == 1
 
-        return await self._database.run(work)
+        return await self._run(work)
+
+    async def events(self, owner: str, id: str, after: int) -> Told:
+        """Events of the response `id` that come after number `after`. Raises NotFound as `get` does."""
+
+        def work(connection: sqlite3.Connection) -> Told | None:
+            query = "SELECT status, alive FROM responses WHERE id = ? AND owner = ?"
+            row = connection.execute(query, (id, owner)).fetchone()
+            if row is None:
+                return None
+            events = "FROM response_events WHERE response = ?"
+            query = f"SELECT number, frame {events} AND number > ? ORDER BY number LIMIT ?"
+            frames = connection.execute(query, (id, after, MAX_FRAMES)).fetchall()
+            last = connection.execute(f"SELECT MAX(number) {events}", (id,)).fetchone()[0]
+            return Told(frames, last, row[0], _is_stale(*row))
+
+        told = await self._run(work)
+        if told is None:
+            raise _not_found(id)
+        return told
 
     async def get(self, owner: str, id: str) -> Stored:
         """The response `id`. Raises NotFound if there is none, or it is somebody else's."""
 
         def work(connection: sqlite3.Connection) -> tuple[bytes, bytes, float] | None:
-            connection.execute(_TABLE)
             query = "SELECT response, input, alive FROM responses WHERE id = ? AND owner = ?"
             row: tuple[bytes, bytes, float] | None = connection.execute(query, (id, owner)).fetchone()
             return row
 
-        row = await self._database.run(work)
+        row = await self._run(work)
         if row is None:
-            raise NotFound(f"there is no response {id[:80]!r}", param="response_id", code="not_found")
+            raise _not_found(id)
         response = msgspec.json.decode(row[0], type=ResponseObject)
-        if response.status in RUNNING and time.time() - row[2] > STALE_SECONDS:
-            error = ResponseError("server_error", "the server was restarted before the response was complete")
-            response = msgspec.structs.replace(response, status="failed", error=error)
+        if _is_stale(response.status, row[2]):
+            response = msgspec.structs.replace(response, status="failed", error=LOST)
         return Stored(response, msgspec.json.decode(row[1]))
 
     async def delete(self, owner: str, id: str) -> None:
         """Forget the response `id`. Raises NotFound."""
 
         def work(connection: sqlite3.Connection) -> int:
-            connection.execute(_TABLE)
             return connection.execute("DELETE FROM responses WHERE id = ? AND owner = ?", (id, owner)).rowcount
 
-        if not await self._database.run(work):
-            raise NotFound(f"there is no response {id[:80]!r}", param="response_id", code="not_found")
+        if not await self._run(work):
+            raise _not_found(id)
 
     async def conversation(self, owner: str, id: str) -> list[dict[str, Any]]:
         """The items of the response `id`, of those before it, and what came out. Raises InvalidRequest, NotFound."""
@@ -139,3 +192,26 @@ class ResponseStore:
             parts.append([*stored.items, *(msgspec.to_builtins(item) for item in made)])
             previous = stored.response.previous_response_id
         return [item for part in reversed(parts) for item in part]
+
+    async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        def with_tables(connection: sqlite3.Connection) -> T:
+            for table in _TABLES:
+                connection.execute(table)
+            return work(connection)
+
+        return await self._database.run(with_tables)
+
+
+def _add_frames(connection: sqlite3.Connection, id: str, frames: Iterable[Frame]) -> None:
+    # One that is there already is the same: its writer gave up waiting for the database, which had done it.
+    connection.executemany(
+        "INSERT OR IGNORE INTO response_events VALUES (?, ?, ?)", [(id, number, frame) for number, frame in frames]
+    )
+
+
+def _is_stale(status: str, alive: float) -> bool:
+    return status in RUNNING and time.time() - alive > STALE_SECONDS
+
+
+def _not_found(id: str) -> NotFound:
+    return NotFound(f"there is no response {id[:80]!r}", param="response_id", code="not_found")

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from motet.api.answers import error_body
 from motet.api.errors import internal_error
 from motet.api.responses.objects import ResponseError, ResponseObject
-from motet.api.responses.run import ResponseRun, frame
+from motet.api.responses.run import Event, ResponseRun, frame
 from motet.api.responses.store import ResponseStore, Stored
 from motet.api.services import Services
 from motet.core.errors import ErrorInfo, MotetError
@@ -43,18 +43,17 @@ class ResponseStream:
                     held = None
         except MotetError as error:
             if held is None:
-                await self._store(_failed(self._response, error.info()))
+                await self._store(failed_response(self._response, error.info()))
             raise
         except Exception as error:
             info = internal_error(error)
             if held is None:
-                await self._store(_failed(self._response, info))
+                await self._store(failed_response(self._response, info))
             raise MotetError(info.message) from None
 
     def failure(self, info: ErrorInfo) -> bytes:
-        """response.failed; the error stands beside the response, too, where both SDKs look for one to raise."""
-        error = msgspec.to_builtins(error_body(info))["error"]
-        return frame(("response.failed", {"response": _failed(self._response, info), "error": error}), self._number)
+        """response.failed, as a frame."""
+        return frame(failure_event(failed_response(self._response, info), info), self._number)
 
     async def _store(self, response: ResponseObject) -> None:
         if self._keep:
@@ -62,5 +61,12 @@ class ResponseStream:
             await ResponseStore(self._services.database).add(self._run.caller.owner, stored)
 
 
-def _failed(response: ResponseObject, info: ErrorInfo) -> ResponseObject:
+def failed_response(response: ResponseObject, info: ErrorInfo) -> ResponseObject:
+    """The response, which failed for that reason."""
     return replace(response, status="failed", error=ResponseError(info.code, info.message))
+
+
+def failure_event(response: ResponseObject, info: ErrorInfo) -> Event:
+    """response.failed; the error stands beside the response, too, where both SDKs look for one to raise."""
+    error = msgspec.to_builtins(error_body(info))["error"]
+    return "response.failed", {"response": response, "error": error}

@@ -129,7 +129,6 @@ def test_messages_that_do_not_fit_are_dropped_only_if_asked(tmp_path: Path) -> N
         ({"input": "a", "tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"input": "a", "conversation": "c"}, "conversation"),
         ({"input": "a", "background": True, "store": False}, "background"),
-        ({"input": "a", "background": True, "stream": True}, "stream"),
         ({"input": "a", "max_output_tokens": 9999}, "max_output_tokens"),
         ({"input": "a", "text": {"format": {"type": "poem"}}}, "text.format.type"),
         ({"input": "a", "text": {"format": {"type": "json_schema", "name": "n", "schema": 3}}}, "text.format.schema"),

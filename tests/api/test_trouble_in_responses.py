@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from support.caller import Caller, drive
 from support.responses import CALL, RESPONSES, WEATHER, events_of
 
 from motet.api.responses import background
-from motet.api.responses.store import ResponseStore
+from motet.api.responses.store import Frame, ResponseStore
 
 
 async def stored(caller: Caller, id: str) -> tuple[int, dict[str, Any]]:
@@ -92,11 +92,11 @@ def test_a_database_that_is_busy_for_a_moment_costs_no_response(
     monkeypatch.setattr(background, "BEAT_SECONDS", 0.01)
     alive = ResponseStore.alive
 
-    async def sometimes(self: ResponseStore, id: str) -> bool:
+    async def sometimes(self: ResponseStore, id: str, frames: Sequence[Frame] = ()) -> bool:
         if not hasattr(self, "failed"):
             self.failed = True  # type: ignore[attr-defined]
             raise sqlite3.OperationalError("database is locked")
-        return await alive(self, id)
+        return await alive(self, id, frames)
 
     monkeypatch.setattr(ResponseStore, "alive", sometimes)
 

@@ -18,6 +18,7 @@ from motet.api.database import Database
 from motet.api.file_store import FileObject, FileStore
 from motet.api.paging import Page
 from motet.api.responses.objects import ResponseObject
+from motet.api.responses.run import frame
 from motet.api.responses.store import ResponseStore, Stored
 from motet.core.errors import NotFound
 
@@ -61,7 +62,9 @@ async def _seed(database: Database) -> None:
         lambda connection: connection.execute("UPDATE batches SET lease = ? WHERE id = ?", (now + 3600, BATCH))
     )
     for id in RESPONSES:
-        await responses.add("", Stored(_response(id, now), ITEMS))
+        response = _response(id, now)
+        begun = frame(("response.created", {"response": response}), 0)
+        await responses.add("", Stored(response, ITEMS), [(0, begun)])
     await database.close()
 
 

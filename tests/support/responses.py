@@ -13,10 +13,13 @@ CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_
 
 
 async def events_of(caller: Caller, body: dict[str, Any]) -> list[dict[str, Any]]:
-    response = await caller.post(RESPONSES, {**body, "stream": True})
-    frames = (await response.get_data()).decode().strip().split("\n\n")
+    return await read_events(await caller.post(RESPONSES, {**body, "stream": True}))
+
+
+async def read_events(response: Any) -> list[dict[str, Any]]:
+    """The events of a response that streams."""
     found = []
-    for frame in frames:
+    for frame in filter(None, (await response.get_data()).decode().strip().split("\n\n")):
         kind, data = frame.split("\n")
         event = json.loads(data.removeprefix("data: "))
         assert kind == f"event: {event['type']}"
