@@ -16,8 +16,9 @@ from motet.api.generation import Checked, Generation, check
 from motet.api.schemas import ChatRequest
 from motet.api.services import Services
 from motet.api.tools import ToolUse, tool_use
+from motet.core.errors import InvalidRequest
 from motet.core.messages import TokenEvent
-from motet.core.tools import CallPiece, ToolReader
+from motet.core.tools import CallPiece
 from motet.engine.client.text_stream import TextDelta
 
 
@@ -84,9 +85,11 @@ class ChatOutput:
 class CallReader:
     """One choice's text, with the calls in it told apart."""
 
-    def __init__(self, reader: ToolReader, several: bool) -> None:
-        self._reader, self._several = reader, several
+    def __init__(self, tools: ToolUse) -> None:
+        self._reader = tools.parser.reader(tools.tools)
+        self._several, self._forced = tools.several, tools.forced
         self._calls = 0
+        self._latest: list[str] = []  # the latest call's arguments
 
     def read(self, delta: TextDelta) -> ChatDelta:
         """The same delta, with calls."""
@@ -99,17 +102,32 @@ class CallReader:
             # What comes after the only call that was allowed is no part of the answer.
             if isinstance(piece, CallPiece) and (self._several or piece.index == 0):
                 parts.append(self._numbered(piece))
-            elif isinstance(piece, str) and piece and (self._several or not self._calls):
+            elif isinstance(piece, str) and self._is_told(piece):
                 parts.append(piece)
-        if finish == "stop" and self._calls:
+        if finish == "stop" and self._calls and _is_object("".join(self._latest)):
             finish = "tool_calls"
         return ChatDelta(tuple(parts), delta.tokens, finish, delta.stop_reason)
 
+    def _is_told(self, text: str) -> bool:
+        # Where the answer must be calls, what else there is can only be one that was cut at its beginning.
+        return bool(text) and not self._forced and (self._several or not self._calls)
+
     def _numbered(self, piece: CallPiece) -> CallDelta:
+        if piece.name is not None:
+            self._calls += 1
+            self._latest.clear()
+        self._latest.append(piece.arguments)
         if piece.name is None:
             return CallDelta(piece.index, piece.arguments)
-        self._calls += 1
         return CallDelta(piece.index, piece.arguments, f"call_{uuid.uuid4().hex[:24]}", piece.name)
+
+
+def _is_object(arguments: str) -> bool:
+    """Whether a call's arguments are whole: a stop string, or the model, may have ended the text within them."""
+    try:
+        return isinstance(msgspec.json.decode(arguments), dict)
+    except (msgspec.DecodeError, RecursionError):
+        return False
 
 
 @dataclass(frozen=True)
@@ -139,7 +157,7 @@ class ChatRun:
     async def deltas(self, services: Services) -> AsyncGenerator[tuple[int, ChatDelta], None]:
         """(choice, what it adds) as things come; closing this ends every sequence at once."""
         tools = self.tools
-        readers = [CallReader(tools.parser.reader(), tools.several) for _ in self.generation.submits] if tools else None
+        readers = [CallReader(tools) for _ in self.generation.submits] if tools else None
         echoes = [self.echo] * len(self.generation.submits)
         async with aclosing(self.generation.deltas(services)) as deltas:
             async for index, delta in deltas:
@@ -173,5 +191,12 @@ class ChatRun:
 async def _with_grammar(services: Services, checked: Checked, tools: ToolUse) -> Checked:
     grammar = tools.grammar(services)
     if grammar is not None:
-        await services.grammars.check(grammar, "tools")
+        try:
+            await services.grammars.check(grammar, "tools")
+        except InvalidRequest:
+            # OpenAI takes any schema of a function that is not strict: such a one's arguments are any object then.
+            grammar = (loose := tools.loosened()).grammar(services)
+            if grammar is None or loose == tools:
+                raise
+            await services.grammars.check(grammar, "tools")
     return replace(checked, grammar=grammar)

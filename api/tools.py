@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from msgspec.structs import replace
 
 from motet.api.schemas import ChatRequest, FunctionTool
 from motet.api.services import Services
@@ -39,6 +42,12 @@ class ToolUse:
         strict = any(tool.strict for tool in self.tools)
         return self.parser.text_or_calls(self.tools, special) if strict else None
 
+    def loosened(self) -> ToolUse:
+        """The same, but arguments of tools that are not strict are any object."""
+        any_object = {"type": "object"}
+        tools = (tool if tool.strict else replace(tool, parameters=any_object) for tool in self.tools)
+        return dataclasses.replace(self, tools=tuple(tools))
+
 
 def _function(tool: Tool) -> dict[str, Any]:
     return {"name": tool.name, "description": tool.description or "", "parameters": dict(tool.parameters)}
@@ -65,6 +74,10 @@ def tool_use(services: Services, request: ChatRequest, template: ChatTemplate) -
         if name not in known:
             raise InvalidRequest(f"tool_choice names {name[:64]!r}, and no tool is called so", param="tool_choice")
     offered = tuple(tool for tool in tools if names is None or tool.name in names)
+    if forced and not offered:
+        raise InvalidRequest(
+            "tool_choice asks for a call and allows none of the tools", param="tool_choice.allowed_tools.tools"
+        )
     if not offered or request.tool_choice == "none":
         return None
     if request.response_format is not None and request.response_format.get("type") != "text":

@@ -29,7 +29,7 @@ class CallPiece(msgspec.Struct, frozen=True):
 
 
 class ToolReader(ABC):
-    """Reads one answer as it comes. Nothing is lost: what is no call comes out as text."""
+    """Reads one answer as it comes, however it is cut. Nothing is lost: what is no call comes out as text."""
 
     @abstractmethod
     def push(self, text: str) -> list[str | CallPiece]:
@@ -71,5 +71,5 @@ class ToolParser(ABC):
         """Free text in which each call, once begun, must be a valid one of `tools`."""
 
     @abstractmethod
-    def reader(self) -> ToolReader:
-        """A reader for one answer."""
+    def reader(self, tools: Sequence[Tool]) -> ToolReader:
+        """A reader for one answer. What looks like a call and is of none of `tools` is text."""

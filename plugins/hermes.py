@@ -12,15 +12,19 @@ from motet.core.tools import CallPiece, Tool, ToolParser, ToolReader
 from motet.plugins.tool_json import MAX_SPACE, JsonCall, call_object, call_rules, described
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
+_SURPLUS = "} \n"
+"""What may come between a call and its closing tag: some write a brace too many."""
 
 
 class HermesReader(ToolReader):
     """Text, a tag, an object, a tag, and so on. White space beside the tags belongs to neither text nor call."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: Collection[str]) -> None:
+        self._names = names
         self._held = ""
         self._call: JsonCall | None = None
         self._closing = False
+        self._after = False  # a call has ended, and nothing but white space has come since
         self._calls = 0
 
     def push(self, text: str) -> list[str | CallPiece]:
@@ -32,13 +36,13 @@ class HermesReader(ToolReader):
         return found
 
     def finish(self) -> list[str | CallPiece]:
-        """See ToolReader."""
+        """See ToolReader. Tags that were cut belong to the calls before them."""
+        if self._call is not None:
+            return [] if self._call.started or (self._calls and not self._call.raw.strip()) else [OPEN + self._call.raw]
         text, self._held = self._held, ""
-        if self._call is not None and not self._call.started:
-            text = OPEN + self._call.raw + text
-        if (self._closing or self._calls) and not text.strip():
-            return []
-        return [text] if text else []
+        if self._closing:
+            return [] if CLOSE.startswith(text.lstrip(_SURPLUS)) else [text]
+        return [text] if text and not (self._calls and OPEN.startswith(text.strip())) else []
 
     def _step(self, found: list[str | CallPiece]) -> bool:
         """Take what can be taken of what is held; whether there may be more."""
@@ -46,30 +50,27 @@ class HermesReader(ToolReader):
             return self._read_call(self._call, found)
         if self._closing:
             return self._read_close()
+        if self._after:
+            self._held = self._held.lstrip()
+            self._after = not self._held
         before, tag, after = self._held.partition(OPEN)
         if tag:
-            self._tell(before.rstrip(), found)
-            self._held, self._call = after, JsonCall(self._calls)
-            return True
-        # A tag may have begun, and white space may be followed by one.
-        kept = _partial(self._held, OPEN)
-        shown = self._held[: len(self._held) - kept]
-        if len(shown) - len(kept_back := shown.rstrip()) <= MAX_SPACE:
-            shown = kept_back
-        self._held = self._held[len(shown) :]
-        self._tell(shown, found)
-        return False
-
-    def _tell(self, text: str, found: list[str | CallPiece]) -> None:
-        if text.strip() or (text and not self._calls):
-            found.append(text)
+            shown = _without_space(before)
+            self._held, self._call = after, JsonCall(self._calls, self._names)
+        else:  # a tag may have begun, and white space may be followed by one
+            shown = _without_space(self._held[: len(self._held) - _partial(self._held, OPEN)])
+            self._held = self._held[len(shown) :]
+        if shown:
+            found.append(shown)
+        return bool(tag)
 
     def _read_call(self, call: JsonCall, found: list[str | CallPiece]) -> bool:
         text, self._held = self._held, ""
         found += call.push(text) if text else []
         if call.failed:
-            found.append(OPEN + call.raw)
-            self._call, self._held = None, call.rest or ""
+            # What follows a tag that no object follows may be another tag.
+            found.append(OPEN + call.raw if call.begun else OPEN)
+            self._call, self._held = None, (call.rest or "") if call.begun else call.raw
             return bool(self._held)
         if call.rest is not None:
             self._calls += 1
@@ -78,15 +79,20 @@ class HermesReader(ToolReader):
         return False
 
     def _read_close(self) -> bool:
-        text = self._held.lstrip()
-        tag = text.lstrip("} \n")  # some write a brace too many
-        if tag.startswith(CLOSE):
-            self._held, self._closing = tag[len(CLOSE) :].lstrip(), False
-            return bool(self._held)
-        if CLOSE.startswith(tag) and len(self._held) <= MAX_SPACE:
+        tag = self._held.lstrip(_SURPLUS)
+        near = len(self._held) - len(tag) <= MAX_SPACE
+        if near and CLOSE.startswith(tag) and tag != CLOSE:
             return False
-        self._closing = False  # it was left out
-        return True
+        if near and tag.startswith(CLOSE):
+            self._held = tag[len(CLOSE) :]
+        self._closing, self._after = False, True  # or it was left out
+        return bool(self._held)
+
+
+def _without_space(text: str) -> str:
+    """`text` without the white space at its end, as far as that is waited through for a tag."""
+    kept = text.rstrip()
+    return text[: max(len(kept), len(text) - MAX_SPACE)]
 
 
 def _partial(text: str, tag: str) -> int:
@@ -132,9 +138,9 @@ class Hermes(ToolParser):
             start = f"start: (lead rest)* TEXT\nlead[lazy]: /(.|\\n)*{OPEN}/"
         return GrammarSpec("lark", f"{start}\nTEXT: /(.|\\n)*/\n{_rules(tools, special)}")
 
-    def reader(self) -> ToolReader:
+    def reader(self, tools: Sequence[Tool]) -> ToolReader:
         """See ToolParser."""
-        return HermesReader()
+        return HermesReader({tool.name for tool in tools})
 
 
 def _rules(tools: Sequence[Tool], special: Collection[str]) -> str:

@@ -11,12 +11,17 @@ from motet.core.tools import CallPiece, Tool, ToolParser, ToolReader
 from motet.plugins.tool_json import MAX_SPACE, JsonCall, call_object, call_rules, described
 
 TAG = "<|python_tag|>"
+SPACE = " \t\r\n"
+"""What may come before the first call; text_or_calls says the same."""
+
+BETWEEN = SPACE + ";"
 
 
 class Llama3Reader(ToolReader):
     """An answer that begins with an object is calls, for as long as objects follow; any other is text."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: Collection[str]) -> None:
+        self._names = names
         self._held = ""
         self._call: JsonCall | None = None
         self._calls = 0
@@ -35,7 +40,7 @@ class Llama3Reader(ToolReader):
         text, self._held = self._held, ""
         if self._call is not None and not self._call.started:
             text = self._call.raw + text
-        return [text] if text.strip(" \n;") or (text and not self._calls) else []
+        return [text] if text.strip(BETWEEN) or (text and not self._calls) else []
 
     def _step(self, found: list[str | CallPiece]) -> bool:
         if self._text:
@@ -44,14 +49,15 @@ class Llama3Reader(ToolReader):
             return False
         if self._call is not None:
             return self._read_call(self._call, found)
-        ahead = self._held.lstrip(" \n;") if self._calls else self._held.lstrip()
-        if (not ahead or (TAG.startswith(ahead) and ahead != TAG)) and len(self._held) <= MAX_SPACE:
+        ahead = self._held.lstrip(BETWEEN if self._calls else SPACE)
+        near = len(self._held) - len(ahead) <= MAX_SPACE
+        if near and TAG.startswith(ahead) and ahead != TAG:
             return False
-        if ahead.startswith(TAG):
+        if near and ahead.startswith(TAG):
             self._held = ahead[len(TAG) :]
             return True
-        if ahead.startswith("{"):
-            self._held, self._call = ahead, JsonCall(self._calls)
+        if near and ahead.startswith("{"):
+            self._held, self._call = ahead, JsonCall(self._calls, self._names)
             return True
         self._text = True
         return True
@@ -103,12 +109,14 @@ class Llama3Json(ToolParser):
     def text_or_calls(self, tools: Sequence[Tool], special: Collection[str]) -> GrammarSpec:
         """See ToolParser."""
         tag = f"{TAG}? " if TAG in special else ""
-        start = f'start: {tag}object ("; " object)* | TEXT\nTEXT: /[^{{](.|\\n)*/'
-        return GrammarSpec("lark", f"{start}\n{call_rules(tools, 'parameters')}")
+        start = f'start: {tag}object ("; " object)* | TEXT'
+        # Text is what the reader takes for text: what begins with neither a brace nor the tag.
+        text = r"TEXT: /[ \t\r\n]*(<?|([^{< \t\r\n]|<[^|])(.|\n)*)/"
+        return GrammarSpec("lark", f"{start}\n{text}\n{call_rules(tools, 'parameters')}")
 
-    def reader(self) -> ToolReader:
+    def reader(self, tools: Sequence[Tool]) -> ToolReader:
         """See ToolParser."""
-        return Llama3Reader()
+        return Llama3Reader({tool.name for tool in tools})
 
 
 @hookimpl

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -50,20 +50,21 @@ class ObjectEnd:
 
 
 class JsonCall:
-    """One call, an object with `name` and `arguments` (or `parameters`), read as it comes.
+    """A call of one of `names`: an object with `name` and `arguments` (or `parameters`), read as it comes.
 
     Arguments stream if the name comes first, as it does from every model; else the call comes out when it is whole.
     An object whose last brace is missing ends with its arguments. Each piece is looked at once, however long the
     whole is.
     """
 
-    def __init__(self, index: int) -> None:
-        self.index = index
+    def __init__(self, index: int, names: Collection[str]) -> None:
+        self.index, self._names = index, names
         self.started = False
         self.raw = ""  # everything until it has started, in case it is no call
         self.rest: str | None = None  # what follows the object, once that is complete
         self.failed = False  # it is complete, or broken, and no call
-        self._object = False  # there is a brace
+        self.begun = False  # there is a brace
+        self._foreign = False  # its name is of none of them
         self._whole, self._arguments = ObjectEnd(), ObjectEnd()
         self._arguments_open = False
         self._tail = ""  # what has come after the arguments, until it is clear what it is
@@ -77,14 +78,18 @@ class JsonCall:
             self._end(text)
             return []
         self.raw += text
-        if not self._object and ((begun := self.raw.lstrip()) or len(self.raw) > MAX_SPACE):
-            self._object = begun.startswith("{")
-            self.failed = not self._object
+        if not self.begun:
+            ahead = self.raw.lstrip()
+            self.begun = ahead.startswith("{") and len(self.raw) - len(ahead) <= MAX_SPACE
+            self.failed = not self.begun and bool(ahead or len(self.raw) > MAX_SPACE)
         if self.failed:
             return []
-        if len(self.raw) <= MAX_HEAD + len(text) and (head := _HEAD.match(self.raw)):
-            self.started = self._arguments_open = True
-            return [CallPiece(self.index, _decoded(head[1])), *self._stream(self.raw[head.end() :])]
+        if not self._foreign and len(self.raw) <= MAX_HEAD + len(text) and (head := _HEAD.match(self.raw)):
+            name = _decoded(head[1])
+            self._foreign = name not in self._names or head.end() > MAX_HEAD
+            if not self._foreign:
+                self.started = self._arguments_open = True
+                return [CallPiece(self.index, name), *self._stream(self.raw[head.end() :])]
         end = self._whole.push(text)
         if end is None:
             return []
@@ -108,12 +113,14 @@ class JsonCall:
             return
         self._tail += text
         ahead = self._tail.lstrip()
-        if ahead.startswith("}"):
+        if len(self._tail) - len(ahead) > MAX_SPACE:
+            self.rest = ahead
+        elif ahead.startswith("}"):
             self.rest = ahead[1:]
         elif ahead.startswith(","):
             self._more = ObjectEnd(depth=1)
             self._end(ahead)
-        elif ahead or len(self._tail) > MAX_SPACE:
+        elif ahead:
             self.rest = ahead
 
     def _at_once(self) -> list[CallPiece]:
@@ -125,7 +132,7 @@ class JsonCall:
                 arguments = msgspec.json.decode(arguments)
         except (msgspec.DecodeError, RecursionError, KeyError, TypeError, AttributeError):
             name = arguments = None
-        if not isinstance(name, str) or not isinstance(arguments, dict):
+        if not isinstance(name, str) or name not in self._names or not isinstance(arguments, dict):
             self.failed = True
             return []
         self.started = True
@@ -140,9 +147,10 @@ def _decoded(quoted: str) -> str:
 
 
 def arguments_schema(tool: Tool) -> str:
-    """The tool's parameters as a JSON schema for a grammar."""
+    """The tool's parameters as a JSON schema for a grammar; keywords that none can enforce count where it is strict."""
     schema = dict(tool.parameters) or {"type": "object", "properties": {}, "additionalProperties": False}
-    return json.dumps({"type": "object", **schema, "x-guidance": WHITESPACE}, ensure_ascii=False)
+    guidance = WHITESPACE if tool.strict else {**WHITESPACE, "lenient": True}
+    return json.dumps({"type": "object", **schema, "x-guidance": guidance}, ensure_ascii=False)
 
 
 def call_rules(tools: Sequence[Tool], key: str) -> str:

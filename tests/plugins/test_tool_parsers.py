@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from llguidance import LLMatcher
+from llguidance import LLMatcher, LLTokenizer
 
+from motet.core.formats import GrammarSpec
 from motet.core.tools import CallPiece, Tool, ToolParser
 from motet.plugins.hermes import Hermes
 from motet.plugins.llama3_json import Llama3Json
@@ -21,6 +22,7 @@ TOOLS = (
     Tool("get_weather", "The weather", {"type": "object", "properties": {"city": {"type": "string"}}}),
     Tool("stop", None, {}),
 )
+NAMED = (*TOOLS, *(Tool(name, None, {}) for name in ("f", "g", 'g"h', "a")))
 ARGUMENTS = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text('ab"\\{}[]<>/ \né', max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("xy", max_size=2), inner, max_size=3),
@@ -32,7 +34,7 @@ WORDS = st.text("ab<t{ \n", max_size=12)
 
 def read(parser: ToolParser, pieces: list[str]) -> tuple[str, Calls]:
     """The text and the calls that a reader finds."""
-    reader = parser.reader()
+    reader = parser.reader(NAMED)
     found = [item for piece in pieces for item in reader.push(piece)] + reader.finish()
     calls: list[list[str]] = []
     for item in found:
@@ -70,6 +72,34 @@ def test_llama3_however_it_is_cut(calls: list[tuple[str, Any]], places: list[int
         assert told == ""
 
 
+FRAGMENTS = (
+    *(
+        "<tool_call>",
+        "</tool_call>",
+        "<tool",
+        "</tool_",
+        "<|python_tag|>",
+        '{"name": "f", "arguments": {"a": [1, "}"]}}',
+    ),
+    *('{"name": "zz", "arguments": {}}', '{"arguments": {}, "name": "g"}'),
+    *("oops", "{", "}", ";", "; ", "\n", " ", " " * 40, " " * 70, '"', ", ", '{"a": 1}', "é"),
+)
+
+
+@pytest.mark.parametrize("parser", [Hermes(), Llama3Json()], ids=["hermes", "llama3"])
+@settings(deadline=None, max_examples=600)
+@given(fragments=st.lists(st.sampled_from(FRAGMENTS), max_size=8), places=st.lists(st.integers(0, 400), max_size=8))
+@example(fragments=["<tool_call>", "oops", "<tool_call>", '{"name": "f", "arguments": {}}'], places=[11, 15])
+@example(fragments=['<tool_call>{"name": "f", "arguments": {}}', "</tool_call>", "Hello", " ", "bye"], places=[59, 60])
+def test_pieces_of_calls_in_any_order_are_read_alike(
+    parser: ToolParser, fragments: list[str], places: list[int]
+) -> None:
+    text = "".join(fragments)
+    whole = read(parser, [text])
+    assert read(parser, cut(text, places)) == whole == read(parser, list(text))
+    assert all(name in ("f", "g") for name, _ in whole[1])
+
+
 @pytest.mark.parametrize("parser", [Hermes(), Llama3Json()], ids=["hermes", "llama3"])
 @settings(deadline=None)
 @given(text=st.text('<tool_cal>/{}":;name arguments\n|python', max_size=60), places=st.lists(st.integers(0, 99)))
@@ -91,8 +121,57 @@ def test_what_is_no_call_comes_out_as_text() -> None:
         assert read(Llama3Json(), [text]) == (text, [])
 
 
+def test_functions_that_nobody_offers_are_not_called() -> None:
+    for text in ('{"name": "Bob", "age": 3}', '{"name": "zz", "parameters": {"a": 1}}'):
+        assert read(Llama3Json(), [text]) == (text, [])
+        assert read(Hermes(), [f"<tool_call>{text}</tool_call>"]) == (f"<tool_call>{text}</tool_call>", [])
+
+
+def test_tags_that_were_cut_after_a_call_are_no_text() -> None:
+    call = '<tool_call>\n{"name": "f", "arguments": {}}'
+    for rest in ("", "\n", "}", "\n</tool", "\n</tool_call>", "</tool_call>\n<tool", "</tool_call>\n<tool_call>\n"):
+        assert read(Hermes(), [call + rest]) == ("", [("f", "{}")]), rest
+    assert read(Hermes(), [f"{call}\n</tool_call> So."]) == ("So.", [("f", "{}")])
+
+
+def accepts(spec: GrammarSpec, text: str) -> bool:
+    """Whether a grammar allows `text` as a whole."""
+    tokenizer = LLTokenizer("byte")
+    matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(spec.text))
+    return bool(all(matcher.consume_token(byte) for byte in text.encode()) and matcher.is_accepting())
+
+
+@pytest.mark.parametrize("parser", [Hermes(), Llama3Json()], ids=["hermes", "llama3"])
+@settings(deadline=None, max_examples=200)
+@given(st.text(" \t\r\n\f\u00a0;<|x", max_size=4), st.booleans(), st.sampled_from((3, "s")))
+def test_no_call_gets_round_a_strict_grammar(parser: ToolParser, before: str, tagged: bool, value: object) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    tool = Tool("f", None, {**schema, "additionalProperties": False}, strict=True)
+    call = parser.call_text("f", {"a": value})
+    text = before + ("<|python_tag|>" if tagged else "") + call
+    reader = parser.reader((tool,))
+    calls = [piece for piece in [*reader.push(text), *reader.finish()] if isinstance(piece, CallPiece)]
+    if value == "s" and calls:
+        assert not accepts(parser.text_or_calls((tool,), ()), text)
+
+
+@pytest.mark.parametrize("parser", [Hermes(), Llama3Json()], ids=["hermes", "llama3"])
+def test_a_strict_grammar_lets_text_and_calls_through(parser: ToolParser) -> None:
+    spec = parser.text_or_calls(TOOLS, ())
+    for text in ("", "Hello.", " so", "<", "a < b {c}", parser.call_text("stop", {})):
+        assert accepts(spec, text), text
+
+
+def test_what_no_grammar_can_say_binds_strict_functions_alone() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
+    for strict in (False, True):
+        spec = Hermes().grammar((Tool("f", None, schema, strict),), False, ())
+        wrong, _ = LLMatcher.validate_grammar_with_warnings(LLMatcher.grammar_from_lark(spec.text))
+        assert wrong is strict
+
+
 def test_arguments_stream_as_they_come() -> None:
-    reader = Hermes().reader()
+    reader = Hermes().reader(NAMED)
     assert reader.push('Let me see.\n<tool_call>\n{"name": "f", "arguments": {"ci') == [
         "Let me see.",
         CallPiece(0, "f"),
@@ -150,7 +229,7 @@ def test_a_brace_too_few_or_too_many_costs_no_call(places: list[int]) -> None:
 @pytest.mark.parametrize("piece", ["aaaa", " " * 32, "}" * 32, '{"name": "', "<tool_", "\n;", '{"a": [', ", "])
 def test_the_work_grows_with_the_text_and_no_faster(parser: ToolParser, start: str, piece: str) -> None:
     def seconds(pieces: int) -> float:
-        reader = parser.reader()
+        reader = parser.reader(NAMED)
         begun = time.process_time()
         for text in (start, '{"name": "' if piece == "aaaa" else "", *[piece] * pieces):
             reader.push(text)
