@@ -76,7 +76,7 @@ def template_variables(
 ) -> dict[str, object]:
     """What the template sees; the names are transformers'."""
     parser = None if _knows_calls(template) else tool_parser(services, template)
-    messages = [_plain(message, index, template, parser) for index, message in enumerate(request.messages)]
+    messages = [_plain(message, template, parser) for message in request.messages]
     variables: dict[str, object] = {**_extra(request), **_effort(request, template)}
     if tools is not None and "tools" in template.text:
         variables["tools"] = tools.written()
@@ -134,7 +134,7 @@ def _instructed(messages: list[dict[str, Any]], instructions: str) -> list[dict[
     return [{"role": "system", "content": instructions}, *messages]
 
 
-def _plain(message: Message, index: int, template: ChatTemplate, parser: ToolParser | None) -> dict[str, Any]:
+def _plain(message: Message, template: ChatTemplate, parser: ToolParser | None) -> dict[str, Any]:
     """A message as templates expect it: text as one string, a call's arguments as an object.
 
     With `parser`, for a template that knows no tools, calls and their results are written as text.
@@ -142,9 +142,9 @@ def _plain(message: Message, index: int, template: ChatTemplate, parser: ToolPar
     # `developer` is OpenAI's newer word for `system`; few templates know it.
     role = "system" if message.role == "developer" and "developer" not in template.text else message.role
     plain: dict[str, Any] = {"role": role, "content": message.text()}
-    calls = _calls(message, f"messages[{index}].tool_calls")
+    calls = _calls(message)
     if parser is not None and (calls or role in ("tool", "function")):
-        written = [parser.call_text(call["function"]["name"], call["function"]["arguments"]) for call in calls]
+        written = [_written(parser, call["function"]) for call in calls]
         if calls:
             plain["content"] = "\n".join(filter(None, (plain["content"], *written)))
         else:
@@ -159,18 +159,25 @@ def _plain(message: Message, index: int, template: ChatTemplate, parser: ToolPar
     return plain
 
 
-def _calls(message: Message, where: str) -> list[dict[str, Any]]:
+def _written(parser: ToolParser, function: Mapping[str, Any]) -> str:
+    arguments = function["arguments"]
+    return parser.call_text(function["name"], {"malformed": arguments} if isinstance(arguments, str) else arguments)
+
+
+def _calls(message: Message) -> list[dict[str, Any]]:
     calls = []
-    for index, call in enumerate(message.tool_calls or ()):
-        try:
-            arguments = msgspec.json.decode(call.function.arguments or "{}", type=dict[str, Any])
-        except (msgspec.DecodeError, RecursionError):
-            raise InvalidRequest(
-                "arguments must be a JSON object, as text", param=f"{where}[{index}].function.arguments"
-            ) from None
-        function = {"name": call.function.name, "arguments": arguments}
+    for call in message.tool_calls or ():
+        function = {"name": call.function.name, "arguments": _arguments(call.function.arguments)}
         calls.append({"id": call.id, "type": call.type, "function": function})
     return calls
+
+
+def _arguments(text: str) -> dict[str, Any] | str:
+    """A call's arguments as an object; as the text that they are if that was cut."""
+    try:
+        return msgspec.json.decode(text or "{}", type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError):
+        return text
 
 
 def _marked(variables: dict[str, object]) -> dict[str, object]:

@@ -16,7 +16,6 @@ from motet.api.generation import Checked, Generation, check
 from motet.api.schemas import ChatRequest
 from motet.api.services import Services
 from motet.api.tools import ToolUse, tool_use
-from motet.core.errors import InvalidRequest
 from motet.core.messages import TokenEvent
 from motet.core.tools import CallPiece
 from motet.engine.client.text_stream import TextDelta
@@ -189,14 +188,7 @@ class ChatRun:
 
 
 async def _with_grammar(services: Services, checked: Checked, tools: ToolUse) -> Checked:
-    grammar = tools.grammar(services)
+    grammar = tools.grammar(services, checked.grammar)
     if grammar is not None:
-        try:
-            await services.grammars.check(grammar, "tools")
-        except InvalidRequest:
-            # OpenAI takes any schema of a function that is not strict: such a one's arguments are any object then.
-            grammar = (loose := tools.loosened()).grammar(services)
-            if grammar is None or loose == tools:
-                raise
-            await services.grammars.check(grammar, "tools")
+        await services.grammars.check(grammar, "tools")
     return replace(checked, grammar=grammar)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from msgspec.structs import replace
 
 from motet.api.schemas import ChatRequest, FunctionTool
 from motet.api.services import Services
@@ -34,19 +32,37 @@ class ToolUse:
         """The tools as chat templates expect them."""
         return [{"type": "function", "function": _function(tool)} for tool in self.tools]
 
-    def grammar(self, services: Services) -> GrammarSpec | None:
-        """What the answer must follow; None for free text."""
+    def grammar(self, services: Services, form: GrammarSpec | None) -> GrammarSpec | None:
+        """What the answer must follow, if it has the form `form` where it is no calls; None for free text.
+
+        Raises InvalidRequest for a form that cannot be had beside calls.
+        """
         special = frozenset(marker for marker in self.parser.markers if services.text.special_id(marker) is not None)
         if self.forced:
             return self.parser.grammar(self.tools, self.several, special)
+        if form is not None:
+            return _either(self.parser.grammar(self.tools, self.several, special), form)
         strict = any(tool.strict for tool in self.tools)
         return self.parser.text_or_calls(self.tools, special) if strict else None
 
-    def loosened(self) -> ToolUse:
-        """The same, but arguments of tools that are not strict are any object."""
-        any_object = {"type": "object"}
-        tools = (tool if tool.strict else replace(tool, parameters=any_object) for tool in self.tools)
-        return dataclasses.replace(self, tools=tuple(tools))
+
+def _either(calls: GrammarSpec, form: GrammarSpec) -> GrammarSpec:
+    """Calls, or what has that form. Raises InvalidRequest for a form that is a grammar itself."""
+    if form.kind == "lark":
+        raise InvalidRequest(
+            "a grammar or a choice cannot be had beside tools that may be called; set tool_choice to none, or take a "
+            "json_schema or a regex",
+            param="response_format.type",
+        )
+    answer = f"%json {form.text}" if form.kind == "json_schema" else f"/{_slashed(form.text)}/"
+    rules = calls.text.replace("start:", "motet_calls:", 1)
+    return GrammarSpec("lark", f"start: motet_calls | motet_answer\nmotet_answer: {answer}\n{rules}")
+
+
+def _slashed(pattern: str) -> str:
+    """A regex as Lark has it between slashes."""
+    written = {"/": "\\/", "\n": "\\n"}
+    return re.sub(r"\\.|/|\n", lambda found: written.get(found[0], found[0]), pattern, flags=re.DOTALL)
 
 
 def _function(tool: Tool) -> dict[str, Any]:
@@ -80,12 +96,6 @@ def tool_use(services: Services, request: ChatRequest, template: ChatTemplate) -
         )
     if not offered or request.tool_choice == "none":
         return None
-    if request.response_format is not None and request.response_format.get("type") != "text":
-        raise InvalidRequest(
-            "tools and a response_format other than text exclude each other; set tool_choice to none or leave the "
-            "format out",
-            param="response_format",
-        )
     parser = tool_parser(services, template)
     ids = (services.text.special_id(marker) for marker in parser.markers)
     shown = frozenset(id for id in ids if id is not None)

@@ -11,7 +11,7 @@ import msgspec
 from motet.core.errors import InvalidRequest
 from motet.core.formats import GrammarSpec, OutputFormat
 from motet.core.hookspecs import Register, hookimpl
-from motet.plugins.tool_json import WHITESPACE
+from motet.plugins.tool_json import guided
 
 MAX_SCHEMA_BYTES = 64 * 1024
 MAX_NAME = 64
@@ -32,11 +32,14 @@ class JsonObject(OutputFormat):
     def grammar(self, response_format: Mapping[str, object]) -> GrammarSpec:
         """The JSON schema as a grammar. Raises InvalidRequest if the schema is no object, or too large."""
         schema = response_format.get("schema")
-        return json_grammar(ANY_OBJECT if schema is None else schema, "response_format.schema")
+        return json_grammar(ANY_OBJECT if schema is None else schema, "response_format.schema", strict=False)
 
 
 class JsonSchema(OutputFormat):
-    """JSON of the shape that `response_format.json_schema.schema` gives, whether `strict` says so or not."""
+    """JSON of the shape that `response_format.json_schema.schema` gives.
+
+    Keywords that no grammar can say are refused if `strict` is true, and do not count else.
+    """
 
     def grammar(self, response_format: Mapping[str, object]) -> GrammarSpec:
         """The JSON schema as a grammar. Raises InvalidRequest naming the part that is missing or wrong."""
@@ -50,7 +53,7 @@ class JsonSchema(OutputFormat):
         if not isinstance(form.get("strict"), bool | None):
             raise InvalidRequest("strict must be true or false", param=f"{where}.strict")
         schema = form.get("schema")
-        return json_grammar(ANY_OBJECT if schema is None else schema, f"{where}.schema")
+        return json_grammar(ANY_OBJECT if schema is None else schema, f"{where}.schema", bool(form.get("strict")))
 
 
 class Written(OutputFormat):
@@ -85,13 +88,12 @@ class Choice(OutputFormat):
         return GrammarSpec("lark", "start: " + " | ".join(map(json.dumps, choices)))
 
 
-def json_grammar(schema: object, where: str) -> GrammarSpec:
+def json_grammar(schema: object, where: str, strict: bool) -> GrammarSpec:
     """A JSON schema as a grammar. Raises InvalidRequest naming `where` if it is no object, or too large."""
     if not isinstance(schema, dict):
         raise InvalidRequest("the schema must be a JSON object", param=where)
     try:
-        # A weak model would write spaces for ever otherwise.
-        text = msgspec.json.encode({**schema, "x-guidance": WHITESPACE})
+        text = msgspec.json.encode(guided(schema, strict))
     except RecursionError:
         raise InvalidRequest("the schema is nested too deeply", param=where) from None
     if len(text) > MAX_SCHEMA_BYTES:

@@ -20,6 +20,9 @@ MAX_HEAD = 1024
 MAX_SPACE = 64
 """White space that is waited through for what may follow it."""
 
+_UNSAYABLE = regex.compile(r"\(\?<?[=!]|\\[bBkK1-9]")
+"""Look-around, word boundaries and back references."""
+
 _HEAD = regex.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
 
 
@@ -146,11 +149,30 @@ def _decoded(quoted: str) -> str:
         return quoted[1:-1]
 
 
+def guided(schema: Mapping[str, Any], strict: bool) -> dict[str, Any]:
+    """A JSON schema as a grammar is made of it. Unless it is `strict`, what no grammar can say does not count."""
+    if strict:
+        return {**schema, "x-guidance": WHITESPACE}
+    return {**_sayable(schema), "x-guidance": {**WHITESPACE, "lenient": True}}
+
+
+def _sayable(schema: Any) -> Any:
+    """The schema without the patterns that no grammar can say."""
+    if isinstance(schema, list):
+        return [_sayable(entry) for entry in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    return {
+        name: _sayable(value)
+        for name, value in schema.items()
+        if not (name == "pattern" and isinstance(value, str) and _UNSAYABLE.search(value))
+    }
+
+
 def arguments_schema(tool: Tool) -> str:
-    """The tool's parameters as a JSON schema for a grammar; keywords that none can enforce count where it is strict."""
+    """The tool's parameters as a JSON schema for a grammar."""
     schema = dict(tool.parameters) or {"type": "object", "properties": {}, "additionalProperties": False}
-    guidance = WHITESPACE if tool.strict else {**WHITESPACE, "lenient": True}
-    return json.dumps({"type": "object", **schema, "x-guidance": guidance}, ensure_ascii=False)
+    return json.dumps(guided({"type": "object", **schema}, tool.strict), ensure_ascii=False)
 
 
 def call_rules(tools: Sequence[Tool], key: str) -> str:
