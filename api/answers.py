@@ -107,6 +107,7 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     choices: list[ChatChoice]
     usage: Usage
     system_fingerprint: str
+    service_tier: Literal["default"] = "default"
 
 
 class FunctionDelta(msgspec.Struct, frozen=True):

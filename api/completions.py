@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from motet.api.answers import ENCODER, Completion, CompletionChoice, CompletionL
 from motet.api.body import read_body
 from motet.api.caller import Caller, current_caller
 from motet.api.generation import Generation, Output, check
-from motet.api.logprobs import CompletionLogprobsWriter, packed
+from motet.api.logprobs import CompletionLogprobsWriter, Echo, echo_offsets, packed
 from motet.api.operations import ERRORS, TOKEN, Operation
 from motet.api.parsing import parse_completion
 from motet.api.prompts import completion_prompts, prompt_texts
@@ -80,7 +81,7 @@ class CompletionRun:
     """A completion request's sequences, and what goes with them: the prompts to echo, the choices to answer with."""
 
     generation: Generation
-    echoes: tuple[str, ...]
+    echoes: tuple[Echo, ...]
     choices: int
     silent: bool
 
@@ -91,12 +92,17 @@ class CompletionRun:
         prompts = await completion_prompts(services, request)
         generation = Generation.of(services, request, checked, prompts)
         kept = [submit.prompt for submit in generation.submits[:: generation.runs]]
-        echoes = tuple(prompt_texts(services, request, kept)) if request.echo else ("",) * len(kept)
-        return cls(generation, echoes, request.n or 1, request.max_tokens == 0)
+        echoes = await _echoes(services, request, kept) if request.echo else [Echo()] * len(kept)
+        return cls(generation, tuple(echoes), request.n or 1, request.max_tokens == 0)
 
-    def echo(self, index: int) -> str:
+    def echo(self, index: int) -> Echo:
         """What run number `index` begins with."""
         return self.echoes[index // self.generation.runs]
+
+    def writers(self, services: Services) -> list[CompletionLogprobsWriter]:
+        """What writes the logprobs of each run."""
+        submits = enumerate(self.generation.submits)
+        return [CompletionLogprobsWriter(services.text, submit.prompt, self.echo(i)) for i, submit in submits]
 
     async def deltas(self, services: Services) -> AsyncGenerator[tuple[int, TextDelta], None]:
         """(run, what it adds) as things come. Where nothing was asked for but an echo, the one token is not told."""
@@ -108,6 +114,18 @@ class CompletionRun:
                 yield index, delta
 
 
+async def _echoes(services: Services, request: CompletionRequest, prompts: Sequence[tuple[int, ...]]) -> list[Echo]:
+    """The echo of each prompt; where its tokens begin is worked out if somebody wants to know."""
+    texts, given = prompt_texts(services, request, prompts)
+    if request.logprobs is None:
+        return [Echo(text) for text in texts]
+    echoes = []
+    for text, prompt in zip(texts, prompts, strict=True):
+        echoes.append(Echo(text, echo_offsets(services.text, prompt, text if given else None)))
+        await asyncio.sleep(0)  # a long prompt takes milliseconds
+    return echoes
+
+
 async def answer_completion(services: Services, request: CompletionRequest, caller: Caller) -> Completion:
     """The whole answer to `request`. Raises MotetError."""
     return await _whole(services, await CompletionRun.start(services, request, caller))
@@ -116,7 +134,7 @@ async def answer_completion(services: Services, request: CompletionRequest, call
 async def _whole(services: Services, run: CompletionRun) -> Completion:
     generation = run.generation
     wanted = generation.wants_logprobs
-    writers = [CompletionLogprobsWriter(services.text) for _ in generation.submits]
+    writers = run.writers(services)
     logprobs = [CompletionLogprobs([], [], [], []) if wanted else None for _ in writers]
     outputs = [Output() for _ in writers]
     async with aclosing(run.deltas(services)) as deltas:
@@ -125,7 +143,7 @@ async def _whole(services: Services, run: CompletionRun) -> Completion:
             if (written := logprobs[index]) is not None:
                 _append(written, writers[index].write(delta.tokens))
     choices = tuple(
-        CompletionChoice(number, run.echo(i) + outputs[i].text, logprobs[i], outputs[i].finish())
+        CompletionChoice(number, run.echo(i).text + outputs[i].text, logprobs[i], outputs[i].finish())
         for number, i in enumerate(_likeliest(outputs, generation.runs, run.choices))
     )
     made = 0 if run.silent else sum(output.tokens for output in outputs)
@@ -152,8 +170,8 @@ async def completion_events(run: CompletionRun, services: Services, include_usag
     """The stream: text, each choice's finish; then usage, if it is wanted; then [DONE]."""
     generation = run.generation
     usage = None if include_usage else UNSET
-    writers = [CompletionLogprobsWriter(services.text) for _ in generation.submits]
-    echoes = [run.echo(index) for index in range(len(writers))]
+    writers = run.writers(services)
+    echoes = [run.echo(index).text for index in range(len(writers))]
     count = 0
     async with aclosing(run.deltas(services)) as deltas:
         async for index, delta in deltas:

@@ -84,10 +84,11 @@ class Generation:
         response_id: str | None = None,
     ) -> Generation:
         """The sequences of `request`. Raises ContextExceeded, or InvalidRequest for too many logprobs."""
-        prompts = [truncated(request, p, checked.model.max_context, wanted_room(request)) for p in prompts]
-        limits = [token_limit(request, len(prompt), checked.model.max_context) for prompt in prompts]
+        context = checked.model.max_context
+        prompts = [truncated(request, prompt, context, wanted_room(request, context)) for prompt in prompts]
+        limits = [token_limit(request, len(prompt), context) for prompt in prompts]
         runs = (request.best_of if isinstance(request, CompletionRequest) else None) or request.n or 1
-        check_logprobs(request, sum(limits) * runs)
+        check_logprobs(request, sum(limits) * runs, sum(map(len, prompts)) * runs)
         if response_id is None:
             response_id = f"{'chatcmpl' if isinstance(request, ChatRequest) else 'cmpl'}-{uuid.uuid4().hex}"
         params, ranked = checked.params, runs > (request.n or 1)

@@ -5,14 +5,15 @@ The token that ends a text (EOS, a stop token) has no text and is not reported.
 
 from __future__ import annotations
 
-import codecs
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar, cast
 
 import msgspec
 
 from motet.api.answers import ENCODER, ChatLogprobs, CompletionLogprobs, TokenLogprob, TopLogprob
 from motet.core.messages import TokenEvent, TokenScore
+from motet.engine.client.detokenizer import Detokenizer
 from motet.engine.client.text_model import TextModel
 
 # JSON has no infinity; this is what OpenAI writes instead.
@@ -58,35 +59,60 @@ def packed(entry: T) -> T:
     return cast(T, msgspec.Raw(ENCODER.encode(entry)))
 
 
-class CompletionLogprobsWriter:
-    """Writes one choice's logprobs, chunk by chunk; keeps the place in its text between chunks."""
+@dataclass(frozen=True)
+class Echo:
+    """What a completion begins with: its prompt's text, and where in it each of the prompt's tokens begins."""
 
-    def __init__(self, text: TextModel) -> None:
-        self._text = text
-        # A character may be spread over several tokens: all of them get the offset at which it stands.
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._offset = 0
+    text: str = ""
+    offsets: tuple[int, ...] = ()
+
+
+def echo_offsets(text: TextModel, prompt: Sequence[int], given: str | None) -> tuple[int, ...]:
+    """Where in the echoed text each token of a prompt begins. `given` is the prompt as the caller wrote it, if so.
+
+    There, special tokens are part of the text if they were written out in it.
+    """
+    spans = None if given is None else text.spans(given, add_special_tokens=True)
+    detokenizer = Detokenizer(text.pieces)
+    offsets, place = [], 0
+    for index, token in enumerate(prompt):
+        offsets.append(place)
+        place += len(detokenizer.push(token))
+        if spans is not None and token in text.pieces.special_ids:
+            place += spans[index][2] - spans[index][1]
+    return tuple(offsets)
+
+
+class CompletionLogprobsWriter:
+    """Writes one choice's logprobs, chunk by chunk; keeps the place in its text, which begins with `echo`.
+
+    A character may be spread over several tokens: all of them get the offset at which it stands.
+    """
+
+    def __init__(self, text: TextModel, prompt: Sequence[int], echo: Echo) -> None:
+        self._text, self._echo = text, echo
+        self._detokenizer = Detokenizer(text.pieces, prompt)
+        self._place = len(echo.text)
 
     def write(self, tokens: Iterable[TokenEvent]) -> CompletionLogprobs:
         """`choices[].logprobs` for the next tokens, after the prompt's if the first one brings their scores."""
         result = CompletionLogprobs([], [], [], [])
         for event in tokens:
-            for score in event.prompt:
-                self._add(result, score)
+            for score, offset in zip(event.prompt, self._echo.offsets, strict=False):
+                self._add(result, score, offset)
             if event.stop_id is None:
-                self._add(result, TokenScore(event.token, finite(event.logprob), event.top))
+                self._add(result, TokenScore(event.token, finite(event.logprob), event.top), self._place)
+                self._place += len(self._detokenizer.push(event.token))
         return result
 
-    def _add(self, result: CompletionLogprobs, score: TokenScore) -> None:
-        piece = self._text.token_bytes(score.token)
-        name = _legacy(piece)
+    def _add(self, result: CompletionLogprobs, score: TokenScore, offset: int) -> None:
+        name = _legacy(self._text.token_bytes(score.token))
+        logprob = None if score.logprob is None else finite(score.logprob)
         top = {_legacy(self._text.token_bytes(other)): finite(value) for other, value in score.top}
-        result.text_offset.append(self._offset)
-        result.token_logprobs.append(score.logprob)
+        result.text_offset.append(offset)
+        result.token_logprobs.append(logprob)
         result.tokens.append(name)
-        result.top_logprobs.append(None if score.logprob is None else {**top, name: score.logprob})
-        if score.token not in self._text.pieces.special_ids:  # which are no part of the text
-            self._offset += len(self._decoder.decode(piece))
+        result.top_logprobs.append(None if logprob is None else {**top, name: logprob})
 
 
 def _legacy(piece: bytes) -> str:

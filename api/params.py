@@ -80,15 +80,22 @@ def token_limit(request: ChatRequest | CompletionRequest, prompt_tokens: int, co
     return limit
 
 
-def check_logprobs(request: ChatRequest | CompletionRequest, tokens: int) -> None:
-    """Raise InvalidRequest if the logprobs of a whole answer of `tokens` tokens, all choices, may be too many."""
+def check_logprobs(request: ChatRequest | CompletionRequest, answer: int, prompt: int) -> None:
+    """Raise InvalidRequest if the logprobs of an answer may be too many: `answer` and `prompt` tokens in all choices.
+
+    A prompt's, for an echo, come all at once, also where the answer is streamed.
+    """
     top = _logprobs(request)
-    if top is None or request.stream or tokens * (top + 1) <= MAX_LOGPROBS:
+    if top is None:
+        return
+    echoed = prompt if isinstance(request, CompletionRequest) and request.echo else 0
+    tokens = echoed + (0 if request.stream else answer)
+    if tokens * (top + 1) <= MAX_LOGPROBS:
         return
     param = "top_logprobs" if isinstance(request, ChatRequest) and top else "logprobs"
     raise InvalidRequest(
         f"{param}: up to {tokens} tokens with {top + 1} logprobs each are over the {MAX_LOGPROBS} that one answer may "
-        "have; ask for fewer, lower max_tokens or n, or set stream",
+        "have; ask for fewer, lower max_tokens or n, " + ("or leave echo out" if echoed else "or set stream"),
         param=param,
     )
 
@@ -101,10 +108,10 @@ def priority(request: AdapterChoice, caller: Caller) -> int:
     return asked + caller.priority
 
 
-def wanted_room(request: ChatRequest | CompletionRequest) -> int:
+def wanted_room(request: ChatRequest | CompletionRequest, context: int) -> int:
     """How many tokens of the context `truncate_prompt_tokens: -1` leaves for the answer."""
     if isinstance(request, ChatRequest):
-        return request.max_tokens or request.max_completion_tokens or 1
+        return request.max_tokens or request.max_completion_tokens or context // 4
     return DEFAULT_COMPLETION_TOKENS if request.max_tokens is None else max(request.max_tokens, 1)
 
 

@@ -13,21 +13,18 @@ import msgspec
 
 from motet.api import unsupported
 from motet.api.echo import shortened
-from motet.api.schemas import (
-    MAX_MESSAGES,
-    MAX_PIECES,
-    AdapterChoice,
-    ChatRequest,
-    CompletionRequest,
-    Message,
-    StreamOptions,
-)
+from motet.api.schemas import MAX_MESSAGES, MAX_PIECES, AdapterChoice, ChatRequest, CompletionRequest
+from motet.api.unknown import unknown_names
 from motet.core.errors import InvalidRequest, JsonInvalid, UnsupportedMediaType
 
 MAX_IGNORED_NAMES = 32
 MAX_IGNORED_LENGTH = 64
+MAX_CONTAINERS = 100_000
+MAX_VALUES = 500_000
+"""In one body; texts count as one, whatever is in them."""
 
 _PLACE = re.compile(r" - at (?:`key` in )?`\$\.?([^`]*)`$")
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _MISSING = re.compile(r"missing required field `([^`]+)`")
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -52,6 +49,7 @@ def decode_object(content: bytes, mimetype: str) -> dict[str, Any]:
         raise UnsupportedMediaType(
             "send the body as JSON, with the header content-type: application/json", param="content-type"
         )
+    _refuse_vast(content)
     try:
         body = msgspec.json.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -63,22 +61,30 @@ def decode_object(content: bytes, mimetype: str) -> dict[str, Any]:
     return body
 
 
+def _refuse_vast(content: bytes) -> None:
+    """Raise InvalidRequest for a body of so many small parts that handling them would hold everybody else up."""
+    if not _is_vast(content) or not _is_vast(_STRING.sub(b"", content)):
+        return
+    raise InvalidRequest(
+        f"the body may have {MAX_CONTAINERS} lists and objects and {MAX_VALUES} values at most; send several requests"
+    )
+
+
+def _is_vast(content: bytes) -> bool:
+    return content.count(b"[") + content.count(b"{") > MAX_CONTAINERS or content.count(b",") > MAX_VALUES
+
+
 def parse_chat(body: dict[str, Any]) -> Parsed[ChatRequest]:
     """A chat request, complete but for what only the model knows. Raises InvalidRequest."""
     unsupported.refuse_unsupported(body, unsupported.CHAT)
-    messages = body.get("messages")
-    ignored: list[str] = []
-    for index, message in enumerate(_countable(messages)):
+    for index, message in enumerate(_countable(body.get("messages"))):
         if isinstance(message, dict):
             where = f"messages[{index}]."
             unsupported.refuse_unsupported(message, unsupported.MESSAGE, where)
             unsupported.refuse_parts(message, where)
-            known = (*Message.__struct_fields__, *unsupported.MESSAGE, "annotations")
-            unknown = (where + name for name in message if name not in known)
-            ignored += islice(unknown, MAX_IGNORED_NAMES - len(ignored))
     request = convert(body, ChatRequest)
     check_chat(request)
-    return Parsed(request, (*unknown_fields(body, ChatRequest, unsupported.CHAT), *ignored))
+    return Parsed(request, unknown_fields(body, ChatRequest, unsupported.CHAT))
 
 
 def _countable(messages: object) -> list[object]:
@@ -127,7 +133,8 @@ def check_chat(request: ChatRequest) -> None:
             "max_tokens and max_completion_tokens say different things; send one of them", param="max_tokens"
         )
     for index, message in enumerate(request.messages):
-        if message.content is None and not (message.role == "assistant" and message.tool_calls):
+        said = message.tool_calls or message.refusal
+        if message.content is None and not (message.role == "assistant" and said):
             raise InvalidRequest(
                 f"messages[{index}].content is missing",
                 param=f"messages[{index}].content",
@@ -176,12 +183,9 @@ def check_adapters(request: AdapterChoice) -> None:
 def unknown_fields(
     body: Mapping[str, object], kind: type[msgspec.Struct], table: Mapping[str, object]
 ) -> tuple[str, ...]:
-    """The names in `body` that nobody knows."""
-    names = [name for name in body if name not in kind.__struct_fields__ and name not in table]
-    options = body.get("stream_options")
-    if isinstance(options, dict):
-        names += [f"stream_options.{name}" for name in options if name not in StreamOptions.__struct_fields__]
-    return tuple(names)
+    """The names in `body`, wherever in it, that nobody knows; as many as the header may hold."""
+    unknown = (name for name in unknown_names(body, kind) if name not in table)
+    return tuple(islice(unknown, MAX_IGNORED_NAMES))
 
 
 def convert(body: Mapping[str, object], kind: type[T]) -> T:

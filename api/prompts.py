@@ -64,6 +64,8 @@ async def _gaps(
             "the model has no tokens for filling in the middle", param="suffix", code="unsupported_parameter"
         )
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    if request.truncate_prompt_tokens is not None:
+        raise InvalidRequest("suffix and truncate_prompt_tokens exclude each other", param="truncate_prompt_tokens")
     if len(texts) < len(prompts):
         raise InvalidRequest("with suffix, a prompt is a text", param="prompt", code="invalid_type")
     suffix = request.suffix or ""
@@ -73,13 +75,15 @@ async def _gaps(
     return [(ids[0], *prefix, ids[1], *after, ids[2]) for prefix in before]
 
 
-def prompt_texts(services: Services, request: CompletionRequest, prompts: Sequence[tuple[int, ...]]) -> list[str]:
-    """Each prompt as text, for `echo`."""
-    if isinstance(request.prompt, str) and request.truncate_prompt_tokens is None:
-        return [request.prompt]
-    if request.truncate_prompt_tokens is None and all(isinstance(prompt, str) for prompt in request.prompt):
-        return [prompt for prompt in request.prompt if isinstance(prompt, str)]
-    return [services.text.decode(prompt) for prompt in prompts]
+def prompt_texts(
+    services: Services, request: CompletionRequest, prompts: Sequence[tuple[int, ...]]
+) -> tuple[list[str], bool]:
+    """Each prompt as text, for `echo`, and whether that is as the caller wrote it."""
+    given = _as_list(request.prompt, "prompt")
+    texts = [prompt for prompt in given if isinstance(prompt, str)]
+    if request.truncate_prompt_tokens is None and texts:
+        return texts, True
+    return [services.text.decode(prompt, goes_on=True) for prompt in prompts], False
 
 
 def _as_list(given: Given, field: str) -> list[str | list[int]]:

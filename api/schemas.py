@@ -16,7 +16,7 @@ from motet.core.sampling import MAX_LOGIT_BIAS, MAX_TOP_LOGPROBS
 
 MAX_CHOICES = 128
 MAX_MESSAGES = 4096
-MAX_PIECES = 16_384
+MAX_PIECES = 4096
 MAX_STOP_STRINGS = 16
 MAX_TOOLS = 128
 MAX_TEMPLATE_VARIABLES = 64
@@ -29,6 +29,8 @@ Penalty: TypeAlias = Annotated[float, Meta(ge=-2, le=2)]
 Positive: TypeAlias = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Bias: TypeAlias = Annotated[float, Meta(ge=-100, le=100)]
+ServiceTier: TypeAlias = Literal["auto", "default", "flex", "scale", "priority"]
+Effort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Text64: TypeAlias = Annotated[str, Meta(max_length=64)]
 Text512: TypeAlias = Annotated[str, Meta(max_length=512)]
 StopString: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARACTERS)]
@@ -45,11 +47,16 @@ class StreamOptions(msgspec.Struct, frozen=True):
     include_obfuscation: Annotated[bool | None, _says("Accepted; has no effect.")] = None
 
 
-class TextPart(msgspec.Struct, frozen=True):
+class TextPart(msgspec.Struct, frozen=True, tag_field="type", tag="text"):
     """A piece of a message's text."""
 
-    type: Literal["text"]
     text: str
+
+
+class RefusalPart(msgspec.Struct, frozen=True, tag_field="type", tag="refusal"):
+    """What an assistant said when it refused; text as any other."""
+
+    refusal: str
 
 
 class FunctionCall(msgspec.Struct, frozen=True):
@@ -72,15 +79,19 @@ class Message(msgspec.Struct, frozen=True):
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Annotated[
-        str | list[TextPart] | None, _says("Text, or a list of text parts, which are joined.", "Ahoy!")
+        str | list[TextPart | RefusalPart] | None, _says("Text, or a list of text parts, which are joined.", "Ahoy!")
     ] = None
+    refusal: Annotated[str | None, _says("What an assistant said when it refused.")] = None
     name: Annotated[str | None, _says("Who speaks; most chat templates ignore it.")] = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: Annotated[str | None, _says("Which call a `tool` message answers.")] = None
 
     def text(self) -> str:
-        """The content as one text."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
+        """The content as one text; the refusal, where there is nothing else."""
+        if isinstance(self.content, str):
+            return self.content
+        parts = (part.text if isinstance(part, TextPart) else part.refusal for part in self.content or ())
+        return "".join(parts) or self.refusal or ""
 
 
 class MergedAdapters(msgspec.Struct, frozen=True):
@@ -193,7 +204,7 @@ class GenerateRequest(AdapterChoice, frozen=True, kw_only=True):
     user: Annotated[str | None, _says("Accepted; has no effect.")] = None
     metadata: Annotated[dict[str, Any] | None, _says("Accepted; has no effect.")] = None
     store: Annotated[bool | None, _says("Only false: nothing is stored.")] = None
-    service_tier: Annotated[Literal["auto", "default"] | None, _says("Accepted; has no effect.")] = None
+    service_tier: Annotated[ServiceTier | None, _says("Accepted; there is one tier, `default`.")] = None
     prompt_cache_key: Annotated[str | None, _says("Accepted; has no effect.")] = None
     prompt_cache_retention: Annotated[str | None, _says("Accepted; has no effect.")] = None
     prompt_cache_options: Annotated[dict[str, Any] | None, _says("Accepted; has no effect.")] = None
@@ -247,7 +258,7 @@ class ChatRequest(GenerateRequest, frozen=True, kw_only=True):
         _says("Texts for chat templates that take them.", [{"title": "Sea", "text": "It is wide."}]),
     ] = None
     reasoning_effort: Annotated[
-        Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None,
+        Effort | None,
         _says("How long to think, for chat templates that read it; for others only `none`."),
     ] = None
     prediction: Annotated[

@@ -73,7 +73,6 @@ RESPONSES: Mapping[str, tuple[object, ...]] = {
     "image": _EMPTY,
 }
 MESSAGE: Mapping[str, tuple[object, ...]] = {
-    "refusal": (None,),
     "audio": (None,),
     "function_call": (None,),
 }
@@ -94,7 +93,7 @@ def refuse_parts(message: Mapping[str, object], where: str) -> None:
     content = message.get("content")
     for index, part in enumerate(content) if isinstance(content, list) else ():
         kind = part.get("type") if isinstance(part, dict) else None
-        if isinstance(kind, str) and kind != "text":
+        if isinstance(kind, str) and kind not in ("text", "refusal"):
             raise InvalidRequest(
                 "this server reads text parts only",
                 param=f"{where}content[{index}].type",
@@ -103,8 +102,12 @@ def refuse_parts(message: Mapping[str, object], where: str) -> None:
 
 
 def _unsupported(field: str) -> InvalidRequest:
+    if field == "store":
+        message = "chat completions and completions are not stored; leave store out, or use /v1/responses"
+    else:
+        message = f"{field} is not supported and would change the answer; leave it out"
     return InvalidRequest(
-        f"{field} is not supported and would change the answer; leave it out",
+        message,
         param=field,
         code="unsupported_parameter",
     )

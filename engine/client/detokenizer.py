@@ -18,7 +18,8 @@ _LONGEST_CHARACTER = 4  # bytes, in UTF-8
 class Detokenizer:
     """The text of one sequence. Special tokens are skipped unless asked for, or in `shown`.
 
-    Bytes that are no UTF-8 become U+FFFD.
+    Bytes that are no UTF-8 become U+FFFD. A character that is still unfinished at the end is not part of the text,
+    unless `flush` is asked what is left.
 
     The text continues `prompt`: the space that sentencepiece drops at the beginning of a text is dropped only
     if the prompt has no text of its own, and a character that the prompt leaves unfinished is finished here.
@@ -35,7 +36,8 @@ class Detokenizer:
         self._pieces = pieces
         self._skipped: frozenset[int] = pieces.special_ids - shown if skip_special_tokens else frozenset()
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._first = not any(self._piece(token) for token in prompt)
+        # A set is through with a prompt of special tokens alone in no time.
+        self._first = self._skipped.issuperset(prompt) or not any(self._piece(token) for token in prompt)
         self._strip = pieces.decoding.strip if self._first else 0
         self._utf8.decode(self._tail(prompt))
 
@@ -58,6 +60,8 @@ class Detokenizer:
         """The prompt's last bytes, enough of them to know whether a character is unfinished."""
         tail = b""
         for token_id in reversed(prompt):
+            if token_id in self._skipped:  # which no character goes across
+                break
             tail = self._piece(token_id) + tail
             if len(tail) >= _LONGEST_CHARACTER:
                 break

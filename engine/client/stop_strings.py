@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 
@@ -11,12 +12,7 @@ class _Needle:
     def __init__(self, text: str) -> None:
         self.text = text
         self.matched = 0  # how many of its first characters the text so far ends with
-        self._shorter = [0, 0]  # _shorter[n]: the longest proper border of text[:n]
-        for n in range(1, len(text)):
-            border = self._shorter[n]
-            while border and text[border] != text[n]:
-                border = self._shorter[border]
-            self._shorter.append(border + (text[border] == text[n]))
+        self._shorter = _borders(text)
 
     def push(self, character: str) -> bool:
         """Whether the text, with `character` added, ends with this string."""
@@ -27,6 +23,18 @@ class _Needle:
         if complete:  # the next one may overlap this one
             self.matched = self._shorter[self.matched]
         return complete
+
+
+@functools.lru_cache(maxsize=256)
+def _borders(text: str) -> tuple[int, ...]:
+    """Entry n is the length of the longest proper border of text[:n]; kept, since a request's choices share it."""
+    borders = [0, 0]
+    for n in range(1, len(text)):
+        border = borders[n]
+        while border and text[border] != text[n]:
+            border = borders[border]
+        borders.append(border + (text[border] == text[n]))
+    return tuple(borders)
 
 
 class StopStrings:

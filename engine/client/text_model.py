@@ -108,10 +108,13 @@ class TextModel:
         longest = tokens * self.pieces.longest
         return len(text) <= longest and len(text.encode()) <= longest
 
-    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of a whole sequence; what a Detokenizer gives piece by piece."""
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True, goes_on: bool = False) -> str:
+        """The text of a whole sequence; what a Detokenizer gives piece by piece.
+
+        If it `goes_on`, a character that is unfinished at the end is left to what follows; else it is U+FFFD.
+        """
         detokenizer = Detokenizer(self.pieces, skip_special_tokens=skip_special_tokens)
-        return "".join(map(detokenizer.push, ids)) + detokenizer.flush()
+        return "".join(map(detokenizer.push, ids)) + ("" if goes_on else detokenizer.flush())
 
     def token_bytes(self, token_id: int) -> bytes:
         """The exact bytes of one token: part of a character, perhaps; a special token's name; b"" if unknown."""

@@ -56,8 +56,6 @@ class _TextBuilder:
         ended = event.stop_id is not None
         special = self._special.get(event.token) if armed and not ended else None
         text = "" if ended else self._detokenizer.push(event.token)
-        if event.finish or special:
-            text += self._detokenizer.flush()
         shown, found = self._stops.push(text, armed=armed)
         if found or special:
             return TextDelta(shown if found else shown + self._stops.flush(), (), "stop", found or special)

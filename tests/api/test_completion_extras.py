@@ -67,6 +67,46 @@ def test_an_echo_alone_scores_the_prompt(tmp_path: Path) -> None:
     drive(tmp_path, scenario)
 
 
+def test_offsets_are_places_in_the_text_that_is_sent(tmp_path: Path) -> None:
+    """Special tokens that the caller wrote are part of the echo; those of a prompt of ids are not."""
+
+    async def scenario(caller: Caller) -> None:
+        ids = caller.api.services.text.encode("<|im_start|>é<|im_end|>!", add_special_tokens=True)
+        asked = {"echo": True, "max_tokens": 2, "logprobs": 0}
+        for prompt, echo, offsets in (
+            ("<|im_start|>é<|im_end|>!", "<|im_start|>é<|im_end|>!", [0, 12, 12, 13, 23, 24, 25]),
+            (ids, "é!", [0, 0, 0, 1, 1, 2, 3]),
+        ):
+            [choice] = (await caller.answer(COMPLETIONS, {"prompt": prompt, **asked}))["choices"]
+            assert (choice["text"], choice["logprobs"]["text_offset"]) == (echo + "He", offsets)
+
+    drive(tmp_path, scenario)
+
+
+def test_an_echo_leaves_an_unfinished_character_to_the_answer(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        text = caller.api.services.text
+        tokens = text.encode("x🦜y", add_special_tokens=False)
+        text.encode = lambda *_, **__: tokens[3:]  # type: ignore[method-assign]  # what the engine says
+        asked = {"prompt": tokens[:3], "echo": True, "logprobs": 0, "ignore_eos": True}
+        [choice] = (await caller.answer(COMPLETIONS, asked))["choices"]
+        assert choice["text"] == "x🦜y"
+        assert choice["logprobs"]["text_offset"] == [0, 1, 1, 1, 1, 2]
+
+    drive(tmp_path, scenario)
+
+
+def test_an_echo_has_no_more_logprobs_than_an_answer(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        asked = {"prompt": [97] * 2000, "n": 25, "echo": True, "logprobs": 20, "max_tokens": 1}
+        for stream in (False, True):
+            found = await caller.error(COMPLETIONS, {**asked, "stream": stream})
+            assert found == (400, "invalid_value", "logprobs")
+        await caller.answer(COMPLETIONS, {**asked, "n": 2})
+
+    drive(tmp_path, scenario)
+
+
 def test_best_of_answers_with_the_likeliest(tmp_path: Path) -> None:
     async def scenario(caller: Caller) -> None:
         # All tokens are equally likely here, so that the earlier runs win; each run has a seed of its own.
@@ -95,6 +135,8 @@ def test_a_suffix_needs_a_model_that_fills_gaps(tmp_path: Path) -> None:
         assert names == ["<fim_prefix>", "a", "<fim_suffix>", "b", "<fim_middle>"]
         found = await caller.error(COMPLETIONS, {"prompt": [1, 2], "suffix": "b"})
         assert found == (400, "invalid_type", "prompt")
+        found = await caller.error(COMPLETIONS, {"prompt": "a", "suffix": "b", "truncate_prompt_tokens": 5})
+        assert found == (400, "invalid_value", "truncate_prompt_tokens")
 
     for name, scenario in (("without", without), ("having", having)):
         (tmp_path / name).mkdir()

@@ -83,7 +83,7 @@ def everywhere() -> Iterator[Case]:
         yield Case(path, {"min_tokens": 9, "max_tokens": 5}, 400, "invalid_value", "min_tokens")
         yield Case(path, {"typical_p": 0}, 400, "invalid_value", "typical_p")
         yield Case(path, {"priority": 200}, 400, "invalid_value", "priority")
-        yield Case(path, {"service_tier": "flex"}, 400, "invalid_value", "service_tier")
+        yield Case(path, {"service_tier": "gold"}, 400, "invalid_value", "service_tier")
         yield Case(path, {"store": True}, 400, "unsupported_parameter", "store")
         yield Case(path, {"truncate_prompt_tokens": 0}, 400, "invalid_value", "truncate_prompt_tokens")
         yield Case(path, {"stream_options": {"include_usage": True}}, 400, "invalid_value", "stream_options")

@@ -8,7 +8,7 @@ import pytest
 from support.scripted_api import write_model
 
 from motet.api.answers import ENCODER, ChatLogprobs
-from motet.api.logprobs import CompletionLogprobsWriter, chat_logprobs, packed
+from motet.api.logprobs import CompletionLogprobsWriter, Echo, chat_logprobs, packed
 from motet.core.messages import TokenEvent
 from motet.engine.client.text_model import TextModel
 
@@ -50,7 +50,7 @@ def test_minus_infinity_is_a_number_in_json(text: TextModel) -> None:
 
 
 def test_completions_have_parallel_lists_and_go_on_between_chunks(text: TextModel) -> None:
-    writer = CompletionLogprobsWriter(text)
+    writer = CompletionLogprobsWriter(text, (), Echo())
     said = events(text, "aé!")
     first, second = writer.write(said[:2]), writer.write(said[2:])
     assert first.tokens + second.tokens == ["a", "bytes:\\xc3", "bytes:\\xa9", "!"]

@@ -134,14 +134,17 @@ def test_min_tokens_fits_into_the_answer() -> None:
 
 def test_a_whole_answer_has_so_many_logprobs_and_a_stream_any_number() -> None:
     at_most = MAX_LOGPROBS // 21
-    check_logprobs(chat(logprobs=True, top_logprobs=20), at_most)
-    check_logprobs(chat(), 10**9)
-    check_logprobs(chat(logprobs=True, top_logprobs=20, stream=True), 10**9)
-    for request, tokens, param in (
-        (chat(logprobs=True, top_logprobs=20), at_most + 1, "top_logprobs"),
-        (chat(logprobs=True), MAX_LOGPROBS + 1, "logprobs"),
-        (completion(logprobs=20), at_most + 1, "logprobs"),
+    check_logprobs(chat(logprobs=True, top_logprobs=20), at_most, 10**9)
+    check_logprobs(chat(), 10**9, 10**9)
+    check_logprobs(chat(logprobs=True, top_logprobs=20, stream=True), 10**9, 10**9)
+    check_logprobs(completion(logprobs=20, echo=True, stream=True), 10**9, at_most)
+    for request, answer, prompt, param in (
+        (chat(logprobs=True, top_logprobs=20), at_most + 1, 0, "top_logprobs"),
+        (chat(logprobs=True), MAX_LOGPROBS + 1, 0, "logprobs"),
+        (completion(logprobs=20), at_most + 1, 0, "logprobs"),
+        (completion(logprobs=20, echo=True), 1, at_most, "logprobs"),
+        (completion(logprobs=20, echo=True, stream=True), 1, at_most + 1, "logprobs"),
     ):
         with pytest.raises(InvalidRequest) as caught:
-            check_logprobs(request, tokens)
+            check_logprobs(request, answer, prompt)
         assert caught.value.param == param

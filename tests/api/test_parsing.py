@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from motet.api.parsing import decode_object, parse_chat, parse_completion
+from motet.api.parsing import MAX_CONTAINERS, MAX_VALUES, decode_object, parse_chat, parse_completion
 from motet.api.schemas import ChatRequest
 from motet.core.errors import InvalidRequest, JsonInvalid, UnsupportedMediaType
 
@@ -30,7 +30,7 @@ PROMPT: dict[str, Any] = {"model": "", "prompt": "hi"}
         b'{"a": 1} x',
         b'{"a": "\\ud800"}',
         b'{"a": "\xff"}',
-        b'{"a": ' + b"[" * 100_000,
+        b'{"a": ' + b"[" * 90_000,
         '{"a": 1}'.encode("utf-16"),
     ],
 )
@@ -117,7 +117,7 @@ BAD_CHAT = [
     ({"stream": "yes"}, "stream", "invalid_type"),
     ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage", "invalid_type"),
     ({"response_format": "json"}, "response_format", "invalid_type"),
-    ({"service_tier": "priority"}, "service_tier", "invalid_value"),
+    ({"service_tier": "gold"}, "service_tier", "invalid_value"),
     ({"api_token": 5}, "api_token", "invalid_type"),
     *(
         (fields, next(iter(fields)), "unsupported_parameter")
@@ -217,17 +217,46 @@ def test_what_the_sdk_sends_back_is_accepted() -> None:
     assert parse_chat({**CHAT, "messages": [*MESSAGES, answer]}).ignored == ()
 
 
+def test_a_body_of_very_many_parts_is_refused_before_it_is_read() -> None:
+    lists, numbers = b'{"a":[' + b"[]," * MAX_CONTAINERS + b"1]}", b'{"a":[' + b"1," * MAX_VALUES + b"1,1]}"
+    for content in (lists, numbers):
+        with pytest.raises(InvalidRequest, match="lists and objects"):
+            decode_object(content, "application/json")
+    text = b'{"a": "' + b'[{,\\"' * MAX_VALUES + b'"}'
+    assert len(decode_object(text, "application/json")["a"]) == 4 * MAX_VALUES
+
+
+def test_a_refusal_is_text() -> None:
+    parts = [{"type": "refusal", "refusal": "No"}, {"type": "text", "text": "."}]
+    messages = [*MESSAGES, {"role": "assistant", "content": parts}, {"role": "assistant", "refusal": "No!"}]
+    request = parse_chat({**CHAT, "messages": messages}).request
+    assert [message.text() for message in request.messages[-2:]] == ["No.", "No!"]
+
+
 def test_what_is_unknown_is_listed() -> None:
     body = {
         **CHAT,
         "mood": {"type": "content"},
-        "messages": [{**MESSAGES[0], "mood": "good"}],
+        "messages": [
+            {**MESSAGES[0], "mood": "good"},
+            {"role": "user", "content": [{"type": "text", "text": "a", "font": "x", "prompt_cache_breakpoint": {}}]},
+            {"role": "assistant", "content": "b", "annotations": []},
+        ],
         "stream": True,
         "stream_options": {"speed": 3},
+        "tools": [{"type": "function", "function": {"name": "f", "speed": 1, "parameters": {"x": 1}}, "b": 2}],
+        "metadata": {"any": "thing"},
     }
     parsed = parse_chat(body)
-    assert parsed.ignored == ("mood", "stream_options.speed", "messages[0].mood")
-    assert parsed.header() == "mood,stream_options.speed,messages[0].mood"
+    assert sorted(parsed.ignored) == [
+        "messages[0].mood",
+        "messages[1].content[0].font",
+        "mood",
+        "stream_options.speed",
+        "tools[0].b",
+        "tools[0].function.speed",
+    ]
+    assert parsed.header().split(",") == list(parsed.ignored)
 
 
 @given(st.lists(st.text(), max_size=50))

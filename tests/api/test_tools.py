@@ -8,24 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llguidance import LLMatcher, LLTokenizer
 from openai import AsyncOpenAI
 from support.caller import CHAT, MESSAGES, Caller, drive, prompt_of
-from support.scripted_api import TEMPLATE
 from support.scripted_server import scripted_server
-
-from motet.core.formats import GrammarSpec
-from motet.engine.client.grammar import grammar_source
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 TOOL = {"type": "function", "function": {"name": "weather", "description": "The weather", "parameters": CITY}}
 OTHER = {"type": "function", "function": {"name": "time"}}
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
-NOT = {"type": "object", "not": {"required": ["x"]}}
+UNSAYABLE = {"type": "function", "function": {"name": "f", "parameters": {"not": {}}, "strict": True}}
 NAMED = {"type": "function", "function": {"name": "weather"}}
-
-
-READS_CALLS = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}"
 
 
 def allowed(mode: str, *names: str) -> dict[str, Any]:
@@ -125,7 +117,10 @@ def test_what_must_be_a_call_is_held_to_it(tmp_path: Path, choice: Any, grammar:
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
         ({"tools": [TOOL], "response_format": {"type": "choice", "choice": ["a"]}}, "response_format"),
         ({"tools": [TOOL], "tool_choice": allowed("required")}, "tool_choice"),
-        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": NOT, "strict": True}}]}, "tools"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"not": {}}, "strict": True}}]},
+            "tools",
+        ),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, body: dict[str, Any], param: str) -> None:
@@ -137,98 +132,6 @@ def test_mistakes_are_named(tmp_path: Path, body: dict[str, Any], param: str) ->
         assert caller.api.engine.submits == []
 
     drive(tmp_path, scenario)
-
-
-def sayable(spec: GrammarSpec, text: str) -> bool:
-    """Whether a grammar lets `text` through, in a tokenizer of one token a byte."""
-    matcher = LLMatcher(LLTokenizer("byte"), grammar_source(spec))
-    return bool(all(matcher.consume_token(byte) for byte in text.encode()) and matcher.is_accepting())
-
-
-@pytest.mark.parametrize(
-    ("form", "good", "bad"),
-    [
-        ({"type": "json_object"}, '{"a": 1}', "Well."),
-        ({"type": "json_schema", "json_schema": {"name": "n", "schema": CITY}}, '{"city": "Oslo"}', '{"town": "Oslo"}'),
-        ({"type": "regex", "regex": "a/b\\/c\n[0-9]+"}, "a/b/c\n12", "a/b/c"),
-    ],
-)
-def test_an_answer_is_calls_or_has_its_form(tmp_path: Path, form: Any, good: str, bad: str) -> None:
-    async def scenario(caller: Caller) -> None:
-        asked = {"messages": MESSAGES, "tools": [TOOL], "response_format": form}
-        for choice, allowed in (("auto", (CALL, good)), ("required", (CALL,)), ("none", (good,))):
-            await caller.answer(CHAT, {**asked, "tool_choice": choice})
-            spec = caller.api.engine.submits[-1].grammar
-            assert spec is not None
-            assert [text for text in (CALL, good, bad, CALL.replace("Oslo", "Oslo\n")) if sayable(spec, text)] == list(
-                allowed
-            )
-        caller.api.engine.script = lambda _: good
-        [choice] = (await caller.answer(CHAT, asked))["choices"]
-        assert (choice["message"]["content"], choice["finish_reason"]) == (good, "stop")
-
-    drive(tmp_path, scenario)
-
-
-def test_schemas_that_no_grammar_can_say_do_not_count_unless_strict(tmp_path: Path) -> None:
-    schema = {
-        "type": "object",
-        "properties": {"a": {"type": "array", "items": {"type": "integer"}, "uniqueItems": True}},
-        "patternProperties": {"^x": {"type": "string", "pattern": "^(?!no)"}},
-        "propertyNames": {"type": "string"},
-        **NOT,
-    }
-    function = {"name": "f", "parameters": schema}
-    form = {"type": "json_schema", "json_schema": {"name": "f", "schema": schema}}
-
-    async def scenario(caller: Caller) -> None:
-        for fields in (
-            {"tools": [{"type": "function", "function": function}], "tool_choice": "required"},
-            {"response_format": form},
-        ):
-            await caller.answer(CHAT, {"messages": MESSAGES, **fields})
-            spec = caller.api.engine.submits[-1].grammar
-            assert spec is not None
-            assert '"integer"' in spec.text, "the rest does"
-        strict = {**form, "json_schema": {**form["json_schema"], "strict": True}}  # type: ignore[dict-item]
-        found = await caller.error(CHAT, {"messages": MESSAGES, "response_format": strict})
-        assert found == (400, "invalid_grammar", "response_format")
-
-    drive(tmp_path, scenario)
-
-
-@pytest.mark.parametrize("length", range(0, len(CALL), 7))
-def test_a_forced_call_that_is_cut_leaves_no_text(tmp_path: Path, length: int) -> None:
-    async def scenario(caller: Caller) -> None:
-        caller.api.engine.script = lambda _: CALL
-        asked = {"messages": MESSAGES, "tools": [TOOL], "tool_choice": "required", "max_tokens": length or 1}
-        [choice] = (await caller.answer(CHAT, asked))["choices"]
-        assert (choice["message"]["content"] or "", choice["finish_reason"]) == ("", "length")
-
-    drive(tmp_path, scenario)
-
-
-def test_a_call_that_ends_in_the_middle_is_no_reason_to_make_it(tmp_path: Path) -> None:
-    async def scenario(caller: Caller) -> None:
-        caller.api.engine.script = lambda _: CALL.replace("Oslo", "Oslo. Now")
-        asked = {"messages": MESSAGES, "tools": [TOOL], "stop": [". "]}
-        [choice] = (await caller.answer(CHAT, asked))["choices"]
-        [call] = choice["message"]["tool_calls"]
-        assert (call["function"]["arguments"], choice["finish_reason"]) == ('{"city": "Oslo', "stop")
-
-    drive(tmp_path, scenario)
-
-
-@pytest.mark.parametrize("template", [TEMPLATE, READS_CALLS])
-def test_a_call_that_was_cut_may_come_back(tmp_path: Path, template: str) -> None:
-    call = {"id": "c", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Os'}}
-    history = [*MESSAGES, {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "content": "bad JSON"}]
-
-    async def scenario(caller: Caller) -> None:
-        await caller.answer(CHAT, {"messages": history, "tools": [TOOL]})
-        assert r"{\"city\": \"Os" in prompt_of(caller)
-
-    drive(tmp_path, scenario, template)
 
 
 def test_the_sdk_puts_a_streamed_call_together(tmp_path: Path) -> None:

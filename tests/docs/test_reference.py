@@ -15,7 +15,7 @@ from openai.types import completion_create_params as completion_params
 from openai.types.chat import completion_create_params as chat_params
 from openai.types.responses import response_create_params as response_params
 
-from motet.api import grammar, params, schemas, unsupported
+from motet.api import grammar, params, parsing, schemas, unsupported
 from motet.api.adapters.names import MAX_NAME
 from motet.api.app import OPERATIONS
 from motet.api.batches.objects import BatchRequest
@@ -161,6 +161,7 @@ def test_api_page_has_every_exact_code() -> None:
 
 
 LIMITS = {
+    "lists and objects, and values, in one body": f"{parsing.MAX_CONTAINERS}, {parsing.MAX_VALUES}",
     "choices in one request (prompts × `n`)": f"{schemas.MAX_CHOICES}",
     "stop strings": f"{schemas.MAX_STOP_STRINGS} of {schemas.MAX_STOP_CHARACTERS} characters",
     "stop token ids": f"{schemas.MAX_STOP_TOKEN_IDS}",
@@ -168,7 +169,7 @@ LIMITS = {
     "content parts and tool calls of all messages": f"{schemas.MAX_PIECES}",
     "entries in `logit_bias`": f"{sampling.MAX_LOGIT_BIAS}",
     "`top_logprobs`": f"{sampling.MAX_TOP_LOGPROBS}",
-    "logprobs in an answer that is not streamed, alternatives included": f"{params.MAX_LOGPROBS}",
+    "logprobs in an answer that is not streamed, or in an echo, alternatives included": f"{params.MAX_LOGPROBS}",
     "characters of a model's name": f"{MAX_NAME}",
     "characters of a grammar, and seconds to compile it": f"{grammar.MAX_GRAMMAR_CHARACTERS}, {grammar.MAX_SECONDS:g}",
     "bytes of a JSON schema": f"{MAX_SCHEMA_BYTES}",

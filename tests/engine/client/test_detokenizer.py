@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
+from motet.api.logprobs import echo_offsets
 from motet.core.errors import StartupError
 from motet.engine.client.detokenizer import Detokenizer
 from motet.engine.client.text_model import TextModel
@@ -143,3 +144,16 @@ def test_added_tokens_outside_the_byte_alphabet_are_their_own_text(save: object)
 def test_a_decoder_that_we_do_not_know_is_refused(decoder: dict[str, object] | None) -> None:
     with pytest.raises(StartupError, match=r"tokenizer\.json"):
         read_decoding(decoder)
+
+
+@pytest.mark.parametrize("family", ["smollm2", "byte_fallback", "metaspace"])
+def test_the_places_of_a_prompt_s_tokens_are_in_its_text(family: str, request: pytest.FixtureRequest) -> None:
+    """Completions report them as `text_offset`."""
+    text: TextModel = request.getfixturevalue(family)
+    for words in ("Hello world", " Hello", "Hello é🦜!"):
+        ids = text.encode(words, add_special_tokens=True)
+        offsets = echo_offsets(text, ids, None)
+        if text.special_id("<unk>") not in ids:
+            assert echo_offsets(text, ids, words) == offsets
+        for place, start in enumerate(offsets):
+            assert len(text.decode(ids[:place], goes_on=True)) == start
