@@ -16,6 +16,7 @@ from motet.api.generation import Checked, Generation, check
 from motet.api.schemas import ChatRequest
 from motet.api.services import Services
 from motet.api.tools import ToolUse, tool_use
+from motet.core.errors import InvalidRequest
 from motet.core.messages import TokenEvent
 from motet.core.tools import CallPiece
 from motet.engine.client.text_stream import TextDelta
@@ -146,7 +147,7 @@ class ChatRun:
         template = await find_template(services, checked.adapter)
         tools = tool_use(services, request, template)
         if tools is not None:
-            checked = await _with_grammar(services, checked, tools)
+            checked = await _with_grammar(services, request, checked, tools)
         prompt = await chat_prompt(services, request, template, tools)
         generation = Generation.of(services, request, checked, [prompt], response_id)
         last = request.messages[-1]
@@ -187,8 +188,15 @@ class ChatRun:
         return outputs
 
 
-async def _with_grammar(services: Services, checked: Checked, tools: ToolUse) -> Checked:
+async def _with_grammar(services: Services, request: ChatRequest, checked: Checked, tools: ToolUse) -> Checked:
     grammar = tools.grammar(services, checked.grammar)
-    if grammar is not None:
+    if grammar is None:
+        return replace(checked, grammar=None)
+    try:
         await services.grammars.check(grammar, "tools")
+    except InvalidRequest:
+        for index, tool in enumerate(request.tools or ()):
+            if (alone := tools.grammar_of(services, tool.function.name)) is not None:
+                await services.grammars.check(alone, f"tools[{index}].function.parameters")
+        raise
     return replace(checked, grammar=grammar)

@@ -20,6 +20,7 @@ from motet.api.adapter_choice import chosen_adapter
 from motet.api.answers import ENCODER
 from motet.api.body import read_body
 from motet.api.caller import Caller, current_caller
+from motet.api.logprobs import packed
 from motet.api.operations import ERRORS, TOKEN, Operation
 from motet.api.params import priority, truncated
 from motet.api.parsing import Parsed, check_adapters, convert, unknown_fields
@@ -133,9 +134,11 @@ async def answer_embedding(services: Services, request: EmbeddingRequest, caller
     data = []
     for index, vector in enumerate(vectors):
         kept = unit(vector, request.dimensions)
-        packed = request.encoding_format == "base64"
-        value = base64.b64encode(struct.pack(f"<{len(kept)}f", *kept)).decode() if packed else kept
-        data.append(Embedding(index=index, embedding=value))
+        as_bytes = request.encoding_format == "base64"
+        value = base64.b64encode(struct.pack(f"<{len(kept)}f", *kept)).decode() if as_bytes else kept
+        data.append(packed(Embedding(index=index, embedding=value)))
+        if index % MAX_AT_ONCE == 0:  # thousands of vectors take a while
+            await asyncio.sleep(0)
     count = sum(map(len, prompts))
     return EmbeddingList(data=data, model=request.model, usage=EmbeddingUsage(count, count))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ MAX_SECONDS = 3.0
 BAN_SECONDS = 60.0
 MAX_WAITING = 64
 REMEMBERED = 256
+_SCHEMA = re.compile(r"at \d+\(\d+\): failed to compile JSON schema: (.*?)\n +\d+ \| .*", re.DOTALL)
 TOO_SLOW = "it takes too long to compile"
 
 _WORKER, _TASK = "motet.engine.client.grammar_worker", "their grammar compiled"
@@ -94,4 +96,6 @@ class GrammarChecker:
 
 
 def _refused(why: str, param: str) -> InvalidRequest:
+    if (within := _SCHEMA.fullmatch(why)) is not None:  # the lines that follow are none that the caller wrote
+        why = within[1]
     return InvalidRequest(f"the output grammar is refused: {shortened(why)}", param=param, code="invalid_grammar")

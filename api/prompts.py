@@ -50,7 +50,11 @@ async def token_lists(services: Services, given: Given, field: str, *, unbounded
         if not prompt:
             raise InvalidRequest("it is empty; at least one token is needed", param=param)
         if ids and max(prompt) >= vocab_size:
-            raise InvalidRequest(f"{max(prompt)} is not the id of a token (0 to {vocab_size - 1})", param=param)
+            raise InvalidRequest(
+                f"{max(prompt)} is not the id of a token (0 to {vocab_size - 1}); ids are those of this model's own "
+                "tokenizer: with another's, send the text instead",
+                param=param,
+            )
     return [tuple(prompt) for prompt in tokens]
 
 

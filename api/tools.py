@@ -37,13 +37,21 @@ class ToolUse:
 
         Raises InvalidRequest for a form that cannot be had beside calls.
         """
-        special = frozenset(marker for marker in self.parser.markers if services.text.special_id(marker) is not None)
+        special = self._special(services)
         if self.forced:
             return self.parser.grammar(self.tools, self.several, special)
         if form is not None:
             return _either(self.parser.grammar(self.tools, self.several, special), form)
         strict = any(tool.strict for tool in self.tools)
         return self.parser.text_or_calls(self.tools, special) if strict else None
+
+    def grammar_of(self, services: Services, name: str) -> GrammarSpec | None:
+        """One call of the function called `name`; None if that may not be called."""
+        named = [tool for tool in self.tools if tool.name == name]
+        return self.parser.grammar(named, False, self._special(services)) if named else None
+
+    def _special(self, services: Services) -> frozenset[str]:
+        return frozenset(marker for marker in self.parser.markers if services.text.special_id(marker) is not None)
 
 
 def _either(calls: GrammarSpec, form: GrammarSpec) -> GrammarSpec:

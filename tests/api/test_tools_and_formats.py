@@ -79,6 +79,17 @@ def test_schemas_that_no_grammar_can_say_do_not_count_unless_strict(tmp_path: Pa
     drive(tmp_path, scenario)
 
 
+def test_the_function_whose_schema_is_wrong_is_named(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        wrong = {"type": "function", "function": {"name": "f", "parameters": {"$ref": "#/nowhere"}}}
+        asked = {"messages": MESSAGES, "tools": [TOOL, wrong], "tool_choice": "required"}
+        error = (await (await caller.post(CHAT, asked)).get_json())["error"]
+        assert (error["param"], error["code"]) == ("tools[1].function.parameters", "invalid_grammar")
+        assert error["message"] == "the output grammar is refused: Pointer '/nowhere' does not exist"
+
+    drive(tmp_path, scenario)
+
+
 @pytest.mark.parametrize("length", range(0, len(CALL), 7))
 def test_a_forced_call_that_is_cut_leaves_no_text(tmp_path: Path, length: int) -> None:
     async def scenario(caller: Caller) -> None:
