@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 import tarfile
@@ -11,6 +12,7 @@ from pathlib import Path
 from motet.core.paths import build_directory, cache_directory
 
 INSTALL_SECONDS = 300
+NODE = Path(__file__).parent / "node"
 
 
 def clients_directory() -> Path:
@@ -29,6 +31,35 @@ def openai_sources() -> Path:
             archive.extractall(scratch, filter="data")
 
     return build_directory(clients_directory() / f"openai-{release}", fill) / f"openai-{release}"
+
+
+def packages(name: str, *releases: str) -> Path:
+    """A directory with packages of PyPI that are not for our own environment, since they pin what they need."""
+    wanted = hashlib.sha256(" ".join(releases).encode()).hexdigest()[:12]
+
+    def fill(scratch: Path) -> None:
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        run([*pip, "--target", str(scratch / "packages"), *releases])
+
+    return build_directory(clients_directory() / f"{name}-{wanted}", fill) / "packages"
+
+
+def node_packages() -> Path:
+    """A directory with the packages that node/package.json names."""
+    wanted = (NODE / "package.json").read_bytes()
+
+    def fill(scratch: Path) -> None:
+        (scratch / "package.json").write_bytes(wanted)
+        run(["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=scratch)
+
+    return build_directory(clients_directory() / f"node-{hashlib.sha256(wanted).hexdigest()[:12]}", fill)
+
+
+def run_apart(script: Path, directory: Path, argument: str) -> str:
+    """What a script prints that has the packages in `directory`, and none of our own environment's (hence -S)."""
+    code = f"import runpy, sys; sys.path.insert(0, {str(directory)!r}); sys.argv[1:] = [{argument!r}]; "
+    code += f"runpy.run_path({str(script)!r}, run_name='__main__')"
+    return run([sys.executable, "-S", "-c", code])
 
 
 def run(command: list[str], cwd: Path | None = None, env: dict[str, str] | None = None) -> str:

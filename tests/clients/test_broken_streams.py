@@ -10,8 +10,7 @@ from typing import Any
 
 import openai
 import pytest
-from clients.environments import run
-from clients.test_openai_node import SOURCES, packages
+from clients.environments import NODE, node_packages, run
 from openai import AsyncOpenAI
 from support.caller import MESSAGES
 from support.scripted_server import Running, scripted_server
@@ -57,8 +56,8 @@ def test_python_raises(tmp_path: Path) -> None:
 @pytest.mark.skipif(not (shutil.which("node") and shutil.which("npm")), reason="there is no node and npm here")
 def test_node_raises(tmp_path: Path) -> None:
     (tmp_path / "node").mkdir()
-    shutil.copy(SOURCES / "broken.mjs", tmp_path / "node")
-    (tmp_path / "node" / "node_modules").symlink_to(packages() / "node_modules")
+    shutil.copy(NODE / "broken.mjs", tmp_path / "node")
+    (tmp_path / "node" / "node_modules").symlink_to(node_packages() / "node_modules")
 
     async def scenario(server: Running) -> None:
         told = await asyncio.to_thread(run, ["node", "broken.mjs", server.url], cwd=tmp_path / "node")
