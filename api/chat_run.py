@@ -18,6 +18,7 @@ from motet.api.services import Services
 from motet.api.tools import ToolUse, tool_use
 from motet.core.errors import InvalidRequest
 from motet.core.messages import TokenEvent
+from motet.core.templates import ChatTemplate
 from motet.core.tools import CallPiece
 from motet.engine.client.text_stream import TextDelta
 
@@ -143,16 +144,8 @@ class ChatRun:
         cls, services: Services, request: ChatRequest, caller: Caller, response_id: str | None = None
     ) -> ChatRun:
         """Everything that can be refused before work starts has been, once this returns. Raises MotetError."""
-        checked = await check(services, request, caller)
-        template = await find_template(services, checked.adapter)
-        tools = tool_use(services, request, template)
-        if tools is not None:
-            checked = await _with_grammar(services, request, checked, tools)
-        prompt = await chat_prompt(services, request, template, tools)
-        generation = Generation.of(services, request, checked, [prompt], response_id)
-        last = request.messages[-1]
-        echo = last.text() if request.echo and last.role == "assistant" else ""
-        return cls(replace(generation, shown=tools.shown) if tools else generation, tools, echo)
+        setup = await ChatSetup.of(services, request, caller)
+        return await setup.run(services, request, response_id)
 
     async def deltas(self, services: Services) -> AsyncGenerator[tuple[int, ChatDelta], None]:
         """(choice, what it adds) as things come; closing this ends every sequence at once."""
@@ -186,6 +179,34 @@ class ChatRun:
                 if self.generation.wants_logprobs:
                     write_logprobs(index, delta.tokens)
         return outputs
+
+
+@dataclass(frozen=True)
+class ChatSetup:
+    """What a chat request comes to whatever its messages are: all but the prompt is settled."""
+
+    checked: Checked
+    template: ChatTemplate
+    tools: ToolUse | None
+
+    @classmethod
+    async def of(cls, services: Services, request: ChatRequest, caller: Caller) -> ChatSetup:
+        """Find the adapter and the template, and check the tools. Raises MotetError."""
+        checked = await check(services, request, caller)
+        template = await find_template(services, checked.adapter)
+        tools = tool_use(services, request, template)
+        if tools is not None:
+            checked = await _with_grammar(services, request, checked, tools)
+        return cls(checked, template, tools)
+
+    async def run(self, services: Services, request: ChatRequest, response_id: str | None = None) -> ChatRun:
+        """The run of `request`, which differs from the one that this is of in its messages alone. Raises MotetError."""
+        tools = self.tools
+        prompt = await chat_prompt(services, request, self.template, tools)
+        generation = Generation.of(services, request, self.checked, [prompt], response_id)
+        last = request.messages[-1]
+        echo = last.text() if request.echo and last.role == "assistant" else ""
+        return ChatRun(replace(generation, shown=tools.shown) if tools else generation, tools, echo)
 
 
 async def _with_grammar(services: Services, request: ChatRequest, checked: Checked, tools: ToolUse) -> Checked:

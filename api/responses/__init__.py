@@ -12,6 +12,7 @@ from motet.api.caller import Caller, current_caller
 from motet.api.operations import ERRORS, TOKEN, Operation, path_parameter, query_parameter
 from motet.api.paging import Page, page_of
 from motet.api.responses.background import Background
+from motet.api.responses.conversations import RUNNING
 from motet.api.responses.objects import (
     DeletedResponse,
     InputTokens,
@@ -20,9 +21,9 @@ from motet.api.responses.objects import (
     ResponseObject,
 )
 from motet.api.responses.replay import Replay
-from motet.api.responses.schemas import ResponseRequest
-from motet.api.responses.start import parse_response, start_response
-from motet.api.responses.store import RUNNING, ResponseStore, Stored
+from motet.api.responses.schemas import CountedRequest, ResponseRequest
+from motet.api.responses.start import parse_counted, parse_response, start_response
+from motet.api.responses.store import ResponseStore, Stored
 from motet.api.responses.stream import ResponseStream
 from motet.api.services import Services
 from motet.api.sse import stream_response
@@ -53,7 +54,7 @@ OPERATIONS = (
         "Count a request's input",
         "responses",
         InputTokens,
-        body=ResponseRequest,
+        body=CountedRequest,
         refused=RESPONSES,
         errors=ERRORS,
         parameters=(TOKEN,),
@@ -138,7 +139,8 @@ def routes(services: Services) -> Blueprint:
 
     @blueprint.post("/v1/responses/input_tokens")
     async def input_tokens() -> Response:
-        run = await start_response(services, await read_body(parse_response), current_caller())
+        asked = await read_body(parse_counted)
+        run = await start_response(services, asked, current_caller())
         return _json(InputTokens(input_tokens=run.chat.generation.prompt_tokens))
 
     @blueprint.get("/v1/responses/<response_id>")

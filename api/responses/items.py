@@ -12,16 +12,32 @@ from motet.core.errors import InvalidRequest
 TEXT_PARTS = ("input_text", "output_text", "text", "refusal")
 ROLES = ("user", "assistant", "system", "developer")
 
+# The kinds of items, and what their ids begin with.
+_PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
 
-def input_items(given: str | Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """`given` as items, each with an id. Raises InvalidRequest naming what is wrong."""
+
+def input_items(given: str | Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
+    """`given` as items, each with an id; references stay references. Raises InvalidRequest naming what is wrong."""
     if isinstance(given, str):
         given = [{"role": "user", "content": given}]
-    return [_item(item, f"input[{index}]") for index, item in enumerate(given)]
+    return [_item(item, f"input[{index}]") for index, item in enumerate(given or ())]
+
+
+def with_own_ids(items: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The items, each with an id that none before it has."""
+    seen: set[str] = set()
+    own = []
+    for item in items:
+        id = item["id"] if item["id"] not in seen else _new_id(_PREFIXES[item["type"]])
+        seen.add(id)
+        own.append({**item, "id": id})
+    return own
 
 
 def _item(item: Mapping[str, Any], where: str) -> dict[str, Any]:
-    kind = item.get("type", "message")
+    kind = item.get("type")
+    if kind is None:  # OpenAI asks for a type neither of messages nor of references
+        kind = "message" if "role" in item or "content" in item or "id" not in item else "item_reference"
     match kind:
         case "message":
             return _message(item, where)
@@ -29,16 +45,18 @@ def _item(item: Mapping[str, Any], where: str) -> dict[str, Any]:
             for field in ("call_id", "name", "arguments"):
                 _text(item.get(field), f"{where}.{field}")
             kept = {name: item[name] for name in ("call_id", "name", "arguments")}
-            return {"type": "function_call", "id": _id(item, "fc"), "status": "completed", **kept}
+            return {"type": kind, "id": _id(item, kind), "status": "completed", **kept}
         case "function_call_output":
             _text(item.get("call_id"), f"{where}.call_id")
-            output = _content(item.get("output"), f"{where}.output")
-            text = "".join(part["text"] for part in output)
-            return {"type": kind, "id": _id(item, "fco"), "call_id": item["call_id"], "output": text}
+            _content(item.get("output"), f"{where}.output")
+            kept = {name: item[name] for name in ("call_id", "output")}
+            return {"type": kind, "id": _id(item, kind), "status": "completed", **kept}
         case "reasoning":  # of another model, perhaps: there is nothing that this one could do with it
-            return {"type": "reasoning", "id": _id(item, "rs"), "summary": []}
+            return {"type": kind, "id": _id(item, kind), "summary": []}
+        case "item_reference":
+            return {"type": kind, "id": _text(item.get("id"), f"{where}.id")}
     raise InvalidRequest(
-        "the type must be message, function_call, function_call_output or reasoning",
+        f"the type must be {', '.join(_PREFIXES)} or item_reference",
         param=f"{where}.type",
         code="unsupported_value",
     )
@@ -53,7 +71,7 @@ def _message(item: Mapping[str, Any], where: str) -> dict[str, Any]:
     parts: list[dict[str, Any]] = [
         {"type": kind, "text": part["text"]} | ({"annotations": []} if role == "assistant" else {}) for part in content
     ]
-    return {"type": "message", "id": _id(item, "msg"), "status": "completed", "role": role, "content": parts}
+    return {"type": "message", "id": _id(item, "message"), "status": "completed", "role": role, "content": parts}
 
 
 def _content(content: Any, where: str) -> list[dict[str, str]]:
@@ -83,26 +101,38 @@ def _text(value: Any, where: str) -> str:
     return value
 
 
-def _id(item: Mapping[str, Any], prefix: str) -> str:
+def _id(item: Mapping[str, Any], kind: str) -> str:
     own = item.get("id")
-    return own if isinstance(own, str) and 0 < len(own) <= 64 else f"{prefix}_{uuid.uuid4().hex}"
+    return own if isinstance(own, str) and 0 < len(own) <= 64 else _new_id(_PREFIXES[kind])
+
+
+def _new_id(prefix: str) -> str:
+    return f"{prefix}_{uuid.uuid4().hex}"
 
 
 def chat_messages(items: Iterable[Mapping[str, Any]]) -> list[Message]:
-    """The conversation that the items tell; calls in a row are one assistant's message."""
+    """The conversation that the items tell.
+
+    Calls in a row, with the assistant's texts before, between and after them, are one message: results follow it.
+    """
     messages: list[Message] = []
     for item in items:
+        last = messages[-1] if messages and messages[-1].role == "assistant" else None
         match item["type"]:
             case "message":
                 text = "".join(part["text"] for part in item["content"])
-                messages.append(Message(item["role"], text))
+                if item["role"] == "assistant" and last is not None and last.tool_calls:
+                    text = "\n".join(filter(None, (last.text(), text)))
+                    messages[-1] = Message("assistant", text, tool_calls=last.tool_calls)
+                else:
+                    messages.append(Message(item["role"], text))
             case "function_call":
                 call = ToolCall(item["call_id"], FunctionCall(item["name"], item["arguments"]))
-                last = messages[-1] if messages else None
-                if last is not None and last.role == "assistant":
+                if last is not None:
                     messages[-1] = Message("assistant", last.content, tool_calls=[*(last.tool_calls or ()), call])
                 else:
                     messages.append(Message("assistant", None, tool_calls=[call]))
             case "function_call_output":
-                messages.append(Message("tool", item["output"], tool_call_id=item["call_id"]))
+                text = "".join(part["text"] for part in _content(item["output"], "output"))
+                messages.append(Message("tool", text, tool_call_id=item["call_id"]))
     return messages

@@ -8,9 +8,10 @@ import msgspec
 
 from motet.api.answers import error_body
 from motet.api.responses.background import Background
+from motet.api.responses.conversations import RUNNING
 from motet.api.responses.objects import ResponseError
 from motet.api.responses.run import frame
-from motet.api.responses.store import RUNNING, ResponseStore
+from motet.api.responses.store import ResponseStore
 from motet.api.responses.stream import failure_event
 from motet.core.errors import ErrorInfo, InvalidRequest
 

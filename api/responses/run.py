@@ -23,7 +23,7 @@ from motet.api.responses.objects import (
     ResponseObject,
     ResponseUsage,
 )
-from motet.api.responses.schemas import ResponseRequest
+from motet.api.responses.schemas import Asked
 from motet.api.services import Services
 
 Event = tuple[str, dict[str, Any]]
@@ -34,8 +34,9 @@ def new_id() -> str:
     return f"resp_{uuid.uuid4().hex}"
 
 
-def new_response(request: ResponseRequest, id: str) -> ResponseObject:
-    """The response as it is before anything has been made."""
+def new_response(request: Asked, id: str, chat: ChatRun) -> ResponseObject:
+    """The response as it is before anything has been made; with what it will be made with, where nothing was asked."""
+    used, tools = chat.generation.submits[0].params, chat.tools
     reasoning = request.reasoning
     form = (request.text.format if request.text else None) or {"type": "text"}
     return ResponseObject(
@@ -47,16 +48,16 @@ def new_response(request: ResponseRequest, id: str) -> ResponseObject:
         max_output_tokens=request.max_output_tokens,
         max_tool_calls=request.max_tool_calls,
         model=request.model,
-        parallel_tool_calls=request.parallel_tool_calls is not False,
+        parallel_tool_calls=tools.several if tools else request.parallel_tool_calls is not False,
         previous_response_id=request.previous_response_id,
         reasoning={"effort": reasoning.effort if reasoning else None, "summary": None},
         store=request.stores,
-        temperature=1.0 if request.temperature is None else request.temperature,
+        temperature=used.temperature if request.temperature is None else request.temperature,
         text={"format": form, "verbosity": "medium"},
         tool_choice=request.tool_choice or "auto",
         tools=[_tool(tool) for tool in request.tools or ()],
         top_logprobs=request.top_logprobs or 0,
-        top_p=1.0 if request.top_p is None else request.top_p,
+        top_p=used.top_p if request.top_p is None else request.top_p,
         truncation=request.truncation or "disabled",
         user=request.user,
         metadata=dict(request.metadata or {}),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -23,6 +23,17 @@ from motet.core.sampling import MAX_TOP_LOGPROBS
 
 MAX_ITEMS = 4096
 MAX_METADATA = 16
+
+Includable: TypeAlias = Literal[
+    "message.output_text.logprobs",
+    "reasoning.encrypted_content",
+    "message.input_image.image_url",
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "computer_call_output.output.image_url",
+    "code_interpreter_call.outputs",
+]
 
 
 def _says(text: str) -> Meta:
@@ -57,13 +68,9 @@ class FlatTool(msgspec.Struct, frozen=True):
     description: str | None = None
 
 
-class ResponseRequest(AdapterChoice, frozen=True, kw_only=True):
-    """Body of POST /v1/responses."""
+class _ResponseFields(AdapterChoice, frozen=True, kw_only=True):
+    """All that a response request may say beside its input."""
 
-    input: Annotated[
-        str | Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=MAX_ITEMS)],
-        _says("A text, or a list of items: messages, function calls and their outputs."),
-    ]
     instructions: Annotated[str | None, _says("A system message before the input; not carried over to later ones.")] = (
         None
     )
@@ -88,8 +95,8 @@ class ResponseRequest(AdapterChoice, frozen=True, kw_only=True):
         _says("Alternatives for each token, where `include` asks for message.output_text.logprobs."),
     ] = None
     include: Annotated[
-        list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None,
-        _says("What to tell beside the text."),
+        list[Includable] | None,
+        _says("What to tell beside the text: message.output_text.logprobs; of the others there is nothing."),
     ] = None
     tools: Annotated[list[FlatTool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
@@ -118,3 +125,24 @@ class ResponseRequest(AdapterChoice, frozen=True, kw_only=True):
     def wants_logprobs(self) -> bool:
         """Whether tokens are told with their logprobs."""
         return "message.output_text.logprobs" in (self.include or ())
+
+
+class ResponseRequest(_ResponseFields, frozen=True, kw_only=True):
+    """Body of POST /v1/responses."""
+
+    input: Annotated[
+        str | Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=MAX_ITEMS)],
+        _says("A text, or a list of items: messages, function calls, their outputs and references to stored items."),
+    ]
+
+
+class CountedRequest(_ResponseFields, frozen=True, kw_only=True):
+    """Body of POST /v1/responses/input_tokens."""
+
+    model: Annotated[str, Meta(max_length=1024, description='As for a response; "" unless said otherwise.')] = ""
+    input: Annotated[
+        str | Annotated[list[dict[str, Any]], Meta(max_length=MAX_ITEMS)] | None, _says("As for a response.")
+    ] = None
+
+
+Asked: TypeAlias = ResponseRequest | CountedRequest

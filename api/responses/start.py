@@ -2,45 +2,65 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
+
+from msgspec.structs import replace
 
 from motet.api.caller import Caller
-from motet.api.chat_run import ChatRun
+from motet.api.chat_run import ChatRun, ChatSetup
 from motet.api.parsing import Parsed, check_adapters, check_chat, convert, unknown_fields
-from motet.api.responses.items import chat_messages, input_items
-from motet.api.responses.objects import ResponseObject
+from motet.api.responses.fitting import Fitting
+from motet.api.responses.items import chat_messages, input_items, with_own_ids
 from motet.api.responses.run import ResponseRun, new_id, new_response
-from motet.api.responses.schemas import ResponseRequest
+from motet.api.responses.schemas import Asked, CountedRequest, ResponseRequest
 from motet.api.responses.store import ResponseStore
 from motet.api.schemas import ChatRequest, FunctionDefinition, FunctionTool, Message
 from motet.api.services import Services
 from motet.api.unsupported import RESPONSES, refuse_unsupported
-from motet.core.errors import ContextExceeded, InvalidRequest, MotetError
+from motet.core.errors import InvalidRequest, MotetError
+
+T = TypeVar("T", ResponseRequest, CountedRequest)
 
 # The chat request's fields, as the caller knows them.
-_NAMES = {
-    "messages": "input",
+_OWN_NAMES = {
+    "max_tokens or n": "max_output_tokens",  # there is no `n`
     "max_tokens": "max_output_tokens",
     "max_completion_tokens": "max_output_tokens",
+    "response_format.json_schema": "text.format",
     "response_format": "text.format",
     "reasoning_effort": "reasoning.effort",
+    "tool_choice.allowed_tools": "tool_choice",
 }
-MAX_DROPPED = 256
+_CHAT_NAME = re.compile(rf"\b(?:{'|'.join(map(re.escape, _OWN_NAMES))})\b")
 
 
 def parse_response(body: dict[str, Any]) -> Parsed[ResponseRequest]:
     """A response request, complete but for what only the model and the store know. Raises InvalidRequest."""
-    refuse_unsupported(body, RESPONSES)
-    _refuse_tools(body)
-    request = convert(body, ResponseRequest)
-    check_adapters(request)
+    request = _parsed(body, ResponseRequest)
     if request.background and not request.stores:
         raise InvalidRequest("background needs store", param="background")
+    return Parsed(request, unknown_fields(body, ResponseRequest, RESPONSES))
+
+
+def parse_counted(body: dict[str, Any]) -> Parsed[CountedRequest]:
+    """A request whose input is to be counted, as far as it goes. Raises InvalidRequest."""
+    said = {name: value for name, value in body.items() if value is not None}
+    return Parsed(_parsed(said, CountedRequest), unknown_fields(body, CountedRequest, RESPONSES))
+
+
+def _parsed(body: dict[str, Any], kind: type[T]) -> T:
+    refuse_unsupported(body, RESPONSES)
+    _refuse_tools(body)
+    request = convert(body, kind)
+    check_adapters(request)
+    if request.stream_options is not None and not request.stream:
+        raise InvalidRequest("stream_options needs stream to be true", param="stream_options")
     if request.top_logprobs and not request.wants_logprobs:
         raise InvalidRequest("top_logprobs needs include: message.output_text.logprobs", param="top_logprobs")
-    return Parsed(request, unknown_fields(body, ResponseRequest, RESPONSES))
+    return request
 
 
 def _refuse_tools(body: Mapping[str, Any]) -> None:
@@ -53,22 +73,27 @@ def _refuse_tools(body: Mapping[str, Any]) -> None:
             )
 
 
-async def start_response(services: Services, request: ResponseRequest, caller: Caller) -> ResponseRun:
+async def start_response(services: Services, request: Asked, caller: Caller) -> ResponseRun:
     """Everything that can be refused before work starts has been, once this returns. Raises MotetError."""
-    items = input_items(request.input)
-    messages = await _messages(services, request, items, caller)
-    response = new_response(request, new_id())
+    store, id = ResponseStore(services.database), new_id()
+    items = await _items(store, request, caller)
+    messages = await _messages(store, request, items, caller)
     with own_names():
-        chat = await _fitting(services, request, messages, response, caller)
-    return ResponseRun(chat, response, items, request.wants_logprobs, caller)
+        chat = await _begun(services, chat_request(request, messages), id, caller, request.truncation == "auto")
+    return ResponseRun(chat, new_response(request, id, chat), items, request.wants_logprobs, caller)
 
 
-async def _messages(
-    services: Services, request: ResponseRequest, items: list[dict[str, Any]], caller: Caller
-) -> list[Message]:
+async def _items(store: ResponseStore, request: Asked, caller: Caller) -> list[dict[str, Any]]:
+    """The request's own input, with what it refers to. Raises InvalidRequest, NotFound."""
+    items = input_items(request.input)
+    wanted = {item["id"]: f"input[{i}].id" for i, item in enumerate(items) if item["type"] == "item_reference"}
+    stored = await store.items(caller.owner, wanted) if wanted else {}
+    return with_own_ids(stored[item["id"]] if item["type"] == "item_reference" else item for item in items)
+
+
+async def _messages(store: ResponseStore, request: Asked, items: list[dict[str, Any]], caller: Caller) -> list[Message]:
     before: list[dict[str, Any]] = []
     if request.previous_response_id is not None:
-        store = ResponseStore(services.database)
         before = await store.conversation(caller.owner, request.previous_response_id)
     messages = chat_messages([*before, *items])
     if request.instructions:
@@ -78,25 +103,21 @@ async def _messages(
     return messages
 
 
-async def _fitting(
-    services: Services, request: ResponseRequest, messages: list[Message], response: ResponseObject, caller: Caller
-) -> ChatRun:
-    """The chat's run; with truncation `auto`, of the latest messages that fit."""
-    kept, dropped = list(messages), 0
-    while True:
-        chat = chat_request(request, kept)
-        check_chat(chat)
-        try:
-            return await ChatRun.start(services, chat, caller, response.id)
-        except ContextExceeded:
-            first = next((i for i, message in enumerate(kept[:-1]) if message.role != "system"), None)
-            if request.truncation != "auto" or first is None or dropped == MAX_DROPPED:
-                raise
-            del kept[first]
-            dropped += 1
+async def _begun(services: Services, chat: ChatRequest, id: str, caller: Caller, truncates: bool) -> ChatRun:
+    """The chat's run; if it `truncates`, of the latest messages that fit. Raises MotetError."""
+    check_chat(chat)
+    setup = await ChatSetup.of(services, chat, caller)
+
+    async def start(messages: list[Message]) -> ChatRun:
+        return await setup.run(services, replace(chat, messages=messages), id)
+
+    def may_fit(text: str) -> bool:
+        return chat.truncate_prompt_tokens is not None or services.text.may_fit(text, services.model().max_context)
+
+    return await (Fitting(chat.messages, start, may_fit).run() if truncates else start(chat.messages))
 
 
-def chat_request(request: ResponseRequest, messages: list[Message]) -> ChatRequest:
+def chat_request(request: Asked, messages: list[Message]) -> ChatRequest:
     """`request` as a chat request with these messages. Raises InvalidRequest."""
     tools = [
         FunctionTool("function", FunctionDefinition(tool.name, tool.description, tool.parameters, tool.strict))
@@ -118,24 +139,37 @@ def chat_request(request: ResponseRequest, messages: list[Message]) -> ChatReque
 
 _SAME = tuple(
     name
-    for name in ResponseRequest.__struct_fields__
+    for name in CountedRequest.__struct_fields__
     if name in ChatRequest.__struct_fields__
     and name not in ("tools", "tool_choice", "stream", "stream_options", "store", "metadata", "top_logprobs")
 )
 
 
 def _tool_choice(choice: Any) -> Any:
-    """OpenAI writes it flat here, and nested in chat."""
+    """OpenAI writes it flat here, and nested in chat. Raises InvalidRequest."""
+    if not isinstance(choice, dict):
+        return choice
+    match choice:
+        case {"type": "function"}:
+            return _function(choice, "tool_choice")
+        case {"type": "allowed_tools", "mode": "auto" | "required" as mode, "tools": list(tools)}:
+            nested = [_function(tool, f"tool_choice.tools[{index}]") for index, tool in enumerate(tools)]
+            return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": nested}}
+    raise InvalidRequest(
+        'tool_choice must be "none", "auto", "required", {"type": "function", "name": …} or '
+        '{"type": "allowed_tools", "mode": "auto" or "required", "tools": […]}',
+        param="tool_choice",
+    )
+
+
+def _function(choice: object, where: str) -> dict[str, Any]:
     match choice:
         case {"type": "function", "name": str(name)}:
             return {"type": "function", "function": {"name": name}}
-        case {"type": "allowed_tools", "mode": mode, "tools": list(tools)}:
-            nested = [_tool_choice(tool) for tool in tools]
-            return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": nested}}
-    return choice
+    raise InvalidRequest(f'{where} must be {{"type": "function", "name": …}}', param=where)
 
 
-def _format(request: ResponseRequest) -> dict[str, Any] | None:
+def _format(request: Asked) -> dict[str, Any] | None:
     """`text.format` as chat's `response_format`."""
     form = request.text.format if request.text else None
     if form is None or form.get("type") != "json_schema":
@@ -149,9 +183,13 @@ def own_names() -> Iterator[None]:
     try:
         yield
     except MotetError as error:
+        error.message = _renamed(error.message)
         if error.param is not None:
-            for chat, own in _NAMES.items():
-                if error.param == chat or error.param.startswith((f"{chat}.", f"{chat}[")):
-                    error.param = (own + error.param[len(chat) :]).replace("text.format.json_schema", "text.format")
-                    break
+            # Which item a message was made of is not known any more; what is wrong with one was found before.
+            error.param = "input" if error.param.startswith("messages") else _renamed(error.param)
+            error.param = "include" if error.param == "logprobs" else error.param
         raise
+
+
+def _renamed(text: str) -> str:
+    return _CHAT_NAME.sub(lambda found: _OWN_NAMES[found[0]], text)

@@ -4,38 +4,35 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import msgspec
 
 from motet.api.database import Database
+from motet.api.responses.conversations import TABLES, Item, conversation, is_stale, keep_turn, stored_items
 from motet.api.responses.objects import ResponseError, ResponseObject, Status
 from motet.core.errors import InvalidRequest, NotFound
 
 KEPT_SECONDS = 30 * 24 * 3600
-STALE_SECONDS = 30.0
-"""A response in the background whose server has not been heard of for this long will not be finished."""
-
 MAX_STORED_BYTES = 8 << 20
-MAX_CHAIN = 256
 MAX_FRAMES = 256
 """Events that are read at once."""
-
-RUNNING = ("queued", "in_progress")
 
 _TABLES = (
     """CREATE TABLE IF NOT EXISTS responses (
         id TEXT PRIMARY KEY, owner TEXT NOT NULL, created REAL NOT NULL, alive REAL NOT NULL,
         status TEXT NOT NULL, previous TEXT, response BLOB NOT NULL, input BLOB NOT NULL
     )""",
+    "CREATE INDEX IF NOT EXISTS responses_by_age ON responses (created)",
     """CREATE TABLE IF NOT EXISTS response_events (
         response TEXT NOT NULL, number INTEGER NOT NULL, frame BLOB NOT NULL, PRIMARY KEY (response, number)
     ) WITHOUT ROWID""",
     """CREATE TRIGGER IF NOT EXISTS response_gone AFTER DELETE ON responses BEGIN
         DELETE FROM response_events WHERE response = OLD.id;
     END""",
+    *TABLES,
 )
 LOST = ResponseError("server_error", "the server was restarted before the response was complete")
 
@@ -49,7 +46,7 @@ class Stored:
     """A response and the items that were its own input."""
 
     response: ResponseObject
-    items: list[dict[str, Any]]
+    items: list[Item]
 
 
 @dataclass(frozen=True)
@@ -72,9 +69,7 @@ class ResponseStore:
         """Keep a new response, and its first events. Raises InvalidRequest if it is too large, PayloadTooLarge."""
         response, items = msgspec.json.encode(stored.response), msgspec.json.encode(stored.items)
         if len(response) + len(items) > MAX_STORED_BYTES:
-            raise InvalidRequest(
-                f"a stored response has at most {MAX_STORED_BYTES} bytes; set store to false", param="store"
-            )
+            raise _too_large()
         now, kept = time.time(), stored.response
 
         def work(connection: sqlite3.Connection) -> None:
@@ -84,16 +79,19 @@ class ResponseStore:
                 "INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (kept.id, owner, now, now, kept.status, kept.previous_response_id, response, items),
             )
+            keep_turn(connection, kept, [str(item["id"]) for item in stored.items])
             _add_frames(connection, kept.id, frames)
 
         await self._run(work)
 
-    async def update(self, response: ResponseObject, frames: Iterable[Frame] = ()) -> bool:
+    async def update(self, response: ResponseObject, frames: Iterable[Frame] = (), most: int | None = None) -> bool:
         """Keep what has become of a response that is being made, and its next events, whose end says the same.
 
-        False if it has ended, or is gone.
+        False if it has ended, or is gone. Raises InvalidRequest if it has more than `most` bytes.
         """
         content = msgspec.json.encode(response)
+        if most is not None and len(content) > most:
+            raise _too_large()
 
         def work(connection: sqlite3.Connection) -> bool:
             found = connection.execute(
@@ -102,13 +100,14 @@ class ResponseStore:
                 (time.time(), response.status, content, response.id),
             )
             if found.rowcount == 1:
+                keep_turn(connection, response)
                 _add_frames(connection, response.id, frames)
             return found.rowcount == 1
 
         return await self._run(work)
 
     async def alive(self, id: str, frames: Sequence[Frame] = ()) -> bool:
-        """Note that a response in the background is still being made, and its next events.
+        """Note that a response is still being made, and its next events.
 
         False if it was cancelled or deleted. Raises PayloadTooLarge if there is no room for the events.
         """
@@ -136,7 +135,7 @@ class ResponseStore:
             query = f"SELECT number, frame {events} AND number > ? ORDER BY number LIMIT ?"
             frames = connection.execute(query, (id, after, MAX_FRAMES)).fetchall()
             last = connection.execute(f"SELECT MAX(number) {events}", (id,)).fetchone()[0]
-            return Told(frames, last, row[0], _is_stale(*row))
+            return Told(frames, last, row[0], is_stale(*row))
 
         told = await self._run(work)
         if told is None:
@@ -155,7 +154,7 @@ class ResponseStore:
         if row is None:
             raise _not_found(id)
         response = msgspec.json.decode(row[0], type=ResponseObject)
-        if _is_stale(response.status, row[2]):
+        if is_stale(response.status, row[2]):
             response = msgspec.structs.replace(response, status="failed", error=LOST)
         return Stored(response, msgspec.json.decode(row[1]))
 
@@ -168,30 +167,13 @@ class ResponseStore:
         if not await self._run(work):
             raise _not_found(id)
 
-    async def conversation(self, owner: str, id: str) -> list[dict[str, Any]]:
+    async def conversation(self, owner: str, id: str) -> list[Item]:
         """The items of the response `id`, of those before it, and what came out. Raises InvalidRequest, NotFound."""
-        parts: list[list[dict[str, Any]]] = []
-        previous: str | None = id
-        while previous is not None:
-            if len(parts) == MAX_CHAIN:
-                raise InvalidRequest(f"a chain has at most {MAX_CHAIN} responses", param="previous_response_id")
-            try:
-                stored = await self.get(owner, previous)
-            except NotFound:
-                raise NotFound(
-                    f"there is no response {previous[:80]!r} (any more)",
-                    param="previous_response_id",
-                    code="previous_response_not_found",
-                ) from None
-            if stored.response.status in RUNNING:
-                raise InvalidRequest(
-                    f"the response {previous[:80]!r} is not complete yet", param="previous_response_id"
-                )
-            # A call that was cut has no arguments that anybody could read.
-            made = [i for i in stored.response.output if i.type != "function_call" or i.status != "incomplete"]
-            parts.append([*stored.items, *(msgspec.to_builtins(item) for item in made)])
-            previous = stored.response.previous_response_id
-        return [item for part in reversed(parts) for item in part]
+        return await self._run(lambda connection: conversation(connection, owner, id))
+
+    async def items(self, owner: str, wanted: Mapping[str, str]) -> dict[str, Item]:
+        """The stored items with these ids, by id; `wanted` says which field asks for each. Raises as `stored_items`."""
+        return await self._run(lambda connection: stored_items(connection, owner, wanted))
 
     async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         def with_tables(connection: sqlite3.Connection) -> T:
@@ -209,8 +191,8 @@ def _add_frames(connection: sqlite3.Connection, id: str, frames: Iterable[Frame]
     )
 
 
-def _is_stale(status: str, alive: float) -> bool:
-    return status in RUNNING and time.time() - alive > STALE_SECONDS
+def _too_large() -> InvalidRequest:
+    return InvalidRequest(f"a stored response has at most {MAX_STORED_BYTES} bytes; set store to false", param="store")
 
 
 def _not_found(id: str) -> NotFound:

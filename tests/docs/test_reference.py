@@ -22,7 +22,9 @@ from motet.api.batches.objects import BatchRequest
 from motet.api.embeddings import EmbeddingRequest
 from motet.api.native.schemas import GenerateParameters
 from motet.api.openapi import openapi_document
+from motet.api.responses.conversations import MAX_CONVERSATION_BYTES
 from motet.api.responses.schemas import ResponseRequest
+from motet.api.responses.store import MAX_STORED_BYTES
 from motet.core import errors, sampling, templates
 from motet.core.registry import PluginRegistry
 from motet.core.settings import Settings, flag
@@ -176,6 +178,8 @@ LIMITS = {
     "bytes of a chat template, and seconds to render it": f"{templates.MAX_TEMPLATE_BYTES}, "
     f"{template_renderer._SECONDS:g}",
     "bytes of a rendered prompt": f"{template_worker.MAX_OUTPUT_BYTES}",
+    "bytes of a stored response, and of the items of all those that one continues": f"{MAX_STORED_BYTES}, "
+    f"{MAX_CONVERSATION_BYTES}",
     "sequences that wait for the engine": f"{core.MAX_WAITING}",
 }
 

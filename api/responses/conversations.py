@@ -1,0 +1,132 @@
+"""What later responses take from stored ones: the conversation up to one of them, and single items.
+
+All of it works inside a transaction, in the database's thread.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from motet.api.responses.objects import OutputItem, ResponseObject
+from motet.core.errors import InvalidRequest, NotFound
+
+STALE_SECONDS = 30.0
+"""A response whose server has not been heard of for this long will not be finished."""
+
+MAX_CONVERSATION_BYTES = 16 << 20
+"""Of the stored items that one request may continue, and of those of the responses that hold what it refers to."""
+
+RUNNING = ("queued", "in_progress")
+
+TABLES = (
+    # What a response has made, as a conversation goes on from it; apart from the response, whose tools may be long.
+    "CREATE TABLE IF NOT EXISTS response_outputs (id TEXT PRIMARY KEY, output BLOB NOT NULL)",
+    """CREATE TABLE IF NOT EXISTS response_items (
+        item TEXT NOT NULL, response TEXT NOT NULL, PRIMARY KEY (item, response)
+    ) WITHOUT ROWID""",
+    "CREATE INDEX IF NOT EXISTS response_items_by_response ON response_items (response)",
+    """CREATE TRIGGER IF NOT EXISTS response_items_gone AFTER DELETE ON responses BEGIN
+        DELETE FROM response_outputs WHERE id = OLD.id;
+        DELETE FROM response_items WHERE response = OLD.id;
+    END""",
+)
+_CHAIN = """
+    WITH RECURSIVE chain (id, previous, status, alive, bytes, turn) AS (
+        SELECT id, previous, status, alive, length(input) + length(output), 0
+        FROM responses JOIN response_outputs USING (id) WHERE id = :id AND owner = :owner
+        UNION ALL
+        SELECT r.id, r.previous, r.status, r.alive, chain.bytes + length(r.input) + length(o.output), turn + 1
+        FROM chain JOIN responses r ON r.id = chain.previous JOIN response_outputs o ON o.id = r.id
+        WHERE r.owner = :owner AND chain.bytes <= :most
+    )
+    SELECT id, previous, status, alive, bytes FROM chain ORDER BY turn
+"""
+_HOLDER = """
+    SELECT input, output FROM response_items i JOIN responses r ON r.id = i.response JOIN response_outputs USING (id)
+    WHERE item = ? AND owner = ? ORDER BY created DESC LIMIT 1
+"""
+
+Item = dict[str, Any]
+
+
+def turn_of(response: ResponseObject) -> list[OutputItem]:
+    """What a conversation that goes on from the response holds of it."""
+    # A call that was cut has no arguments that anybody could read.
+    made = [item for item in response.output if item.type != "function_call" or item.status != "incomplete"]
+    return [_bare(item) for item in made]
+
+
+def _bare(item: OutputItem) -> OutputItem:
+    return item if item.content is None else replace(item, content=[replace(p, logprobs=[]) for p in item.content])
+
+
+def keep_turn(connection: sqlite3.Connection, response: ResponseObject, input_ids: Iterable[str] = ()) -> None:
+    """Note what the response has made, and that it holds those items and the input's."""
+    turn = turn_of(response)
+    connection.execute("REPLACE INTO response_outputs VALUES (?, ?)", (response.id, msgspec.json.encode(turn)))
+    ids = [*input_ids, *(item.id for item in turn)]
+    connection.executemany("INSERT OR IGNORE INTO response_items VALUES (?, ?)", [(id, response.id) for id in ids])
+
+
+def conversation(connection: sqlite3.Connection, owner: str, id: str) -> list[Item]:
+    """The items of the response `id`, of those before it, and what came out. Raises InvalidRequest, NotFound."""
+    wanted = {"id": id, "owner": owner, "most": MAX_CONVERSATION_BYTES}
+    chain = connection.execute(_CHAIN, wanted).fetchall()
+    for found, _, status, alive, _ in chain:
+        if status in RUNNING and not is_stale(status, alive):
+            raise InvalidRequest(f"the response {found!r} is not complete yet", param="previous_response_id")
+    missing, total = (chain[-1][1], chain[-1][4]) if chain else (id, 0)
+    if total > MAX_CONVERSATION_BYTES:
+        raise InvalidRequest(
+            f"the responses before this one have over {MAX_CONVERSATION_BYTES} bytes; begin a new conversation",
+            param="previous_response_id",
+        )
+    if missing is not None:
+        raise NotFound(
+            f"there is no response {missing[:80]!r} (any more)",
+            param="previous_response_id",
+            code="previous_response_not_found",
+        )
+    query = "SELECT input, output FROM responses JOIN response_outputs USING (id) WHERE id = ?"
+    turns = (connection.execute(query, (row[0],)).fetchone() for row in reversed(chain))
+    return [item for turn in turns for part in turn for item in _decoded(part)]
+
+
+def stored_items(connection: sqlite3.Connection, owner: str, wanted: Mapping[str, str]) -> dict[str, Item]:
+    """The owner's stored items with these ids, by id; `wanted` is the field that asks for each.
+
+    Raises NotFound, or InvalidRequest for too much to look through, naming the field.
+    """
+    found: dict[str, Item] = {}
+    total = 0
+    for id, field in wanted.items():
+        if id in found:
+            continue
+        holder = connection.execute(_HOLDER, (id, owner)).fetchone()
+        if holder is None:
+            raise NotFound(f"there is no stored item {id[:80]!r}", param=field, code="not_found")
+        total += sum(map(len, holder))
+        if total > MAX_CONVERSATION_BYTES:
+            raise InvalidRequest(
+                f"the responses that hold the items have over {MAX_CONVERSATION_BYTES} bytes; send the items instead",
+                param=field,
+            )
+        for part in holder:
+            found.update((item["id"], item) for item in _decoded(part) if item["id"] not in found)
+    return found
+
+
+def is_stale(status: str, alive: float) -> bool:
+    """Whether a response that was last heard of then is made no further, though it says so."""
+    return status in RUNNING and time.time() - alive > STALE_SECONDS
+
+
+def _decoded(part: bytes) -> list[Item]:
+    items: list[Item] = msgspec.json.decode(part)
+    return items
