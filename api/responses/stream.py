@@ -10,60 +10,88 @@ from msgspec.structs import replace
 
 from motet.api.answers import error_body
 from motet.api.errors import internal_error
+from motet.api.responses.keeping import Keeping
 from motet.api.responses.objects import ResponseError, ResponseObject
 from motet.api.responses.run import Event, ResponseRun, frame
 from motet.api.responses.store import ResponseStore, Stored
 from motet.api.services import Services
-from motet.core.errors import ErrorInfo, MotetError
+from motet.core.errors import ErrorInfo, MotetError, from_info
+
+STOPPED = ResponseError("server_error", "the server shut down before the answer was complete")
 
 
 class ResponseStream:
-    """One stream; `keep` says whether the response is stored when it has ended."""
+    """One stream; `keep` says whether the response is stored."""
 
     def __init__(self, run: ResponseRun, services: Services, keep: bool) -> None:
         self._run, self._services, self._keep = run, services, keep
         self._response = run.response
         self._number = 0
+        self._keeping: Keeping | None = None
 
     async def frames(self) -> AsyncGenerator[bytes, None]:
         """The events. Raises MotetError; `failure` makes the event that tells of it."""
         # The first events are told when the first token is there: until then a failure gets a status of its own.
-        held: bytes | None = b""
+        held: bytes | None = None
+        told = False
         try:
             async with aclosing(self._run.events(self._services)) as happenings:
-                async for events, self._response in happenings:
+                async for events, response in happenings:
                     frames = b"".join(frame(event, self._number + i) for i, event in enumerate(events))
                     self._number += len(events)
-                    if held == b"":
-                        held = frames
+                    if held is None:
+                        held, self._response = frames, response
+                        self._store()
                         continue
-                    if self._response.status != "in_progress":
-                        await self._store(self._response)
-                    yield (held or b"") + frames
-                    held = None
+                    if not told and self._keeping is not None:
+                        await self._keeping.begun()
+                    if response.status != "in_progress":
+                        await self._end(response)
+                    told, frames, held = True, held + frames, b""
+                    yield frames
         except MotetError as error:
-            if held is None:
-                await self._store(failed_response(self._response, error.info()))
+            await self._end(failed_response(self._response, error.info()) if told else None)
             raise
         except Exception as error:
             info = internal_error(error)
-            if held is None:
-                await self._store(failed_response(self._response, info))
-            raise MotetError(info.message) from None
+            await self._end(failed_response(self._response, info) if told else None)
+            raise from_info(info) from None
+        finally:  # the reader has left, or the server stops
+            await self._end(self._cut() if told else None)
 
     def failure(self, info: ErrorInfo) -> bytes:
         """response.failed, as a frame."""
         return frame(failure_event(failed_response(self._response, info), info), self._number)
 
-    async def _store(self, response: ResponseObject) -> None:
+    def _store(self) -> None:
         if self._keep:
-            stored = Stored(response, self._run.items)
-            await ResponseStore(self._services.database).add(self._run.caller.owner, stored)
+            stored = Stored(self._response, self._run.items)
+            store = ResponseStore(self._services.database)
+            self._keeping = Keeping(store, self._run.caller.owner, stored)
+
+    async def _end(self, response: ResponseObject | None) -> None:
+        """Store how it ended, once; None: before anything was told of it."""
+        keeping = self._keeping
+        if keeping is not None:
+            await keeping.end(response)
+            self._keeping = None
+
+    def _cut(self) -> ResponseObject:
+        if self._services.drain.draining:
+            return replace(self._response, status="failed", error=STOPPED)
+        return replace(self._response, status="cancelled")
 
 
 def failed_response(response: ResponseObject, info: ErrorInfo) -> ResponseObject:
     """The response, which failed for that reason."""
-    return replace(response, status="failed", error=ResponseError(info.code, info.message))
+    return replace(response, status="failed", error=ResponseError(_code(info), info.message))
+
+
+def _code(info: ErrorInfo) -> str:
+    """OpenAI knows few codes here."""
+    if info.status == 429:
+        return "rate_limit_exceeded"
+    return "invalid_prompt" if 400 <= info.status < 500 and info.status != 409 else "server_error"
 
 
 def failure_event(response: ResponseObject, info: ErrorInfo) -> Event:

@@ -49,8 +49,8 @@ def test_a_stream_that_fails_on_the_way_says_so_and_is_stored(tmp_path: Path) ->
         assert [event["sequence_number"] for event in events] == list(range(len(events)))
         last = events[-1]
         assert (last["type"], last["response"]["status"]) == ("response.failed", "failed")
-        assert last["response"]["error"] == {"code": "internal_error", "message": "scripted"}
-        assert last["error"]["message"] == "scripted"
+        assert last["response"]["error"] == {"code": "server_error", "message": "scripted"}
+        assert (last["error"]["code"], last["error"]["message"]) == ("internal_error", "scripted")
         status, kept = await stored(caller, events[0]["response"]["id"])
         assert (status, kept["status"], kept["error"]["message"]) == (200, "failed", "scripted")
         caller.api.engine.fail_after = 0
@@ -117,7 +117,7 @@ def test_a_drain_waits_for_the_background_and_says_what_it_cut(tmp_path: Path) -
             assert await drain.wait(2.0)
             drain.draining = False
             found = await ended(caller, id)
-            assert (found["status"], found["error"]["code"]) == ("failed", "shutting_down")
+            assert (found["status"], found["error"]["code"]) == ("failed", "server_error")
 
     drive(tmp_path, scenario)
 
