@@ -11,9 +11,11 @@ from motet.api.schemas import (
     MAX_STOP_STRINGS,
     MAX_TOOLS,
     AdapterChoice,
+    Effort,
     Fraction,
     Penalty,
     Positive,
+    ServiceTier,
     StopString,
     StreamOptions,
     Text64,
@@ -43,7 +45,7 @@ def _says(text: str) -> Meta:
 class Reasoning(msgspec.Struct, frozen=True):
     """How to think, for chat templates that read it."""
 
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    effort: Effort | None = None
     summary: Annotated[str | None, _says("Accepted; there are no summaries.")] = None
     generate_summary: Annotated[str | None, _says("Accepted; there are no summaries.")] = None
 
@@ -114,7 +116,7 @@ class _ResponseFields(AdapterChoice, frozen=True, kw_only=True):
     prompt_cache_key: Annotated[str | None, _says("Accepted; has no effect.")] = None
     prompt_cache_retention: Annotated[str | None, _says("Accepted; has no effect.")] = None
     prompt_cache_options: Annotated[dict[str, Any] | None, _says("Accepted; has no effect.")] = None
-    service_tier: Annotated[Literal["auto", "default"] | None, _says("Accepted; has no effect.")] = None
+    service_tier: Annotated[ServiceTier | None, _says("Accepted; there is one tier, `default`.")] = None
 
     @property
     def stores(self) -> bool:
