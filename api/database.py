@@ -1,4 +1,4 @@
-"""The embedded database: one SQLite file for what users store (responses, files, batches). Knows no tables.
+"""The embedded database: one SQLite file for what users store (responses, files, batches).
 
 Several API processes may have it open at once: the journal is a write-ahead log, and writers wait for each other.
 """
@@ -69,15 +69,17 @@ class Database:
 
 
 def _used(connection: sqlite3.Connection) -> int:
-    """Bytes in use: the database's pages that are not free, and what the table `files` says of files."""
+    """Bytes in use: the database's pages that are not free, the files, and what uploads under way have reserved."""
     pages, free, size = (
         int(connection.execute(f"PRAGMA {name}").fetchone()[0])
         for name in ("page_count", "freelist_count", "page_size")
     )
-    known = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'files'").fetchone()
-    total = "SELECT COALESCE(SUM(MAX(bytes, ?)), 0) FROM files"
-    files = int(connection.execute(total, (size,)).fetchone()[0]) if known else 0
-    return (pages - free) * size + files
+    total = (pages - free) * size
+    for table, alive in (("files", "1"), ("uploads", f"until > {time.time()}")):
+        if connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone():
+            query = f"SELECT COALESCE(SUM(MAX(bytes, ?)), 0) FROM {table} WHERE {alive}"
+            total += int(connection.execute(query, (size,)).fetchone()[0])
+    return total
 
 
 def _opened(path: Path) -> sqlite3.Connection:

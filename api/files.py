@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import AsyncIterator
 from typing import Any, BinaryIO, Literal, cast
 
 import msgspec
-from quart import Blueprint, Response, request
+from quart import Blueprint, Response, g, request
+from quart.datastructures import FileStorage
 
 from motet.api.answers import ENCODER
 from motet.api.caller import current_caller
-from motet.api.file_store import FileObject, FileStore
+from motet.api.file_store import ExpiresAfter, FileObject, FileStore, new_file
 from motet.api.operations import Operation, path_parameter, query_parameter
 from motet.api.paging import Page
+from motet.api.parsing import Parsed, field_error
+from motet.api.request_limits import FORM_BYTES
 from motet.api.services import Services
-from motet.core.errors import InvalidRequest, UnsupportedMediaType
+from motet.api.uploads import Uploads
+from motet.core.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
 
 PURPOSES = ("batch", "user_data", "assistants", "evals", "fine-tune", "vision")
+EXPIRES_AFTER = {f"expires_after[{name}]": name for name in ExpiresAfter.__struct_fields__}
+"""An upload's form fields that say when the file is to be gone."""
+
 MAX_NAME = 255
 MAX_PAGE = 10_000
 _PIECE = 256 << 10
@@ -40,12 +49,26 @@ class DeletedFile(msgspec.Struct, frozen=True, kw_only=True):
     deleted: bool = True
 
 
+class UploadForm(msgspec.Struct, frozen=True, kw_only=True):
+    """What the form of an upload says of the file."""
+
+    purpose: str
+    expires_after: ExpiresAfter | None = None
+
+
 _UPLOAD: dict[str, Any] = {
     "type": "object",
     "required": ["file", "purpose"],
     "properties": {
         "file": {"type": "string", "format": "binary"},
         "purpose": {"enum": list(PURPOSES), "description": "batch for the input of batches; others are only kept."},
+        "expires_after[anchor]": {"enum": ["created_at"]},
+        "expires_after[seconds]": {
+            "type": "integer",
+            "minimum": 3600,
+            "maximum": 2_592_000,
+            "description": "The file is gone so long after it was uploaded; without it, when it is deleted.",
+        },
     },
 }
 _ID = path_parameter("file_id", "The file's id.")
@@ -59,7 +82,12 @@ OPERATIONS = (
         "files",
         FileObject,
         multipart=_UPLOAD,
-        errors=(400, 401, 413, 415, 503),
+        errors=(400, 401, 413, 415, 429, 503),
+        meanings={
+            413: "The file is over --max-file, or there is no room for it under --max-files.",
+            415: "The body is not declared as multipart/form-data.",
+            429: "Too many uploads are under way.",
+        },
     ),
     Operation(
         "get",
@@ -103,12 +131,17 @@ def file_store(services: Services) -> FileStore:
 def routes(services: Services) -> Blueprint:
     """The routes, bound to `services`."""
     blueprint = Blueprint("files", __name__)
-    store = file_store(services)
+    store, uploads = file_store(services), Uploads(services.database)
+    max_file = services.settings.size("max_file") or 0
 
     @blueprint.post("/v1/files")
     async def upload() -> Response:
-        name, purpose, content = await _uploaded()
-        return _json(await store.put(current_caller().owner, name, purpose, content))
+        owner = current_caller().owner
+        async with uploads.reserved(owner, _announced(max_file)):
+            form, sent = await _uploaded(max_file)
+            name = "".join(letter for letter in sent.filename or "" if letter.isprintable())[:MAX_NAME]
+            file = new_file(name or "file", form.purpose, form.expires_after)
+            return _json(await store.put(owner, file, _pieces(cast(BinaryIO, sent.stream))))
 
     @blueprint.get("/v1/files")
     async def listing() -> Response:
@@ -128,8 +161,8 @@ def routes(services: Services) -> Blueprint:
 
     @blueprint.get("/v1/files/<file_id>/content")
     async def content(file_id: str) -> Response:
-        file = await store.get(current_caller().owner, file_id)
-        response = Response(_pieces(store, file), content_type="application/octet-stream")
+        file, content = await store.open(current_caller().owner, file_id)
+        response = Response(_pieces(content), content_type="application/octet-stream")
         response.headers["content-length"] = str(file.bytes)
         response.timeout = None
         return response
@@ -137,27 +170,52 @@ def routes(services: Services) -> Blueprint:
     return blueprint
 
 
-async def _uploaded() -> tuple[str, str, BinaryIO]:
-    """The upload's file name, purpose and content. Raises InvalidRequest, UnsupportedMediaType."""
+def _announced(max_file: int) -> int:
+    """How long the upload is, which has not been read yet. Raises InvalidRequest, UnsupportedMediaType, and 413."""
     if request.mimetype != "multipart/form-data":
         raise UnsupportedMediaType("send the file as multipart/form-data", param="content-type")
     if request.content_length is None:
         raise InvalidRequest("an upload needs the header content-length", param="content-length")
+    if request.content_length > max_file + FORM_BYTES:
+        raise _too_large(max_file)
+    return request.content_length
+
+
+async def _uploaded(max_file: int) -> tuple[UploadForm, FileStorage]:
+    """The upload's form and its file. Raises InvalidRequest, PayloadTooLarge.
+
+    What nobody knows is named in the answer's header.
+    """
     form, files = await request.form, await request.files
-    purpose = form.get("purpose")
-    if purpose not in PURPOSES:
-        code = "missing_required_parameter" if purpose is None else "invalid_value"
+    unknown = [name for name in (*form, *files) if name not in ("file", "purpose", *EXPIRES_AFTER)]
+    fields: dict[str, Any] = {"purpose": form.get("purpose")}
+    if fields["purpose"] not in PURPOSES:
+        code = "missing_required_parameter" if fields["purpose"] is None else "invalid_value"
         raise InvalidRequest(f"purpose must be one of {', '.join(PURPOSES)}", param="purpose", code=code)
+    if expires := {name: form[field] for field, name in EXPIRES_AFTER.items() if field in form}:
+        fields["expires_after"] = expires
+    try:
+        parsed = Parsed(msgspec.convert(fields, UploadForm, strict=False), tuple(unknown))
+    except msgspec.ValidationError as error:
+        raise field_error(str(error)) from None
     file = files.get("file")
     if file is None:
-        raise InvalidRequest("file is missing", param="file", code="missing_required_parameter")
-    name = "".join(letter for letter in file.filename or "file" if letter.isprintable())[:MAX_NAME]
-    return name or "file", purpose, cast(BinaryIO, file.stream)
+        message = "file must come with a file name" if "file" in form else "file is missing"
+        raise InvalidRequest(message, param="file", code="missing_required_parameter")
+    if file.stream.seek(0, os.SEEK_END) > max_file:
+        raise _too_large(max_file)
+    file.stream.seek(0)
+    g.ignored = parsed.header()
+    return parsed.request, file
 
 
-async def _pieces(store: FileStore, file: FileObject) -> AsyncIterator[bytes]:
-    with store.path(file.id).open("rb") as content:
-        while piece := content.read(_PIECE):
+def _too_large(max_file: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"the file is larger than {max_file} bytes (--max-file)", param="file")
+
+
+async def _pieces(content: BinaryIO) -> AsyncIterator[bytes]:
+    with content:
+        while piece := await asyncio.to_thread(content.read, _PIECE):
             yield piece
 
 

@@ -8,10 +8,15 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from quart import Request
-from werkzeug.exceptions import RequestTimeout
+from werkzeug.exceptions import RequestEntityTooLarge, RequestTimeout
+
+from motet.core.errors import PayloadTooLarge
 
 UPLOAD_PATH = "/v1/files"
-UPLOAD_SECONDS = 3600
+MAX_UPLOAD_SECONDS = 3600
+UPLOAD_PACE = 64 << 10
+"""Bytes a second that an upload must make, beside the seconds that any body has."""
+
 BODY_SECONDS = 60
 FORM_BYTES = 64 << 10
 FORM_PARTS = 8
@@ -32,22 +37,26 @@ def limited_requests(max_file: int) -> type[Request]:
 
     class LimitedRequest(Request):
         def __init__(self, method: str, scheme: str, path: str, *others: Any, **limits: Any) -> None:
-            self.body_seconds = BODY_SECONDS
             if method == "POST" and path == UPLOAD_PATH:
                 limits["max_content_length"] = max_file + FORM_BYTES
-                self.body_seconds = UPLOAD_SECONDS
             # Quart's own limit is an asyncio.wait_for, which forgets (in Python 3.11) that it was cancelled when the
             # body is complete at that moment: who leaves right after sending would be answered to the end.
             limits["body_timeout"] = None
             super().__init__(method, scheme, path, *others, **limits)
-            self.max_form_parts = FORM_PARTS
+            self.max_form_parts, self.max_form_memory_size = FORM_PARTS, FORM_BYTES
 
         async def get_data(self, *options: Any, **named: Any) -> Any:
-            async with _arriving(self.body_seconds):
+            async with _arriving(BODY_SECONDS):
                 return await super().get_data(*options, **named)
 
         async def _load_form_data(self) -> None:
-            async with _arriving(self.body_seconds):
-                await super()._load_form_data()
+            seconds = BODY_SECONDS + (self.content_length or 0) / UPLOAD_PACE
+            async with _arriving(min(seconds, MAX_UPLOAD_SECONDS)):
+                try:
+                    await super()._load_form_data()
+                except RequestEntityTooLarge:  # only the form can be: the file's size was checked by the length
+                    raise PayloadTooLarge(
+                        f"an upload's form has at most {FORM_PARTS} parts, and {FORM_BYTES} bytes in each but the file"
+                    ) from None
 
     return LimitedRequest

@@ -19,6 +19,7 @@ from motet.api.app import create_app
 from motet.api.batches.runner import BatchRunner
 from motet.api.database import Database
 from motet.api.deployment import Deployment
+from motet.api.files import file_store
 from motet.api.listener import LAST_WORDS_SECONDS, ListenerConfig
 from motet.api.services import Services
 from motet.core.errors import StartupError, Unavailable
@@ -68,11 +69,12 @@ async def _answer(services: Services, deployment: Deployment) -> None:
     batches.start()
     drain = asyncio.create_task(_drain(services, batches, stopped, drained))
     announce = asyncio.create_task(_announce(services, deployment))
+    tend = asyncio.create_task(file_store(services).tend())
     config = ListenerConfig(deployment.socket, services.settings)
     await serve(create_app(services), config, shutdown_trigger=drained.wait)
-    for task in (drain, announce):
+    for task in (drain, announce, tend):
         task.cancel()
-    await asyncio.gather(drain, announce, return_exceptions=True)
+    await asyncio.gather(drain, announce, tend, return_exceptions=True)
 
 
 def _only_local(descriptor: int) -> bool:

@@ -7,6 +7,7 @@ import uuid
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 from msgspec.structs import replace
 from quart import Blueprint, Response, request
 
@@ -88,6 +89,7 @@ def routes(services: Services) -> Blueprint:
             created_at=now,
             expires_at=now + WINDOW_SECONDS,
             metadata=asked.metadata,
+            output_expires_after=asked.output_expires_after or UNSET,
         )
         await store.add(owner, batch)
         return _json(batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from codecs import BOM_UTF8
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,13 @@ class Waits(Exception):
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not empty, with their numbers from 1; one that is too long comes cut."""
+    """The lines that are not empty, with their numbers from 1; one that is too long comes cut.
+
+    A byte order mark at the beginning, which some editors write, is none of the first line.
+    """
     with path.open("rb") as file:
+        if file.read(len(BOM_UTF8)) != BOM_UTF8:
+            file.seek(0)
         number = 0
         while line := file.readline(MAX_LINE_BYTES + 1):
             number += 1
@@ -75,9 +81,11 @@ def _mistake(number: int, raw: bytes, endpoint: str, seen: set[str]) -> BatchErr
         return BatchError(code="line_too_long", message=message, line=number)
     try:
         line = msgspec.json.decode(raw, type=Line)
+    except msgspec.ValidationError as error:
+        message = f"the line is not a request: {str(error)[:200]}"
+        return BatchError(code="invalid_line", message=message, line=number)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        code = "invalid_line" if isinstance(error, msgspec.ValidationError) else "invalid_json_line"
-        return BatchError(code=code, message=f"the line is not a request: {str(error)[:200]}", line=number)
+        return BatchError(code="invalid_json_line", message=f"the line is not JSON: {str(error)[:200]}", line=number)
     if line.url != endpoint:
         message = f"url must be the batch's endpoint, {endpoint}"
         return BatchError(code="mismatched_endpoint", message=message, line=number, param="url")
@@ -101,8 +109,11 @@ async def run_line(services: Services, caller: Caller, raw: bytes) -> tuple[bool
     request_id = caller.request_id
     try:
         request = parse(line.body).request
-        if getattr(request, "stream", None) or getattr(request, "background", None):
-            raise InvalidRequest("a batch neither streams nor goes into the background", param="body.stream")
+        for field in ("stream", "background"):
+            if getattr(request, field, None):
+                raise InvalidRequest(
+                    "a batch neither streams nor goes into the background; leave it out", param=f"body.{field}"
+                )
         body = ENCODER.encode(await answer(services, request, caller))
         status = 200
     except (Unavailable, Overloaded) as error:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
+from motet.api.file_store import ExpiresAfter
 from motet.api.schemas import Text64, Text512
 
 Endpoint: TypeAlias = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
@@ -23,7 +24,7 @@ class BatchRequest(msgspec.Struct, frozen=True, kw_only=True):
     endpoint: Endpoint
     completion_window: Literal["24h"]
     metadata: Annotated[dict[Text64, Text512], Meta(max_length=16)] | None = None
-    output_expires_after: dict[str, Any] | None = None
+    output_expires_after: ExpiresAfter | None = None
 
 
 class RequestCounts(msgspec.Struct, frozen=True):
@@ -73,6 +74,7 @@ class BatchObject(msgspec.Struct, frozen=True, kw_only=True):
     cancelled_at: int | None = None
     request_counts: RequestCounts = RequestCounts()
     metadata: dict[str, str] | None = None
+    output_expires_after: ExpiresAfter | UnsetType = UNSET
 
 
 class BatchList(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,6 +18,9 @@ from motet.core.errors import NotFound
 
 LEASE_SECONDS = 20.0
 """A runner that has not been heard of for this long has lost its batches to the next."""
+
+PAGE_BYTES = 4 << 20
+"""Results that are read at once; the last one of a page may be longer."""
 
 _TABLES = (
     """CREATE TABLE IF NOT EXISTS batches (
@@ -77,38 +80,43 @@ class BatchStore:
         return await self._run(work)
 
     async def change(self, owner: str, id: str, change: Callable[[BatchObject], BatchObject]) -> BatchObject:
-        """Change a batch in one transaction; what `change` raises leaves it as it was. Raises NotFound."""
+        """Change a batch in one transaction; what `change` raises leaves it as it was. Raises NotFound.
+
+        The results of one that has ended are forgotten: they are in its output files, and counted in the batch itself.
+        """
 
         def work(connection: sqlite3.Connection) -> BatchObject:
             batch = change(_counted(connection, _found(connection, owner, id)))
             connection.execute(
                 "UPDATE batches SET status = ?, batch = ? WHERE id = ?", (batch.status, msgspec.json.encode(batch), id)
             )
+            if batch.status not in ACTIVE:
+                connection.execute("DELETE FROM batch_results WHERE batch = ?", (id,))
             return batch
 
         return await self._run(work)
 
-    async def claim(self, runner: str) -> Claimed | None:
+    async def claim(self, runner: str, held: Mapping[str, int]) -> Claimed | None:
         """A batch that there is work to do on and nobody works on; it is the runner's from now on.
 
-        The one that nobody has worked on for the longest: new ones first, the oldest of them before the others.
+        Of an owner of whom the runner has the fewest (`held` says how many it has); of these, the one that nobody has
+        worked on for the longest: new ones first, the oldest of them before the others.
         """
 
         def work(connection: sqlite3.Connection) -> Claimed | None:
-            now = time.time()
-            marks = ", ".join("?" * len(ACTIVE))
-            query = (
-                f"SELECT id, owner, batch FROM batches WHERE status IN ({marks}) AND lease < ? ORDER BY lease, number"
-            )
-            row = connection.execute(query, (*ACTIVE, now)).fetchone()
-            if row is None:
+            rows = _claimable(connection)
+            if not rows:
                 return None
-            connection.execute(
-                "UPDATE batches SET runner = ?, lease = ? WHERE id = ?", (runner, now + LEASE_SECONDS, row[0])
-            )
-            return Claimed(msgspec.json.decode(row[2], type=BatchObject), row[1])
+            id, owner = min(rows, key=lambda row: held.get(row[1], 0))
+            lease = time.time() + LEASE_SECONDS
+            connection.execute("UPDATE batches SET runner = ?, lease = ? WHERE id = ?", (runner, lease, id))
+            return Claimed(_found(connection, owner, id), owner)
 
         return await self._run(work)
+
+    async def waiting(self) -> set[str]:
+        """The owners of batches that there is work to do on and nobody works on."""
+        return await self._run(lambda connection: {owner for _, owner in _claimable(connection)})
 
     async def renew(self, runner: str, id: str) -> str | None:
         """Keep the lease on a batch; its status, or None if it is somebody else's now."""
@@ -158,18 +166,23 @@ class BatchStore:
 
         await self._run(work)
 
-    async def results(self, id: str, failed: bool) -> Iterator[bytes]:
-        """The results of the lines that did or did not fail, in the input's order."""
+    async def results(self, id: str, failed: bool) -> AsyncIterator[tuple[bytes, ...]]:
+        """The results of the lines that did or did not fail, in the input's order and in pages of some MiB."""
+        query = "SELECT line, result FROM batch_results WHERE batch = ? AND failed = ? AND line > ? ORDER BY line"
+        last = 0
 
-        def work(connection: sqlite3.Connection) -> list[tuple[bytes]]:
-            query = "SELECT result FROM batch_results WHERE batch = ? AND failed = ? ORDER BY line"
-            return connection.execute(query, (id, failed)).fetchall()
+        def work(connection: sqlite3.Connection) -> Sequence[tuple[int, bytes]]:
+            page, size = [], 0
+            for line, result in connection.execute(query, (id, failed, last)):
+                page.append((line, result))
+                size += len(result)
+                if size >= PAGE_BYTES:
+                    break
+            return page
 
-        return (row[0] for row in await self._run(work))
-
-    async def forget_results(self, id: str) -> None:
-        """They are in the output files now. The counts must have been written into the batch before."""
-        await self._run(lambda connection: connection.execute("DELETE FROM batch_results WHERE batch = ?", (id,)))
+        while page := await self._run(work):
+            yield tuple(result for _, result in page)
+            last = page[-1][0]
 
     async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         def prepared(connection: sqlite3.Connection) -> T:
@@ -178,6 +191,13 @@ class BatchStore:
             return work(connection)
 
         return await self._database.run(prepared)
+
+
+def _claimable(connection: sqlite3.Connection) -> list[tuple[str, str]]:
+    """(id, owner) of the batches that there is work to do on and nobody works on."""
+    marks = ", ".join("?" * len(ACTIVE))
+    query = f"SELECT id, owner FROM batches WHERE status IN ({marks}) AND lease < ? ORDER BY lease, number"
+    return connection.execute(query, (*ACTIVE, time.time())).fetchall()
 
 
 def _found(connection: sqlite3.Connection, owner: str, id: str) -> BatchObject:

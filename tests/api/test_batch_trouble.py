@@ -15,8 +15,8 @@ from support.batches import CHAT, drive, finished, jsonl, line, lines_of, upload
 from support.scripted_api import Shelf
 from support.scripted_server import Running
 
-from motet.api.batches import runner as runner_module
 from motet.api.batches import store as store_module
+from motet.api.batches import work as work_module
 from motet.api.batches.runner import BatchRunner
 from motet.api.batches.store import BatchStore
 from motet.core.errors import Unavailable
@@ -58,7 +58,7 @@ def test_a_source_that_is_away_holds_up_its_own_batch_alone(tmp_path: Path, monk
 
 
 def test_a_batch_that_waits_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner_module, "RETRY_SECONDS", (0.1,))
+    monkeypatch.setattr(work_module, "RETRY_SECONDS", (0.1,))
 
     async def scenario(client: AsyncOpenAI, server: Running) -> None:
         away(server, monkeypatch)
@@ -116,7 +116,7 @@ def test_a_batch_ends_as_it_was_about_to_when_its_runner_died(tmp_path: Path) ->
 
 
 def test_batches_that_only_wait_give_their_places_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner_module, "RETRY_SECONDS", (0.05,))
+    monkeypatch.setattr(work_module, "RETRY_SECONDS", (0.05,))
 
     async def scenario(client: AsyncOpenAI, server: Running) -> None:
         away(server, monkeypatch)

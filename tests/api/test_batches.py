@@ -12,8 +12,9 @@ from openai import AsyncOpenAI
 from support.batches import CHAT, drive, finished, jsonl, line, lines_of, upload
 from support.scripted_server import Running
 
-from motet.api.batches.runner import PRIORITY, BatchRunner
+from motet.api.batches.runner import BatchRunner
 from motet.api.batches.store import BatchStore
+from motet.api.batches.work import PRIORITY
 from motet.core.errors import Unavailable
 from motet.core.messages import Submit
 from motet.core.settings import Settings
