@@ -25,7 +25,7 @@ from motet.api.cors import install_cors
 from motet.api.errors import DEFAULT_MAX_BODY, install_error_handlers
 from motet.api.keep_alive import kept_alive
 from motet.api.native import about, embed, generate, tokens
-from motet.api.request_limits import limited_requests
+from motet.api.request_limits import LimitedRequest
 from motet.api.services import Services
 
 __all__ = ["OPERATIONS", "SURFACES", "Services", "create_app"]
@@ -48,7 +48,7 @@ def create_app(services: Services) -> Quart:
     app.url_map.merge_slashes = False
     max_body = services.settings.size("max_body") or DEFAULT_MAX_BODY
     app.config["MAX_CONTENT_LENGTH"] = max_body
-    app.request_class = limited_requests(services.settings.size("max_file") or 0)
+    app.request_class = LimitedRequest
     blueprints: list[Blueprint] = [surface.routes(services) for surface in SURFACES]
     for blueprint in (*blueprints, docs_page.routes(OPERATIONS)):
         app.register_blueprint(blueprint)

@@ -17,10 +17,10 @@ from motet.api.file_store import ExpiresAfter, FileObject, FileStore, new_file
 from motet.api.operations import Operation, path_parameter, query_parameter
 from motet.api.paging import Page
 from motet.api.parsing import Parsed, field_error
-from motet.api.request_limits import FORM_BYTES
+from motet.api.request_limits import FORM_BYTES, discard_body
 from motet.api.services import Services
 from motet.api.uploads import Uploads
-from motet.core.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
+from motet.core.errors import InvalidRequest, MotetError, PayloadTooLarge, UnsupportedMediaType
 
 PURPOSES = ("batch", "user_data", "assistants", "evals", "fine-tune", "vision")
 EXPIRES_AFTER = {f"expires_after[{name}]": name for name in ExpiresAfter.__struct_fields__}
@@ -137,11 +137,15 @@ def routes(services: Services) -> Blueprint:
     @blueprint.post("/v1/files")
     async def upload() -> Response:
         owner = current_caller().owner
-        async with uploads.reserved(owner, _announced(max_file)):
-            form, sent = await _uploaded(max_file)
-            name = "".join(letter for letter in sent.filename or "" if letter.isprintable())[:MAX_NAME]
-            file = new_file(name or "file", form.purpose, form.expires_after)
-            return _json(await store.put(owner, file, _pieces(cast(BinaryIO, sent.stream))))
+        try:
+            async with uploads.reserved(owner, _announced(max_file)):
+                form, sent = await _uploaded(max_file)
+                name = "".join(letter for letter in sent.filename or "" if letter.isprintable())[:MAX_NAME]
+                file = new_file(name or "file", form.purpose, form.expires_after)
+                return _json(await store.put(owner, file, _pieces(cast(BinaryIO, sent.stream))))
+        except MotetError:
+            await discard_body(request)
+            raise
 
     @blueprint.get("/v1/files")
     async def listing() -> Response:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from quart import Request
@@ -32,31 +32,40 @@ async def _arriving(seconds: float) -> AsyncIterator[None]:
         raise RequestTimeout() from None
 
 
-def limited_requests(max_file: int) -> type[Request]:
-    """The application's class of requests, whose limits depend on their path. `max_file` is in bytes."""
+async def discard_body(request: Request) -> None:
+    """Read what is still to come of a body that is refused: a client that is cut off while it sends sees no answer."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(BODY_SECONDS):
+            async for _ in request.body:
+                pass
 
-    class LimitedRequest(Request):
-        def __init__(self, method: str, scheme: str, path: str, *others: Any, **limits: Any) -> None:
-            if method == "POST" and path == UPLOAD_PATH:
-                limits["max_content_length"] = max_file + FORM_BYTES
-            # Quart's own limit is an asyncio.wait_for, which forgets (in Python 3.11) that it was cancelled when the
-            # body is complete at that moment: who leaves right after sending would be answered to the end.
-            limits["body_timeout"] = None
-            super().__init__(method, scheme, path, *others, **limits)
-            self.max_form_parts, self.max_form_memory_size = FORM_PARTS, FORM_BYTES
 
-        async def get_data(self, *options: Any, **named: Any) -> Any:
-            async with _arriving(BODY_SECONDS):
-                return await super().get_data(*options, **named)
+class LimitedRequest(Request):
+    """The application's requests, whose limits depend on their path."""
 
-        async def _load_form_data(self) -> None:
-            seconds = BODY_SECONDS + (self.content_length or 0) / UPLOAD_PACE
-            async with _arriving(min(seconds, MAX_UPLOAD_SECONDS)):
-                try:
-                    await super()._load_form_data()
-                except RequestEntityTooLarge:  # only the form can be: the file's size was checked by the length
-                    raise PayloadTooLarge(
-                        f"an upload's form has at most {FORM_PARTS} parts, and {FORM_BYTES} bytes in each but the file"
-                    ) from None
+    def __init__(self, method: str, scheme: str, path: str, *others: Any, **limits: Any) -> None:
+        is_upload = method == "POST" and path == UPLOAD_PATH
+        if is_upload:
+            limits["max_content_length"] = None  # the route knows what there is room for
+        # Quart's own limit is an asyncio.wait_for, which forgets (in Python 3.11) that it was cancelled when the
+        # body is complete at that moment: who leaves right after sending would be answered to the end.
+        limits["body_timeout"] = None
+        super().__init__(method, scheme, path, *others, **limits)
+        if is_upload:  # else the form's reader takes the limit of other bodies for what may come at once
+            self.max_content_length = self.content_length
+        self.max_form_parts, self.max_form_memory_size = FORM_PARTS, FORM_BYTES
 
-    return LimitedRequest
+    async def get_data(self, *options: Any, **named: Any) -> Any:
+        """Quart's, for a while. Raises RequestTimeout."""
+        async with _arriving(BODY_SECONDS):
+            return await super().get_data(*options, **named)
+
+    async def _load_form_data(self) -> None:
+        seconds = BODY_SECONDS + (self.content_length or 0) / UPLOAD_PACE
+        async with _arriving(min(seconds, MAX_UPLOAD_SECONDS)):
+            try:
+                await super()._load_form_data()
+            except RequestEntityTooLarge:  # only the form can be: the file's size was checked by the length
+                raise PayloadTooLarge(
+                    f"an upload's form has at most {FORM_PARTS} parts, and {FORM_BYTES} bytes in each but the file"
+                ) from None
