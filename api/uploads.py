@@ -11,7 +11,7 @@ import sqlite3
 import time
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from loguru import logger
 
@@ -48,12 +48,10 @@ class Uploads:
             connection.execute("DELETE FROM uploads WHERE until < ?", (now,))
             query = "SELECT COUNT(*), COALESCE(SUM(owner = ?), 0) FROM uploads"
             everybody, own = connection.execute(query, (owner,)).fetchone()
-            if everybody >= MAX_UPLOADS or own >= MAX_UPLOADS_OF_OWNER:
-                raise Overloaded(
-                    f"{own} uploads of yours and {everybody} in all are under way; at most {MAX_UPLOADS_OF_OWNER} and "
-                    f"{MAX_UPLOADS} may be",
-                    code="too_many_uploads",
-                )
+            if own >= MAX_UPLOADS_OF_OWNER or everybody >= MAX_UPLOADS:
+                which = f"{own} uploads of yours" if own >= MAX_UPLOADS_OF_OWNER else f"{everybody} uploads"
+                message = f"{which} are under way, which is the most; wait until one has ended"
+                raise Overloaded(message, code="too_many_uploads")
             self._database.check_room(connection, size, "file")
             connection.execute("INSERT INTO uploads VALUES (?, ?, ?, ?)", (id, owner, size, now + LEASE_SECONDS))
 
@@ -66,7 +64,8 @@ class Uploads:
             yield
         finally:
             renewing.cancel()
-            await self._database.run(release)
+            with suppress(sqlite3.Error):  # then it ends by itself
+                await self._database.run(release)
 
     async def _renew(self, id: str) -> None:
         def renew(connection: sqlite3.Connection) -> None:
