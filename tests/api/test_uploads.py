@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +29,10 @@ def begun(length: int, sent: bytes = b"") -> bytes:
     """The beginning of an upload whose body has `length` bytes."""
     head = "POST /v1/files HTTP/1.1\r\nhost: localhost\r\ncontent-type: multipart/form-data; boundary=b\r\n"
     return f"{head}content-length: {length}\r\n\r\n".encode() + sent
+
+
+def under_way(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("SELECT COUNT(*) FROM uploads").fetchone()[0])
 
 
 def test_fields_of_an_upload_are_checked_and_unknown_ones_are_named(tmp_path: Path) -> None:
@@ -116,29 +121,32 @@ def test_uploads_that_arrive_take_room_and_places(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(uploads, "MAX_UPLOADS_OF_OWNER", 2)
 
     async def scenario(client: AsyncOpenAI, server: Running) -> None:
-        arriving = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(2)]
+        connections = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(2)]
+
+        async def arrive(number: int, length: int) -> None:
+            connections[number][1].write(begun(length))
+            async with asyncio.timeout(10):
+                while await server.api.services.database.run(under_way) <= number:
+                    await asyncio.sleep(0.01)
 
         async def refusal() -> openai.APIStatusError:
-            async with asyncio.timeout(10):
-                while True:
-                    try:
-                        await client.files.create(file=("a", b"x" * 50_000), purpose="batch")
-                    except openai.APIStatusError as error:
-                        return error
+            with pytest.raises(openai.APIStatusError) as refused:
+                await client.files.create(file=("a", b"x" * 150_000), purpose="batch")
+            return refused.value
 
-        arriving[0][1].write(begun(900_000))
+        await client.files.create(file=("a", b"x"), purpose="batch")
+        await arrive(0, 900_000)
         full = await refusal()
         assert (full.status_code, full.code) == (413, "storage_full")
-        arriving[1][1].write(begun(1000))
-        await asyncio.sleep(0.3)
+        await arrive(1, 1000)
         busy = await refusal()
         assert (busy.status_code, busy.code, busy.response.headers["retry-after"]) == (429, "too_many_uploads", "1")
-        for _, writer in arriving:
+        for _, writer in connections:
             writer.close()
         async with asyncio.timeout(10):
             while True:  # until both are noticed to have left
                 with suppress(openai.APIStatusError):
-                    await client.files.create(file=("b", b"x" * 100_000), purpose="batch")
+                    await client.files.create(file=("b", b"x" * 150_000), purpose="batch")
                     break
                 await asyncio.sleep(0.05)
 
