@@ -12,7 +12,7 @@ from werkzeug.datastructures import Headers
 
 from motet.api.caller import Caller, hub_bearer
 from motet.api.keys import KeyRing
-from motet.core.errors import Forbidden, Unauthenticated
+from motet.core.errors import Forbidden, InvalidRequest, Unauthenticated
 from motet.core.settings import Settings
 
 OPEN_PATHS = ("/", "/health", "/ping", "/startup", "/docs", "/openapi.json")
@@ -29,6 +29,7 @@ def install_access(app: Quart, settings: Settings) -> None:
     async def identify() -> None:
         sent = request.headers.get("x-request-id", "")
         g.request_id = sent if _REQUEST_ID.fullmatch(sent) else f"req_{uuid.uuid4().hex}"
+        _refuse_two_lengths(request)
         if keys is None:
             _refuse_strange_pages(request, settings)
             g.caller = Caller(
@@ -47,7 +48,21 @@ def install_access(app: Quart, settings: Settings) -> None:
             response.headers["x-motet-ignored"] = ignored
         if response.status_code == 401:
             response.headers["www-authenticate"] = "Bearer"
+        if _has_two_lengths(request):
+            response.headers["connection"] = "close"
         return response
+
+
+def _has_two_lengths(asked: Request) -> bool:
+    return "content-length" in asked.headers and "transfer-encoding" in asked.headers
+
+
+def _refuse_two_lengths(asked: Request) -> None:
+    """Raise InvalidRequest for a body whose end a proxy may see elsewhere (RFC 9112, section 6.3)."""
+    if _has_two_lengths(asked):
+        raise InvalidRequest(
+            "send content-length or transfer-encoding, not both", param="transfer-encoding", code="bad_request"
+        )
 
 
 def _refuse_strange_pages(asked: Request, settings: Settings) -> None:

@@ -81,8 +81,8 @@ class KeyRing:
     def __init__(self, path: Path) -> None:
         """Raises StartupError if the file is missing or wrong."""
         self._path = path
+        self._version = self._stamp()  # first, so that a change meanwhile is one
         self._keys = read_keys(path)
-        self._version = self._stamp()
         self._checked = time.monotonic()
 
     def find(self, key: str) -> Key | None:

@@ -6,6 +6,7 @@ is known at once and connections wait through a worker's restart.
 
 from __future__ import annotations
 
+import resource
 import signal
 import socket
 import ssl
@@ -27,9 +28,13 @@ from motet.engine.models.convert import converted_directory
 from motet.engine.processes import EngineProcesses, public_environment
 from motet.engine.spec import engine_spec
 
+OPEN_FILES = 65536
+"""A process may have this many, if the system lets it: each connection is one."""
+
 
 def supervise(settings: Settings) -> None:
     """Serve until Ctrl-C or SIGTERM. Raises StartupError for what keeps the server from starting."""
+    allow_open_files()
     scheme = _scheme(settings)
     listener = _listen(settings.host, settings.port)
     location = _locate(settings)
@@ -66,6 +71,14 @@ def supervise(settings: Settings) -> None:
         api.stop()
         engine.stop()
         listener.close()
+
+
+def allow_open_files() -> None:
+    """Raise this process's limit of open files, and so its children's, as far as it goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _scheme(settings: Settings) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import resource
 import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -13,7 +15,8 @@ import trustme
 from support.caller import CHAT, MESSAGES
 from support.scripted_server import Running, scripted_server
 
-from motet.api.supervisor import supervise
+from motet.api import listener, supervisor
+from motet.api.supervisor import allow_open_files, supervise
 from motet.core.errors import StartupError
 from motet.core.settings import Settings
 
@@ -113,3 +116,81 @@ def test_a_head_that_is_wrong_or_too_long_is_refused_and_harms_nobody(tmp_path: 
             assert (await client.get(server.url + "/health")).status_code == 200
 
     serve(tmp_path, scenario)
+
+
+async def raw(server: Running, content: bytes) -> bytes:
+    """What the server says to `content`, until it closes the connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(content)
+    try:
+        return await asyncio.wait_for(reader.read(), 5)
+    finally:
+        writer.close()
+
+
+def test_a_body_with_two_lengths_is_refused_and_nothing_after_it_is_read(tmp_path: Path) -> None:
+    head = "POST {} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 4\r\n"
+    smuggled = "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+    async def scenario(server: Running) -> None:
+        for path, status in ((CHAT, 400), ("/nowhere", 400), ("/generate", 422)):
+            answer = await raw(server, (head.format(path) + smuggled).encode())
+            assert answer.startswith(b"HTTP/1.1 %d " % status)
+            assert (answer.count(b"HTTP/1.1"), b"not both" in answer) == (1, True)
+
+    serve(tmp_path, scenario)
+
+
+def test_a_connection_that_asks_nothing_is_closed_soon_and_one_that_asked_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "FIRST_HEAD_SECONDS", 0.1)
+
+    async def scenario(server: Running) -> None:
+        for begun in (b"", b"GET /health HTTP/1.1\r\n"):
+            assert await raw(server, begun) == b""
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        for _ in range(2):
+            writer.write(b"HEAD /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)).startswith(b"HTTP/1.1 200 ")
+            await asyncio.sleep(0.3)
+        assert not reader.at_eof()
+        writer.close()
+
+    serve(tmp_path, scenario)
+
+
+def test_idle_connections_make_room_for_others_and_busy_ones_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = len(os.listdir("/proc/self/fd"))
+    # Both ends of each connection are this process's.
+    monkeypatch.setattr(listener, "most_connections", lambda: taken + 100)
+
+    async def scenario(server: Running) -> None:
+        server.api.engine.script = lambda _: "a long story " * 20
+        server.api.engine.step_seconds = 0.01
+        async with httpx2.AsyncClient() as client:
+            busy = asyncio.create_task(client.post(server.url + CHAT, json=BODY))
+            while not server.api.engine.running:
+                await asyncio.sleep(0.01)
+            idle = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(150)]
+            async with httpx2.AsyncClient() as other:
+                assert (await other.get(server.url + "/health", timeout=5)).status_code == 200
+            assert (await busy).text.endswith("data: [DONE]\n\n")
+        assert await asyncio.wait_for(idle[0][0].read(), 5) == b"", "the first that came went first"
+        for _, writer in idle:
+            writer.close()
+
+    serve(tmp_path, scenario)
+
+
+def test_the_limit_of_open_files_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    monkeypatch.setattr(supervisor, "OPEN_FILES", min(soft, 512))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        allow_open_files()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (min(soft, 512), hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

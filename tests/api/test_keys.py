@@ -79,6 +79,21 @@ def test_a_new_version_counts_and_a_broken_one_does_not(file: Path, monkeypatch:
     assert ring.find(fresh) is not None
 
 
+def test_a_change_while_the_file_is_read_at_the_start_is_not_missed(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_and_change(path: Path) -> list[keys.Key]:
+        monkeypatch.undo()
+        found = read_keys(path)
+        write(path, key_line("carol", "sk-motet-carol", False))
+        return found
+
+    monkeypatch.setattr(keys, "read_keys", read_and_change)
+    ring = KeyRing(file)
+    monkeypatch.setattr(keys, "CHECK_SECONDS", 0.0)
+    assert (ring.find(ALICE), getattr(ring.find("sk-motet-carol"), "name", None)) == (None, "carol")
+
+
 def test_without_a_key_nothing_but_what_tells_of_the_server(tmp_path: Path, file: Path) -> None:
     async def scenario(caller: Caller) -> None:
         assert await caller.error(CHAT, {"messages": MESSAGES}) == (401, "invalid_api_key", None)

@@ -1,0 +1,63 @@
+"""Hypercorn's HTTP/2, but calm where clients take back what they have just asked for, again and again.
+
+CVE-2023-44487 ("rapid reset"): a stream that was reset counts for no limit, and its request made work all the same.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from h2.errors import ErrorCodes
+from h2.events import DataReceived, Event, PriorityUpdated, RequestReceived, StreamReset
+from hypercorn import protocol
+from hypercorn.events import Closed
+from hypercorn.protocol.h2 import H2Protocol
+
+RESET_BURST = 200
+RESETS_PER_SECOND = 20.0
+"""Streams of one connection that may be reset: all that it can have open, twice over, and then so many a second."""
+
+
+class CalmHttp2(H2Protocol):
+    """One connection. Priorities, which RFC 9113 has done away with, are not heeded."""
+
+    _resets = 0.0
+    _counted_at = 0.0
+
+    async def _handle_events(self, events: Sequence[Event]) -> None:
+        reset = {event.stream_id for event in events if isinstance(event, StreamReset)}
+        if self._too_many(len(reset)):
+            self.connection.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
+            await self._flush()
+            await self.send(Closed())
+            return
+        gone = reset & {event.stream_id for event in events if isinstance(event, RequestReceived)}
+        for event in events:
+            stream = getattr(event, "stream_id", None)
+            if isinstance(event, DataReceived) and (stream in gone or stream not in self.streams):
+                # Of a request that was answered before it had all come; Hypercorn would fail.
+                self.connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            elif isinstance(event, RequestReceived) and not _is_sound(event):
+                self.connection.reset_stream(event.stream_id, ErrorCodes.PROTOCOL_ERROR)
+            elif stream not in gone and not isinstance(event, PriorityUpdated):
+                await super()._handle_events([event])
+        await self._flush()
+
+    def _too_many(self, resets: int) -> bool:
+        """Count `resets`, which are forgotten with time; whether those remembered are more than a client needs."""
+        now = time.monotonic()
+        self._resets = max(0.0, self._resets - (now - self._counted_at) * RESETS_PER_SECOND) + resets
+        self._counted_at = now
+        return self._resets > RESET_BURST
+
+
+def _is_sound(request: RequestReceived) -> bool:
+    """Whether there are a method and a path that Hypercorn can read."""
+    headers = dict(request.headers)
+    return all(headers.get(name, b"\xff").isascii() for name in (b":method", b":path"))
+
+
+def install() -> None:
+    """Make Hypercorn use it."""
+    setattr(protocol, "H2Protocol", CalmHttp2)  # noqa: B010 (as in api/listener.py)
