@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import socket
 import uuid
 from pathlib import Path
 
@@ -24,6 +25,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 def install_access(app: Quart, settings: Settings) -> None:
     """Give every request of `app` an id and a caller. Raises StartupError if the file of keys is wrong."""
     keys = KeyRing(Path(settings.api_keys)) if settings.api_keys else None
+    hosts = _own_hosts(settings)
 
     @app.before_request
     async def identify() -> None:
@@ -31,7 +33,7 @@ def install_access(app: Quart, settings: Settings) -> None:
         g.request_id = sent if _REQUEST_ID.fullmatch(sent) else f"req_{uuid.uuid4().hex}"
         _refuse_two_lengths(request)
         if keys is None:
-            _refuse_strange_pages(request, settings)
+            _refuse_strange_pages(request, settings, hosts)
             g.caller = Caller(
                 admin=True,
                 request_id=g.request_id,
@@ -65,41 +67,48 @@ def _refuse_two_lengths(asked: Request) -> None:
         )
 
 
-def _refuse_strange_pages(asked: Request, settings: Settings) -> None:
+def _refuse_strange_pages(asked: Request, settings: Settings, hosts: frozenset[str]) -> None:
     """Where there are no keys, keep pages of other sites out, which browsers would let send much without asking.
 
-    Raises Forbidden for a change that a page of a foreign origin asks for, and, on a server for this machine alone,
-    for a Host that is not this machine: a page whose site's name was turned into this machine's address sends that.
+    Raises Forbidden for a Host that is a name of none of `hosts`: a page whose site's name was turned into this
+    machine's address sends that; and for a change that a page of a foreign origin asks for.
     """
     if "*" in settings.cors_origin or asked.method == "OPTIONS":
         return
-    origin, host = asked.headers.get("origin"), asked.headers.get("host", "")
+    host = asked.headers.get("host", "")
+    name = _host_name(host)
+    if not (_is_address(name) or name.endswith(".localhost") or name in hosts or "*" in hosts):
+        raise Forbidden(
+            f"this server has no API keys, and was called {name[:200]!r}, which is not a name that it knows; if it is "
+            f"right, start the server with --allowed-host {name[:200]}, or give it API keys"
+        )
+    origin = asked.headers.get("origin")
     own = {f"http://{host}", f"https://{host}", *settings.cors_origin}
     if asked.method not in ("GET", "HEAD") and origin is not None and origin not in own:
         raise Forbidden(
             f"pages of {origin[:200]} may not call this server; --cors-origin lets them, and API keys keep others out"
         )
-    known = {_host_name(entry.partition("//")[2]) for entry in settings.cors_origin}
-    name = _host_name(host)
-    if _is_local(settings.host) and not _is_local(name) and name not in known:
-        raise Forbidden(
-            f"this server is for its own machine, and was called {name[:200]!r}; if that is right, give it API keys, "
-            f"another --host, or --cors-origin http://{name[:200]}"
-        )
+
+
+def _own_hosts(settings: Settings) -> frozenset[str]:
+    """The names by which this server may be called."""
+    machine = socket.gethostname()
+    named = (*settings.allowed_host, *(entry.partition("//")[2] for entry in settings.cors_origin))
+    return frozenset(map(_host_name, ("", "localhost", settings.host, machine, machine.partition(".")[0], *named)))
 
 
 def _host_name(host: str) -> str:
-    """`host` without a port, and without the brackets of an IPv6 address."""
-    return host.rpartition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
+    """`host` in small letters, without port, the brackets of an IPv6 address, and a name's last dot."""
+    name = host.rpartition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
+    return name.lower().removesuffix(".")
 
 
-def _is_local(name: str) -> bool:
-    if name in ("localhost", "") or name.endswith(".localhost"):
-        return True
+def _is_address(name: str) -> bool:
     try:
-        return ipaddress.ip_address(name).is_loopback
+        ipaddress.ip_address(name)
     except ValueError:
         return False
+    return True
 
 
 def _is_open(asked: Request) -> bool:

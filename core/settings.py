@@ -50,7 +50,13 @@ class Settings:
     api_workers: int = _setting(1, "API processes in front of the one engine", low=1, high=64)
     api_keys: str = _setting("", "a file of API keys (default: anybody may use the server)")
     cors_origin: tuple[str, ...] = _setting(
-        (), "an origin whose pages may call this server from a browser, or * (repeatable)", metavar="ORIGIN"
+        (),
+        "an origin whose pages may call this server from a browser, or * (repeatable)",
+        metavar="ORIGIN",
+        separator=",",
+    )
+    allowed_host: tuple[str, ...] = _setting(
+        (), "a host name by which a server without API keys may be called, or * (repeatable)", metavar="NAME"
     )
     tls_certificate: str = _setting("", "certificate chain (PEM): serve HTTPS")
     tls_key: str = _setting("", "the certificate's private key (PEM)")
@@ -107,7 +113,9 @@ def _convert(setting: dataclasses.Field[Any], value: Any, origin: str) -> Any:
     """`value` (text, or TOML's own type) as the setting's type, checked. Raises StartupError naming `origin`."""
     name, rules = setting.name, setting.metadata
     if setting.type == "tuple[str, ...]":
-        return tuple(value) if isinstance(value, (list, tuple)) else tuple(filter(None, str(value).split(os.pathsep)))
+        if isinstance(value, (list, tuple)):
+            return tuple(value)
+        return tuple(filter(None, str(value).split(rules.get("separator", os.pathsep))))
     kind: type = {"int": int, "float": float}.get(str(setting.type), str)
     try:
         converted = kind(value)

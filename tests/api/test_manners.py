@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -166,24 +167,34 @@ def test_nothing_else_gets_comments() -> None:
     assert COMMENT not in asyncio.run(stream_of([0.3], 0.05, b"application/json"))
 
 
+@pytest.mark.parametrize("bound", ["127.0.0.1", "0.0.0.0"])
 @pytest.mark.parametrize(
     ("method", "headers", "status"),
     [
         ("POST", {"origin": "https://evil.example"}, 403),
         ("POST", {"origin": "null"}, 403),
+        ("POST", {"origin": "http://localhost:3000", "host": "localhost:8080"}, 403),
         ("POST", {"origin": "https://app.example"}, 200),
         ("POST", {"origin": "http://localhost:8080", "host": "localhost:8080"}, 200),
         ("POST", {"host": "evil.example"}, 403),
+        ("POST", {"origin": "http://evil.example", "host": "evil.example"}, 403),
         ("GET", {"host": "evil.example:8080"}, 403),
+        ("GET", {"host": "localhost.evil.example"}, 403),
+        ("GET", {"host": "127.0.0.1.evil.example"}, 403),
         ("GET", {"host": "app.example"}, 200),
+        ("GET", {"host": "Motet:8080"}, 200),
         ("GET", {"host": "127.0.0.1:8080"}, 200),
+        ("GET", {"host": "192.168.1.20:8080"}, 200),
         ("GET", {"host": "[::1]:8080"}, 200),
+        ("GET", {"host": "LOCALHOST"}, 200),
+        ("GET", {"host": "localhost.:8080"}, 200),
         ("GET", {"host": "model.localhost"}, 200),
+        ("GET", {"host": socket.gethostname()}, 200),
         ("GET", {"origin": "https://evil.example"}, 200),  # the browser keeps the answer from the page
     ],
 )
 def test_without_keys_pages_of_other_sites_are_kept_out(
-    tmp_path: Path, method: str, headers: dict[str, str], status: int
+    tmp_path: Path, bound: str, method: str, headers: dict[str, str], status: int
 ) -> None:
     async def scenario(caller: Caller) -> None:
         path = "/v1/models" if method == "GET" else CHAT
@@ -191,17 +202,24 @@ def test_without_keys_pages_of_other_sites_are_kept_out(
         response = await caller.client.open(path, method=method, json=body, headers=headers)
         assert response.status_code == status
         if status == 403:
-            assert "cors-origin" in (await response.get_json())["error"]["message"]
+            message = (await response.get_json())["error"]["message"]
+            assert "--allowed-host" in message or "--cors-origin" in message
 
-    drive(tmp_path, scenario, settings=Settings(cors_origin=("https://app.example",)))
+    settings = Settings(host=bound, cors_origin=("https://app.example",), allowed_host=("motet",))
+    drive(tmp_path, scenario, settings=settings)
 
 
-def test_a_server_for_others_answers_to_any_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("keys", [True, False])
+def test_a_server_may_answer_to_any_name(tmp_path: Path, keys: bool) -> None:
+    file = tmp_path / "keys"
+    file.write_text(key_line("alice", "sk-alice", False))
+    settings = Settings(api_keys=str(file)) if keys else Settings(allowed_host=("*",))
+
     async def scenario(caller: Caller) -> None:
-        response = await caller.client.get("/v1/models", headers={"host": "models.example"})
-        assert response.status_code == 200
+        headers = {"host": "models.example", "authorization": "Bearer sk-alice"}
+        assert (await caller.client.get("/v1/models", headers=headers)).status_code == 200
 
-    drive(tmp_path, scenario, settings=Settings(host="0.0.0.0"))
+    drive(tmp_path / "api", scenario, settings=settings)
 
 
 def test_nobody_makes_up_series(tmp_path: Path) -> None:

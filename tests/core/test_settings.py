@@ -46,6 +46,8 @@ def test_types_are_converted(config: Path) -> None:
     assert isinstance(settings.drain_seconds, float)
     roots = {"MOTET_ADAPTER_ROOT": os.pathsep.join(("/x", "/y"))}
     assert load_settings({}, roots, config).adapter_root == ("/x", "/y")
+    origins = {"MOTET_CORS_ORIGIN": "https://a.example,http://localhost:3000"}
+    assert load_settings({}, origins).cors_origin == ("https://a.example", "http://localhost:3000")
     assert load_settings({"adapter_root": ["/only"]}, roots, config).adapter_root == ("/only",)
 
 

@@ -98,11 +98,13 @@ def test_pinned_versions_and_steps_are_the_makefiles() -> None:
 @pytest.mark.parametrize("name", COMPOSE)
 def test_compose_builds_a_file_that_exists_with_settings_that_are_real(name: str) -> None:
     only = service(name, MODEL="org/name", SHARDS="3")
+    assert list(yaml.safe_load(read(f"docker/{name}"))["services"]) == ["motet"]
     context = (ROOT / "docker" / only["build"]["context"]).resolve()
     assert context == ROOT
     assert only["build"]["dockerfile"] == f"docker/{COMPOSE[name]}"
     settings = settings_of(environment(COMPOSE[name]) | only["environment"])
     assert (settings.model, settings.shards) == ("org/name", 3)
+    assert settings.allowed_host == ("motet",), "other containers call it by the service's name"
     mounts = {volume.split(":")[1] for volume in only["volumes"]}
     assert {*settings.adapter_root, "/cache", settings.data_dir} == mounts
     assert int(only["stop_grace_period"].removesuffix("s")) > settings.drain_seconds + 1
