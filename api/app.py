@@ -25,6 +25,7 @@ from motet.api.cors import install_cors
 from motet.api.errors import DEFAULT_MAX_BODY, install_error_handlers
 from motet.api.keep_alive import kept_alive
 from motet.api.native import about, embed, generate, tokens
+from motet.api.native.errors import response_by_path
 from motet.api.request_limits import LimitedRequest
 from motet.api.services import Services
 
@@ -52,7 +53,7 @@ def create_app(services: Services) -> Quart:
     blueprints: list[Blueprint] = [surface.routes(services) for surface in SURFACES]
     for blueprint in (*blueprints, docs_page.routes(OPERATIONS)):
         app.register_blueprint(blueprint)
-    install_error_handlers(app, max_body)
+    install_error_handlers(app, max_body, response_by_path(app))
 
     install_access(app, services.settings)
     metrics.install_metrics(app)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 
 from loguru import logger
 from quart import Quart, Response, g
@@ -57,22 +58,22 @@ def http_failure(error: HTTPException, max_body: int) -> MotetError:
     return failure
 
 
-def install_error_handlers(app: Quart, max_body: int) -> None:
-    """Make `app` answer every exception with an error object."""
+def install_error_handlers(app: Quart, max_body: int, respond: Callable[[ErrorInfo], Response]) -> None:
+    """Make `app` answer every exception that no blueprint answers with what `respond` makes of it."""
 
     async def on_motet_error(error: MotetError) -> Response:
         if error.status >= 500:
             logger.warning("request {}: {} ({})", g.get("request_id"), error.message, error.code)
-        return error_response(error.info())
+        return respond(error.info())
 
     async def on_http_error(error: HTTPException) -> Response:
-        response = error_response(http_failure(error, max_body).info())
+        response = respond(http_failure(error, max_body).info())
         if isinstance(error, WerkzeugMethodNotAllowed) and error.valid_methods:
             response.headers["allow"] = ", ".join(sorted(error.valid_methods))
         return response
 
     async def on_fault(error: Exception) -> Response:
-        return error_response(internal_error(error))
+        return respond(internal_error(error))
 
     app.register_error_handler(MotetError, on_motet_error)
     app.register_error_handler(HTTPException, on_http_error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import TypeAlias
 
 from motet.api.schemas import MAX_CHOICES, CompletionRequest
@@ -118,4 +119,5 @@ async def encode(services: Services, texts: Sequence[str], *, add_special_tokens
     """The token ids of each text, in a thread if that takes long."""
     if sum(map(len, texts)) < LONG_TEXT:
         return services.text.encode_batch(texts, add_special_tokens=add_special_tokens)
-    return await asyncio.to_thread(services.text.encode_batch, texts, add_special_tokens=add_special_tokens)
+    work = partial(services.text.encode_batch, texts, add_special_tokens=add_special_tokens)
+    return await asyncio.get_running_loop().run_in_executor(services.tokenising, work)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -20,10 +21,13 @@ from motet.engine.client.engine_client import EngineClient
 from motet.engine.client.template_renderer import TemplateRenderer
 from motet.engine.client.text_model import TextModel
 
+TOKENISERS = 2
+"""Threads for long texts: few, to leave others the cores, and their own, so that nothing short waits behind them."""
+
 
 @dataclass
 class Services:
-    """The parts of one API process; `drain` and `grammars` need no setting up."""
+    """The parts of one API process; those that have a default need no setting up."""
 
     settings: Settings
     text: TextModel
@@ -35,6 +39,7 @@ class Services:
     database: Database
     drain: Drain = field(default_factory=Drain)
     grammars: GrammarChecker = field(default_factory=GrammarChecker)
+    tokenising: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(TOKENISERS, "tokenising"))
     started: int = field(default_factory=lambda: int(time.time()))
 
     def model(self) -> ModelInfo:

@@ -45,7 +45,7 @@ OPERATIONS = (
 
 def routes(services: Services) -> Blueprint:
     """The routes, bound to `services`."""
-    blueprint = native_blueprint("lorax_about", services)
+    blueprint = native_blueprint("about", services)
 
     @blueprint.get("/info")
     async def info() -> Response:

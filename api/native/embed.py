@@ -52,7 +52,7 @@ OPERATIONS = (
 
 def routes(services: Services) -> Blueprint:
     """The routes, bound to `services`."""
-    blueprint = native_blueprint("lorax_embed", services)
+    blueprint = native_blueprint("embed", services)
 
     @blueprint.post("/embed")
     async def embed_text() -> Response:

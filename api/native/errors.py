@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 from loguru import logger
-from quart import Blueprint, Response, g
+from quart import Blueprint, Quart, Response, g, request
 from werkzeug.exceptions import HTTPException
 
 from motet.api.answers import ENCODER
-from motet.api.errors import DEFAULT_MAX_BODY, RETRY_AFTER_SECONDS, http_failure, internal_error
+from motet.api.errors import DEFAULT_MAX_BODY, RETRY_AFTER_SECONDS, error_response, http_failure, internal_error
 from motet.api.native.answers import NativeError
 from motet.api.services import Services
 from motet.core.errors import ErrorInfo, JsonInvalid, MotetError
@@ -23,6 +25,9 @@ MEANINGS = {
     422: "A field is wrong, or not supported.",
 }
 
+PREFIX = "lorax_"
+"""What the names of these blueprints begin with."""
+
 _OWN_NAMES = {
     "prompt": "inputs",
     "max_tokens": "max_new_tokens",
@@ -34,6 +39,7 @@ _OWN_NAMES = {
 
 _KINDS = {
     401: "authentication",
+    403: "authentication",
     404: "not_found",
     409: "incomplete_generation",
     429: "overloaded",
@@ -74,6 +80,12 @@ def native_error_response(info: ErrorInfo) -> Response:
     return response
 
 
+def response_by_path(app: Quart) -> Callable[[ErrorInfo], Response]:
+    """A failure as the response that its path's clients expect, where no route was found to say so."""
+    own = {rule.rule for rule in app.url_map.iter_rules() if rule.endpoint.startswith(PREFIX)}
+    return lambda info: (native_error_response if request.path in own else error_response)(info)
+
+
 def native_error_event(info: ErrorInfo) -> bytes:
     """A failure as the last frame of a stream."""
     return b"data: " + ENCODER.encode(native_error(info)[1]) + b"\n\n"
@@ -81,7 +93,7 @@ def native_error_event(info: ErrorInfo) -> bytes:
 
 def native_blueprint(name: str, services: Services) -> Blueprint:
     """A blueprint whose routes fail in LoRAX's shape."""
-    blueprint = Blueprint(name, __name__)
+    blueprint = Blueprint(PREFIX + name, __name__)
     max_body = services.settings.size("max_body") or DEFAULT_MAX_BODY
 
     @blueprint.errorhandler(MotetError)

@@ -63,7 +63,7 @@ OPERATIONS = (
 
 def routes(services: Services) -> Blueprint:
     """The routes, bound to `services`."""
-    blueprint = native_blueprint("lorax_generate", services)
+    blueprint = native_blueprint("generate", services)
 
     async def whole(body: NativeRequest, listed: bool) -> Response:
         run = await NativeRun.start(services, body, current_caller(), stream=False)

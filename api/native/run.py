@@ -72,8 +72,7 @@ class NativeRun:
         room = max(checked.model.max_context - len(kept), 1)
         request = replace(request, max_tokens=parameters.max_new_tokens or room)
         generation = Generation.of(services, request, checked, [prompt])
-        full = services.text.decode(kept) if parameters.truncate or parameters.apply_chat_template else body.inputs
-        return cls(generation, parameters, full if parameters.return_full_text else "")
+        return cls(generation, parameters, body.inputs if parameters.return_full_text else "")
 
     async def answer(self, services: Services) -> tuple[NativeAnswer, Mapping[str, str]]:
         """The whole answer, and its headers."""

@@ -61,7 +61,7 @@ class GenerateParameters(AdapterParameters, frozen=True, kw_only=True):
     do_sample: Annotated[bool | None, _says("Sample, rather than take the likeliest token.")] = None
     max_new_tokens: Annotated[Positive | None, _says("Longest answer; absent: what the context has left.", 20)] = None
     ignore_eos_token: Annotated[bool | None, _says("Go on past the model's end-of-text token.")] = None
-    return_full_text: Annotated[bool | None, _says("Begin generated_text with the prompt.")] = None
+    return_full_text: Annotated[bool | None, _says("Begin generated_text with the inputs.")] = None
     stop: Annotated[
         Annotated[list[StopString], Meta(max_length=MAX_STOP_STRINGS)] | None,
         _says("The answer ends before the first of these."),
@@ -74,9 +74,9 @@ class GenerateParameters(AdapterParameters, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=1, le=MAX_TOP_LOGPROBS)] | None, _says("Alternatives to report for each token.")
     ] = None
     apply_chat_template: Annotated[bool | None, _says("Take the inputs for a user's message.")] = None
-    seed: Annotated[
-        Annotated[int, Meta(ge=0, le=2**63 - 1)] | None, _says("The same seed gives the same answer.", 7)
-    ] = None
+    seed: Annotated[Annotated[int, Meta(ge=0)] | None, _says("The same seed gives the same answer; below 2^64.", 7)] = (
+        None
+    )
     response_format: Annotated[
         dict[str, Any] | None,
         _says("`text`, `json_object` or `json_schema` (both with `schema`), or a plugin's.", {"type": "json_object"}),

@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any, cast
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
-from quart import Blueprint, Response, g, request
+from quart import Blueprint, Response, g
 
 from motet.api.adapter_choice import chosen_adapter
+from motet.api.adapters.messages import ServedAdapter
 from motet.api.answers import ENCODER
+from motet.api.body import read_body
 from motet.api.caller import current_caller
 from motet.api.chat_prompts import chat_prompt, find_template
 from motet.api.errors import error_response
+from motet.api.logprobs import readable
 from motet.api.native.answers import NativeError
 from motet.api.native.errors import native_error_response
 from motet.api.operations import ERRORS, TOKEN, Operation
-from motet.api.parsing import convert, decode_object
-from motet.api.prompts import encode
-from motet.api.schemas import AdapterChoice, ChatRequest, Message, TokenId
+from motet.api.params import truncated
+from motet.api.parsing import Parsed, check_adapters, convert, parse_chat, unknown_fields
+from motet.api.prompts import encode, refuse_hopeless
+from motet.api.schemas import (
+    MAX_TEMPLATE_VARIABLES,
+    MAX_TOOLS,
+    AdapterChoice,
+    ChatRequest,
+    FunctionTool,
+    Message,
+    TokenId,
+)
 from motet.api.services import Services
+from motet.api.tools import tool_use
 from motet.core.errors import InvalidRequest, MotetError
 
 MAX_CHARACTERS = 1 << 19
@@ -37,12 +52,30 @@ class TokenizeRequest(AdapterChoice, frozen=True, kw_only=True):
         Annotated[list[Message], Meta(min_length=1)] | None, Meta(description="A conversation, for its prompt.")
     ] = None
     add_special_tokens: Annotated[
-        bool | None, Meta(description="Begin as prompts begin; default: true for texts, false for conversations.")
+        bool | None, Meta(description="Begin as prompts begin; default: true. For texts: templates begin as they will.")
     ] = None
     add_generation_prompt: Annotated[bool | None, Meta(description="For messages; default: true.")] = None
     continue_final_message: Annotated[bool | None, Meta(description="For messages; default: false.")] = None
-    chat_template_kwargs: Annotated[dict[str, Any] | None, Meta(description="For messages.")] = None
+    chat_template_kwargs: Annotated[
+        Annotated[dict[str, Any], Meta(max_length=MAX_TEMPLATE_VARIABLES)] | None, Meta(description="For messages.")
+    ] = None
+    tools: Annotated[
+        Annotated[list[FunctionTool], Meta(max_length=MAX_TOOLS)] | None,
+        Meta(description="For messages: what the model may call, as its prompt says."),
+    ] = None
     return_token_strs: Annotated[bool | None, Meta(description="Answer with each token's text, too.")] = None
+
+
+KINDS = ("inputs", "prompt", "messages")
+HEEDED = {
+    **dict.fromkeys(
+        ("add_generation_prompt", "continue_final_message", "chat_template_kwargs", "tools"), ("messages",)
+    ),
+    "return_token_strs": ("prompt", "messages"),
+}
+"""Field to the kinds of request for which it means something; with others it is ignored."""
+
+CHAT_FIELDS = tuple(name for name in TokenizeRequest.__struct_fields__ if name in ChatRequest.__struct_fields__)
 
 
 class TokenSpan(msgspec.Struct, frozen=True):
@@ -59,7 +92,7 @@ class TokenList(msgspec.Struct, frozen=True, kw_only=True):
 
     count: int
     max_model_len: int
-    tokens: list[int]
+    tokens: tuple[int, ...]
     token_strs: list[str] | UnsetType | None = UNSET
 
 
@@ -117,80 +150,100 @@ def routes(services: Services) -> Blueprint:
 
     @blueprint.post("/tokenize")
     async def tokenize() -> Response:
-        body = await _body()
-        g.lorax = "inputs" in body
-        asked = convert(body, TokenizeRequest)
-        answer = await (_spans(services, asked) if asked.inputs is not None else _listed(services, asked))
-        return Response(ENCODER.encode(answer), content_type="application/json")
+        async with services.drain.interruptible():
+            asked = await read_body(_parse)
+            answer = await (_spans(services, asked) if asked.inputs is not None else _listed(services, asked))
+            return Response(ENCODER.encode(answer), content_type="application/json")
 
     @blueprint.post("/detokenize")
     async def detokenize() -> Response:
-        asked = convert(await _body(), DetokenizeRequest)
+        asked = await read_body(_parse_tokens)
         size = services.text.vocab_size
         for index, token in enumerate(asked.tokens):
             if token >= size:
                 raise InvalidRequest(f"{token} is not the id of a token (0 to {size - 1})", param=f"tokens[{index}]")
-        text = await asyncio.to_thread(services.text.decode, asked.tokens, skip_special_tokens=False)
+        decode = partial(services.text.decode, asked.tokens, skip_special_tokens=False)
+        text = await asyncio.get_running_loop().run_in_executor(services.tokenising, decode)
         answer = DetokenizedText(text)
         return Response(ENCODER.encode(answer), content_type="application/json")
 
     return blueprint
 
 
-async def _body() -> dict[str, Any]:
-    return decode_object(cast(bytes, await request.get_data(as_text=False)), request.mimetype)
+def _parse(body: dict[str, Any]) -> Parsed[TokenizeRequest]:
+    """The body of /tokenize. Raises InvalidRequest for a field that would change the count and is not heeded."""
+    given = [name for name in KINDS if body.get(name) is not None]
+    g.lorax = given == ["inputs"]
+    if len(given) != 1:
+        raise InvalidRequest(
+            "send one of prompt, messages and inputs", param="prompt", code="missing_required_parameter"
+        )
+    [kind] = given
+    asked = convert(body, TokenizeRequest)
+    check_adapters(asked)
+    if asked.messages is not None and asked.add_special_tokens:
+        raise InvalidRequest("the chat template alone begins a conversation; leave it out", param="add_special_tokens")
+    unheeded = tuple(
+        name
+        for name in body
+        if name not in TokenizeRequest.__struct_fields__ or (name in HEEDED and kind not in HEEDED[name])
+    )
+    if asked.messages is None:
+        return Parsed(asked, unheeded)
+    chat = {name: value for name, value in body.items() if name in CHAT_FIELDS}
+    return Parsed(asked, (*unheeded, *parse_chat({"model": "", **chat}).ignored))
+
+
+def _parse_tokens(body: dict[str, Any]) -> Parsed[DetokenizeRequest]:
+    return Parsed(convert(body, DetokenizeRequest), unknown_fields(body, DetokenizeRequest, {}))
 
 
 async def _spans(services: Services, asked: TokenizeRequest) -> list[TokenSpan]:
     """LoRAX's list: places count characters."""
-    text = asked.inputs or ""
-    _refuse_long(text, "inputs")
-    special = asked.add_special_tokens is not False
-    spans = await asyncio.to_thread(services.text.spans, text, add_special_tokens=special)
-    return [TokenSpan(id, text[start:stop], start, stop) for id, start, stop in spans]
+    text, context = asked.inputs or "", services.model().max_context
+    _refuse_long(services, text, "inputs", bounded=asked.truncate_prompt_tokens is None)
+    await chosen_adapter(services, asked, current_caller())
+
+    def spans() -> list[TokenSpan]:
+        found = services.text.spans(text, add_special_tokens=asked.add_special_tokens is not False)
+        kept = len(truncated(asked, tuple(id for id, _, _ in found), context))
+        return [TokenSpan(id, text[start:stop], start, stop) for id, start, stop in found[len(found) - kept :]]
+
+    return await asyncio.get_running_loop().run_in_executor(services.tokenising, spans)
 
 
 async def _listed(services: Services, asked: TokenizeRequest) -> TokenList:
-    """vLLM's object. Raises InvalidRequest unless there is a prompt or there are messages."""
-    if (asked.prompt is None) == (asked.messages is None):
-        raise InvalidRequest(
-            "send one of prompt, messages and inputs", param="prompt", code="missing_required_parameter"
-        )
-    if asked.prompt is not None:
-        _refuse_long(asked.prompt, "prompt")
-        special = asked.add_special_tokens is not False
-        [tokens] = await encode(services, [asked.prompt], add_special_tokens=special)
+    """vLLM's object."""
+    context = services.model().max_context
+    adapter = await chosen_adapter(services, asked, current_caller())
+    if asked.prompt is None:
+        tokens = await _conversation(services, asked, adapter)
     else:
-        tokens = await _conversation(services, asked)
-    words = await asyncio.to_thread(_words, services, tokens) if asked.return_token_strs else None
+        _refuse_long(services, asked.prompt, "prompt", bounded=asked.truncate_prompt_tokens is None)
+        [found] = await encode(services, [asked.prompt], add_special_tokens=asked.add_special_tokens is not False)
+        tokens = tuple(found)
+    tokens = truncated(asked, tokens, context)
     return TokenList(
         count=len(tokens),
-        max_model_len=services.model().max_context,
+        max_model_len=context,
         tokens=tokens,
-        token_strs=words,
+        token_strs=_words(services, tokens) if asked.return_token_strs else None,
     )
 
 
-def _words(services: Services, tokens: list[int]) -> list[str]:
-    return [services.text.decode([id], skip_special_tokens=False) for id in tokens]
+def _words(services: Services, tokens: Sequence[int]) -> list[str]:
+    words = {id: readable(services.text.token_bytes(id)) for id in set(tokens)}
+    return [words[id] for id in tokens]
 
 
-def _refuse_long(text: str, param: str) -> None:
+def _refuse_long(services: Services, text: str, param: str, bounded: bool) -> None:
     if len(text) > MAX_CHARACTERS:
         raise InvalidRequest(f"it has {len(text)} characters; {MAX_CHARACTERS} are allowed", param=param)
+    if bounded:
+        refuse_hopeless(services, text, param)
 
 
-async def _conversation(services: Services, asked: TokenizeRequest) -> list[int]:
-    chat = ChatRequest(
-        model=asked.model,
-        adapter_id=asked.adapter_id,
-        adapter_source=asked.adapter_source,
-        api_token=asked.api_token,
-        messages=asked.messages or [],
-        add_generation_prompt=asked.add_generation_prompt,
-        continue_final_message=asked.continue_final_message,
-        chat_template_kwargs=asked.chat_template_kwargs,
-    )
-    adapter = await chosen_adapter(services, chat, current_caller())
+async def _conversation(services: Services, asked: TokenizeRequest, adapter: ServedAdapter | None) -> tuple[int, ...]:
+    chat = ChatRequest(**{name: getattr(asked, name) for name in CHAT_FIELDS})
     template = await find_template(services, adapter)
-    return list(await chat_prompt(services, chat, template, None))
+    return await chat_prompt(services, chat, template, tool_use(services, chat, template))

@@ -12,6 +12,9 @@ from motet.core.errors import InvalidRequest
 BASE = "__base_model__"
 """LoRAX's own name for no adapter."""
 
+SEED_BITS = 2**63 - 1
+"""What is used of a seed; LoRAX's have a bit more."""
+
 
 def adapter_fields(parameters: AdapterParameters) -> dict[str, Any]:
     """Which adapter, as every route of ours has it."""
@@ -49,7 +52,7 @@ def completion_request(inputs: str, parameters: GenerateParameters, stream: bool
         ignore_eos_token=parameters.ignore_eos_token,
         stop=parameters.stop or None,
         truncate_prompt_tokens=parameters.truncate,
-        seed=parameters.seed,
+        seed=None if parameters.seed is None else parameters.seed & SEED_BITS,
         response_format=_format(parameters.response_format),
         logprobs=(parameters.return_k_alternatives or 0) if scored else None,
         echo=parameters.decoder_input_details and parameters.details,
@@ -81,6 +84,8 @@ def check(inputs: str, parameters: GenerateParameters, stream: bool) -> None:
         raise InvalidRequest("you must use sampling when `best_of` is > 1", param="parameters.best_of")
     if several and parameters.seed is not None:
         raise InvalidRequest("`seed` must not be set when `best_of` > 1", param="parameters.seed")
+    if parameters.seed is not None and parameters.seed >= 2**64:
+        raise InvalidRequest("`seed` must be below 2^64", param="parameters.seed")
     if parameters.decoder_input_details and stream:
         raise InvalidRequest(
             "`decoder_input_details` == true is not supported when streaming tokens",

@@ -89,7 +89,7 @@ class TextModel:
 
     def spans(self, text: str, *, add_special_tokens: bool) -> list[tuple[int, int, int]]:
         """(token id, start, stop) of each token of `text`; places count characters, special tokens have none."""
-        found = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        [found] = self._tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)  # as in encode_batch
         return [(id, start, stop) for id, (start, stop) in zip(found.ids, found.offsets, strict=True)]
 
     def gap_ids(self) -> tuple[int, int, int] | None:

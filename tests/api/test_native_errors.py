@@ -18,6 +18,7 @@ from motet.core.errors import AdapterRefused, Overloaded, Unavailable
     [
         ({"top_p": 0}, 422, "validation", "top_p"),
         ({"temperature": "hot"}, 422, "validation", "temperature"),
+        ({"seed": 2**64}, 422, "validation", "seed"),
         ({"max_new_tokens": 0}, 422, "validation", "max_new_tokens"),
         ({"max_new_tokens": 10**6}, 422, "validation", "max_new_tokens"),
         ({"watermark": True}, 422, "validation", "watermark"),
@@ -102,5 +103,18 @@ def test_the_engines_failures(tmp_path: Path) -> None:
             told = await events(caller, body())
             assert (set(told[-1]), told[-1]["error_type"]) == ({"error", "error_type"}, kind)
             assert [event["token"]["text"] for event in told[:-1]] == ["H", "e"]
+
+    drive(tmp_path, scenario)
+
+
+def test_a_method_that_a_route_does_not_take_has_lorax_shape(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        for path, method in (("/generate", "GET"), ("/embed", "DELETE"), ("/info", "POST"), ("/", "DELETE")):
+            response = await caller.client.open(path, method=method)
+            answer = json.loads(await response.get_data())
+            assert (response.status_code, set(answer)) == (405, {"error", "error_type"})
+            assert response.headers["allow"]
+        response = await caller.client.get("/v1/completions")
+        assert set((await response.get_json())["error"]) == {"message", "type", "param", "code"}
 
     drive(tmp_path, scenario)
