@@ -35,7 +35,7 @@ OPERATIONS = (
         "End a request that runs",
         "server",
         CancelledRequest,
-        errors=(401, 404, 503),
+        errors=(404, 503),
         parameters=(path_parameter("request_id", "Its x-request-id, or the id of its answer."),),
     ),
 )

@@ -19,9 +19,7 @@ UNROUTED = UNKNOWN = "other"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 OPERATIONS = (
-    Operation(
-        "get", "/metrics", "Counters for Prometheus", "server", None, media="text/plain", errors=(401,), says="Text."
-    ),
+    Operation("get", "/metrics", "Counters for Prometheus", "server", None, media="text/plain", says="Text."),
 )
 
 REQUESTS = Counter("motet_requests", "Requests that were answered", ("method", "route", "status"))

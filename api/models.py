@@ -26,7 +26,7 @@ OPERATIONS = (
         "One model",
         "models",
         ModelCard,
-        errors=(400, 401, 403, 404, 429, 503),
+        errors=(400, 404, 429, 503),
         parameters=(
             path_parameter("model", "An id or alias from the list. Slashes may be sent as they are or as %2F."),
         ),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
 import msgspec
 
+from motet.api.access import OPEN_PATHS
 from motet.api.answers import ErrorBody
 from motet.api.operations import STATUSES, Operation
 
@@ -88,8 +89,19 @@ def _request_body(operation: Operation) -> dict[str, Any]:
     return {"required": True, "content": {"application/json": content}}
 
 
+def _errors_of_every(operation: Operation) -> Iterator[int]:
+    """The statuses that no route has to itself."""
+    yield from (403, 500)
+    if operation.method != "get" or operation.path not in OPEN_PATHS:
+        yield 401
+    if operation.body is not None or operation.multipart is not None:
+        yield from (400, 408, 413)
+    if operation.body is not None:
+        yield 415
+
+
 def _described(operation: Operation) -> dict[str, Any]:
-    errors = sorted({*operation.errors, 500} | ({400, 413, 415} if operation.body is not None else set()))
+    errors = sorted({*operation.errors, *_errors_of_every(operation)})
     entry: dict[str, Any] = {
         "summary": operation.summary,
         "tags": [operation.tag],

@@ -13,8 +13,9 @@ from motet.api.answers import ErrorBody
 STATUSES: Mapping[int, str] = {
     400: "A field is wrong, not supported, or too large for the context.",
     401: "A key or an adapter source's token is missing or wrong.",
-    403: "The key or the token may not do this.",
+    403: "The key or the token may not do this; or, on a server without keys, the Host or Origin is a strange one.",
     404: "No such model, adapter or object.",
+    408: "The body did not arrive in time.",
     409: "The object's state does not allow it; the same again will not help.",
     413: "The body is over --max-body.",
     415: "The body is not declared as JSON.",
@@ -56,9 +57,9 @@ class Operation:
 
     `body` is the request's JSON struct, `answer` the 200's: a struct, a JSON schema, or None for a body that has a
     media type (`media`) and no schema. `chunk` is what the events of a stream hold. `refused` are the known fields
-    that are refused unless their value changes nothing. `errors` are the statuses that may come beside 200 and 500,
-    with a body of the kind `failure`. `parts` are structs that a JSON schema among these refers to; `meanings`
-    say what a status means here, if not what it means elsewhere.
+    that are refused unless their value changes nothing. `errors` are the statuses that may come beside 200 and those
+    of every route; their bodies are of the kind `failure`. `parts` are structs that a JSON schema among these refers
+    to; `meanings` say what a status means here, if not what it means elsewhere.
     """
 
     method: Literal["get", "post", "delete"]

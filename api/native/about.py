@@ -12,7 +12,7 @@ from quart import Blueprint, Response
 from motet.api.answers import ENCODER, Health
 from motet.api.health import health_response
 from motet.api.native.answers import NativeError, ServerInfo
-from motet.api.native.errors import native_blueprint
+from motet.api.native.errors import MEANINGS, native_blueprint
 from motet.api.operations import Operation
 from motet.api.schemas import MAX_CHOICES, MAX_STOP_STRINGS
 from motet.api.services import Services
@@ -25,9 +25,28 @@ PROBE_SECONDS = 5.0
 PRIORITY = 1000
 
 OPERATIONS = (
-    Operation("get", "/info", "The model and its limits", "lorax", ServerInfo, errors=(401, 503), failure=NativeError),
+    Operation(
+        "get",
+        "/info",
+        "The model and its limits",
+        "lorax",
+        ServerInfo,
+        errors=(503,),
+        failure=NativeError,
+        meanings=MEANINGS,
+    ),
     *(
-        Operation("get", path, "Can requests be answered now?", "lorax", Health, says="Yes.", unavailable=Health)
+        Operation(
+            "get",
+            path,
+            "Can requests be answered now?",
+            "lorax",
+            Health,
+            says="Yes.",
+            unavailable=Health,
+            failure=NativeError,
+            meanings=MEANINGS,
+        )
         for path in ("/", "/ping")
     ),
     Operation(
@@ -39,6 +58,7 @@ OPERATIONS = (
         says="It did.",
         errors=(503,),
         failure=NativeError,
+        meanings=MEANINGS,
     ),
 )
 

@@ -18,10 +18,11 @@ from motet.core.errors import ErrorInfo, JsonInvalid, MotetError
 _ADAPTER_STATUSES = (401, 403, 404, 422)
 """Of failures that name a field: what an adapter's source or the loader said."""
 
-NATIVE_ERRORS = (401, 404, 422, 424, 429, 503)
+NATIVE_ERRORS = (404, 422, 424, 429, 503)
 MEANINGS = {
     400: "The body is not JSON.",
     401: "The API key is missing or wrong.",
+    403: "On a server without keys, the Host or Origin is a strange one.",
     422: "A field is wrong, or not supported.",
 }
 

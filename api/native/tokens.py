@@ -134,7 +134,7 @@ OPERATIONS = (
         DetokenizedText,
         body=DetokenizeRequest,
         example={"model": "", "tokens": [504, 5107]},
-        errors=(401, 503),
+        errors=(503,),
     ),
 )
 

@@ -13,11 +13,14 @@ import msgspec
 import pytest
 from support.scripted_api import scripted_api
 
+from motet.api.access import OPEN_PATHS
 from motet.api.answers import ChatCompletion, Completion, ErrorBody, ModelList
 from motet.api.app import OPERATIONS, create_app
+from motet.api.keys import key_line
 from motet.api.openapi import openapi_document
 from motet.api.parsing import parse_chat, parse_completion
 from motet.api.schemas import ChatRequest, CompletionRequest
+from motet.core.settings import Settings
 
 DOCUMENT = openapi_document(OPERATIONS)
 SCHEMAS = DOCUMENT["components"]["schemas"]
@@ -115,3 +118,34 @@ def test_the_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
             assert 'fetch("openapi.json")' in page
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(("keys", "refused"), [(False, 403), (True, 401)])
+def test_what_access_refuses_is_documented_for_every_route(tmp_path: Path, keys: bool, refused: int) -> None:
+    file = tmp_path / "keys"
+    file.write_text(key_line("alice", "sk-alice", False))
+
+    def fits(answer: dict[str, Any], schema: dict[str, Any]) -> bool:
+        kinds = [reference["$ref"].rpartition("/")[2] for reference in schema.get("anyOf", [schema])]
+        return any(set(answer) == set(SCHEMAS[kind]["properties"]) for kind in kinds)
+
+    async def main() -> None:
+        async with scripted_api(tmp_path / "api", Settings(api_keys=str(file)) if keys else None) as api:
+            client = create_app(api.services).test_client()
+            for operation in OPERATIONS:
+                path = re.sub(r"\{\w+\}", "x", operation.path)
+                response = await client.open(path, method=operation.method.upper(), headers={"host": "evil.example"})
+                documented = DOCUMENT["paths"][operation.path][operation.method]["responses"]
+                if keys and operation.method == "get" and operation.path in OPEN_PATHS:
+                    assert "401" not in documented
+                    continue
+                assert response.status_code == refused
+                schema = documented[str(refused)]["content"]["application/json"]["schema"]
+                assert fits(json.loads(await response.get_data()), schema), operation.path
+
+    asyncio.run(main())
+
+
+def test_every_body_may_come_too_slowly() -> None:
+    operations = [operation for path in DOCUMENT["paths"].values() for operation in path.values()]
+    assert all(("408" in operation["responses"]) == ("requestBody" in operation) for operation in operations)
