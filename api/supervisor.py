@@ -18,8 +18,9 @@ from pathlib import Path
 from loguru import logger
 
 from motet.api.deployment import Deployment
+from motet.api.keys import read_keys
 from motet.api.processes import TICK_SECONDS, ApiProcesses
-from motet.core.errors import StartupError
+from motet.core.errors import StartupError, StartupRefused
 from motet.core.models import ModelLocation
 from motet.core.paths import cache_directory
 from motet.core.registry import PluginRegistry
@@ -36,6 +37,8 @@ def supervise(settings: Settings) -> None:
     """Serve until Ctrl-C or SIGTERM. Raises StartupError for what keeps the server from starting."""
     allow_open_files()
     scheme = _scheme(settings)
+    if settings.api_keys:
+        read_keys(Path(settings.api_keys))
     listener = _listen(settings.host, settings.port)
     location = _locate(settings)
     directory = _directory(location)
@@ -146,5 +149,6 @@ def _directory(location: ModelLocation) -> Path:
     if not target.is_dir():
         command = [sys.executable, "-m", "motet.engine.models.convert", str(location.path), str(cache_directory())]
         if code := subprocess.run(command, stdout=subprocess.DEVNULL, env=public_environment()).returncode:
-            raise StartupError(f"converting {location.path.name} failed (exit code {code}); its message is above")
+            failure = StartupRefused if code == 2 else StartupError
+            raise failure(f"converting {location.path.name} failed (exit code {code}); its message is above")
     return target

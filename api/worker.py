@@ -23,7 +23,7 @@ from motet.api.files import file_store
 from motet.api.listener import LAST_WORDS_SECONDS, ListenerConfig
 from motet.api.services import Services
 from motet.core.errors import StartupError, Unavailable
-from motet.core.lifeline import follow_parent
+from motet.core.lifeline import follow_parent, refuse_to_start
 from motet.core.logs import configure_logging
 from motet.core.paths import data_directory
 from motet.core.registry import PluginRegistry
@@ -123,8 +123,7 @@ def main() -> None:
     try:
         asyncio.run(run(deployment))
     except StartupError as error:
-        print(f"motet: {error.message}", file=sys.stderr, flush=True)
-        os._exit(2)
+        refuse_to_start(error, Path(deployment.run_directory))
 
 
 if __name__ == "__main__":

@@ -60,6 +60,10 @@ class StartupError(MotetError):
     code = "startup_error"
 
 
+class StartupRefused(StartupError):
+    """A process of this server has said on stderr why it cannot start; there is nothing to add."""
+
+
 class InvalidRequest(MotetError):
     """A field of the request is wrong, or unsupported and would change the result."""
 

@@ -1,4 +1,7 @@
-"""Child processes that do not outlive their parent: the parent holds the child's stdin open, the child watches it."""
+"""Child processes and their end: they do not outlive their parent, and say once, for all, why they cannot start.
+
+The parent holds the child's stdin open, and the child watches it.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,11 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
+
+from motet.core.errors import StartupError
 
 
 def follow_parent() -> None:
@@ -18,3 +26,11 @@ def follow_parent() -> None:
         os._exit(0)
 
     threading.Thread(target=watch, name="lifeline", daemon=True).start()
+
+
+def refuse_to_start(error: StartupError, run_directory: Path) -> NoReturn:
+    """Exit with code 2. Of one server's processes, which may fail alike, the first alone says why, in one line."""
+    with suppress(OSError):
+        (run_directory / "refused").touch(exist_ok=False)
+        print(f"motet: {error.message}", file=sys.stderr, flush=True)
+    os._exit(2)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from motet.core.errors import StartupError
-from motet.core.lifeline import follow_parent
+from motet.core.lifeline import follow_parent, refuse_to_start
 from motet.core.logs import configure_logging
 from motet.core.models import ModelInfo
 from motet.engine.spec import EngineSpec
@@ -135,8 +135,7 @@ def main() -> None:
     try:
         (lead if spec.rank == 0 else follow)(spec)
     except StartupError as error:
-        print(f"motet: {error}", file=sys.stderr, flush=True)
-        os._exit(2)
+        refuse_to_start(error, Path(spec.heartbeat).parent)
 
 
 if __name__ == "__main__":

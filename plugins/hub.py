@@ -25,12 +25,12 @@ from huggingface_hub import HfApi, hf_hub_url
 from huggingface_hub.utils.tqdm import tqdm
 
 from motet.core.adapters import AdapterRef, AdapterSource, ResolvedAdapter
-from motet.core.errors import AdapterRefused, NotFound, StartupError, Unauthenticated
+from motet.core.errors import AdapterRefused, MotetError, NotFound, StartupError, Unauthenticated, Unavailable
 from motet.core.hookspecs import Register, hookimpl
 from motet.core.models import ModelLocation, ModelSource
 from motet.core.settings import Settings
 from motet.plugins.directories import CONFIG_FILE, MAX_FILES, is_adapter_file
-from motet.plugins.hub_errors import HUB_FAILURES, as_motet_error
+from motet.plugins.hub_errors import HUB_FAILURES, SEND_TOKEN, as_motet_error
 
 NAME = "hub"
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
@@ -194,15 +194,24 @@ class HubModels(ModelSource):
                 )
             )
         except HUB_FAILURES as error:
-            reason = as_motet_error(error, ref).message
-            mend = "for a private or gated model, run `hf auth login` or set HF_TOKEN"
-            raise StartupError(f"--model {ref}: {reason} ({mend})", param="model") from None
+            raise _startup_error(as_motet_error(error, ref), ref) from None
         if not (directory / "config.json").is_file() or not any(directory.glob("*.safetensors")):
             raise StartupError(
                 f"--model {ref}: the repository lacks config.json or *.safetensors (no other format is read)",
                 param="model",
             )
         return ModelLocation(directory, "transformers", repository)
+
+
+def _startup_error(failure: MotetError, ref: str) -> StartupError:
+    """What a caller would be told, for the operator: whose token is not sent with a request."""
+    reason = failure.message.removeprefix(ref).removeprefix(":").strip()
+    login = "run `hf auth login` or set HF_TOKEN"
+    if SEND_TOKEN in reason:
+        reason = reason.replace(SEND_TOKEN, login)
+    elif failure.status != Unavailable.status:
+        reason = f"{reason} (for a private or gated model, {login})"
+    return StartupError(f"--model {ref}: {reason}", param="model")
 
 
 @hookimpl

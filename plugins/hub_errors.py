@@ -11,7 +11,7 @@ from motet.core.errors import AdapterRefused, Forbidden, MotetError, NotFound, U
 # hf_xet, through which it downloads large files.
 HUB_FAILURES = (OSError, ValueError, RuntimeError, httpx2.HTTPError, hub.EntryNotFoundError)
 
-_SEND_TOKEN = "send a hub token as api_token in the body or as the header x-adapter-token"
+SEND_TOKEN = "send a hub token as api_token in the body or as the header x-adapter-token"
 
 
 def as_motet_error(error: BaseException, ref: str) -> MotetError:
@@ -43,11 +43,11 @@ def _from_status(error: hub.HfHubHTTPError, ref: str) -> MotetError:
     sent = "authorization" in error.response.request.headers
     match error:
         case hub.GatedRepoError() if not sent:
-            return Unauthenticated(f"{ref} is gated: {_SEND_TOKEN}", param="api_token", code="token_missing")
+            return Unauthenticated(f"{ref} is gated: {SEND_TOKEN}", param="api_token", code="token_missing")
         case hub.GatedRepoError():
             return Forbidden(f"{ref} is gated, and this token has no access to it", param="model")
         case hub.RepositoryNotFoundError() if not sent:
-            return NotFound(f"{ref} does not exist, or is private: then {_SEND_TOKEN}", param="model")
+            return NotFound(f"{ref} does not exist, or is private: then {SEND_TOKEN}", param="model")
         case hub.RepositoryNotFoundError():
             return NotFound(f"{ref} does not exist, or this token has no access to it", param="model")
         case hub.DisabledRepoError():
@@ -55,7 +55,7 @@ def _from_status(error: hub.HfHubHTTPError, ref: str) -> MotetError:
     if status == 401 and sent:
         return Unauthenticated("the hub does not accept this token", param="api_token")
     if status == 401:
-        return Unauthenticated(f"{ref} wants a token: {_SEND_TOKEN}", param="api_token", code="token_missing")
+        return Unauthenticated(f"{ref} wants a token: {SEND_TOKEN}", param="api_token", code="token_missing")
     if status == 403:
         return Forbidden(f"the hub forbids access to {ref}", param="model")
     if status == 404:

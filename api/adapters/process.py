@@ -6,9 +6,9 @@ What it is asked and answers goes over a socket in a directory that only this us
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import sys
+from pathlib import Path
 
 import msgspec
 import zmq
@@ -21,7 +21,7 @@ from motet.api.adapters.registry import AdapterRegistry
 from motet.api.adapters.wiring import own_registry
 from motet.api.deployment import Deployment
 from motet.core.errors import MotetError, StartupError
-from motet.core.lifeline import follow_parent
+from motet.core.lifeline import follow_parent, refuse_to_start
 from motet.core.logs import configure_logging
 from motet.core.registry import PluginRegistry
 
@@ -102,8 +102,7 @@ def main() -> None:
     try:
         asyncio.run(run(deployment))
     except StartupError as error:
-        print(f"motet: {error.message}", file=sys.stderr, flush=True)
-        os._exit(2)
+        refuse_to_start(error, Path(deployment.run_directory))
 
 
 if __name__ == "__main__":

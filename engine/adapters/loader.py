@@ -19,7 +19,7 @@ import zmq.asyncio
 from loguru import logger
 
 from motet.core.errors import MotetError, StartupError
-from motet.core.lifeline import follow_parent
+from motet.core.lifeline import follow_parent, refuse_to_start
 from motet.core.logs import configure_logging
 from motet.core.messages import FromLoader, LoaderFailure, PrepareAdapter
 from motet.engine.spec import EngineSpec
@@ -100,8 +100,7 @@ def main() -> None:
     try:
         asyncio.run(serve(spec))
     except StartupError as error:
-        print(f"motet: {error}", file=sys.stderr, flush=True)
-        os._exit(2)
+        refuse_to_start(error, Path(spec.address.removeprefix("ipc://")).parent)
 
 
 if __name__ == "__main__":

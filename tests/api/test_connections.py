@@ -84,9 +84,10 @@ def test_streams_are_never_compressed(tmp_path: Path) -> None:
         (Settings(tls_key="key.pem"), "go together"),
         (Settings(tls_certificate="absent.pem", tls_key="absent.pem"), "cannot be used"),
         (Settings(tls_certificate=__file__, tls_key=__file__), "cannot be used"),
+        (Settings(api_keys="absent.txt"), "cannot be read"),
     ],
 )
-def test_a_certificate_that_is_wrong_is_known_before_anything_starts(settings: Settings, complaint: str) -> None:
+def test_a_file_that_is_wrong_is_known_before_anything_starts(settings: Settings, complaint: str) -> None:
     with pytest.raises(StartupError, match=complaint):
         supervise(settings)
 

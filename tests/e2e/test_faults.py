@@ -104,7 +104,7 @@ def failed_start(*arguments: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("motet")]
-    assert lines
+    assert len(lines) == 1, lines
     assert "Traceback" not in done.stderr
     return done.stderr
 
@@ -127,6 +127,7 @@ def test_a_port_in_use() -> None:
         (("--max-context", "100000"), "--max-context"),
         (("--kv-memory", "lots"), "--kv-memory"),
         (("--kv-memory", "1MiB", "--max-context", "4096"), "--kv-memory"),
+        (("--api-keys", "/nowhere/keys"), "--api-keys"),
         (("--no-such-flag",), "--no-such-flag"),
         (("--default-source", "nowhere"), "--default-source"),
     ],
