@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import resource
 import socket
-from asyncio.trsock import TransportSocket
 from contextlib import suppress
 from typing import Any
 
@@ -31,9 +30,6 @@ MAX_CONNECTIONS = 8192
 SPARE_FILES = 0.25
 """The part of the files that a process may open which connections leave for everything else."""
 
-IdleSockets = dict[int, socket.socket | TransportSocket]
-"""Connections on which nothing is asked at present, by file descriptor, the one that is so for longest first."""
-
 http2.install()
 
 
@@ -42,41 +38,68 @@ def most_connections() -> int:
     return min(MAX_CONNECTIONS, int(resource.getrlimit(resource.RLIMIT_NOFILE)[0] * (1 - SPARE_FILES)))
 
 
+class Crowd:
+    """The open connections of one process, by file descriptor. Where there are too many, an idle one has to go."""
+
+    def __init__(self) -> None:
+        self._most = most_connections()
+        self._open: dict[int, socket.socket] = {}
+        self._idle: dict[int, None] = {}  # the one that is so for longest first
+
+    def add(self, connection: socket.socket) -> None:
+        """A new connection, on which nothing is asked yet; perhaps it ends the one that was idle for longest."""
+        self._open[connection.fileno()] = connection
+        self.rest(connection.fileno())
+        if len(self._open) > self._most:
+            oldest = next(iter(self._idle))
+            leaving = self._open[oldest]
+            self.remove(oldest)
+            with suppress(OSError):
+                leaving.shutdown(socket.SHUT_RDWR)  # as if its client had ended it
+
+    def rest(self, descriptor: int) -> None:
+        """From now on nothing is asked on this connection."""
+        if descriptor in self._open:
+            self._idle.pop(descriptor, None)
+            self._idle[descriptor] = None
+
+    def work(self, descriptor: int) -> None:
+        """From now on something is."""
+        self._idle.pop(descriptor, None)
+
+    def remove(self, descriptor: int) -> None:
+        """It is no more."""
+        self._open.pop(descriptor, None)
+        self._idle.pop(descriptor, None)
+
+
+class _Accepted(socket.socket):
+    """A connection that says when it is closed, whoever closes it."""
+
+    crowd: Crowd
+
+    def close(self) -> None:
+        self.crowd.remove(self.fileno())
+        super().close()
+
+
 class _Listener(socket.socket):
     """The supervisor's socket. It keeps its queue when asyncio asks for one as long as what it takes in one turn."""
 
-    def __init__(self, descriptor: int, idle: IdleSockets) -> None:
+    def __init__(self, descriptor: int, crowd: Crowd) -> None:
         super().__init__(fileno=descriptor)
-        self._idle = idle
-        self._most = most_connections()
+        self._crowd = crowd
 
     def listen(self, backlog: int = LISTEN_QUEUE, /) -> None:
         super().listen(LISTEN_QUEUE)
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """The next connection. Where there are too many, the one that was idle for longest makes room for it."""
-        connection, address = super().accept()
-        _rest(self._idle, connection)
-        # The kernel gives the lowest number that is free: one this high says how many are taken.
-        while connection.fileno() >= self._most and self._idle:
-            if _end(self._idle.pop(next(iter(self._idle)))):
-                break
+        """The next connection, which may cost another its own."""
+        plain, address = super().accept()
+        connection = _Accepted(plain.family, plain.type, plain.proto, plain.detach())
+        connection.crowd = self._crowd
+        self._crowd.add(connection)
         return connection, address
-
-
-def _rest(idle: IdleSockets, connection: socket.socket | TransportSocket) -> None:
-    """Take note that nothing is asked on a connection from now on."""
-    idle.pop(connection.fileno(), None)
-    idle[connection.fileno()] = connection
-
-
-def _end(connection: socket.socket | TransportSocket) -> bool:
-    """End a connection as if its client had; False if it is no more."""
-    try:
-        connection.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        return False
-    return True
 
 
 class ListenerConfig(Config):
@@ -95,12 +118,12 @@ class ListenerConfig(Config):
         self.loglevel = "WARNING"
         self.certfile = settings.tls_certificate or None
         self.keyfile = settings.tls_key or None
-        self.idle: IdleSockets = {}
+        self.crowd = Crowd()
         self._descriptor = descriptor
 
     def create_sockets(self) -> Sockets:
         """The listening socket."""
-        sockets: list[socket.socket] = [_Listener(self._descriptor, self.idle)]
+        sockets: list[socket.socket] = [_Listener(self._descriptor, self.crowd)]
         return Sockets(sockets, [], []) if self.ssl_enabled else Sockets([], sockets, [])
 
 
@@ -123,12 +146,9 @@ class Connection(TCPServer):
         await super().protocol_send(event)
 
     def _note(self, idle: bool) -> None:
-        connection = self.writer.get_extra_info("socket")
-        if not idle:
-            self._asked = True
-            self.config.idle.pop(connection.fileno(), None)
-        elif connection.fileno() >= 0:
-            _rest(self.config.idle, connection)
+        descriptor = self.writer.get_extra_info("socket").fileno()
+        self._asked = self._asked or not idle
+        (self.config.crowd.rest if idle else self.config.crowd.work)(descriptor)
 
     async def _idle_timeout(self) -> None:
         seconds = KEEP_ALIVE_SECONDS if self._asked else FIRST_HEAD_SECONDS

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import resource
 import ssl
 from collections.abc import Awaitable, Callable
@@ -164,9 +163,7 @@ def test_a_connection_that_asks_nothing_is_closed_soon_and_one_that_asked_later(
 def test_idle_connections_make_room_for_others_and_busy_ones_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken = len(os.listdir("/proc/self/fd"))
-    # Both ends of each connection are this process's.
-    monkeypatch.setattr(listener, "most_connections", lambda: taken + 100)
+    monkeypatch.setattr(listener, "most_connections", lambda: 20)
 
     async def scenario(server: Running) -> None:
         server.api.engine.script = lambda _: "a long story " * 20
@@ -179,7 +176,9 @@ def test_idle_connections_make_room_for_others_and_busy_ones_stay(
             async with httpx2.AsyncClient() as other:
                 assert (await other.get(server.url + "/health", timeout=5)).status_code == 200
             assert (await busy).text.endswith("data: [DONE]\n\n")
-        assert await asyncio.wait_for(idle[0][0].read(), 5) == b"", "the first that came went first"
+        for reader, _ in idle[:131]:  # beside the busy one and the one that asked, 18 could stay
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+        assert not any(reader.at_eof() for reader, _ in idle[-18:])
         for _, writer in idle:
             writer.close()
 
