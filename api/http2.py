@@ -5,29 +5,47 @@ CVE-2023-44487 ("rapid reset"): a stream that was reset counts for no limit, and
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 
 from h2.errors import ErrorCodes
 from h2.events import DataReceived, Event, PriorityUpdated, RequestReceived, StreamReset
 from hypercorn import protocol
-from hypercorn.events import Closed
+from hypercorn.events import Closed, RawData
+from hypercorn.events import Event as IOEvent
 from hypercorn.protocol.h2 import H2Protocol
 
 RESET_BURST = 200
 RESETS_PER_SECOND = 20.0
 """Streams of one connection that may be reset: all that it can have open, twice over, and then so many a second."""
 
+TURN_BYTES = 4096
+"""What is read of a connection at a time; it may hold some 150 requests, each with its end."""
+
 
 class CalmHttp2(H2Protocol):
     """One connection. Priorities, which RFC 9113 has done away with, are not heeded."""
 
+    _ended = False
     _resets = 0.0
     _counted_at = 0.0
+
+    async def handle(self, event: IOEvent) -> None:
+        """Take what came in pieces, between which other connections have their turn."""
+        if not isinstance(event, RawData):
+            return await super().handle(event)
+        for start in range(0, len(event.data), TURN_BYTES):
+            if self._ended:
+                return None
+            await super().handle(RawData(event.data[start : start + TURN_BYTES]))
+            await asyncio.sleep(0)
+        return None
 
     async def _handle_events(self, events: Sequence[Event]) -> None:
         reset = {event.stream_id for event in events if isinstance(event, StreamReset)}
         if self._too_many(len(reset)):
+            self._ended = True
             self.connection.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
             await self._flush()
             await self.send(Closed())
