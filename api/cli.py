@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from motet.core.errors import StartupError, StartupRefused
+from motet.core.errors import ALREADY_SAID, StartupError
 from motet.core.logs import configure_logging
 from motet.core.registry import PluginRegistry
 from motet.core.settings import Settings, flag, load_settings
@@ -99,7 +99,7 @@ def main() -> None:
     try:
         run(arguments)
     except StartupError as error:
-        if not isinstance(error, StartupRefused):
+        if error.code != ALREADY_SAID:
             print(f"motet: {error.message}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:

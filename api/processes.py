@@ -16,7 +16,7 @@ import msgspec
 from loguru import logger
 
 from motet.api.deployment import Deployment
-from motet.core.errors import StartupRefused
+from motet.core.errors import ALREADY_SAID, StartupError
 from motet.engine.processes import start_child, stop_all
 
 TICK_SECONDS = 0.05
@@ -54,7 +54,7 @@ class _Child:
                 self.start()
         elif self.process.poll() is not None:
             if self.process.returncode == 2:
-                raise StartupRefused(f"the {self.name} could not start; its message is above")
+                raise StartupError(f"the {self.name} could not start; its message is above", code=ALREADY_SAID)
             logger.error("the {} ended with {}; starting it again", self.name, self.process.returncode)
             self._forget_gauges()
             self.deployment = msgspec.structs.replace(self.deployment, announce=False)

@@ -20,7 +20,7 @@ from loguru import logger
 from motet.api.deployment import Deployment
 from motet.api.keys import read_keys
 from motet.api.processes import TICK_SECONDS, ApiProcesses
-from motet.core.errors import StartupError, StartupRefused
+from motet.core.errors import ALREADY_SAID, StartupError
 from motet.core.models import ModelLocation
 from motet.core.paths import cache_directory
 from motet.core.registry import PluginRegistry
@@ -149,6 +149,8 @@ def _directory(location: ModelLocation) -> Path:
     if not target.is_dir():
         command = [sys.executable, "-m", "motet.engine.models.convert", str(location.path), str(cache_directory())]
         if code := subprocess.run(command, stdout=subprocess.DEVNULL, env=public_environment()).returncode:
-            failure = StartupRefused if code == 2 else StartupError
-            raise failure(f"converting {location.path.name} failed (exit code {code}); its message is above")
+            raise StartupError(
+                f"converting {location.path.name} failed (exit code {code}); its message is above",
+                code=ALREADY_SAID if code == 2 else None,
+            )
     return target

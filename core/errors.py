@@ -60,8 +60,8 @@ class StartupError(MotetError):
     code = "startup_error"
 
 
-class StartupRefused(StartupError):
-    """A process of this server has said on stderr why it cannot start; there is nothing to add."""
+ALREADY_SAID = "already_said"
+"""The code of a StartupError of which one of the server's processes has told on stderr."""
 
 
 class InvalidRequest(MotetError):

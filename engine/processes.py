@@ -20,7 +20,7 @@ import msgspec
 import zmq
 from loguru import logger
 
-from motet.core.errors import StartupRefused
+from motet.core.errors import ALREADY_SAID, StartupError
 from motet.core.messages import EngineState
 from motet.core.paths import cache_directory
 from motet.engine.adapters.loader import LoaderSpec
@@ -161,7 +161,7 @@ class EngineProcesses:
 
 def _check_exit(code: int) -> None:
     if code == 2:
-        raise StartupRefused("the engine could not start; its message is above")
+        raise StartupError("the engine could not start; its message is above", code=ALREADY_SAID)
 
 
 def start_child(
