@@ -56,9 +56,11 @@ class CalmHttp2(H2Protocol):
             if isinstance(event, DataReceived) and (stream in gone or stream not in self.streams):
                 # Of a request that was answered before it had all come; Hypercorn would fail.
                 self.connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            elif stream in gone or isinstance(event, PriorityUpdated):
+                continue
             elif isinstance(event, RequestReceived) and not _is_sound(event):
                 self.connection.reset_stream(event.stream_id, ErrorCodes.PROTOCOL_ERROR)
-            elif stream not in gone and not isinstance(event, PriorityUpdated):
+            else:
                 await super()._handle_events([event])
         await self._flush()
 
