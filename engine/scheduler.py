@@ -8,6 +8,7 @@ said by priority, then by arrival; the choices of one request share the blocks o
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from motet.core.messages import PreparedAdapter, Submit
@@ -53,6 +54,7 @@ class Scheduler:
         # Adapters that are let run dry, each for the waiting sequence of this precedence, which needs their room. They
         # stay so until that sequence's adapter has its place, or the sequence is gone.
         self._draining: dict[str, tuple[int, int]] = {}
+        self._rooms: dict[int, float] = {}  # priority -> blocks to be had, while the batch stays as it is
 
     def register(self, adapter: PreparedAdapter) -> None:
         """Make an adapter known. Raises AdapterRefused if it can never be placed."""
@@ -111,7 +113,7 @@ class Scheduler:
         step = StepBuilder(self.limits.batch_tokens)
         # Decode tokens before prefill chunks: who has started keeps its pace whatever arrives.
         for sequence in sorted(self.running, key=lambda s: (s.pending > 1, s.precedence)):
-            if step.left and sequence in self.running:
+            if step.left and sequence in self.running and not sequence.held:
                 self._make_room(sequence, step)
         self._admit(now, step)
         for sequence in self.running:
@@ -153,6 +155,7 @@ class Scheduler:
     def _preempt(self, victim: Sequence, step: StepBuilder) -> None:
         self.running.remove(victim)
         self._free(victim)
+        self._rooms.clear()
         victim.computed = 0
         victim.sampled_row = None
         self.preemptions += 1
@@ -171,7 +174,8 @@ class Scheduler:
         waiting = {s.precedence for s in self.waiting}
         self._draining = {adapter: who for adapter, who in self._draining.items() if who in waiting}
         wanted: set[str] = set()
-        for sequence in list(self.waiting):
+        self._rooms.clear()
+        for sequence in [s for s in self.waiting if not s.held]:
             full = len(self.running) >= self.limits.sequences
             if not step.left or (full and not self._worse(sequence)):
                 break
@@ -198,17 +202,22 @@ class Scheduler:
     def _has_blocks(self, sequence: Sequence, shared: int, step: StepBuilder) -> bool:
         """Whether the sequence's tokens fit, if need be in the place of sequences with a worse priority."""
         missing = self.blocks.needed(sequence.length + 1) - shared
-        # A block is kept for each running sequence's next token, so that admission does not cause preemption.
-        if not self.running or missing <= self.blocks.free - len(self.running):
-            return True
-        worse = self._worse(sequence)
-        kept = [s for s in self.running if s not in worse]
-        freed = {b for s in worse for b in s.blocks} - {b for s in kept for b in s.blocks}
-        if kept and missing > self.blocks.free + len(freed) - len(kept):
+        if missing > self._room(sequence):
             return False
         while self.running and missing > self.blocks.free - len(self.running):
-            self._preempt(worse.pop(), step)
+            self._preempt(self._worse(sequence)[-1], step)
         return True
+
+    def _room(self, sequence: Sequence) -> float:
+        """Blocks to be had for a sequence of this priority; the same for all that wait until the batch changes."""
+        priority = sequence.request.priority
+        if priority not in self._rooms:
+            worse = self._worse(sequence)
+            kept = [s for s in self.running if s.request.priority <= priority]
+            freed = {b for s in worse for b in s.blocks} - {b for s in kept for b in s.blocks}
+            # A block is kept for each running sequence's next token, so that admission does not cause preemption.
+            self._rooms[priority] = self.blocks.free + len(freed) - len(kept) if kept else math.inf
+        return self._rooms[priority]
 
     def _worse(self, sequence: Sequence) -> list[Sequence]:
         """The running sequences whose priority is worse, in their order."""
@@ -270,6 +279,7 @@ class Scheduler:
     def _start(self, sequence: Sequence, donor: Sequence | None, now: float) -> None:
         self.waiting.remove(sequence)
         self.running.append(sequence)
+        self._rooms.clear()
         sequence.started = now if sequence.started is None else sequence.started
         if donor is not None:
             sequence.blocks = self.blocks.share(donor.blocks[: self._shareable(sequence)])

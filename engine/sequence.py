@@ -13,7 +13,8 @@ class Sequence:
 
     `computed` tokens (prompt first, then output) have their keys and values in `blocks`. `sampled_row` is the
     row of the last step that sampled the newest output token, while that token exists on the ranks only as
-    "what row j sampled"; None once it has to be fed literally. `started` is when it ran first.
+    "what row j sampled"; None once it has to be fed literally. `started` is when it ran first. While it is `held` it
+    sits out: what may follow its newest token is not known yet.
     """
 
     request: Submit
@@ -26,6 +27,7 @@ class Sequence:
     slot: int | None = None
     sampled_row: int | None = None
     started: float | None = None
+    held: bool = False
 
     @property
     def precedence(self) -> tuple[int, int]:

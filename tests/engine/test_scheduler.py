@@ -228,3 +228,34 @@ def test_tokens_of_an_ended_sequence_are_dropped() -> None:
     scheduler.finish("a")
     scheduler.sampled(step, [7])
     assert sequence.output == []
+
+
+def test_those_that_do_not_fit_are_passed_over_cheaply(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What there is room for is found out once a step and priority, not again for each that waits."""
+    rank = Room(blocks=20, block_size=2, budget=40, sequences=8).rank()
+    rank.submit(30, 8, None)
+    rank.step(0.0)
+    for _ in range(50):
+        rank.submit(30, 1, None)
+    scheduler, asked = rank.scheduler, []
+    worse = scheduler._worse
+    monkeypatch.setattr(scheduler, "_worse", lambda sequence: asked.append(sequence) or worse(sequence))
+    rank.step(0.0)
+    assert len(scheduler.waiting) == 50
+    assert len(asked) <= 2
+    finish_everything(rank)
+
+
+def test_a_held_sequence_sits_out() -> None:
+    scheduler = Room(blocks=20).rank().scheduler
+    held, other = (scheduler.add(Submit(id, (1,), SamplingParams(max_tokens=4)), b"", 0.0) for id in "ab")
+    for rows in ([held, other], [other], [held, other]):
+        held.held = len(rows) == 1
+        step = scheduler.schedule(0.0)
+        assert step is not None
+        assert step.rows == rows
+        scheduler.sampled(step, [7] * len(rows))
+    held.held = True
+    assert step.plan.sequences[0].tokens == (7,), "after sitting out, the token is fed as it is"
+    scheduler.finish("b")
+    assert scheduler.schedule(0.0) is None
