@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import Future
 from pathlib import Path
 
 from loguru import logger
-from torch import Tensor
 
 from motet.core.errors import Conflict, ErrorInfo, InvalidRequest, MotetError, Overloaded, Unavailable
 from motet.core.messages import (
@@ -28,11 +26,12 @@ from motet.core.messages import (
     Tokens,
 )
 from motet.core.models import ModelInfo
+from motet.engine.grammars import Grammars
 from motet.engine.installer import Installer
 from motet.engine.plan import InstallAdapter, Installed, Shutdown
 from motet.engine.prompt_results import PromptResults
 from motet.engine.runner import Runner
-from motet.engine.sampling.grammar import GrammarCompiler, Matcher
+from motet.engine.sampling.grammar import GrammarCompiler
 from motet.engine.sampling.sampler import Choice, Sampler
 from motet.engine.scheduler import Scheduler
 from motet.engine.sequence import Sequence
@@ -58,9 +57,7 @@ class EngineCore:
         self._awaiting: dict[str, list[Installed]] = {}  # fingerprint -> what the ranks have reported so far
         self._refused: dict[str, ErrorInfo] = {}  # fingerprint -> why it can never be placed here
         self._sampler = Sampler(model.vocab_size)
-        self._grammars = GrammarCompiler(runner.directory, model.vocab_size, model.eos_token_ids)
-        self._compiling: dict[str, tuple[Submit, bytes, Future[Matcher]]] = {}
-        self._matchers: dict[str, Matcher] = {}
+        self._grammars = Grammars(GrammarCompiler(runner.directory, model.vocab_size, model.eos_token_ids))
         self._prompts = PromptResults()
         self._prompt_tokens = self._generated_tokens = 0
         self._stopping = False
@@ -91,8 +88,7 @@ class EngineCore:
             self._handle(client, message)
         for report in [*self._installer.finish(), *self._sockets.from_ranks()]:
             self._installed(report)
-        for id in [id for id, (_, _, future) in self._compiling.items() if future.done()]:
-            self._compiled(id)
+        self._take_from_grammars()
         step = self.scheduler.schedule(time.monotonic())
         for command in self.scheduler.commands:
             self._sockets.broadcast(command)
@@ -105,7 +101,7 @@ class EngineCore:
         if step is not None:
             self._run(step)
         else:
-            self._sockets.wait(INSTALL_WAIT if self._awaiting or self._compiling else IDLE_WAIT)
+            self._sockets.wait(INSTALL_WAIT if self._awaiting or self._grammars.busy else IDLE_WAIT)
 
     def _handle(self, client: bytes, message: ToEngine) -> None:
         match message:
@@ -114,7 +110,6 @@ class EngineCore:
             case Submit():
                 self._submit(client, message)
             case Stop():
-                self._forget_compiling(message.id)
                 self._end(message.id)
             case Cancel():
                 self._sockets.send(client, Cancelled(message.group, self._cancel(message.group)))
@@ -131,7 +126,7 @@ class EngineCore:
         if error is not None:
             self._sockets.send(client, SequenceFailure(request.id, error))
         elif request.grammar is not None:
-            self._compiling[request.id] = (request, client, self._grammars.compile(request.grammar))
+            self._grammars.compile(request, client)
         else:
             self.scheduler.add(request, client, time.monotonic())
 
@@ -142,7 +137,7 @@ class EngineCore:
             return self._refused[request.adapter]
         if request.adapter is not None and not self.scheduler.knows(request.adapter):
             return Unavailable("the adapter is not registered with the engine; try again", param="model").info()
-        if len(self.scheduler.waiting) >= MAX_WAITING:
+        if len(self.scheduler.waiting) + self._grammars.compiling >= MAX_WAITING:
             return Overloaded(f"{MAX_WAITING} sequences are waiting already; try again later").info()
         if not request.prompt or len(request.prompt) >= context:
             has = len(request.prompt)
@@ -157,28 +152,29 @@ class EngineCore:
     def _cancel(self, group: str) -> int:
         """End a request's sequences, whoever submitted them; returns how many there were."""
         error = Conflict("the request was cancelled", code="request_cancelled").info()
-        compiling = [(r.id, client) for r, client, _ in self._compiling.values() if r.belongs_to(group)]
-        for id, client in compiling:
-            self._forget_compiling(id)
-            self._sockets.send(client, SequenceFailure(id, error))
+        compiling = self._grammars.in_group(group)
+        for request, client in compiling:
+            self._grammars.forget(request.id)
+            self._sockets.send(client, SequenceFailure(request.id, error))
         sequences = self.scheduler.group(group)
         for sequence in sequences:
             self._fail(sequence, error)
         return len(compiling) + len(sequences)
 
-    def _forget_compiling(self, id: str) -> None:
-        if compiling := self._compiling.pop(id, None):
-            compiling[2].cancel()
-
-    def _compiled(self, id: str) -> None:
-        request, client, future = self._compiling.pop(id)
-        try:
-            self._matchers[id] = future.result()
-        except Exception as error:  # a grammar can only ever fail its own request
-            failure = error if isinstance(error, MotetError) else MotetError(f"compiling the grammar failed: {error}")
-            self._sockets.send(client, SequenceFailure(id, failure.info()))
-        else:
-            self.scheduler.add(request, client, time.monotonic())
+    def _take_from_grammars(self) -> None:
+        """Queue the requests whose grammars are compiled, and tell the tokens that grammars have taken."""
+        for request, client, error in self._grammars.compiled(self._model.vocab_size):
+            if error is not None:
+                self._sockets.send(client, SequenceFailure(request.id, error))
+            else:
+                self.scheduler.add(request, client, time.monotonic())
+        told: list[tuple[Sequence, Choice, bool]] = []
+        for move in self._grammars.taken():
+            if move.follower.error is not None:
+                self._fail(move.sequence, move.follower.error)
+            else:
+                told.append((move.sequence, move.choice, move.follower.complete))
+        self._tell(told)
 
     def _installed(self, report: Installed) -> None:
         """Keep a rank's report; once all have reported the adapter is ready, or its waiting requests fail."""
@@ -209,59 +205,44 @@ class EngineCore:
         if not step.rows:
             return
         assert output.logits is not None, "rank 0 has the logits"
-        masks, broken = self._masks(step.rows)
-        choices = self._sampler(output.logits, step.rows, masks)
+        choices = self._sampler(output.logits, step.rows, self._grammars.masks(step.rows))
         self._generated_tokens += len(choices)
-        for sequence, error in broken:
-            self._fail(sequence, error)
         tokens = [choice.token for choice in choices]
         self._runner.share(tokens, len(tokens))
         self.scheduler.sampled(step, tokens)
-        events: dict[bytes, list[TokenEvent]] = {}
+        told: list[tuple[Sequence, Choice, bool]] = []
+        to_take: list[tuple[Sequence, Choice, bool]] = []
         for sequence, choice in zip(step.rows, choices, strict=True):
-            event = self._event(sequence, choice) if self.scheduler.runs(sequence) else None
-            if event is not None:
-                events.setdefault(sequence.client, []).append(event)
-                if event.finish:
-                    self._end(sequence.id)
+            ends = choice.token in sequence.request.params.ending_ids()
+            if self._grammars.follows(sequence.id) and not ends:
+                to_take.append((sequence, choice, self._full(sequence)))
+            else:
+                told.append((sequence, choice, ends))
+        self._grammars.take(to_take)
+        self._tell(told)
+
+    def _tell(self, told: list[tuple[Sequence, Choice, bool]]) -> None:
+        """Send out sampled tokens, each with whether the text is complete with it."""
+        events: dict[bytes, list[TokenEvent]] = {}
+        for sequence, choice, complete in told:
+            event = self._event(sequence, choice, complete)
+            events.setdefault(sequence.client, []).append(event)
+            if event.finish:
+                self._end(sequence.id)
         for client, batch in events.items():
             if not self._sockets.send(client, Tokens(tuple(batch))):
                 for sequence in [s for s in self.scheduler.sequences() if s.client == client]:
                     self._end(sequence.id)
 
-    def _masks(self, rows: list[Sequence]) -> tuple[dict[int, Tensor], list[tuple[Sequence, ErrorInfo]]]:
-        """The allowed ids of the rows that follow a grammar, and the rows whose grammar broke."""
-        masks: dict[int, Tensor] = {}
-        broken: list[tuple[Sequence, ErrorInfo]] = []
-        for row, sequence in enumerate(rows):
-            if matcher := self._matchers.get(sequence.id):
-                try:
-                    masks[row] = matcher.allowed()
-                except MotetError as error:
-                    broken.append((sequence, error.info()))
-                    continue
-                if matcher.accepting():  # the grammar knows the base's own end only
-                    ending = sequence.request.params.ending_ids()
-                    masks[row][[id for id in ending if id < self._model.vocab_size]] = True
-        return masks, broken
+    def _full(self, sequence: Sequence) -> bool:
+        """Whether a sequence may not become longer."""
+        longest = sequence.request.params.max_tokens
+        return len(sequence.output) >= longest or sequence.length >= self._model.max_context
 
-    def _event(self, sequence: Sequence, choice: Choice) -> TokenEvent | None:
-        """What to tell about a sampled token; None if its grammar broke and the sequence has failed."""
-        params = sequence.request.params
-        finish: FinishReason | None = None
-        stop_id: int | None = None
-        if choice.token in params.ending_ids():
-            finish, stop_id = "stop", choice.token
-        elif sequence.id in self._matchers:
-            matcher = self._matchers[sequence.id]
-            try:
-                matcher.advance(choice.token)
-            except MotetError as error:
-                self._fail(sequence, error.info())
-                return None
-            finish = "stop" if matcher.complete() else None
-        if finish is None and (len(sequence.output) >= params.max_tokens or sequence.length >= self._model.max_context):
-            finish = "length"
+    def _event(self, sequence: Sequence, choice: Choice, complete: bool) -> TokenEvent:
+        """What to tell about a sampled token."""
+        finish: FinishReason | None = "stop" if complete else "length" if self._full(sequence) else None
+        stop_id = choice.token if choice.token in sequence.request.params.ending_ids() else None
         scores = self._prompts.take_scores(sequence)
         assert sequence.started is not None, "it has just run"
         waited = sequence.started - sequence.arrived if len(sequence.output) == 1 else 0.0
@@ -275,14 +256,14 @@ class EngineCore:
         """Forget a sequence and everything that is kept for it."""
         self.scheduler.finish(id)
         self._sampler.forget(id)
-        self._matchers.pop(id, None)
+        self._grammars.forget(id)
         self._prompts.forget(id)
 
     def _stats(self) -> EngineStats:
         resident, pinned = self.scheduler.slots.counts()
         return EngineStats(
             running=len(self.scheduler.running),
-            waiting=len(self.scheduler.waiting) + len(self._compiling),
+            waiting=len(self.scheduler.waiting) + self._grammars.compiling,
             blocks_free=self.scheduler.blocks.free,
             blocks_total=self.scheduler.blocks.total,
             adapters_resident=resident,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from llguidance import LLMatcher
+from llguidance import LLMatcher, LLParserLimits
 
 from motet.core.formats import GrammarSpec
+
+LIMITS = LLParserLimits(initial_lexer_fuel=250_000, step_max_items=10_000)
+"""What one grammar may cost: at the defaults, a mask of a bad one takes a second, and now a third of that at most."""
 
 
 def grammar_source(spec: GrammarSpec) -> str:

@@ -9,7 +9,7 @@ import msgspec
 from llguidance import LLMatcher
 
 from motet.core.formats import GrammarSpec
-from motet.engine.client.grammar import grammar_source
+from motet.engine.client.grammar import LIMITS, grammar_source
 from motet.engine.client.worker_process import serve
 
 CPU_SECONDS = 10
@@ -20,7 +20,7 @@ _MAX_CHARACTERS = 2000
 def problem(spec: GrammarSpec) -> str:
     """What is wrong with `spec`."""
     try:
-        wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar_source(spec))
+        wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar_source(spec), limits=LIMITS)
     except ValueError as error:
         return str(error)
     return "\n".join(messages) if wrong else ""

@@ -1,0 +1,138 @@
+"""Grammars in a running engine: a costly one hurts its own requests alone, and company never shows in the text."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TypeVar, cast
+
+import pytest
+from support.scheduling import Room
+from support.tiny_chat import write_chat_model
+
+from motet.core.errors import InvalidRequest, Overloaded
+from motet.core.formats import GrammarSpec
+from motet.core.messages import Stop, Submit, TokenEvent
+from motet.core.models import ModelInfo
+from motet.core.sampling import SamplingParams
+from motet.core.settings import Settings
+from motet.engine import core
+from motet.engine.library import Engine
+from motet.engine.runner import Runner
+from motet.engine.transport import LeaderSockets
+
+T = TypeVar("T")
+SETTINGS = Settings(device="cpu", kv_memory="64MiB", max_context=256)
+PROMPT = tuple(b"The sea")
+RULES = 600
+COSTLY = GrammarSpec(
+    "lark",
+    "start: /[0-9]/ s\ns: "
+    + " | ".join(f"s{i}" for i in range(RULES))
+    + "\n"
+    + "\n".join(f"s{i}: /[a-z ]/ s{(i * 7 + 1) % RULES} | /[a-z ]/" for i in range(RULES)),
+)
+SCHEMA = GrammarSpec(
+    "json_schema",
+    json.dumps(
+        {
+            "type": "object",
+            "properties": {"name": {"type": "string", "maxLength": 20}, "tags": {"type": "array", "maxItems": 3}},
+            "required": ["name", "tags"],
+        }
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama whose tokens are bytes, and whose end is none of them."""
+    directory = write_chat_model(tmp_path_factory.mktemp("model"))
+    for name in ("config.json", "generation_config.json"):
+        if (path := directory / name).is_file():
+            path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": 257}))
+    return directory
+
+
+def with_engine(model: Path, work: Callable[[Engine], Awaitable[T]]) -> T:
+    """Run `work` on an engine of its own."""
+
+    async def run() -> T:
+        async with Engine.open(model, SETTINGS) as engine:
+            return await work(engine)
+
+    return asyncio.run(run())
+
+
+async def ask(engine: Engine, id: str, grammar: GrammarSpec | None, seed: int = 0, tokens: int = 60) -> list[int]:
+    """The ids that a request gets."""
+    return [event.token async for event in events(engine, id, grammar, seed, tokens)]
+
+
+def events(engine: Engine, id: str, grammar: GrammarSpec | None, seed: int, tokens: int) -> AsyncIterator[TokenEvent]:
+    """A request's events."""
+    params = SamplingParams(max_tokens=tokens, temperature=1.5, seed=seed)
+    return engine.client.generate(Submit(id, PROMPT, params, grammar=grammar))
+
+
+def test_a_costly_grammar_fails_its_own_requests_while_others_go_on(model: Path) -> None:
+    async def attack(engine: Engine) -> float:
+        await ask(engine, "warm", SCHEMA, tokens=4)
+        costly = [asyncio.create_task(ask(engine, f"costly{i}", COSTLY, i)) for i in range(48)]
+        longest, last = 0.0, time.monotonic()
+        async for _ in events(engine, "ordinary", None, 1, 200):
+            longest, last = max(longest, time.monotonic() - last), time.monotonic()
+        failures = await asyncio.gather(*costly, return_exceptions=True)
+        assert {type(f) for f in failures} == {InvalidRequest}
+        assert {(f.code, f.param) for f in failures if isinstance(f, InvalidRequest)} == {
+            ("invalid_grammar", "response_format")
+        }
+        with pytest.raises(InvalidRequest, match="refused"):  # at once, and not only after some tokens
+            await ask(engine, "again", COSTLY)
+        assert len(await ask(engine, "good", GrammarSpec("regex", "[0-9]{7}"))) == 7
+        return longest
+
+    assert with_engine(model, attack) < 1.0
+
+
+def test_company_does_not_show(model: Path) -> None:
+    """Rows that sit out steps, in a batch with costly grammars and free text, say what they say alone."""
+    grammars = [SCHEMA, GrammarSpec("regex", "[a-f]{20,50}"), None]
+
+    async def both(engine: Engine) -> tuple[list[list[int]], list[list[int]]]:
+        alone = [await ask(engine, f"alone{i}", grammars[i % 3], i) for i in range(12)]
+        costly = [asyncio.create_task(ask(engine, f"costly{i}", COSTLY, i)) for i in range(8)]
+        together = await asyncio.gather(*(ask(engine, f"with{i}", grammars[i % 3], i) for i in range(12)))
+        await asyncio.gather(*costly, return_exceptions=True)
+        stats = await engine.client.stats()
+        assert (stats.running, stats.waiting, stats.blocks_free) == (0, 0, stats.blocks_total)
+        return alone, together
+
+    alone, together = with_engine(model, both)
+    assert alone == together
+    assert all(len(text) >= 20 for text in alone[1::3])
+
+
+def test_those_that_wait_for_their_grammar_count_as_waiting(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(core, "MAX_WAITING", 3)
+    room = Room().rank().scheduler
+    sockets = LeaderSockets(f"ipc://{tmp_path}/engine", f"ipc://{tmp_path}/ranks", 0)
+    info = ModelInfo("tiny", "llama", str(model), 259, 256, "float32", 1, (2,), "cpu", 48)
+    engine = core.EngineCore(cast(Runner, SimpleNamespace(pool=None, directory=model)), info, room, sockets)
+    requests = [Submit(f"r{i}", PROMPT, SamplingParams(max_tokens=1), grammar=SCHEMA) for i in range(4)]
+    for request in requests[:3]:
+        assert engine._objection(request) is None
+        engine._submit(b"client", request)
+    refused = engine._objection(requests[3])
+    assert refused is not None
+    assert refused.type == Overloaded.type
+    engine._handle(b"client", Stop("r0"))
+    assert engine._objection(requests[3]) is None
+    engine._grammars.close()
+    sockets.close()
