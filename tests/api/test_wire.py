@@ -159,7 +159,8 @@ def test_a_chat_stream_says_what_a_whole_answer_says(client: httpx2.Client) -> N
     text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
     assert text == whole["choices"][0]["message"]["content"]
     assert chunks[-1]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
-    assert set(whole) == {"id", "object", "created", "model", "choices", "usage", "system_fingerprint"}
+    facts = {"id", "object", "created", "model", "system_fingerprint", "service_tier"}
+    assert set(whole) == {*facts, "choices", "usage"}
     assert set(whole["choices"][0]) == {"index", "message", "logprobs", "finish_reason"}
 
 

@@ -55,7 +55,7 @@ def langchain() -> None:
         )
         assert chat.invoke("Hello").usage_metadata["output_tokens"] > 0
         assert "".join(str(chunk.text) for chunk in chat.stream("Hello"))
-        calling = chat.bind_tools([tool(weather)], tool_choice="required", parallel_tool_calls=False)
+        calling = chat.bind_tools([tool(weather)], tool_choice="required", parallel_tool_calls=False, strict=True)
         call = calling.invoke(WEATHER)
         assert call.tool_calls[0]["args"]["city"] in ("Bergen", "Oslo")
         result = ToolMessage(weather("Oslo"), tool_call_id=call.tool_calls[0]["id"])
