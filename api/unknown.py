@@ -20,7 +20,7 @@ _ELSEWHERE: Mapping[type, frozenset[str]] = {
 
 def unknown_names(body: object, kind: type[msgspec.Struct]) -> Iterator[str]:
     """The paths of the fields in `body`, which was understood as `kind`, that `kind` and what is in it do not have."""
-    return _unknown(body, inspect.type_info(kind), "")
+    return _unknown(body, _described(kind), "")
 
 
 def _unknown(value: object, info: inspect.Type, where: str) -> Iterator[str]:
@@ -55,7 +55,13 @@ def _has_fields(info: inspect.Type) -> bool:
 
 
 @functools.cache
-def _fields(kind: type[msgspec.Struct]) -> Mapping[str, inspect.Type]:
-    info = inspect.type_info(kind)
+def _described(kind: type) -> inspect.Type:
+    # Kept: describing a type takes milliseconds.
+    return inspect.type_info(kind)
+
+
+@functools.cache
+def _fields(kind: type) -> Mapping[str, inspect.Type]:
+    info = _described(kind)
     assert isinstance(info, inspect.StructType)
     return {field.encode_name: field.type for field in info.fields}
