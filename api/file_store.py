@@ -35,6 +35,7 @@ _TABLES = (
     """CREATE TABLE IF NOT EXISTS file_ends (
         ends INTEGER NOT NULL, id TEXT NOT NULL, PRIMARY KEY (ends, id)
     ) WITHOUT ROWID""",
+    "CREATE INDEX IF NOT EXISTS file_ends_by_id ON file_ends (id)",
 )
 T = TypeVar("T")
 
@@ -154,6 +155,7 @@ class FileStore:
                 "INSERT OR REPLACE INTO files (id, owner, purpose, bytes, file) VALUES (?, ?, ?, ?, ?)",
                 (file.id, owner, file.purpose, file.bytes, msgspec.json.encode(file)),
             )
+            connection.execute("DELETE FROM file_ends WHERE id = ?", (file.id,))  # of one that this replaces
             if file.expires_at is not None:
                 connection.execute("INSERT INTO file_ends VALUES (?, ?)", (file.expires_at, file.id))
 

@@ -24,7 +24,8 @@ MAX_VALUES = 500_000
 """In one body; texts count as one, whatever is in them."""
 
 _PLACE = re.compile(r" - at (?:`key` in )?`\$\.?([^`]*)`$")
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# Possessive, and one that is never closed goes to the end: what is no JSON takes no longer than what is.
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _MISSING = re.compile(r"missing required field `([^`]+)`")
 
 T = TypeVar("T", bound=msgspec.Struct)

@@ -163,8 +163,10 @@ class EngineCore:
 
     def _take_from_grammars(self) -> None:
         """Queue the requests whose grammars are compiled, and tell the tokens that grammars have taken."""
-        for request, client, error in self._grammars.compiled(self._model.vocab_size):
+        for request, client, wrong in self._grammars.compiled(self._model.vocab_size):
+            error = wrong or self._objection(request)  # its adapter may have been forgotten meanwhile
             if error is not None:
+                self._grammars.forget(request.id)
                 self._sockets.send(client, SequenceFailure(request.id, error))
             else:
                 self.scheduler.add(request, client, time.monotonic())

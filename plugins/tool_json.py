@@ -20,8 +20,12 @@ MAX_HEAD = 1024
 MAX_SPACE = 64
 """White space that is waited through for what may follow it."""
 
-_UNSAYABLE = regex.compile(r"\(\?<?[=!]|\\[bBkK1-9]")
+_UNSAYABLE = regex.compile(r"(?<!\\)(?:\\\\)*(?:\(\?<?[=!]|\\[bBkK1-9])")
 """Look-around, word boundaries and back references."""
+
+_DATA = ("const", "enum", "default", "examples")
+_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+"""Keywords of JSON schemas that have values in them, and names of the caller's own."""
 
 _HEAD = regex.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
 
@@ -117,7 +121,7 @@ class JsonCall:
         self._tail += text
         ahead = self._tail.lstrip()
         if len(self._tail) - len(ahead) > MAX_SPACE:
-            self.rest = ahead
+            self.rest = self._tail[MAX_SPACE + 1 :]
         elif ahead.startswith("}"):
             self.rest = ahead[1:]
         elif ahead.startswith(","):
@@ -156,17 +160,19 @@ def guided(schema: Mapping[str, Any], strict: bool) -> dict[str, Any]:
     return {**_sayable(schema), "x-guidance": {**WHITESPACE, "lenient": True}}
 
 
-def _sayable(schema: Any) -> Any:
-    """The schema without the patterns that no grammar can say."""
+def _sayable(schema: Any, keywords: bool = True) -> Any:
+    """The schema without the patterns that no grammar can say; `keywords`: its own names are not the caller's."""
     if isinstance(schema, list):
         return [_sayable(entry) for entry in schema]
     if not isinstance(schema, Mapping):
         return schema
-    return {
-        name: _sayable(value)
-        for name, value in schema.items()
-        if not (name == "pattern" and isinstance(value, str) and _UNSAYABLE.search(value))
-    }
+    found = {}
+    for name, value in schema.items():
+        if keywords and name == "pattern" and isinstance(value, str) and _UNSAYABLE.search(value):
+            continue
+        is_data = keywords and name in _DATA
+        found[name] = value if is_data else _sayable(value, not (keywords and name in _NAMED))
+    return found
 
 
 def arguments_schema(tool: Tool) -> str:

@@ -22,6 +22,9 @@ BEAT_SECONDS = 5.0
 WRITE_SECONDS = 0.1
 """How long events are gathered before they are stored, all in one go."""
 
+KEEP_AGAIN_SECONDS = (0.5, 2.0, 0.0)
+"""How long to wait after each time that a response could not be stored."""
+
 MAX_RUNNING = 256
 
 
@@ -119,13 +122,17 @@ class Background:
             making.tell([failure_event(making.response, info)])
 
     async def _keep(self, making: _Making) -> None:
-        """Store the response as it is, unless it has ended there, and its events."""
+        """Store the response as it is, unless it has ended there, and its events; what is busy may not be soon."""
         frames = tuple(making.unstored)
-        try:
-            await self._store.update(making.response, frames)
-        except Exception as error:
-            logger.error("response {} could not be stored: {}", making.response.id, type(error).__name__)
-        making.stored(frames)
+        for seconds in KEEP_AGAIN_SECONDS:
+            try:
+                await self._store.update(making.response, frames)
+            except Exception as error:
+                logger.error("response {} could not be stored: {}", making.response.id, type(error).__name__)
+                await asyncio.sleep(seconds)
+            else:
+                making.stored(frames)
+                return
 
     async def _write(self, making: _Making) -> None:
         """Store events as they come, and show that the response is being made; return once it is not wanted any more.

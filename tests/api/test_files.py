@@ -18,7 +18,7 @@ from support.scripted_server import Running
 
 from motet.api import file_store as file_store_module
 from motet.api.database import Database
-from motet.api.file_store import FileStore, new_file
+from motet.api.file_store import ExpiresAfter, FileStore, new_file
 from motet.api.paging import Page
 from motet.core.errors import NotFound
 
@@ -130,5 +130,25 @@ def test_a_file_deleted_while_it_is_read_is_read_to_its_end(tmp_path: Path) -> N
         with content:
             assert len(content.read()) == file.bytes == 100
         await database.close()
+
+    asyncio.run(main())
+
+
+def test_a_file_that_is_written_again_has_the_end_of_the_latest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        store = FileStore(Database(tmp_path))
+        file = new_file("a", "batch_output", ExpiresAfter("created_at", 3600), "file-1")
+        for content in (b"one", b"two"):  # with the same end, as twice within a second
+            await store.put("", file, pieces(content))
+        later = new_file("a", "batch_output", ExpiresAfter("created_at", 7200), "file-1")
+        await store.put("", later, pieces(b"three"))
+        now = time.time()
+        monkeypatch.setattr(file_store_module.time, "time", lambda: now + 3601)
+        assert (await store.get("", "file-1")).bytes == 5
+        monkeypatch.setattr(file_store_module.time, "time", lambda: now + 7201)
+        with pytest.raises(NotFound):
+            await store.get("", "file-1")
 
     asyncio.run(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import Any
 
 import pytest
@@ -224,6 +225,14 @@ def test_a_body_of_very_many_parts_is_refused_before_it_is_read() -> None:
             decode_object(content, "application/json")
     text = b'{"a": "' + b'[{,\\"' * MAX_VALUES + b'"}'
     assert len(decode_object(text, "application/json")["a"]) == 4 * MAX_VALUES
+
+
+@pytest.mark.parametrize("rest", [b'\\"' * 500_000, b'"' * 999_999, b'"' + b"x," * 600_000, b"\\" * 999_999])
+def test_what_is_no_json_takes_no_longer_than_what_is(rest: bytes) -> None:
+    begun = time.process_time()
+    with pytest.raises((InvalidRequest, JsonInvalid)):
+        decode_object(b"[" * (MAX_CONTAINERS + 1) + rest, "application/json")
+    assert time.process_time() - begun < 5  # it took hours
 
 
 def test_a_refusal_is_text() -> None:

@@ -16,6 +16,7 @@ from motet.core.formats import GrammarSpec
 from motet.core.tools import CallPiece, Tool, ToolParser
 from motet.plugins.hermes import Hermes
 from motet.plugins.llama3_json import Llama3Json
+from motet.plugins.tool_json import guided
 
 Calls = list[tuple[str, str]]
 TOOLS = (
@@ -90,6 +91,7 @@ FRAGMENTS = (
 @settings(deadline=None, max_examples=600)
 @given(fragments=st.lists(st.sampled_from(FRAGMENTS), max_size=8), places=st.lists(st.integers(0, 400), max_size=8))
 @example(fragments=["<tool_call>", "oops", "<tool_call>", '{"name": "f", "arguments": {}}'], places=[11, 15])
+@example(fragments=['{"name": "f", "parameters": {}', " " * 40, " " * 40, "<|<|"], places=[])
 @example(fragments=['<tool_call>{"name": "f", "arguments": {}}', "</tool_call>", "Hello", " ", "bye"], places=[59, 60])
 def test_pieces_of_calls_in_any_order_are_read_alike(
     parser: ToolParser, fragments: list[str], places: list[int]
@@ -168,6 +170,20 @@ def test_what_no_grammar_can_say_binds_strict_functions_alone() -> None:
         spec = Hermes().grammar((Tool("f", None, schema, strict),), False, ())
         wrong, _ = LLMatcher.validate_grammar_with_warnings(LLMatcher.grammar_from_lark(spec.text))
         assert wrong is strict
+
+
+def test_only_patterns_that_cannot_be_said_are_left_out() -> None:
+    kept = {
+        "properties": {
+            "pattern": {"type": "string", "pattern": r"C:\\\\bin"},
+            "enum": {"enum": [{"pattern": r"\bx"}], "const": {"pattern": "(?=x)"}},
+        }
+    }
+    found = guided(kept, strict=False)
+    assert found["properties"] == kept["properties"]
+    dropped = {"properties": {"enum": {"type": "string", "pattern": r"\bx"}}, "$defs": {"const": {"pattern": "(?!x)"}}}
+    found = guided(dropped, strict=False)
+    assert (found["properties"], found["$defs"]) == ({"enum": {"type": "string"}}, {"const": {}})
 
 
 def test_arguments_stream_as_they_come() -> None:
