@@ -72,13 +72,15 @@ def echo_offsets(text: TextModel, prompt: Sequence[int], given: str | None) -> t
 
     There, special tokens are part of the text if they were written out in it.
     """
-    spans = None if given is None else text.spans(given, add_special_tokens=True)
+    special = text.pieces.special_ids
+    # Tokenised again for them alone: what other tokens add to the text is known without.
+    spans = None if given is None or special.isdisjoint(prompt) else text.spans(given, add_special_tokens=True)
     detokenizer = Detokenizer(text.pieces)
     offsets, place = [], 0
     for index, token in enumerate(prompt):
         offsets.append(place)
         place += len(detokenizer.push(token))
-        if spans is not None and token in text.pieces.special_ids:
+        if spans is not None and token in special:
             place += spans[index][2] - spans[index][1]
     return tuple(offsets)
 
