@@ -55,7 +55,7 @@ def test_uploads_that_are_refused_leave_nothing(tmp_path: Path) -> None:
         assert wrong.value.param == "purpose"
         assert len(list((server.api.services.database.directory / "files").iterdir())) == 1
 
-    drive(tmp_path, scenario, Settings(max_file="100KB", max_files="100KB"))
+    drive(tmp_path, scenario, Settings(max_file="100KB", max_files="120KB"))
 
 
 def test_a_batch_runs_and_each_line_is_answered_once(tmp_path: Path) -> None:
