@@ -155,7 +155,7 @@ async def chat_events(run: ChatRun, services: Services, include_usage: bool) -> 
                 frames += chunk(ChatChunkChoice(index, Delta(tool_calls=[_call_delta(call)])))
             if delta.finish_reason is not None:
                 frames += chunk(ChatChunkChoice(index, Delta(), None, delta.finish_reason))
-            if frames:
+            if frames and not delta.more:
                 yield frames
                 frames = b""
     yield (chunk(usage=generation.usage(count)) if include_usage else b"") + DONE

@@ -36,13 +36,14 @@ class CallDelta(msgspec.Struct, frozen=True):
 class ChatDelta(msgspec.Struct, frozen=True):
     """What a choice's message gains: texts and pieces of calls, as they come one after another.
 
-    `finish_reason` is set on the choice's last delta alone.
+    `finish_reason` is set on the choice's last delta alone. `more`: the next delta is there already.
     """
 
     parts: tuple[str | CallDelta, ...]
     tokens: tuple[TokenEvent, ...]
     finish_reason: ChatFinishReason | None = None
     stop_reason: str | int | None = None
+    more: bool = False
 
     @property
     def text(self) -> str:
@@ -108,7 +109,7 @@ class CallReader:
                 parts.append(piece)
         if finish == "stop" and self._calls and _is_object("".join(self._latest)):
             finish = "tool_calls"
-        return ChatDelta(tuple(parts), delta.tokens, finish, delta.stop_reason)
+        return ChatDelta(tuple(parts), delta.tokens, finish, delta.stop_reason, delta.more)
 
     def _is_told(self, text: str) -> bool:
         # Where the answer must be calls, what else there is can only be one that was cut at its beginning.
@@ -159,7 +160,7 @@ class ChatRun:
                     told = readers[index].read(delta)
                 else:
                     parts = (delta.text,) if delta.text else ()
-                    told = ChatDelta(parts, delta.tokens, delta.finish_reason, delta.stop_reason)
+                    told = ChatDelta(parts, delta.tokens, delta.finish_reason, delta.stop_reason, delta.more)
                 if echoes[index]:
                     told = msgspec.structs.replace(told, parts=(echoes[index], *told.parts))
                     echoes[index] = ""

@@ -110,7 +110,7 @@ class CompletionRun:
             async for index, delta in deltas:
                 if self.silent:
                     tokens = tuple(replace(event, stop_id=event.token) for event in delta.tokens)
-                    delta = TextDelta("", tokens, delta.finish_reason and "length")
+                    delta = TextDelta("", tokens, delta.finish_reason and "length", more=delta.more)
                 yield index, delta
 
 
@@ -172,21 +172,21 @@ async def completion_events(run: CompletionRun, services: Services, include_usag
     usage = None if include_usage else UNSET
     writers = run.writers(services)
     echoes = [run.echo(index).text for index in range(len(writers))]
-    count = 0
+    count, frames = 0, b""
     async with aclosing(run.deltas(services)) as deltas:
         async for index, delta in deltas:
             count += 0 if run.silent else len(delta.tokens)
             text, echoes[index] = echoes[index] + delta.text, ""
-            frames = b""
             logprobs = writers[index].write(delta.tokens) if generation.wants_logprobs else None
             if text or (logprobs is not None and logprobs.tokens):
                 told = logprobs if logprobs is not None and logprobs.tokens else None
-                frames = event(_answer(generation, (CompletionChoice(index, text, told),), usage))
+                frames += event(_answer(generation, (CompletionChoice(index, text, told),), usage))
             if delta.finish_reason is not None:
                 last = CompletionChoice(index, "", None, delta.finish_reason)
                 frames += event(_answer(generation, (last,), usage))
-            if frames:
+            if frames and not delta.more:
                 yield frames
+                frames = b""
     if include_usage:
         yield event(_answer(generation, (), generation.usage(count)))
     yield DONE

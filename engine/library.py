@@ -83,7 +83,7 @@ class Engine:
         """All tokens that continue `prompt` (token ids). Raises MotetError as EngineClient.generate does."""
         fingerprint = adapter.fingerprint if adapter else None
         request = Submit(uuid.uuid4().hex, tuple(prompt), params, fingerprint)
-        return [event async for event in self.client.generate(request)]
+        return [event async for events in self.client.generate(request) for event in events]
 
     async def embed(
         self, prompt: Sequence[int], pool: Literal["last", "mean"] = "last", adapter: PreparedAdapter | None = None

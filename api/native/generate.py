@@ -119,4 +119,4 @@ def _parse(body: dict[str, Any], kind: type[T]) -> Parsed[T]:
 async def _frames(run: NativeRun, services: Services) -> AsyncGenerator[bytes, None]:
     async with aclosing(run.events(services)) as events:
         async for told in events:
-            yield event(told)
+            yield b"".join(map(event, told))

@@ -151,21 +151,24 @@ class NativeRun:
             alternative_tokens=others if asked else UNSET,
         )
 
-    async def events(self, services: Services) -> AsyncGenerator[NativeEvent, None]:
-        """An event a token; the last one has the whole text."""
-        sequence = _Sequence()
+    async def events(self, services: Services) -> AsyncGenerator[list[NativeEvent], None]:
+        """An event a token, all that have come each time; the last one has the whole text."""
+        sequence, events = _Sequence(), list[NativeEvent]()
         async with aclosing(self.generation.deltas(services)) as deltas:
             async for _, delta in deltas:
                 sequence.texts.append(delta.text)
                 sequence.count += len(delta.tokens)
                 *tokens, last = self.tokens(delta, services.text)
-                for token in tokens:
-                    yield NativeEvent(token=token)
+                events += [NativeEvent(token=token) for token in tokens]
                 if delta.finish_reason is None:
-                    yield NativeEvent(token=last)
+                    events.append(NativeEvent(token=last))
                 else:
                     sequence.reason = finish_reason(delta)
-                    yield NativeEvent(token=last, generated_text=self._text(sequence), details=self._end(sequence))
+                    whole = self._text(sequence)
+                    events.append(NativeEvent(token=last, generated_text=whole, details=self._end(sequence)))
+                if not delta.more:
+                    yield events
+                    events = []
 
     def _end(self, sequence: _Sequence) -> StreamDetails | None:
         if not self.parameters.details:

@@ -209,12 +209,14 @@ class ResponseRun:
         """What happens, and the response as it is then; closing this ends the generation. Raises MotetError."""
         writer = ResponseWriter(services, self.response, self.logprobs)
         yield writer.begin(), writer.response
-        reason = "stop"
+        reason, events = "stop", list[Event]()
         async with aclosing(self.chat.deltas(services)) as deltas:
             async for _, delta in deltas:
                 reason = delta.finish_reason or reason
-                if events := writer.write(delta):
+                events += writer.write(delta)
+                if events and not delta.more:
                     yield events, writer.response
+                    events = []
         yield writer.end(reason, self.chat.generation.prompt_tokens), writer.response
 
     async def whole(self, services: Services) -> ResponseObject:

@@ -42,6 +42,9 @@ HELLO_SECONDS = 0.2
 MAX_LAG = 4096
 """Tokens that may wait for a slow reader; then its sequence ends."""
 
+MAX_TURN = 64
+"""Tokens that one reader gets at once where it fell behind; then others have their turn."""
+
 MAX_ADAPTERS = 4096
 """Adapters that a client keeps registered; the engine remembers more, so that it knows them all."""
 
@@ -102,10 +105,11 @@ class EngineClient:
         assert self.model is not None
         return self.model
 
-    async def generate(self, request: Submit) -> AsyncGenerator[TokenEvent, None]:
-        """The sequence's tokens as they come; the last event has `finish`. Closing early ends the sequence.
+    async def generate(self, request: Submit) -> AsyncGenerator[tuple[TokenEvent, ...], None]:
+        """The sequence's tokens as they come, several at once where the reader fell behind.
 
-        Raises Unavailable when the engine is not up or goes down, or what the engine refuses the request with.
+        The last event has `finish`. Closing early ends the sequence. Raises Unavailable when the engine is not up or
+        goes down, or what the engine refuses the request with.
         """
         if not self.ready:
             raise Unavailable(f"the engine is not ready: {self.reason}; try again shortly")
@@ -115,12 +119,14 @@ class EngineClient:
         try:
             await self._send(request)
             while not ended:
-                event = await queue.get()
-                if isinstance(event, MotetError):
-                    ended = True
-                    raise event
-                ended = event.finish is not None
-                yield event
+                events, error = await _waiting(queue)
+                ended = error is not None or events[-1].finish is not None
+                if events:
+                    yield tuple(events)
+                if error is not None:
+                    raise error
+                if len(events) == MAX_TURN:
+                    await asyncio.sleep(0)
         finally:
             self._queues.pop(request.id, None)
             if not ended:
@@ -256,3 +262,16 @@ class EngineClient:
                 waiting.set_exception(error)
         self._stats.clear()
         self._cancels.clear()
+
+
+async def _waiting(queue: asyncio.Queue[TokenEvent | MotetError]) -> tuple[list[TokenEvent], MotetError | None]:
+    """What has come, as soon as anything has: the tokens, at most MAX_TURN, and the error after them."""
+    events: list[TokenEvent] = []
+    item = await queue.get()
+    while True:
+        if isinstance(item, MotetError):
+            return events, item
+        events.append(item)
+        if queue.empty() or len(events) == MAX_TURN:
+            return events, None
+        item = queue.get_nowait()

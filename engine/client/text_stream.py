@@ -20,8 +20,8 @@ from motet.engine.client.text_model import TextModel
 class TokenSource(Protocol):
     """The part of EngineClient that is used here."""
 
-    def generate(self, request: Submit) -> AsyncGenerator[TokenEvent, None]:
-        """The events of one new sequence; closing the generator ends it."""
+    def generate(self, request: Submit) -> AsyncGenerator[tuple[TokenEvent, ...], None]:
+        """The events of one new sequence, all that have come each time; closing the generator ends it."""
 
 
 class TextDelta(msgspec.Struct, frozen=True):
@@ -29,13 +29,15 @@ class TextDelta(msgspec.Struct, frozen=True):
 
     `tokens` are the events since the last delta: a token whose text is held back or unfinished comes with the
     delta that shows it. `finish_reason` is set on the last delta alone; `stop_reason` is then the stop string,
-    or the id of the request's own stop token, that ended the text, and None for EOS.
+    or the id of the request's own stop token, that ended the text, and None for EOS. `more` says that the next
+    delta is there already: who writes to a socket does it once for all of them.
     """
 
     text: str
     tokens: tuple[TokenEvent, ...]
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+    more: bool = False
 
 
 class _TextBuilder:
@@ -80,13 +82,20 @@ async def stream_text(
     builder = _TextBuilder(text, request, stop, shown)
     waiting: list[TokenEvent] = []
     async with aclosing(engine.generate(request)) as events:
-        async for event in events:
-            waiting.append(event)
-            delta = builder.push(event)
-            if delta.finish_reason is not None:
-                await events.aclose()  # before the client has read the last of it
-            if delta.text or delta.finish_reason is not None:
-                yield msgspec.structs.replace(delta, tokens=tuple(waiting))
-                waiting.clear()
-            if delta.finish_reason is not None:
-                return
+        async for batch in events:
+            deltas: list[TextDelta] = []
+            for event in batch:
+                waiting.append(event)
+                delta = builder.push(event)
+                if delta.text or delta.finish_reason is not None:
+                    deltas.append(msgspec.structs.replace(delta, tokens=tuple(waiting)))
+                    waiting.clear()
+                if delta.finish_reason is not None:
+                    await events.aclose()  # before the client has read the last of it
+                    break
+            for delta in deltas[:-1]:
+                yield msgspec.structs.replace(delta, more=True)
+            for delta in deltas[-1:]:
+                yield delta
+                if delta.finish_reason is not None:
+                    return

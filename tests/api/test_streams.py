@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
@@ -72,6 +73,48 @@ def test_a_client_that_leaves_as_its_stream_opens_ends_its_sequences(
             while caller.api.engine.running:
                 await asyncio.sleep(0.01)
         assert caller.api.services.drain.running == 0
+
+    drive(tmp_path, scenario)
+
+
+STREAMS: list[tuple[str, dict[str, Any]]] = [
+    (CHAT, {"messages": MESSAGES, "n": 2, "logprobs": True, "stream_options": {"include_usage": True}}),
+    (COMPLETIONS, {"prompt": "a", "max_tokens": 40, "echo": True, "logprobs": 1}),
+    ("/v1/responses", {"input": "hi"}),
+    ("/generate_stream", {"inputs": "hi", "parameters": {"max_new_tokens": 40}}),
+]
+
+
+async def written(caller: Caller, path: str, body: dict[str, Any]) -> list[bytes]:
+    """What a stream writes, piece by piece, without what differs from one to the next."""
+    pieces: list[bytes] = []
+    content = json.dumps({"model": "", "stream": True, **body}).encode()
+    messages = [{"type": "http.request", "body": content, "more_body": False}]
+
+    async def receive() -> Any:
+        return messages.pop() if messages else await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        if message.get("body"):
+            pieces.append(re.sub(rb'[0-9a-f]{24,}|"(created|completed)[a-z_]*":[0-9]+', b"", message["body"]))
+
+    scope = {"type": "http", "http_version": "1.1", "method": "POST", "scheme": "http", "path": path}
+    scope |= {"query_string": b"", "headers": [(b"content-type", b"application/json"), (b"host", b"localhost")]}
+    await caller.app(scope, receive, send)  # type: ignore[arg-type]
+    return pieces
+
+
+@pytest.mark.parametrize(("path", "body"), STREAMS)
+def test_what_came_at_once_is_written_at_once_and_reads_the_same(
+    tmp_path: Path, path: str, body: dict[str, Any]
+) -> None:
+    async def scenario(caller: Caller) -> None:
+        caller.api.engine.script = lambda request: "wind und Wellen, ja"
+        singly = await written(caller, path, body)
+        caller.api.engine.at_once = 7
+        together = await written(caller, path, body)
+        assert len(together) < len(singly) / 2
+        assert sorted(b"".join(together).split(b"\n\n")) == sorted(b"".join(singly).split(b"\n\n"))
 
     drive(tmp_path, scenario)
 

@@ -16,7 +16,6 @@ import zmq
 
 from motet.core.messages import (
     AskStats,
-    EngineState,
     EngineStats,
     Hello,
     Ready,
@@ -66,7 +65,6 @@ class InstantEngine:
             while self._socket.poll(0 if self._answers else 500):
                 client, body = self._socket.recv_multipart()
                 self._take(client, self._decode(body))
-            self._state.send(self._encode(EngineState("up")))
             self._round()
 
     def _take(self, client: bytes, message: ToEngine) -> None:

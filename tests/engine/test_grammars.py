@@ -70,11 +70,13 @@ def with_engine(model: Path, work: Callable[[Engine], Awaitable[T]]) -> T:
 
 async def ask(engine: Engine, id: str, grammar: GrammarSpec | None, seed: int = 0, tokens: int = 60) -> list[int]:
     """The ids that a request gets."""
-    return [event.token async for event in events(engine, id, grammar, seed, tokens)]
+    return [event.token async for batch in events(engine, id, grammar, seed, tokens) for event in batch]
 
 
-def events(engine: Engine, id: str, grammar: GrammarSpec | None, seed: int, tokens: int) -> AsyncIterator[TokenEvent]:
-    """A request's events."""
+def events(
+    engine: Engine, id: str, grammar: GrammarSpec | None, seed: int, tokens: int
+) -> AsyncIterator[tuple[TokenEvent, ...]]:
+    """A request's events, as they come."""
     params = SamplingParams(max_tokens=tokens, temperature=1.5, seed=seed)
     return engine.client.generate(Submit(id, PROMPT, params, grammar=grammar))
 

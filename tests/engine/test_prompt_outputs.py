@@ -63,7 +63,7 @@ def request(id: str, prompt: list[int], adapter: PreparedAdapter | None, **param
 
 
 async def run(engine: Engine, submit: Submit) -> list[TokenEvent]:
-    return [event async for event in engine.client.generate(submit)]
+    return [event async for events in engine.client.generate(submit) for event in events]
 
 
 @pytest.mark.parametrize("kind", ENGINES)

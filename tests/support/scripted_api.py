@@ -55,12 +55,13 @@ Script = Callable[[Submit], str]
 
 @dataclass
 class ScriptedEngine:
-    """Says `script(request)`, one byte a step; remembers what it was asked and what still runs."""
+    """Says `script(request)`, one byte a step, so many of them at once; remembers what it was asked and what runs."""
 
     text: TextModel
     model: ModelInfo | None
     script: Script = lambda request: "Hello!"
     step_seconds: float = 0.0
+    at_once: int = 1
     fail_after: int | None = None
     failure: MotetError | Exception = field(default_factory=lambda: MotetError("scripted"))
     ready: bool = True
@@ -79,12 +80,16 @@ class ScriptedEngine:
         running = len(self.running)
         return EngineStats(running, 0, 9, 9, 0, 0, 0, 0)
 
-    async def generate(self, request: Submit) -> AsyncGenerator[TokenEvent, None]:
+    async def generate(self, request: Submit) -> AsyncGenerator[tuple[TokenEvent, ...], None]:
         self.submits.append(request)
         self.running.add(request.id)
         try:
+            events: list[TokenEvent] = []
             async for event in self._events(request):
-                yield event
+                events.append(event)
+                if len(events) == self.at_once or event.finish is not None:
+                    yield tuple(events)
+                    events.clear()
         finally:
             self.running.discard(request.id)
 

@@ -9,6 +9,7 @@ from contextlib import aclosing
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from motet.core.errors import Unavailable
 from motet.core.messages import FinishReason, Submit, TokenEvent
@@ -22,16 +23,17 @@ EOS = 2
 class Script:
     """An engine that yields these events, and notes how far it came and whether it was closed."""
 
-    def __init__(self, events: Sequence[TokenEvent], failure: Exception | None = None) -> None:
-        self.events, self.failure = events, failure
+    def __init__(self, events: Sequence[TokenEvent], failure: Exception | None = None, at_once: int = 1) -> None:
+        self.events, self.failure, self.at_once = events, failure, at_once
         self.sent = 0
         self.closed = False
 
-    async def generate(self, request: Submit) -> AsyncGenerator[TokenEvent, None]:
+    async def generate(self, request: Submit) -> AsyncGenerator[tuple[TokenEvent, ...], None]:
         try:
-            for event in self.events:
-                self.sent += 1
-                yield event
+            for first in range(0, len(self.events), self.at_once):
+                batch = tuple(self.events[first : first + self.at_once])
+                self.sent += len(batch)
+                yield batch
             if self.failure:
                 raise self.failure
         finally:
@@ -173,6 +175,20 @@ def test_closing_the_stream_closes_the_engine(smollm2: TextModel) -> None:
     asyncio.run(leave())
     assert engine.closed
     assert engine.sent == 1
+
+
+@pytest.mark.parametrize("stop", [(), ("four",), ("never",), ("four five",)])
+def test_tokens_that_come_at_once_say_the_same_and_whether_more_is_there(
+    smollm2: TextModel, stop: tuple[str, ...]
+) -> None:
+    said = events(ids_of(smollm2, "one two three four ☃ five, and six"))
+    singly = stream(Script(said), smollm2, stop)
+    assert not any(delta.more for delta in singly)
+    for at_once in (2, 3, 5, 99):
+        deltas = stream(Script(said, at_once=at_once), smollm2, stop)
+        assert [replace(delta, more=False) for delta in deltas] == singly
+        assert not deltas[-1].more
+        assert at_once < 99 or all(delta.more for delta in deltas[:-1])
 
 
 def test_the_engines_failure_reaches_the_caller(smollm2: TextModel) -> None:

@@ -1,0 +1,149 @@
+"""EngineClient in front of a socket that speaks for the engine: tokens that wait, readers that are slow or leave."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import pytest
+import zmq
+import zmq.asyncio
+
+from motet.core.errors import ErrorInfo, MotetError, Overloaded
+from motet.core.messages import Hello, Ready, SequenceFailure, Stop, Submit, ToEngine, TokenEvent, Tokens
+from motet.core.models import ModelInfo
+from motet.core.sampling import SamplingParams
+from motet.engine.client.engine_client import MAX_LAG, MAX_TURN, EngineClient
+
+MODEL = ModelInfo("tiny", "llama", "/nowhere", 259, 256, "float32", 1, (2,))
+decode = msgspec.msgpack.Decoder(ToEngine).decode
+
+
+@dataclass
+class Rank:
+    """Rank 0's side of the socket, word by word."""
+
+    socket: zmq.asyncio.Socket
+    client: bytes = b""
+
+    async def hear(self) -> ToEngine:
+        """The client's next message that is no hello."""
+        while True:
+            self.client, body = await self.socket.recv_multipart()
+            message = decode(body)
+            if not isinstance(message, Hello):
+                return message
+            await self.say(Ready("one", MODEL))
+
+    async def say(self, message: Ready | Tokens | SequenceFailure) -> None:
+        """Send the client a message."""
+        await self.socket.send_multipart([self.client, msgspec.msgpack.encode(message)])
+
+
+def talk(place: Path, scenario: Callable[[EngineClient, Rank], Awaitable[None]]) -> None:
+    """Run `scenario` on a client whose engine is up."""
+
+    async def main() -> None:
+        context = zmq.asyncio.Context()
+        socket = context.socket(zmq.ROUTER)
+        socket.bind(f"ipc://{place}/engine")
+        client, rank = EngineClient(f"ipc://{place}/engine", f"ipc://{place}/state"), Rank(socket)
+        await client.start()
+        greeting = asyncio.create_task(rank.hear())
+        await client.wait_ready(5)
+        greeting.cancel()
+        with suppress(asyncio.CancelledError):
+            await greeting
+        try:
+            async with asyncio.timeout(20):
+                await scenario(client, rank)
+        finally:
+            await client.close()
+            context.destroy(linger=0)
+
+    asyncio.run(main())
+
+
+def submit(id: str = "r") -> Submit:
+    """A request."""
+    return Submit(id, (1,), SamplingParams(max_tokens=9999))
+
+
+def tokens(ids: Sequence[int], ended: bool = False) -> Tokens:
+    """A step's tokens, all of one sequence."""
+    *early, last = ids
+    finish = "length" if ended else None
+    return Tokens((*(TokenEvent("r", id) for id in early), TokenEvent("r", last, finish=finish)))
+
+
+def test_tokens_come_singly_to_who_keeps_up_and_at_once_to_who_does_not(tmp_path: Path) -> None:
+    async def scenario(client: EngineClient, rank: Rank) -> None:
+        async with aclosing(client.generate(submit())) as batches:
+            first = asyncio.create_task(anext(batches))
+            assert await rank.hear() == submit()
+            await rank.say(tokens([0]))
+            assert [event.token for event in await first] == [0]
+            await rank.say(tokens(range(1, 100), ended=True))
+            async with aclosing(client.generate(submit("other"))) as others:  # what comes for it came after
+                waiting = asyncio.create_task(anext(others))
+                await rank.hear()
+                await rank.say(Tokens((TokenEvent("other", 5),)))
+                await waiting
+            rest = [[event.token for event in batch] async for batch in batches]
+        assert rest == [list(range(1, MAX_TURN + 1)), list(range(MAX_TURN + 1, 100))]
+
+    talk(tmp_path, scenario)
+
+
+def test_what_came_before_a_failure_is_told_first(tmp_path: Path) -> None:
+    async def scenario(client: EngineClient, rank: Rank) -> None:
+        heard: list[int] = []
+
+        async def read() -> None:
+            async for batch in client.generate(submit()):
+                heard.extend(event.token for event in batch)
+
+        reading = asyncio.create_task(read())
+        await rank.hear()
+        await rank.say(tokens([1, 2, 3]))
+        await rank.say(SequenceFailure("r", ErrorInfo("no luck", "server_error", "internal_error", 500)))
+        with pytest.raises(MotetError, match="no luck"):
+            await reading
+        assert heard == [1, 2, 3]
+
+    talk(tmp_path, scenario)
+
+
+def test_who_reads_too_slowly_is_stopped_and_keeps_nothing_more_waiting(tmp_path: Path) -> None:
+    async def scenario(client: EngineClient, rank: Rank) -> None:
+        async with aclosing(client.generate(submit())) as batches:
+            first = asyncio.create_task(anext(batches))
+            await rank.hear()
+            await rank.say(tokens([0]))
+            await first
+            await rank.say(tokens(range(MAX_LAG + 1)))
+            assert await rank.hear() == Stop("r")
+            await rank.say(tokens(range(1000)))  # were on their way
+            assert await rank.hear() == Stop("r")
+            kept = [await anext(batches) for _ in range(MAX_LAG // MAX_TURN + 1)]
+            assert sum(map(len, kept)) == MAX_LAG + 1
+            with pytest.raises(Overloaded, match="not read fast enough"):
+                await anext(batches)
+
+    talk(tmp_path, scenario)
+
+
+def test_who_leaves_ends_the_sequence(tmp_path: Path) -> None:
+    async def scenario(client: EngineClient, rank: Rank) -> None:
+        async with aclosing(client.generate(submit())) as batches:
+            first = asyncio.create_task(anext(batches))
+            await rank.hear()
+            await rank.say(tokens([7, 8]))
+            await first
+        assert await rank.hear() == Stop("r")
+
+    talk(tmp_path, scenario)
