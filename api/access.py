@@ -17,7 +17,7 @@ from motet.core.errors import Forbidden, InvalidRequest, Unauthenticated
 from motet.core.settings import Settings
 
 OPEN_PATHS = ("/", "/health", "/ping", "/startup", "/docs", "/openapi.json")
-"""GET of these needs no key: they tell of the server, not of what it does."""
+"""GET of these needs no key, nor a host name that is known: they tell of the server, not of what it does."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -33,7 +33,8 @@ def install_access(app: Quart, settings: Settings) -> None:
         g.request_id = sent if _REQUEST_ID.fullmatch(sent) else f"req_{uuid.uuid4().hex}"
         _refuse_two_lengths(request)
         if keys is None:
-            _refuse_strange_pages(request, settings, hosts)
+            if not _is_open(request):
+                _refuse_strange_pages(request, settings, hosts)
             g.caller = Caller(
                 admin=True,
                 request_id=g.request_id,
@@ -73,7 +74,7 @@ def _refuse_strange_pages(asked: Request, settings: Settings, hosts: frozenset[s
     Raises Forbidden for a Host that is a name of none of `hosts`: a page whose site's name was turned into this
     machine's address sends that; and for a change that a page of a foreign origin asks for.
     """
-    if "*" in settings.cors_origin or asked.method == "OPTIONS":
+    if "*" in settings.cors_origin:
         return
     host = asked.headers.get("host", "")
     name = _host_name(host)

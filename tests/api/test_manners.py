@@ -209,6 +209,16 @@ def test_without_keys_pages_of_other_sites_are_kept_out(
     drive(tmp_path, scenario, settings=settings)
 
 
+def test_probes_come_by_any_name(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        for path in ("/", "/health", "/ping", "/startup"):
+            response = await caller.client.get(path, headers={"host": "balancer.example"})
+            assert response.status_code == 200
+        assert (await caller.client.post("/", headers={"host": "balancer.example"})).status_code == 403
+
+    drive(tmp_path, scenario)
+
+
 @pytest.mark.parametrize("keys", [True, False])
 def test_a_server_may_answer_to_any_name(tmp_path: Path, keys: bool) -> None:
     file = tmp_path / "keys"
