@@ -15,8 +15,8 @@ from motet.core.messages import Submit
 from motet.core.sampling import MAX_TOP_LOGPROBS, SamplingParams, uniform
 from motet.engine.sequence import Sequence
 
-CANDIDATES = 1024
-"""top_k, top_p and min_p look at this many best tokens first, and at all only when those do not settle it."""
+CANDIDATES = (1024, 8192)
+"""top_k, top_p and min_p look at so many best tokens first, then, and at all only when those do not settle it."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _draw(probabilities: Tensor, p: SamplingParams, draw: float) -> int:
     if p.top_k == 0 and p.top_p >= 1 and p.min_p == 0:
         return _invert(_typical(probabilities, p.typical_p), draw)
     size = len(probabilities)
-    for width in (min(max(CANDIDATES, p.top_k), size), size):
+    for width in (*(min(max(count, p.top_k), size) for count in CANDIDATES), size):
         values, ids = torch.topk(probabilities, width)
         mass = values.double()
         before = mass.cumsum(0) - mass  # mass of the better ids

@@ -51,7 +51,7 @@ def test_truncation_is_transformers(  # one axis a parameter
 )
 def test_truncation_of_a_large_vocabulary(cut: dict[str, float]) -> None:
     """Also where what is kept is wider than the first look at the candidates."""
-    logits = random_logits(3, 1, 5000, spread=1.0)[0]
+    logits = random_logits(3, 1, 10_000, spread=1.0)[0]
     sequence = row(SamplingParams(max_tokens=9, **cut))  # type: ignore[arg-type]
     expected = transformers_distribution(logits, sequence)
     order = torch.argsort(expected, descending=True)
