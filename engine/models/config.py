@@ -11,6 +11,7 @@ import torch
 
 from motet.core.errors import StartupError
 from motet.engine.layers.rotary import inverse_frequencies
+from motet.engine.models.kept_record import kept_record
 
 
 @dataclass(frozen=True)
@@ -141,11 +142,24 @@ def from_transformers(config: Any) -> ModelConfig:
 
 
 def read_config(directory: Path) -> ModelConfig:
-    """The model in `directory`, as its config.json tells. Raises StartupError if that is missing or unknown."""
+    """The model in `directory`, as its config.json tells. Raises StartupError if that is missing or unknown.
+
+    The record is kept in the user's cache: to import transformers takes longer than everything else that a rank does
+    before it loads the weights.
+    """
+    try:
+        content = (directory / "config.json").read_bytes()
+    except FileNotFoundError:
+        message = f"{directory} has no config.json; --model takes a transformers directory"
+        raise StartupError(message, param="model") from None
+    except OSError as error:
+        raise StartupError(f"{directory}/config.json cannot be read: {error}", param="model") from error
+    return kept_record(content, ModelConfig, lambda: _read_anew(directory))
+
+
+def _read_anew(directory: Path) -> ModelConfig:
     from transformers import AutoConfig
 
-    if not (directory / "config.json").is_file():
-        raise StartupError(f"{directory} has no config.json; --model takes a transformers directory", param="model")
     try:
         config = AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
     except (ValueError, KeyError, OSError) as error:

@@ -1,0 +1,59 @@
+"""What was made of a config file, kept in the user's cache, so that the next process need not make it again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import torch
+
+from motet.core.paths import cache_directory
+
+T = TypeVar("T")
+
+_ENGINE = Path(__file__).parent.parent
+_MAKERS = (_ENGINE / "models" / "config.py", _ENGINE / "layers" / "rotary.py", Path(__file__))
+"""The code that decides what a record says: none outlives a change of it."""
+
+
+def kept_record(content: bytes, kind: type[T], make: Callable[[], T]) -> T:
+    """The record of a config file with that content, of type `kind`: the kept one, else what `make` returns.
+
+    Keyed by the content, the code that makes records, and transformers' version. Raises what `make` raises; a cache
+    that cannot be read or written costs time alone.
+    """
+    parts = [content, version("transformers").encode(), *(file.read_bytes() for file in _MAKERS)]
+    name = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+    file = cache_directory() / "configs" / f"{name}.json"
+    with suppress(OSError, msgspec.MsgspecError):
+        return msgspec.json.decode(file.read_bytes(), type=kind, dec_hook=_from_json)
+    record = make()
+    with suppress(OSError):
+        _write(file, msgspec.json.encode(record, enc_hook=_to_json))
+    return record
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, scratch = tempfile.mkstemp(dir=file.parent)
+    with os.fdopen(descriptor, "wb") as opened:
+        opened.write(content)
+    os.replace(scratch, file)
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):  # of fp32, which JSON's numbers hold exactly
+        return value.tolist()
+    return str(value).removeprefix("torch.")  # a torch.dtype
+
+
+def _from_json(kind: type, value: Any) -> Any:
+    return torch.tensor(value, dtype=torch.float32) if kind is torch.Tensor else getattr(torch, str(value))
