@@ -40,6 +40,7 @@ class Replay:
 
     async def frames(self) -> AsyncGenerator[bytes, None]:
         """The events, until the response has ended. Raises NotFound if it is deleted meanwhile."""
+        yield b""  # there is nothing left to refuse: the head goes out however long the next event takes
         while True:
             told = await self._store.events(self._owner, self._id, self._after)
             if told.frames:

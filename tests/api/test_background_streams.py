@@ -18,6 +18,7 @@ from support.scripted_server import scripted_server
 from motet.api.responses import background, replay
 from motet.api.responses.background import Background
 from motet.api.responses.store import ResponseStore
+from motet.core.messages import Submit
 
 STREAMED: dict[str, Any] = {"input": "hi", "background": True}
 
@@ -87,6 +88,37 @@ def test_a_reader_may_leave_and_come_back(tmp_path: Path) -> None:
             assert [event.sequence_number for event in seen] == list(range(len(seen)))
             text = "".join(event.delta for event in seen if event.type == "response.output_text.delta")
             assert text == "x" * 200 == seen[-1].response.output_text
+            await client.close()
+
+    asyncio.run(main())
+
+
+def test_a_reader_who_has_everything_so_far_is_answered_before_there_is_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with scripted_server(tmp_path) as server:
+            client = AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+            begin, generate = asyncio.Event(), server.api.engine.generate
+
+            async def held(request: Submit) -> AsyncIterator[Any]:
+                await begin.wait()
+                async for events in generate(request):
+                    yield events
+
+            monkeypatch.setattr(server.api.engine, "generate", held)
+            made = await client.responses.create(model="", input="hi", background=True, stream=True)
+            seen = await first_of(aiter(made), 3)
+            await made.close()
+            id, latest = seen[0].response.id, seen[-1].sequence_number
+            try:
+                async with asyncio.timeout(5):
+                    rest = await client.responses.retrieve(id, stream=True, starting_after=latest)
+            finally:
+                begin.set()
+            seen += [event async for event in rest]
+            assert [event.sequence_number for event in seen] == list(range(len(seen)))
+            assert seen[-1].type == "response.completed"
             await client.close()
 
     asyncio.run(main())
