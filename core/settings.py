@@ -17,6 +17,10 @@ from typing import Any
 
 from motet.core.errors import StartupError
 
+_LIST = "tuple[str, ...]"
+_ORIGIN = r"\*|null|[a-z][a-z0-9+.-]*://[^/\s,A-Z]+"
+_HOST = r"[^/\s,]+"
+
 _UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 _UNITS |= {f"{k}I": 1024**i for i, k in enumerate(("K", "M", "G", "T"), start=1)}
 
@@ -54,9 +58,15 @@ class Settings:
         "an origin whose pages may call this server from a browser, or * (repeatable)",
         metavar="ORIGIN",
         separator=",",
+        pattern=_ORIGIN,
+        expected="an origin as browsers send it, such as https://app.example or http://localhost:3000 (no path), or *",
     )
     allowed_host: tuple[str, ...] = _setting(
-        (), "a host name by which a server without API keys may be called, or * (repeatable)", metavar="NAME"
+        (),
+        "a host name by which a server without API keys may be called, or * (repeatable)",
+        metavar="NAME",
+        pattern=_HOST,
+        expected="a host name such as motet.example (no http://, no path), or *",
     )
     tls_certificate: str = _setting("", "certificate chain (PEM): serve HTTPS")
     tls_key: str = _setting("", "the certificate's private key (PEM)")
@@ -89,7 +99,7 @@ class Settings:
     data_dir: str = _setting(
         "", "where stored responses, files and batches are kept (default: motet in the user's data directory)"
     )
-    max_body: str = _setting("4MiB", "largest request body", size=True)
+    max_body: str = _setting("4MiB", "largest request body", size=True, low=1)
     max_file: str = _setting("200MiB", "largest file that can be uploaded", size=True)
     max_files: str = _setting(
         "10GiB", "what files, batches and stored responses together may take on the disk", size=True
@@ -112,24 +122,37 @@ def flag(name: str) -> str:
 def _convert(setting: dataclasses.Field[Any], value: Any, origin: str) -> Any:
     """`value` (text, or TOML's own type) as the setting's type, checked. Raises StartupError naming `origin`."""
     name, rules = setting.name, setting.metadata
-    if setting.type == "tuple[str, ...]":
-        if isinstance(value, (list, tuple)):
-            return tuple(value)
-        return tuple(filter(None, str(value).split(rules.get("separator", os.pathsep))))
     kind: type = {"int": int, "float": float}.get(str(setting.type), str)
+    expected = rules.get("expected") or ("a size such as 512MiB" if rules.get("size") else f"of type {kind.__name__}")
+    if not _is_readable(setting, value):
+        raise StartupError(f"{origin}: {value!r} is not {expected}", param=name)
+    if setting.type == _LIST:
+        entries = value.split(rules.get("separator", os.pathsep)) if isinstance(value, str) else value
+        for entry in entries:
+            if entry and not re.fullmatch(rules.get("pattern", ".*"), entry, re.DOTALL):
+                raise StartupError(f"{origin}: {entry!r} is not {expected}", param=name)
+        return tuple(filter(None, entries))
     try:
-        converted = kind(value)
-        if rules.get("size") and converted != "auto":
-            parse_size(converted)
-    except (TypeError, ValueError) as error:
-        expected = "a size such as 512MiB" if rules.get("size") else f"of type {kind.__name__}"
+        converted = measured = kind(value)
+        if rules.get("size") and (converted != "auto" or setting.default != "auto"):
+            measured = parse_size(converted)
+    except ValueError as error:
         raise StartupError(f"{origin}: {value!r} is not {expected}", param=name) from error
     if "choices" in rules and converted not in rules["choices"]:
         raise StartupError(f"{origin}: {value!r} is not one of {', '.join(rules['choices'])}", param=name)
-    if not rules.get("low", converted) <= converted <= rules.get("high", converted):  # NaN is outside, too
+    if not rules.get("low", measured) <= measured <= rules.get("high", measured):  # NaN is outside, too
         limits = f"{rules.get('low', '')}..{rules.get('high', '')}"
         raise StartupError(f"{origin}: {value!r} is outside {limits}", param=name)
     return converted
+
+
+def _is_readable(setting: dataclasses.Field[Any], value: Any) -> bool:
+    """Whether the setting can be read from a value of this type: text, or TOML's number or list where it is one."""
+    if isinstance(value, (list, tuple)):
+        return setting.type == _LIST and all(isinstance(entry, str) for entry in value)
+    numbers: dict[str, Any] = {"int": int, "float": (int, float)}
+    number = numbers.get(str(setting.type), int if setting.metadata.get("size") else ())
+    return isinstance(value, str) or (isinstance(value, number) and not isinstance(value, bool))
 
 
 def load_settings(flags: Mapping[str, Any], environ: Mapping[str, str], config: Path | None = None) -> Settings:
@@ -155,8 +178,8 @@ def load_settings(flags: Mapping[str, Any], environ: Mapping[str, str], config: 
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise StartupError(f"--config: cannot read {path}: {error.strerror}", param="config") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise StartupError(f"--config: {path} is not TOML: {error}", param="config") from error

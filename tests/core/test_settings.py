@@ -64,6 +64,14 @@ def test_types_are_converted(config: Path) -> None:
         ("kv_memory", "lots"),
         ("adapter_memory", "-1GiB"),
         ("max_body", ""),
+        ("max_body", "0"),
+        ("max_body", "auto"),
+        ("max_files", "auto"),
+        ("cors_origin", "localhost:3000"),
+        ("cors_origin", "https://app.example/"),
+        ("cors_origin", "https://App.example"),
+        ("allowed_host", "http://motet.example"),
+        ("allowed_host", "a.example,b.example"),
         ("drain_seconds", "nan"),
         ("drain_seconds", "-1"),
         ("log_format", "xml"),
@@ -81,7 +89,19 @@ def test_wrong_values_name_their_origin(name: str, value: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "named"),
-    [("prot = 1", "prot"), ("port = 'x'", "port"), ("port =", "is not TOML"), ("[server]\nport = 1", "server")],
+    [
+        ("prot = 1", "prot"),
+        ("port = 'x'", "port"),
+        ("port =", "is not TOML"),
+        ("[server]\nport = 1", "server"),
+        ("port = true", "port: True is not of type int"),
+        ("port = 8080.7", "port: 8080.7 is not of type int"),
+        ("drain_seconds = true", "drain_seconds: True is not of type float"),
+        ("model = ['x']", "model: .* is not of type str"),
+        ("kv_memory = 3.5", "kv_memory: 3.5 is not a size"),
+        ("adapter_root = 1", "adapter_root: 1 is not of type str"),
+        ("adapter_root = [1]", "adapter_root: .* is not of type str"),
+    ],
 )
 def test_wrong_files_name_the_key(tmp_path: Path, text: str, named: str) -> None:
     path = tmp_path / "motet.toml"
@@ -89,6 +109,23 @@ def test_wrong_files_name_the_key(tmp_path: Path, text: str, named: str) -> None
     with pytest.raises(StartupError, match=named) as caught:
         load_settings({}, {}, path)
     assert str(path) in caught.value.message
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "motet.toml"
+    path.write_bytes("port = 1  # hier h\u00f6ren".encode("latin-1"))
+    with pytest.raises(StartupError, match=r"motet\.toml is not TOML"):
+        load_settings({}, {}, path)
+
+
+def test_a_file_may_write_sizes_as_numbers_and_lists_as_text(tmp_path: Path) -> None:
+    path = tmp_path / "motet.toml"
+    path.write_text("kv_memory = 1048576\nadapter_root = '/a:/b'\nshards = '2'\ncors_origin = ['*', 'null']\n")
+    settings = load_settings({}, {}, path)
+    assert settings.size("kv_memory") == 1 << 20
+    assert settings.adapter_root == ("/a", "/b")
+    assert settings.shards == 2
+    assert settings.cors_origin == ("*", "null")
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
