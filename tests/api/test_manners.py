@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +123,7 @@ def test_metrics_count_by_route_and_carry_the_engines_gauges(tmp_path: Path) -> 
         assert grown("motet_requests_total", *sorted(("GET", "other", "404"))) == 2
         assert after[("motet_requests_running",)] == 1  # the one that asks
         assert (after[("motet_engine_up",)], after[("motet_cache_blocks",)]) == (1, 9)
+        assert after[("motet_steps_total",)] == 0
         assert not any("made" in part for key in after for part in key)
         caller.api.engine.ready = False
         down = await samples(caller)
@@ -230,6 +234,33 @@ def test_a_server_may_answer_to_any_name(tmp_path: Path, keys: bool) -> None:
         assert (await caller.client.get("/v1/models", headers=headers)).status_code == 200
 
     drive(tmp_path / "api", scenario, settings=settings)
+
+
+ASK_TWICE = """
+import asyncio, sys
+from pathlib import Path
+from support.caller import Caller, drive
+
+async def scenario(caller: Caller) -> None:
+    for _ in range(2):
+        text = await (await caller.client.get("/metrics")).get_data()
+    sys.stdout.buffer.write(text)
+
+drive(Path(sys.argv[1]), scenario)
+"""
+
+
+def test_the_engines_metrics_are_there_once_however_many_api_processes_ask(tmp_path: Path) -> None:
+    (tmp_path / "counters").mkdir()
+    (tmp_path / "api").mkdir()
+    paths = os.pathsep.join((str(Path(__file__).parents[1]), *sys.path))
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "counters"), "PYTHONPATH": paths}
+    command = [sys.executable, "-c", ASK_TWICE, str(tmp_path / "api")]
+    text = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
+    assert [s.labels for s in samples if s.name == "motet_engine_up"] == [{}]
+    types = [line for line in text.splitlines() if line.startswith("# TYPE")]
+    assert len(types) == len(set(types)) > 10
 
 
 def test_nobody_makes_up_series(tmp_path: Path) -> None:

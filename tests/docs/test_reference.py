@@ -15,7 +15,7 @@ from openai.types import completion_create_params as completion_params
 from openai.types.chat import completion_create_params as chat_params
 from openai.types.responses import response_create_params as response_params
 
-from motet.api import grammar, params, parsing, schemas, unsupported
+from motet.api import grammar, metrics, params, parsing, schemas, unsupported
 from motet.api.adapters.names import MAX_NAME
 from motet.api.app import OPERATIONS
 from motet.api.batches.objects import BatchRequest
@@ -84,6 +84,13 @@ SDK = {
     "embeddings": EmbeddingCreateParams,
     "batches": BatchCreateParams,
 }
+
+
+def test_api_page_has_every_metric() -> None:
+    requests = {"motet_requests_total", "motet_request_seconds", "motet_requests_running"}
+    engines = {"motet_engine_up", *metrics.ENGINE_GAUGES, *(f"{name}_total" for name in metrics.ENGINE_COUNTERS)}
+    told = [name for row in table(section("docs/api.md", "Metrics")) for name in words(row[0])]
+    assert sorted(told) == sorted(requests | engines)
 
 
 def field_rows() -> dict[str, list[str]]:
