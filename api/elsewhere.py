@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from quart import Blueprint, Response
 
+from motet.api.near_misses import near_miss, no_route
 from motet.api.operations import Operation
 from motet.api.services import Services
 from motet.core.errors import NotFound
@@ -28,7 +29,7 @@ KINDS = {
 METHODS = ["GET", "POST", "DELETE"]
 
 PLACES = {
-    ("/v1/chat/completions", "GET"): "stored chat completions; responses are stored",
+    ("/v1/chat/completions", "GET"): "stored chat completions; send POST to have a conversation answered",
     ("/v1/chat/completions/<path:rest>", "GET"): "stored chat completions; responses are stored",
     ("/v1/chat/completions/<path:rest>", "POST"): "stored chat completions; responses are stored",
     ("/v1/chat/completions/<path:rest>", "DELETE"): "stored chat completions; responses are stored",
@@ -43,6 +44,8 @@ def routes(services: Services) -> Blueprint:
 
     def refuse(path: str, methods: list[str], what: str) -> None:
         async def refusal(rest: str = "") -> Response:
+            if rest and (path, methods[0]) in PLACES and near_miss() is not None:
+                raise NotFound(no_route(), code="not_found")
             raise NotFound(f"this server does not offer {what}", code="not_offered")
 
         blueprint.add_url_rule(path, f"{path} {methods}".replace(".", "_"), refusal, methods=methods)

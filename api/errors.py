@@ -11,6 +11,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 
 from motet.api.answers import ENCODER, error_body
+from motet.api.near_misses import no_route
 from motet.core import errors
 from motet.core.errors import ErrorInfo, MotetError
 
@@ -44,9 +45,9 @@ def http_failure(error: HTTPException, max_body: int) -> MotetError:
     """The routing's and the framework's own errors as ours."""
     match error.code:
         case 404:
-            return errors.NotFound("no such route; GET /docs lists them", code="not_found")
+            return errors.NotFound(no_route(), code="not_found")
         case 405:
-            return errors.MethodNotAllowed("this route does not take this method; see the header allow")
+            return errors.MethodNotAllowed(f"this route takes {_methods(error)} only")
         case 413:
             return errors.PayloadTooLarge(f"the body is larger than {max_body} bytes (--max-body)")
         case 408:
@@ -56,6 +57,11 @@ def http_failure(error: HTTPException, max_body: int) -> MotetError:
             failure = errors.InvalidRequest(error.description or error.name, code="bad_request")
             failure.status = error.code or 400
     return failure
+
+
+def _methods(error: HTTPException) -> str:
+    allowed = error.valid_methods if isinstance(error, WerkzeugMethodNotAllowed) else None
+    return " and ".join(sorted({*(allowed or ())} - {"HEAD", "OPTIONS"})) or "other methods"
 
 
 def install_error_handlers(app: Quart, max_body: int, respond: Callable[[ErrorInfo], Response]) -> None:

@@ -30,6 +30,41 @@ def test_what_is_not_offered_says_so(tmp_path: Path, method: str, path: str, wha
     drive(tmp_path, scenario)
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "meant"),
+    [
+        ("POST", "/chat/completions", CHAT),
+        ("POST", "/v1/v1/chat/completions", CHAT),
+        ("POST", f"{CHAT}/", CHAT),
+        ("POST", f"{CHAT}/chat/completions", CHAT),
+        ("POST", "/openai/v1/embeddings", "/v1/embeddings"),
+        ("POST", "/v1/engines/ada/completions", "/v1/completions"),
+        ("GET", "/v1/models/", "/v1/models"),
+        ("GET", "/models/org/name", "/v1/models/org/name"),
+        ("GET", "/docs/", "/docs"),
+        ("GET", "/v1/health", "/health"),
+    ],
+)
+def test_a_slip_in_the_path_is_told(tmp_path: Path, method: str, path: str, meant: str) -> None:
+    async def scenario(caller: Caller) -> None:
+        response = await caller.client.open(path, method=method, json={} if method == "POST" else None)
+        error = (await response.get_json())["error"]
+        assert (response.status_code, error["code"]) == (404, "not_found")
+        assert f"did you mean {meant}" in error["message"]
+        assert ("base URL" in error["message"]) == meant.startswith("/v1/")
+
+    drive(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/images/generations", "/chat" * 40 + CHAT, "/a" * 9 + CHAT])
+def test_nothing_is_guessed_where_nothing_is_near(tmp_path: Path, path: str) -> None:
+    async def scenario(caller: Caller) -> None:
+        error = (await (await caller.client.post(path)).get_json())["error"]
+        assert error["message"] == "no such route; GET /docs lists them"
+
+    drive(tmp_path, scenario)
+
+
 def test_other_paths_and_methods(tmp_path: Path) -> None:
     async def scenario(caller: Caller) -> None:
         missing = await caller.client.get("/v1/nothing/here")
@@ -37,5 +72,6 @@ def test_other_paths_and_methods(tmp_path: Path) -> None:
         wrong = await caller.client.delete("/v1/completions")
         assert (wrong.status_code, (await wrong.get_json())["error"]["code"]) == (405, "method_not_allowed")
         assert "POST" in wrong.headers["allow"]
+        assert "takes POST only" in (await wrong.get_json())["error"]["message"]
 
     drive(tmp_path, scenario)

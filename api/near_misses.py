@@ -1,0 +1,39 @@
+"""What to say of a path that has no route: the one that was probably meant."""
+
+from __future__ import annotations
+
+from quart import current_app, request
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import RequestRedirect
+
+MAX_PATH = 200
+MAX_PARTS = 8
+
+
+def no_route() -> str:
+    """The message for the current request's path, which has no route."""
+    if (meant := near_miss()) is None:
+        return "no such route; GET /docs lists them"
+    base = "; the base URL of OpenAI's clients ends in /v1" if meant.startswith("/v1/") else ""
+    return f"no such route; did you mean {meant}{base}? GET /docs lists them"
+
+
+def near_miss() -> str | None:
+    """The route with which the current path ends: clients put /v1 there twice or not at all, or a slash at the end.
+
+    None if there is no such route, or if it is one that is not offered.
+    """
+    parts = [part for part in request.path.split("/") if part]
+    if len(request.path) > MAX_PATH or len(parts) > MAX_PARTS:
+        return None
+    ends = ("/".join(parts[start:]) for start in range(len(parts)))
+    paths = (path for end in ends for path in (f"/{end}", f"/v1/{end}") if path != request.path)
+    return next(filter(_is_offered, paths), None)
+
+
+def _is_offered(path: str) -> bool:
+    try:
+        endpoint, _ = current_app.url_map.bind("").match(path, method=request.method)
+    except (HTTPException, RequestRedirect):
+        return False
+    return not str(endpoint).startswith("elsewhere.")
