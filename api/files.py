@@ -201,7 +201,7 @@ async def _uploaded(max_file: int) -> tuple[UploadForm, FileStorage]:
     try:
         parsed = Parsed(msgspec.convert(fields, UploadForm, strict=False), tuple(unknown))
     except msgspec.ValidationError as error:
-        raise field_error(str(error)) from None
+        raise field_error(str(error), UploadForm) from None
     file = files.get("file")
     if file is None:
         message = "file must come with a file name" if "file" in form else "file is missing"

@@ -14,7 +14,7 @@ import msgspec
 from motet.api import unsupported
 from motet.api.echo import shortened
 from motet.api.schemas import MAX_MESSAGES, MAX_PIECES, AdapterChoice, ChatRequest, CompletionRequest
-from motet.api.unknown import unknown_names
+from motet.api.unknown import choices, unknown_names
 from motet.core.errors import InvalidRequest, JsonInvalid, UnsupportedMediaType
 
 MAX_IGNORED_NAMES = 32
@@ -26,6 +26,7 @@ MAX_VALUES = 500_000
 _PLACE = re.compile(r" - at (?:`key` in )?`\$\.?([^`]*)`$")
 # Possessive, and one that is never closed goes to the end: what is no JSON takes no longer than what is.
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
+_STRANGE = re.compile(r"Invalid enum value (.+)", re.DOTALL)
 _MISSING = re.compile(r"missing required field `([^`]+)`")
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -194,11 +195,11 @@ def convert(body: Mapping[str, object], kind: type[T]) -> T:
     try:
         return msgspec.convert(body, kind)
     except msgspec.ValidationError as error:
-        raise field_error(str(error)) from None
+        raise field_error(str(error), kind) from None
 
 
-def field_error(message: str) -> InvalidRequest:
-    """msgspec's message, with its place (`$.messages[0].role`) as the error's param."""
+def field_error(message: str, kind: type[msgspec.Struct]) -> InvalidRequest:
+    """msgspec's message of a `kind`, with its place (`$.messages[0].role`) as the error's param."""
     place = _PLACE.search(message)
     text = shortened(message[: place.start()] if place else message)
     param = (place[1] if place else "").removesuffix("[...]")
@@ -206,5 +207,7 @@ def field_error(message: str) -> InvalidRequest:
     if missing:
         param = f"{param}.{missing[1]}" if param else missing[1]
         return InvalidRequest(f"{param} is missing", param=param, code="missing_required_parameter")
+    if (strange := _STRANGE.search(text)) and (allowed := choices(kind, param)):
+        return InvalidRequest(f"{param}: {strange[1]} is not one of {', '.join(allowed)}", param=param)
     code = "invalid_type" if ", got `" in text else "invalid_value"
     return InvalidRequest(f"{param}: {text[:1].lower()}{text[1:]}", param=param or None, code=code)

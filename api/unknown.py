@@ -1,8 +1,9 @@
-"""Which fields of a body nobody knows, wherever in it they stand."""
+"""What the structs of requests say of a body's fields: which of them nobody knows, and what one may be."""
 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator, Mapping
 
 import msgspec
@@ -40,6 +41,42 @@ def _unknown(value: object, info: inspect.Type, where: str) -> Iterator[str]:
                     yield from _unknown(entry, known[name], f"{where}{name}.")
                 elif name not in _ELSEWHERE.get(info.cls, ()) and name != info.tag_field:
                     yield f"{where}{name}"
+
+
+def choices(kind: type[msgspec.Struct], place: str) -> tuple[str, ...]:
+    """The values that the field at `place`, such as `messages[0].role`, may have as texts; empty if they are not counted."""
+    found: list[inspect.Type] = [_described(kind)]
+    for step in re.findall(r"[^.\[\]]+", place):
+        found = [inner for info in found for inner in _inside(info, step)]
+    return tuple(
+        str(value)
+        for info in found
+        for plain in _plain(info)
+        if isinstance(plain, inspect.LiteralType)
+        for value in plain.values
+    )
+
+
+def _inside(info: inspect.Type, step: str) -> Iterator[inspect.Type]:
+    """The types of what `step`, a field's name or an index, leads to."""
+    for plain in _plain(info):
+        match plain:
+            case inspect.ListType():
+                yield plain.item_type
+            case inspect.StructType() if step in (known := _fields(plain.cls)):
+                yield known[step]
+
+
+def _plain(info: inspect.Type) -> Iterator[inspect.Type]:
+    """The types of which a union is made, or `info` itself, without what is said of them."""
+    match info:
+        case inspect.Metadata():
+            yield from _plain(info.type)
+        case inspect.UnionType():
+            for member in info.types:
+                yield from _plain(member)
+        case _:
+            yield info
 
 
 def _has_fields(info: inspect.Type) -> bool:

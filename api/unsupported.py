@@ -6,6 +6,7 @@ schemas is unknown: it is ignored and listed in the response header `x-motet-ign
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from motet.core.errors import InvalidRequest
@@ -76,6 +77,24 @@ MESSAGE: Mapping[str, tuple[object, ...]] = {
     "audio": (None,),
     "function_call": (None,),
 }
+_INSTEAD: Mapping[str, str] = {
+    **dict.fromkeys(("structured_outputs", "guided_json", "guided_regex", "guided_choice"), "response_format"),
+    **dict.fromkeys(("guided_grammar", "regex", "ebnf", "json_schema", "allowed_token_ids"), "response_format"),
+    "prompt_logprobs": "echo and logprobs of /v1/completions",
+    "logprob_token_ids": "top_logprobs",
+    "bad_words": "logit_bias",
+    "lora_path": "model to name the adapter",
+    "functions": "tools",
+    "function_call": "tool_choice",
+    "messages[].function_call": "tool_calls",
+    "reasoning": "reasoning_effort",
+    "best_of": "n",
+    "messages": "input",
+    "parameters": "model to name the adapter",
+    "conversation": "previous_response_id",
+    "context_management": "truncation",
+}
+"""What does the same here, of fields for which there is such a thing."""
 
 
 def refuse_unsupported(body: Mapping[str, object], table: Mapping[str, tuple[object, ...]], where: str = "") -> None:
@@ -105,7 +124,9 @@ def _unsupported(field: str) -> InvalidRequest:
     if field == "store":
         message = "chat completions and completions are not stored; leave store out, or use /v1/responses"
     else:
-        message = f"{field} is not supported and would change the answer; leave it out"
+        instead = _INSTEAD.get(re.sub(r"\d+", "", field))
+        mend = f"use {instead}, or leave it out" if instead else "leave it out"
+        message = f"{field} is not supported and would change the answer; {mend}"
     return InvalidRequest(
         message,
         param=field,

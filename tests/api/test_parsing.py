@@ -144,6 +144,26 @@ def test_a_mistake_is_named(fields: dict[str, Any], param: str, code: str) -> No
     assert caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"messages": [{"role": "human", "content": "a"}]}, "'human' is not one of"),
+        ({"messages": [{"role": "human", "content": "a"}]}, "assistant"),
+        ({"service_tier": "fast"}, "service_tier: 'fast' is not one of auto, default"),
+        ({"tool_choice": "f"}, "'f' is not one of"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type: 'web_search' is not one of function"),
+        ({"functions": [{"name": "f"}]}, "use tools, or leave it out"),
+        ({"messages": [{"role": "assistant", "content": "a", "function_call": {}}]}, "use tool_calls, or"),
+        ({"guided_json": {}, "guided_choice": ["a"]}, "use response_format, or leave it out"),
+        ({"audio": {"voice": "alloy"}}, "would change the answer; leave it out"),
+    ],
+)
+def test_a_mistake_comes_with_its_mend(fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_chat({**CHAT, **fields})
+    assert told in caught.value.message
+
+
 @pytest.mark.parametrize("field", ["model", "messages"])
 def test_what_is_missing_is_named(field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
