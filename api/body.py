@@ -8,7 +8,9 @@ from typing import Any, TypeVar, cast
 import msgspec
 from quart import g, request
 
+from motet.api.echo import shortened
 from motet.api.parsing import Parsed, decode_object
+from motet.core.errors import UnsupportedMediaType
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -16,6 +18,10 @@ T = TypeVar("T", bound=msgspec.Struct)
 async def read_body(parse: Callable[[dict[str, Any]], Parsed[T]]) -> T:
     """The current request's body as `parse` understands it. Raises InvalidRequest, or 413 for one too large."""
     content = cast(bytes, await request.get_data(as_text=False))
+    if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
+        raise UnsupportedMediaType(
+            f"the body is compressed ({shortened(encoding)}); send it as it is", param="content-encoding"
+        )
     parsed = parse(decode_object(content, request.mimetype))
     g.ignored = parsed.header()
     return parsed.request

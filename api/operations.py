@@ -18,7 +18,7 @@ STATUSES: Mapping[int, str] = {
     408: "The body did not arrive in time.",
     409: "The object's state does not allow it; the same again will not help.",
     413: "The body is over --max-body.",
-    415: "The body is not declared as JSON.",
+    415: "The body is not declared as JSON, or is compressed.",
     422: "The adapter exists and cannot be served.",
     424: "The adapter was not found, may not be used, or cannot be served.",
     429: "Too much is waiting.",

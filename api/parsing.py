@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -51,6 +52,9 @@ def decode_object(content: bytes, mimetype: str) -> dict[str, Any]:
         raise UnsupportedMediaType(
             "send the body as JSON, with the header content-type: application/json", param="content-type"
         )
+    content = content.removeprefix(codecs.BOM_UTF8)  # editors and shells of Windows put it there
+    if not content.strip():
+        raise JsonInvalid("the body is empty; send a JSON object")
     _refuse_vast(content)
     try:
         body = msgspec.json.decode(content)

@@ -44,7 +44,7 @@ def _unknown(value: object, info: inspect.Type, where: str) -> Iterator[str]:
 
 
 def choices(kind: type[msgspec.Struct], place: str) -> tuple[str, ...]:
-    """The values that the field at `place`, such as `messages[0].role`, may have as texts; empty if they are not counted."""
+    """The texts that the field at `place`, such as `messages[0].role`, may hold; empty if it may hold any."""
     found: list[inspect.Type] = [_described(kind)]
     for step in re.findall(r"[^.\[\]]+", place):
         found = [inner for info in found for inner in _inside(info, step)]

@@ -127,7 +127,7 @@ class PayloadTooLarge(InvalidRequest):
 
 
 class UnsupportedMediaType(InvalidRequest):
-    """The body is not declared as JSON."""
+    """The body is not declared as JSON, or is compressed."""
 
     status = 415
     code = "unsupported_media_type"

@@ -7,6 +7,7 @@ test_native_errors.py.
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -212,6 +213,19 @@ def test_bodies_that_cannot_be_read(tmp_path: Path, path: str) -> None:
                 error = await error_of(response)
                 assert response.status_code == status
                 assert code in (error["code"], None)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("path", GOOD)
+def test_compressed_bodies_are_refused_by_name(tmp_path: Path, path: str) -> None:
+    async def main() -> None:
+        async with scripted_api(tmp_path) as api:
+            headers = {"content-type": "application/json", "content-encoding": "gzip"}
+            response = await Caller(api).client.post(path, data=gzip.compress(b"{}"), headers=headers)
+            error = await error_of(response)
+            assert (response.status_code, error["param"]) == (415, "content-encoding")
+            assert "gzip" in error["message"]
 
     asyncio.run(main())
 
