@@ -128,9 +128,7 @@ def _shown(host: str) -> str:
 def _locate(settings: Settings) -> ModelLocation:
     plugins = PluginRegistry.load()
     plugins.configure(settings)
-    if settings.default_source not in plugins.adapter_sources.items:
-        known = ", ".join(sorted(plugins.adapter_sources.items))
-        raise StartupError(f"--default-source {settings.default_source}: no such adapter source; there are: {known}")
+    _check_plugins(settings, plugins)
     for source in plugins.model_sources.items.values():
         if source.claims(settings.model):
             return source.locate(settings.model)
@@ -139,6 +137,21 @@ def _locate(settings: Settings) -> ModelLocation:
         + ", ".join(sorted(plugins.model_sources.items)),
         param="model",
     )
+
+
+def _check_plugins(settings: Settings, plugins: PluginRegistry) -> None:
+    """Raise StartupError for a setting that names what no plugin has registered."""
+    if settings.default_source not in plugins.adapter_sources.items:
+        known = ", ".join(sorted(plugins.adapter_sources.items))
+        raise StartupError(
+            f"--default-source {settings.default_source}: no such adapter source; there are: {known}",
+            param="default_source",
+        )
+    if settings.tool_parser not in ("auto", *plugins.tool_parsers.items):
+        known = ", ".join(("auto", *sorted(plugins.tool_parsers.items)))
+        raise StartupError(
+            f"--tool-parser {settings.tool_parser}: no such tool parser; there are: {known}", param="tool_parser"
+        )
 
 
 def _directory(location: ModelLocation) -> Path:

@@ -130,6 +130,7 @@ def test_a_port_in_use() -> None:
         (("--api-keys", "/nowhere/keys"), "--api-keys"),
         (("--no-such-flag",), "--no-such-flag"),
         (("--default-source", "nowhere"), "--default-source"),
+        (("--tool-parser", "nobody"), "--tool-parser nobody"),
     ],
 )
 def test_a_start_that_cannot_work(arguments: tuple[str, ...], named: str) -> None:
