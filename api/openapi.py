@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
@@ -10,6 +11,7 @@ import msgspec
 
 from motet.api.access import OPEN_PATHS
 from motet.api.answers import ErrorBody
+from motet.api.errors import RETRY_AFTER_SECONDS
 from motet.api.operations import STATUSES, Operation
 
 _PREFIX = "#/components/schemas/"
@@ -24,6 +26,13 @@ _IGNORED = {
         "description": "Fields of the body that the server does not know, comma-separated.",
         "schema": {"type": "string"},
     },
+}
+_RETRY = {
+    "retry-after": {"description": "Seconds to wait before asking again.", "schema": {"type": "integer"}},
+}
+_KEYS = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, where the server has any."},
+    "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same, elsewhere."},
 }
 _REQUEST_ID = {
     "name": "x-request-id",
@@ -40,6 +49,21 @@ def _schema(kind: type[msgspec.Struct] | Mapping[str, Any]) -> dict[str, Any]:
 
 def _json(description: str, kind: type[msgspec.Struct] | Mapping[str, Any]) -> dict[str, Any]:
     return {"description": description, "headers": _HEADERS, "content": {"application/json": {"schema": _schema(kind)}}}
+
+
+def _failure(operation: Operation, status: int) -> dict[str, Any]:
+    answer = _json({**STATUSES, **operation.meanings}[status], operation.failure)
+    return answer | ({"headers": {**_HEADERS, **_RETRY}} if status in RETRY_AFTER_SECONDS else {})
+
+
+def _is_open(operation: Operation) -> bool:
+    return operation.method == "get" and operation.path in OPEN_PATHS
+
+
+def _operation_id(operation: Operation) -> str:
+    """A name for generated clients' functions: `post_v1_chat_completions`."""
+    words = re.findall(r"\w+", operation.path) or ["root"]
+    return "_".join((operation.method, *words))
 
 
 def _refused(table: Mapping[str, object]) -> str:
@@ -91,9 +115,9 @@ def _request_body(operation: Operation) -> dict[str, Any]:
 
 def _errors_of_every(operation: Operation) -> Iterator[int]:
     """The statuses that no route has to itself."""
-    yield from (403, 500)
-    if operation.method != "get" or operation.path not in OPEN_PATHS:
-        yield 401
+    yield 500
+    if not _is_open(operation):
+        yield from (401, 403)
     if operation.body is not None or operation.multipart is not None:
         yield from (400, 408, 413)
     if operation.body is not None:
@@ -103,12 +127,13 @@ def _errors_of_every(operation: Operation) -> Iterator[int]:
 def _described(operation: Operation) -> dict[str, Any]:
     errors = sorted({*operation.errors, *_errors_of_every(operation)})
     entry: dict[str, Any] = {
+        "operationId": _operation_id(operation),
         "summary": operation.summary,
         "tags": [operation.tag],
         "parameters": [*operation.parameters, _REQUEST_ID],
         "responses": {
             "200": _success(operation),
-            **{str(s): _json({**STATUSES, **operation.meanings}[s], operation.failure) for s in errors},
+            **{str(status): _failure(operation, status) for status in errors},
         },
     }
     if operation.refused is not None:
@@ -117,6 +142,9 @@ def _described(operation: Operation) -> dict[str, Any]:
         entry["requestBody"] = _request_body(operation)
     if operation.unavailable is not None:
         entry["responses"]["503"] = _json("Not now; `reason` says why.", operation.unavailable)
+        entry["responses"]["503"]["headers"] = {**_HEADERS, **_RETRY}
+    if _is_open(operation):
+        entry["security"] = []
     return entry
 
 
@@ -138,6 +166,7 @@ def openapi_document(operations: Iterable[Operation]) -> dict[str, Any]:
             "version": version("motet"),
             "description": "Many LoRA fine-tunes of one base model, served at once through OpenAI's API.",
         },
+        "security": [*({name: []} for name in _KEYS), {}],
         "paths": paths,
-        "components": {"schemas": components},
+        "components": {"schemas": components, "securitySchemes": _KEYS},
     }
