@@ -80,7 +80,12 @@ def build_parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
-    add_settings(command("serve", _serve, "serve a base model and its adapters over HTTP"))
+    serve = command("serve", _serve, "serve a base model and its adapters over HTTP")
+    serve.epilog = (
+        "Each setting may come from a variable instead (--adapter-root: MOTET_ADAPTER_ROOT), or from the TOML file that "
+        "--config or MOTET_CONFIG names (adapter_root); a flag goes before a variable, and a variable before the file."
+    )
+    add_settings(serve)
     command("plugins", _plugins, "list what is registered, and by which plugin")
     key = command("key", _key, "make an API key: a line for the --api-keys file, and the key itself on stderr")
     key.add_argument("name", help="whose key it is: letters, digits, or any of _.@-")

@@ -14,8 +14,8 @@ def no_route() -> str:
     """The message for the current request's path, which has no route."""
     if (meant := near_miss()) is None:
         return "no such route; GET /docs lists them"
-    base = "; the base URL of OpenAI's clients ends in /v1" if meant.startswith("/v1/") else ""
-    return f"no such route; did you mean {meant}{base}? GET /docs lists them"
+    base = "OpenAI's clients want a base URL that ends in /v1; " if meant.startswith("/v1/") else ""
+    return f"no such route; did you mean {meant}? {base}GET /docs lists all"
 
 
 def near_miss() -> str | None:

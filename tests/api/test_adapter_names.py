@@ -53,6 +53,16 @@ def test_what_can_be_no_adapter_is_not_found(tmp_path: Path, model: str) -> None
     run(body)
 
 
+def test_who_names_no_model_is_told_where_they_are_listed(tmp_path: Path) -> None:
+    async def body() -> None:
+        error = await failure(Setup(tmp_path).adapters.name("gpt-4", None))
+        assert isinstance(error, NotFound)
+        assert "GET /v1/models" in error.message
+        assert "smollm2" in error.message
+
+    run(body)
+
+
 def test_an_unknown_source_is_named_with_the_known_ones(tmp_path: Path) -> None:
     async def body() -> None:
         error = await failure(Setup(tmp_path).adapters.name("x", "pbase"))
