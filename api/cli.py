@@ -82,8 +82,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     serve = command("serve", _serve, "serve a base model and its adapters over HTTP")
     serve.epilog = (
-        "Each setting may come from a variable instead (--adapter-root: MOTET_ADAPTER_ROOT), or from the TOML file that "
-        "--config or MOTET_CONFIG names (adapter_root); a flag goes before a variable, and a variable before the file."
+        "Each setting may come from a variable instead (--adapter-root: MOTET_ADAPTER_ROOT), or from the TOML file "
+        "of --config or MOTET_CONFIG (adapter_root); a flag goes before a variable, and a variable before the file."
     )
     add_settings(serve)
     command("plugins", _plugins, "list what is registered, and by which plugin")

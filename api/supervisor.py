@@ -12,6 +12,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -34,17 +35,20 @@ OPEN_FILES = 65536
 
 
 def supervise(settings: Settings) -> None:
-    """Serve until Ctrl-C or SIGTERM. Raises StartupError for what keeps the server from starting."""
+    """Serve until Ctrl-C, SIGTERM or the terminal's end. Raises StartupError for what keeps it from starting."""
     allow_open_files()
     scheme = _scheme(settings)
     if settings.api_keys:
         read_keys(Path(settings.api_keys))
+    if settings.data_dir:
+        _check_data_directory(Path(settings.data_dir))
     listener = _listen(settings.host, settings.port)
     location = _locate(settings)
     directory = _directory(location)
     stop = threading.Event()  # only now: until here, Ctrl-C ends a long download at once
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
+            signal.signal(number, lambda *_: stop.set())
     name = settings.model_name or location.name
     engine = EngineProcesses(engine_spec(settings, directory), settings.shards, name)
     deployment = Deployment(
@@ -101,6 +105,18 @@ def _scheme(settings: Settings) -> str:
             param="tls_certificate",
         ) from error
     return "https"
+
+
+def _check_data_directory(path: Path) -> None:
+    """Raise StartupError if `path`, which was asked for, cannot be used. Without the default's, chat still works."""
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise StartupError(
+            f"--data-dir {path} cannot be used: {error.strerror}; it must be a directory to write into",
+            param="data_dir",
+        ) from error
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -17,8 +17,9 @@ from motet.core.errors import StartupError
 
 
 def follow_parent() -> None:
-    """Exit when the parent goes away, however it went; ignore Ctrl-C, which the parent handles for all."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Exit when the parent goes away, however it went; what a terminal sends to all is the parent's to handle."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
     def watch() -> None:
         while os.read(sys.stdin.fileno(), 4096):

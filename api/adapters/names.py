@@ -75,8 +75,8 @@ class AdapterNames:
             return _reference(self._rules.default_source, model, model)
         known = ", ".join(f"{name}:…" for name in sorted(self._sources))
         raise NotFound(
-            f"The model {shortened(model)!r} does not exist: the base model is {self._rules.base_name!r}, and an adapter "
-            f"is named {known}, or by an alias that GET /v1/models lists",
+            f"The model {shortened(model)!r} does not exist: the base model is {self._rules.base_name!r}, and adapters "
+            f"are named {known}, or by an alias that GET /v1/models lists",
             param="model",
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -71,7 +72,7 @@ def test_a_client_that_leaves_frees_its_blocks(server: Server) -> None:
     assert stats["blocks_free"] == stats["blocks_total"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_shutdown_drains_and_leaves_nothing_behind(number: signal.Signals, smollm2_directory: Path) -> None:
     with serving("--drain-seconds", "2") as server, httpx2.Client(base_url=server.url, timeout=60) as client:
         family = psutil.Process(server.process.pid).children(recursive=True)
@@ -81,6 +82,9 @@ def test_shutdown_drains_and_leaves_nothing_behind(number: signal.Signals, smoll
             next(stream)
             begun = time.monotonic()
             server.process.send_signal(number)
+            for child in family if number != signal.SIGTERM else ():  # a terminal tells all of its group
+                if os.getpgid(child.pid) == os.getpgid(server.process.pid):
+                    child.send_signal(number)
             received = list(stream)
         code = server.process.wait(10)
         assert time.monotonic() - begun < 10
@@ -131,6 +135,8 @@ def test_a_port_in_use() -> None:
         (("--no-such-flag",), "--no-such-flag"),
         (("--default-source", "nowhere"), "--default-source"),
         (("--tool-parser", "nobody"), "--tool-parser nobody"),
+        (("--data-dir", "/proc/nowhere"), "--data-dir /proc/nowhere"),
+        (("--data-dir", "/dev/null"), "--data-dir /dev/null"),
     ],
 )
 def test_a_start_that_cannot_work(arguments: tuple[str, ...], named: str) -> None:
