@@ -11,10 +11,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from loguru import logger
+
 from motet.core.errors import ALREADY_SAID, StartupError
 from motet.core.logs import configure_logging
 from motet.core.registry import PluginRegistry
-from motet.core.settings import Settings, flag, load_settings
+from motet.core.settings import Settings, flag, load_settings, misspelt_variables
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +48,8 @@ def _serve(arguments: argparse.Namespace) -> None:
 
     settings = settings_from(arguments)
     configure_logging(settings.log_format)
+    for name, meant in misspelt_variables(os.environ).items():
+        logger.warning("the variable {} is no setting; did you mean {}?", name, meant)
     supervise(settings)
 
 

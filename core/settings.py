@@ -7,6 +7,7 @@ such as `auto` comes to is decided by the part that needs it.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 import re
 import tomllib
@@ -16,6 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from motet.core.errors import StartupError
+
+OTHER_VARIABLES = ("MOTET_CONFIG", "MOTET_CACHE", "MOTET_HUB_TOKEN")
+SIMILAR = 0.85
+"""How much alike (difflib's ratio, 0 to 1) two names are of which one is a slip for the other."""
 
 _LIST = "tuple[str, ...]"
 _ORIGIN = r"\*|null|[a-z][a-z0-9+.-]*://[^/\s,A-Z]+"
@@ -174,6 +179,14 @@ def load_settings(flags: Mapping[str, Any], environ: Mapping[str, str], config: 
         if name in flags:
             chosen[name] = _convert(setting, flags[name], flag(name))
     return Settings(**chosen)
+
+
+def misspelt_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """MOTET_… variables that are no setting but much like one, each with the one; plugins may have others."""
+    known = [f"MOTET_{setting.name.upper()}" for setting in dataclasses.fields(Settings)]
+    strange = (name for name in environ if name.startswith("MOTET_") and name not in (*known, *OTHER_VARIABLES))
+    near = {name: difflib.get_close_matches(name, known, n=1, cutoff=SIMILAR) for name in strange}
+    return {name: found[0] for name, found in near.items() if found}
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

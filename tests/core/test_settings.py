@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from motet.core.errors import StartupError
-from motet.core.settings import Settings, flag, load_settings, parse_size
+from motet.core.settings import Settings, flag, load_settings, misspelt_variables, parse_size
 
 KNOWN = [setting.name for setting in dataclasses.fields(Settings)]
 
@@ -135,6 +135,12 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_flags_are_spelled_with_dashes() -> None:
     assert flag("max_batch_tokens") == "--max-batch-tokens"
+
+
+def test_a_slip_in_a_variables_name_is_found() -> None:
+    slips = {"MOTET_API_KEY": "MOTET_API_KEYS", "MOTET_ADAPTER_ROOTS": "MOTET_ADAPTER_ROOT", "MOTET_PROT": "MOTET_PORT"}
+    right = {"MOTET_PORT": "1", "MOTET_CACHE": "/c", "MOTET_CONFIG": "f", "MOTET_HUB_TOKEN": "t", "PORT": "2"}
+    assert misspelt_variables({**dict.fromkeys(slips, "x"), **right, "MOTET_SAMPLE_ROOT": "/plugins"}) == slips
 
 
 def test_settings_cannot_be_changed() -> None:
