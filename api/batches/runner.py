@@ -58,14 +58,21 @@ class BatchRunner:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._store.release(self._id)
+        try:
+            await self._store.release(self._id)
+        except Exception as error:  # the rest of the server has to end, too
+            logger.warning("batches cannot be let go of at once: {}", error)
 
     async def _look(self) -> None:
+        told = ""
         while True:
             try:
                 claimed = await self._claim()
+                told = ""
             except Exception as error:
-                logger.error("batches cannot be read: {}", error)
+                if told != str(error):  # the disk may stay away for long
+                    logger.error("batches cannot be read: {}", error)
+                told = str(error)
                 claimed = None
             if claimed is None:
                 await asyncio.sleep(POLL_SECONDS)

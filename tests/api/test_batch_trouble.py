@@ -9,16 +9,19 @@ from typing import Any
 
 import openai
 import pytest
+from loguru import logger
 from msgspec.structs import replace
 from openai import AsyncOpenAI
 from support.batches import CHAT, drive, finished, jsonl, line, lines_of, upload
-from support.scripted_api import Shelf
+from support.scripted_api import Shelf, scripted_api
 from support.scripted_server import Running
 
+from motet.api.batches import runner as runner_module
 from motet.api.batches import store as store_module
 from motet.api.batches import work as work_module
 from motet.api.batches.runner import BatchRunner
 from motet.api.batches.store import BatchStore
+from motet.api.database import Database
 from motet.core.errors import Unavailable
 from motet.core.settings import Settings
 
@@ -195,3 +198,24 @@ def test_metadata_has_limits(tmp_path: Path) -> None:
             assert (wrong.value.param or "").startswith("metadata")
 
     drive(tmp_path, scenario)
+
+
+def test_a_disk_that_stays_away_is_told_of_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner_module, "POLL_SECONDS", 0.01)
+    lines: list[str] = []
+
+    async def main() -> None:
+        async with scripted_api(tmp_path) as api:
+            (tmp_path / "file").touch()
+            api.services.database = Database(tmp_path / "file" / "data")
+            runner = BatchRunner(api.services)
+            runner.start()
+            await asyncio.sleep(0.3)
+            await runner.close()  # which cannot write there, either
+
+    sink = logger.add(lines.append, format="{message}")
+    try:
+        asyncio.run(main())
+    finally:
+        logger.remove(sink)
+    assert sum("batches cannot be read" in line for line in lines) == 1
