@@ -107,6 +107,10 @@ def main() -> None:
     run = vars(arguments).pop("run")
     try:
         run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `motet plugins | head -1`; nothing is left to flush at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except StartupError as error:
         if error.code != ALREADY_SAID:
             print(f"motet: {error.message}", file=sys.stderr)

@@ -1,5 +1,9 @@
 """The table of `motet plugins`."""
 
+import os
+import subprocess
+import sys
+
 from motet.api.plugin_list import plugin_table
 from motet.core.registry import PluginRegistry
 
@@ -11,3 +15,12 @@ def test_every_name_stands_under_its_hook_with_its_owner() -> None:
         ["register_adapter_sources", "demo", "motet.plugins.demo"],
         ["register_tool_parsers", "hermes", "motet.plugins.hermes"],
     ]
+
+
+def test_whoever_reads_only_the_beginning_sees_no_traceback() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "motet.api", "plugins"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, timeout=60)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
