@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import msgspec
 from msgspec.structs import replace
 from quart import Blueprint, Response, request
@@ -28,7 +30,7 @@ from motet.api.responses.stream import ResponseStream
 from motet.api.services import Services
 from motet.api.sse import stream_response
 from motet.api.unsupported import RESPONSES
-from motet.core.errors import Conflict, InvalidRequest
+from motet.core.errors import Conflict, InvalidRequest, Unavailable
 
 _ID = path_parameter("response_id", "The response's id.")
 
@@ -152,8 +154,7 @@ def routes(services: Services) -> Blueprint:
     @blueprint.delete("/v1/responses/<response_id>")
     async def delete(response_id: str) -> Response:
         await store.delete(current_caller().owner, response_id)
-        if services.engine.ready:
-            await services.engine.cancel(response_id)  # it may be being made
+        await _stop_making(services, response_id)
         return _json(DeletedResponse(id=response_id))
 
     @blueprint.post("/v1/responses/<response_id>/cancel")
@@ -216,6 +217,11 @@ async def cancel_response(services: Services, caller: Caller, id: str) -> Respon
     if not await store.update(replace(stored.response, status="cancelled")):
         now = (await store.get(caller.owner, id)).response.status
         raise Conflict(f"the response is {now} already", param="response_id")
-    if services.engine.ready:
-        await services.engine.cancel(id)
+    await _stop_making(services, id)
     return (await store.get(caller.owner, id)).response
+
+
+async def _stop_making(services: Services, id: str) -> None:
+    """End what runs for the response, if anything does."""
+    with suppress(Unavailable):  # an engine that is away, or goes away now, makes nothing
+        await services.engine.cancel(id)

@@ -38,15 +38,15 @@ class ResponseStream:
             async with aclosing(self._run.events(self._services)) as happenings:
                 async for events, response in happenings:
                     frames = b"".join(frame(event, self._number + i) for i, event in enumerate(events))
-                    self._number += len(events)
                     if held is None:
-                        held, self._response = frames, response
+                        held, self._response, self._number = frames, response, len(events)
                         self._store()
                         continue
                     if not told and self._keeping is not None:
                         await self._keeping.begun()
                     if response.status != "in_progress":
                         await self._end(response)
+                    self._number += len(events)  # not before: what cannot be stored is not told
                     told, frames, held = True, held + frames, b""
                     yield frames
         except MotetError as error:

@@ -122,7 +122,9 @@ def test_a_response_that_grows_too_large_has_failed(tmp_path: Path, monkeypatch:
 
     async def scenario(caller: Caller) -> None:
         caller.api.engine.script = lambda _: "x" * 1500
-        last = (await events_of(caller, {"input": "hi"}))[-1]
+        events = await events_of(caller, {"input": "hi"})
+        assert [event["sequence_number"] for event in events] == list(range(len(events)))
+        last = events[-1]
         assert (last["type"], last["error"]["param"]) == ("response.failed", "store")
         kept = await caller.client.get(f"{RESPONSES}/{last['response']['id']}")
         assert (await kept.get_json())["status"] == "failed"

@@ -16,6 +16,7 @@ from support.responses import CALL, RESPONSES, WEATHER, events_of
 
 from motet.api.responses import background
 from motet.api.responses.store import Frame, ResponseStore
+from motet.core.errors import Unavailable
 
 
 async def stored(caller: Caller, id: str) -> tuple[int, dict[str, Any]]:
@@ -70,6 +71,21 @@ def test_what_is_deleted_while_it_is_made_stays_deleted(tmp_path: Path) -> None:
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0.05)
             assert (await stored(caller, id))[0] == 404
+
+    drive(tmp_path, scenario)
+
+
+def test_an_engine_that_goes_down_does_not_undo_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def goes_down(group: str) -> int:
+        raise Unavailable("the engine was restarted; the request was not completed, try again")
+
+    async def scenario(caller: Caller) -> None:
+        monkeypatch.setattr(caller.api.engine, "cancel", goes_down)
+        async with running(caller) as id:
+            response = await caller.client.post(f"{RESPONSES}/{id}/cancel")
+            assert (response.status_code, (await response.get_json())["status"]) == (200, "cancelled")
+            response = await caller.client.delete(f"{RESPONSES}/{id}")
+            assert (response.status_code, (await response.get_json())["deleted"]) == (200, True)
 
     drive(tmp_path, scenario)
 
