@@ -157,12 +157,19 @@ class BatchStore:
         return await self._run(work)
 
     async def keep(self, id: str, line: int, failed: bool, result: bytes, checked: bool = False) -> None:
-        """A line's result; the first one stays. If `checked`, raises PayloadTooLarge if there is no room for it."""
+        """A line's result; the first one stays, and none is added to a batch that ends or has ended.
+
+        If `checked`, raises PayloadTooLarge if there is no room for it.
+        """
 
         def work(connection: sqlite3.Connection) -> None:
             if checked:  # twice: it is here, and then in the output file
                 self._database.check_room(connection, 2 * len(result), "input_file_id")
-            connection.execute("INSERT OR IGNORE INTO batch_results VALUES (?, ?, ?, ?)", (id, line, failed, result))
+            connection.execute(
+                "INSERT OR IGNORE INTO batch_results SELECT id, ?, ?, ? FROM batches "
+                "WHERE id = ? AND status IN ('in_progress', 'cancelling')",
+                (line, failed, result, id),
+            )
 
         await self._run(work)
 

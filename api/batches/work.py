@@ -100,15 +100,21 @@ class Work:
         await self._store.change(owner, id, lambda b: replace(b, **ended) if b.status == "finalizing" else b)
 
     async def _write(self, batch: BatchObject, failed: bool) -> str:
-        """Write an output file; its id, which is the same however often it is written."""
+        """Write an output file; its id, which is the same however often it is written. Raises LookupError."""
+        counts = batch.request_counts
+        count = counts.failed if failed else counts.completed
         name = f"{batch.id}_{'errors' if failed else 'output'}.jsonl"
         id = f"file-{uuid.uuid5(uuid.NAMESPACE_OID, name).hex}"
         expires = None if batch.output_expires_after is UNSET else batch.output_expires_after
         file = new_file(name, "batch_output", expires, id)
 
         async def content() -> AsyncIterator[bytes]:
+            written = 0
             async for page in self._store.results(batch.id, failed):
+                written += len(page)
                 yield b"".join(line + b"\n" for line in page)
+            if written != count:  # who took the batch over has ended it, with a file that is whole
+                raise LookupError(f"{count - written} results are gone")
 
         await self._files.put(self.claimed.owner, file, content())
         return id

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,36 @@ def test_an_end_that_is_tried_twice_leaves_one_output(tmp_path: Path, monkeypatc
         assert rows == (0,)
 
     drive(tmp_path, scenario)
+
+
+def test_who_has_lost_a_batch_changes_nothing_of_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "PAGE_BYTES", 1)
+
+    async def scenario(client: AsyncOpenAI, server: Running) -> None:
+        made = await begun(client, jsonl(*(line(name) for name in "abc")))
+        store = BatchStore(server.api.services.database)
+        batch = await store.change("", made.id, lambda b: replace(b, status="in_progress"))
+        for number in (1, 2, 3):
+            await store.keep(batch.id, number, False, b"%d" % number)
+        late, other = (Work(server.api.services, Claimed(batch, ""), asyncio.Semaphore()) for _ in range(2))
+        results, turns = BatchStore.results, iter((True,))
+
+        async def overtaken(self: BatchStore, id: str, failed: bool) -> AsyncIterator[tuple[bytes, ...]]:
+            async for page in results(self, id, failed):
+                if next(turns, False):
+                    await other.finish("completed")
+                yield page
+
+        monkeypatch.setattr(BatchStore, "results", overtaken)
+        with pytest.raises(LookupError):
+            await late.finish("completed")
+        await store.keep(batch.id, 4, False, b"4")
+        ended = await client.batches.retrieve(batch.id)
+        assert (ended.status, ended.request_counts.completed) == ("completed", 3)
+        assert await lines_of(client, ended.output_file_id) == [1, 2, 3]
+        assert await store.done(batch.id) == set()
+
+    drive(tmp_path, scenario, runs=False)
 
 
 def test_lines_may_not_go_into_the_background_nor_stream(tmp_path: Path) -> None:
