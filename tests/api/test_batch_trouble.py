@@ -159,7 +159,7 @@ def test_no_line_is_lost_silently(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_what_batches_leave_counts_as_what_is_kept(tmp_path: Path) -> None:
     async def scenario(client: AsyncOpenAI, server: Running) -> None:
-        server.api.engine.script = lambda _: "x" * 900
+        server.api.engine.script = lambda _: "\x01" * 160  # six bytes each in JSON
         lines = [line(str(n), n=30) for n in range(12)]  # some 30 KB each
         batch = await finished(client, (await begun(client, *lines)).id)
         assert batch.request_counts.failed > 4
