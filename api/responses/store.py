@@ -73,7 +73,6 @@ class ResponseStore:
         now, kept = time.time(), stored.response
 
         def work(connection: sqlite3.Connection) -> None:
-            connection.execute("DELETE FROM responses WHERE created < ?", (now - KEPT_SECONDS,))
             self._database.check_room(connection, len(response) + len(items), "store")
             connection.execute(
                 "INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -179,6 +178,7 @@ class ResponseStore:
         def with_tables(connection: sqlite3.Connection) -> T:
             for table in _TABLES:
                 connection.execute(table)
+            connection.execute("DELETE FROM responses WHERE created < ?", (time.time() - KEPT_SECONDS,))
             return work(connection)
 
         return await self._database.run(with_tables)

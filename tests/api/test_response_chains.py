@@ -100,6 +100,7 @@ def test_what_is_old_goes_with_all_that_belongs_to_it(tmp_path: Path) -> None:
     async def scenario(caller: Caller) -> None:
         await chain(caller, 3)
         await database(caller, "UPDATE responses SET created = created - ?", store.KEPT_SECONDS)
+        assert (await caller.client.get(f"{RESPONSES}/r2")).status_code == 404
         await caller.answer(RESPONSES, {"input": "hi"})
         for table, count in (("responses", 1), ("response_outputs", 1), ("response_items", 2)):
             assert await database(caller, f"SELECT COUNT(*) FROM {table}") == [(count,)]
