@@ -75,6 +75,7 @@ def routes(services: Services) -> Blueprint:
         run = await NativeRun.start(services, body, current_caller(), stream=True)
         response = await stream_response(_frames(run, services), services.drain, native_error_event)
         response.headers.update(run.generation.labels)
+        response.headers["x-compute-characters"] = str(len(body.inputs))
         return response
 
     @blueprint.post("/generate")

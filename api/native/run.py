@@ -59,7 +59,7 @@ class NativeRun:
 
     generation: Generation
     parameters: GenerateParameters
-    prefix: str
+    inputs: str
 
     @classmethod
     async def start(cls, services: Services, body: NativeRequest, caller: Caller, stream: bool) -> NativeRun:
@@ -72,7 +72,7 @@ class NativeRun:
         room = max(checked.model.max_context - len(kept), 1)
         request = replace(request, max_tokens=parameters.max_new_tokens or room)
         generation = Generation.of(services, request, checked, [prompt])
-        return cls(generation, parameters, body.inputs if parameters.return_full_text else "")
+        return cls(generation, parameters, body.inputs)
 
     async def answer(self, services: Services) -> tuple[NativeAnswer, Mapping[str, str]]:
         """The whole answer, and its headers."""
@@ -86,7 +86,7 @@ class NativeRun:
             generated_text=self._text(sequences[best]),
             details=self._details(sequences, best, others) if self.parameters.details else UNSET,
         )
-        return answer, timing_headers(self.generation, len(self.prefix) + len(answer.generated_text))
+        return answer, timing_headers(self.generation, len(self.inputs))
 
     def _add(self, sequence: _Sequence, delta: TextDelta, text: TextModel) -> None:
         sequence.texts.append(delta.text)
@@ -103,7 +103,7 @@ class NativeRun:
             sequence.reason = finish_reason(delta)
 
     def _text(self, sequence: _Sequence) -> str:
-        return self.prefix + "".join(sequence.texts)
+        return (self.inputs if self.parameters.return_full_text else "") + "".join(sequence.texts)
 
     def _details(self, sequences: list[_Sequence], best: int, others: list[int]) -> NativeDetails:
         first = sequences[best]

@@ -28,6 +28,9 @@ def test_the_shapes_of_whole_answers(tmp_path: Path) -> None:
         for name in ("per-token", "to-first-token", "per-output-token"):
             assert int(headers[f"x-time-{name}"]) >= 0
         assert (headers["x-model-id"], headers["x-compute-type"]) == ("tiny", "cpu")
+        for path in PATHS:
+            response = await caller.client.post(path, json=body("hé!"))
+            assert response.headers["x-compute-characters"] == "3"
         assert "x-adapter-id" not in headers
         for path in ("/", "/invocations"):
             assert (await post(caller, path, body()))[1] == [{"generated_text": "Hé"}]
