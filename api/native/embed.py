@@ -12,10 +12,10 @@ from motet.api.caller import current_caller
 from motet.api.embeddings import EmbeddingRequest, embed, unit
 from motet.api.native.answers import NativeEmbedding, NativeError
 from motet.api.native.errors import MEANINGS, NATIVE_ERRORS, native_blueprint
-from motet.api.native.schemas import AdapterParameters, ClassifyRequest, NativeEmbedRequest
+from motet.api.native.schemas import SENT_EVERYWHERE, AdapterParameters, ClassifyRequest, NativeEmbedRequest
 from motet.api.native.translate import adapter_fields
 from motet.api.operations import TOKEN, Operation
-from motet.api.parsing import Parsed, check_adapters, convert
+from motet.api.parsing import Parsed, check_adapters, convert, unknown_fields
 from motet.api.services import Services
 from motet.core.errors import InvalidRequest, NotFound
 
@@ -76,5 +76,4 @@ def routes(services: Services) -> Blueprint:
 
 
 def _parse(body: dict[str, Any]) -> Parsed[NativeEmbedRequest]:
-    known = (*NativeEmbedRequest.__struct_fields__, "stream")
-    return Parsed(convert(body, NativeEmbedRequest), tuple(name for name in body if name not in known))
+    return Parsed(convert(body, NativeEmbedRequest), unknown_fields(body, NativeEmbedRequest, SENT_EVERYWHERE))

@@ -14,9 +14,9 @@ from motet.api.caller import current_caller
 from motet.api.native.answers import NativeAnswer, NativeError, NativeEvent
 from motet.api.native.errors import MEANINGS, NATIVE_ERRORS, native_blueprint, native_error_event
 from motet.api.native.run import NativeRun
-from motet.api.native.schemas import CompatibleRequest, GenerateParameters, NativeRequest
+from motet.api.native.schemas import SENT_EVERYWHERE, CompatibleRequest, NativeRequest
 from motet.api.operations import TOKEN, Operation
-from motet.api.parsing import Parsed, convert
+from motet.api.parsing import Parsed, convert, unknown_fields
 from motet.api.services import Services
 from motet.api.sse import event, stream_response
 
@@ -109,12 +109,7 @@ def parse_compatible(body: dict[str, Any]) -> Parsed[CompatibleRequest]:
 
 
 def _parse(body: dict[str, Any], kind: type[T]) -> Parsed[T]:
-    request = convert(body, kind)
-    known = {*kind.__struct_fields__, "stream"}  # the client sends it everywhere
-    ignored = [name for name in body if name not in known]
-    given = body.get("parameters") or {}
-    ignored += [f"parameters.{name}" for name in given if name not in GenerateParameters.__struct_fields__]
-    return Parsed(request, tuple(ignored))
+    return Parsed(convert(body, kind), unknown_fields(body, kind, SENT_EVERYWHERE))
 
 
 async def _frames(run: NativeRun, services: Services) -> AsyncGenerator[bytes, None]:

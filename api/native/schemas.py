@@ -17,6 +17,8 @@ from motet.api.schemas import (
 )
 from motet.core.sampling import MAX_TOP_LOGPROBS
 
+SENT_EVERYWHERE = {"stream": "the client sends it to every route"}
+
 
 def _says(text: str, *examples: object) -> Meta:
     return Meta(description=text, examples=list(examples) or None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from motet.api.schemas import FunctionCall, Message, ToolCall
@@ -15,12 +15,37 @@ ROLES = ("user", "assistant", "system", "developer")
 # The kinds of items, and what their ids begin with.
 _PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
 
+# Their fields that are read, or change nothing.
+_FIELDS = {
+    "message": ("role", "content"),
+    "function_call": ("call_id", "name", "arguments"),
+    "function_call_output": ("call_id", "output"),
+    "reasoning": ("summary", "content", "encrypted_content"),
+    "item_reference": (),
+}
+_PART_FIELDS = ("type", "text", "refusal", "annotations", "logprobs", "prompt_cache_breakpoint")
+
 
 def input_items(given: str | Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
     """`given` as items, each with an id; references stay references. Raises InvalidRequest naming what is wrong."""
     if isinstance(given, str):
         given = [{"role": "user", "content": given}]
     return [_item(item, f"input[{index}]") for index, item in enumerate(given or ())]
+
+
+def unknown_in_items(given: str | Sequence[Mapping[str, Any]] | None) -> Iterator[str]:
+    """The paths of the fields in the items that nobody knows; `input_items` refuses what is no item."""
+    for index, item in enumerate(given or () if not isinstance(given, str) else ()):
+        fields = _FIELDS.get(str(_kind(item)))
+        if fields is None:
+            continue
+        for name, value in item.items():
+            where = f"input[{index}].{name}"
+            if name not in (*fields, "type", "id", "status"):
+                yield where
+            elif name in ("content", "output") and isinstance(value, list):
+                parts = ((n, part) for n, part in enumerate(value) if isinstance(part, dict))
+                yield from (f"{where}[{n}].{field}" for n, part in parts for field in part if field not in _PART_FIELDS)
 
 
 def with_own_ids(items: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -35,9 +60,7 @@ def with_own_ids(items: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _item(item: Mapping[str, Any], where: str) -> dict[str, Any]:
-    kind = item.get("type")
-    if kind is None:  # OpenAI asks for a type neither of messages nor of references
-        kind = "message" if "role" in item or "content" in item or "id" not in item else "item_reference"
+    kind = _kind(item)
     match kind:
         case "message":
             return _message(item, where)
@@ -60,6 +83,14 @@ def _item(item: Mapping[str, Any], where: str) -> dict[str, Any]:
         param=f"{where}.type",
         code="unsupported_value",
     )
+
+
+def _kind(item: Mapping[str, Any]) -> Any:
+    kind = item.get("type")
+    if kind is not None:
+        return kind
+    # OpenAI asks for a type neither of messages nor of references.
+    return "message" if "role" in item or "content" in item or "id" not in item else "item_reference"
 
 
 def _message(item: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
 from motet.api.caller import Caller
 from motet.api.chat_run import ChatRun, ChatSetup
-from motet.api.parsing import Parsed, check_adapters, check_chat, convert, unknown_fields
+from motet.api.parsing import MAX_IGNORED_NAMES, Parsed, check_adapters, check_chat, convert, unknown_fields
 from motet.api.responses.fitting import Fitting
-from motet.api.responses.items import chat_messages, input_items, with_own_ids
+from motet.api.responses.items import chat_messages, input_items, unknown_in_items, with_own_ids
 from motet.api.responses.run import ResponseRun, new_id, new_response
 from motet.api.responses.schemas import Asked, CountedRequest, ResponseRequest
 from motet.api.responses.store import ResponseStore
@@ -42,13 +43,19 @@ def parse_response(body: dict[str, Any]) -> Parsed[ResponseRequest]:
     request = _parsed(body, ResponseRequest)
     if request.background and not request.stores:
         raise InvalidRequest("background needs store", param="background")
-    return Parsed(request, unknown_fields(body, ResponseRequest, RESPONSES))
+    return Parsed(request, _ignored(body, request))
 
 
 def parse_counted(body: dict[str, Any]) -> Parsed[CountedRequest]:
     """A request whose input is to be counted, as far as it goes. Raises InvalidRequest."""
     said = {name: value for name, value in body.items() if value is not None}
-    return Parsed(_parsed(said, CountedRequest), unknown_fields(body, CountedRequest, RESPONSES))
+    request = _parsed(said, CountedRequest)
+    return Parsed(request, _ignored(body, request))
+
+
+def _ignored(body: dict[str, Any], request: Asked) -> tuple[str, ...]:
+    own = unknown_fields(body, type(request), RESPONSES)
+    return (*own, *islice(unknown_in_items(request.input), MAX_IGNORED_NAMES))
 
 
 def _parsed(body: dict[str, Any], kind: type[T]) -> T:

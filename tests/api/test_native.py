@@ -183,7 +183,11 @@ def test_adapters_alone_and_merged(tmp_path: Path) -> None:
 def test_unknown_fields_are_named(tmp_path: Path) -> None:
     async def scenario(caller: Caller) -> None:
         _, _, headers = await post(caller, "/generate", {**body(tempratur=1), "stream": False, "x": 1})
-        assert headers["x-motet-ignored"] == "x,parameters.tempratur"
+        assert headers["x-motet-ignored"] == "parameters.tempratur,x"
+        merged = {"ids": ["one", "one"], "weights": [1, 1], "wieghts": []}
+        for path in ("/generate", "/embed"):
+            _, _, headers = await post(caller, path, {**body(merged_adapters=merged, colour=1), "stream": False})
+            assert headers["x-motet-ignored"] == "parameters.merged_adapters.wieghts,parameters.colour"
 
     drive(tmp_path, scenario)
 

@@ -159,6 +159,45 @@ def test_the_response_says_what_was_used(tmp_path: Path) -> None:
     drive(tmp_path, scenario)
 
 
+def test_fields_of_items_that_nobody_knows_are_named(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        part = {"type": "output_text", "text": "Aye.", "annotations": [], "logprobs": [], "colour": "blue"}
+        call = {
+            "type": "function_call",
+            "id": "fc_1",
+            "call_id": "c",
+            "name": "f",
+            "arguments": "{}",
+            "status": "completed",
+        }
+        items = [
+            {"role": "user", "content": "hi", "name": "Ada"},
+            {"type": "message", "id": "m", "status": "completed", "role": "assistant", "content": [part]},
+            call,
+            {
+                "type": "function_call_output",
+                "call_id": "c",
+                "output": [{"type": "input_text", "text": "1", "mood": 1}],
+            },
+            {"role": "assistant", "content": "", "tool_calls": []},
+        ]
+        response = await caller.post(RESPONSES, {"input": items, "tone": "warm"})
+        assert response.headers["x-motet-ignored"].split(",") == [
+            "tone",
+            "input[0].name",
+            "input[1].content[0].colour",
+            "input[3].output[0].mood",
+            "input[4].tool_calls",
+        ]
+        made = await response.get_json()
+        again = await caller.post(RESPONSES, {"input": [*items[1:2], *made["output"]]})
+        assert again.headers["x-motet-ignored"] == "input[0].content[0].colour"
+        listed = await (await caller.client.get(f"{RESPONSES}/{(await again.get_json())['id']}/input_items")).get_json()
+        assert "x-motet-ignored" not in (await caller.post(RESPONSES, {"input": listed["data"]})).headers
+
+    drive(tmp_path, scenario)
+
+
 def test_what_frameworks_always_send_is_taken(tmp_path: Path) -> None:
     async def scenario(caller: Caller) -> None:
         include = ["web_search_call.action.sources", "file_search_call.results", "code_interpreter_call.outputs"]
