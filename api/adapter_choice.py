@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from msgspec.structs import replace
+
 from motet.api.adapters.messages import ServedAdapter
 from motet.api.caller import Caller
 from motet.api.schemas import AdapterChoice
 from motet.api.services import Services
-from motet.core.adapters import AdapterRef
-from motet.core.errors import InvalidRequest, MotetError
+from motet.core.errors import InvalidRequest, MotetError, from_info
 
 
 async def chosen_adapter(services: Services, request: AdapterChoice, caller: Caller) -> ServedAdapter | None:
@@ -22,11 +26,12 @@ async def chosen_adapter(services: Services, request: AdapterChoice, caller: Cal
         raise InvalidRequest(f"{other} is for requests whose model is the base; model names an adapter", param=other)
     if request.merged_adapters is not None:
         return await _merged(services, request, caller)
-    if request.adapter_id:
-        ref = await _named(services, request.adapter_id, source, "adapter_id")
-    if ref is None:
-        return None
-    return await services.adapters.serve(ref, caller.source_token(ref.source, request.api_token))
+    with _called(other or "model"):
+        if request.adapter_id:
+            ref = await services.adapters.name(request.adapter_id, source)
+        if ref is None:
+            return None
+        return await services.adapters.serve(ref, caller.source_token(ref.source, request.api_token))
 
 
 async def _merged(services: Services, request: AdapterChoice, caller: Caller) -> ServedAdapter:
@@ -35,7 +40,8 @@ async def _merged(services: Services, request: AdapterChoice, caller: Caller) ->
     refs = []
     for index, id in enumerate(merged.ids):
         where = f"merged_adapters.ids[{index}]"
-        ref = await _named(services, id, request.adapter_source, where)
+        with _called(where):
+            ref = await services.adapters.name(id, request.adapter_source)
         if ref is None:
             raise InvalidRequest("the base model cannot be merged", param=where)
         refs.append(ref)
@@ -44,10 +50,13 @@ async def _merged(services: Services, request: AdapterChoice, caller: Caller) ->
     return await services.adapters.serve_merged(list(zip(refs, weights, strict=True)), tokens)
 
 
-async def _named(services: Services, id: str, source: str | None, param: str) -> AdapterRef | None:
+@contextmanager
+def _called(param: str) -> Iterator[None]:
+    """Inside, errors about an adapter name `param`, the field that it was named by."""
     try:
-        return await services.adapters.name(id, source)
+        yield
     except MotetError as error:
-        if error.param == "model":
-            error.param = param
-        raise
+        if error.param != "model" or param == "model":
+            raise
+        # Another error: this one may be told to others, too.
+        raise from_info(replace(error.info(), param=param)) from error

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 
 import msgspec
 from loguru import logger
@@ -31,12 +32,18 @@ PREFIX = "lorax_"
 
 _OWN_NAMES = {
     "prompt": "inputs",
+    "input": "inputs",
     "max_tokens": "max_new_tokens",
     "truncate_prompt_tokens": "truncate",
     "logprobs": "return_k_alternatives",
     "n": "best_of",
+    "echo": "decoder_input_details",
+    "model": "adapter_id",
 }
-"""Field of a completion request to the native one that it was made from."""
+"""Field of a completion or embedding request to the native one that it was made from."""
+
+_IN_MESSAGES = re.compile(r"\b(?:max_tokens|(?<=max_tokens or )n|truncate_prompt_tokens|echo)\b")
+"""Those of the names that messages have, and that are no words."""
 
 _KINDS = {
     401: "authentication",
@@ -50,8 +57,8 @@ _KINDS = {
 _WORDS = {"validation": "Input validation error: ", "generation": "Request failed during generation: "}
 
 
-def native_error(info: ErrorInfo) -> tuple[int, NativeError]:
-    """Status and body for a failure."""
+def native_error(info: ErrorInfo, names: Mapping[str, str] = _OWN_NAMES) -> tuple[int, NativeError]:
+    """Status and body for a failure; `names` is what the caller calls fields."""
     if info.param is not None and info.status in _ADAPTER_STATUSES:
         status, kind = 424, "generation"
     elif info.status in _KINDS:
@@ -59,22 +66,24 @@ def native_error(info: ErrorInfo) -> tuple[int, NativeError]:
     else:
         unreadable = info.code == JsonInvalid.code or info.status != 400
         status, kind = info.status if unreadable else 422, "validation"
-    body = {"error": _WORDS.get(kind, "") + _named(info), "error_type": kind}
+    body = {"error": _WORDS.get(kind, "") + _named(info, names), "error_type": kind}
     return status, msgspec.convert(body, NativeError)
 
 
-def _named(info: ErrorInfo) -> str:
+def _named(info: ErrorInfo, names: Mapping[str, str]) -> str:
     """The message, which names the field as the caller knows it."""
     if info.param is None:
         return info.message
-    own = _OWN_NAMES.get(info.param, info.param)
-    message = info.message if own == info.param or info.param == "n" else info.message.replace(info.param, own)
+    own = names.get(info.param, info.param)
+    message = _IN_MESSAGES.sub(lambda found: names.get(found[0], found[0]), info.message)
+    if own != info.param:
+        message = message.removeprefix(f"{info.param}: ")
     return message if own in message else f"{own}: {message}"
 
 
-def native_error_response(info: ErrorInfo) -> Response:
-    """A failure as a response."""
-    status, body = native_error(info)
+def native_error_response(info: ErrorInfo, names: Mapping[str, str] = _OWN_NAMES) -> Response:
+    """A failure as a response; `names` is what the caller calls fields."""
+    status, body = native_error(info, names)
     response = Response(ENCODER.encode(body), status, content_type="application/json")
     if status in RETRY_AFTER_SECONDS:
         response.headers["retry-after"] = RETRY_AFTER_SECONDS[status]

@@ -145,8 +145,8 @@ def routes(services: Services) -> Blueprint:
 
     @blueprint.errorhandler(MotetError)
     async def on_error(error: MotetError) -> Response:
-        respond = native_error_response if g.get("lorax") else error_response
-        return respond(error.info())
+        info = error.info()
+        return native_error_response(info, names={}) if g.get("lorax") else error_response(info)
 
     @blueprint.post("/tokenize")
     async def tokenize() -> Response:

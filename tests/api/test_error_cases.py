@@ -53,6 +53,7 @@ def everywhere() -> Iterator[Case]:
     for path in (*GENERATING, EMBEDDINGS):
         yield Case(path, {"model": "nobody"}, 404, "model_not_found", "model")
         yield Case(path, {"model": "shelf:broken"}, 422, "adapter_refused", "model")
+        yield Case(path, {"adapter_id": "shelf:broken"}, 422, "adapter_refused", "adapter_id")
         yield Case(path, {"model": "shelf:secret"}, 403, "permission_denied", "model")
         yield Case(path, {"model": 5}, 400, "invalid_type", "model")
         yield Case(path, {"model": None}, 400, "invalid_type", "model")

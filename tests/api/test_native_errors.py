@@ -31,7 +31,7 @@ from motet.core.errors import AdapterRefused, Overloaded, Unavailable
         ({"merged_adapters": {"ids": ["one"], "merge_strategy": "ties"}}, 422, "validation", "only linear"),
         ({"merged_adapters": {"ids": ["one", "two"], "weights": [1]}}, 422, "validation", "weights"),
         ({"adapter_id": "shelf:nobody"}, 424, "generation", "nobody"),
-        ({"adapter_id": "shelf:broken"}, 424, "generation", "use_qalora"),
+        ({"adapter_id": "shelf:broken"}, 424, "generation", ": adapter_id: adapter_config.json: use_qalora"),
         ({"adapter_id": "shelf:secret"}, 424, "generation", "secret"),
     ],
 )
@@ -68,6 +68,26 @@ def test_bodies_that_cannot_be_read(tmp_path: Path, content: bytes, kind: str, s
             answer = json.loads(await response.get_data())
             assert (response.status_code, answer["error_type"]) == (status, "validation")
             assert set(answer) == {"error", "error_type"}
+
+    drive(tmp_path, scenario)
+
+
+def test_errors_name_fields_as_the_caller_knows_them(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        async def told(path: str, sent: dict[str, Any]) -> str:
+            status, answer, _ = await post(caller, path, sent)
+            assert status == 422
+            return str(answer["error"]).removeprefix("Input validation error: ")
+
+        many = {"best_of": 60, "do_sample": True, "details": True, "return_k_alternatives": 20}
+        message = await told("/generate", body(**many, decoder_input_details=True))
+        assert message.startswith("return_k_alternatives: up to 122880 tokens with 21 logprobs each")
+        assert message.endswith("lower max_new_tokens or best_of, or leave decoder_input_details out")
+        assert (await told("/generate", body("x" * 5000))).startswith("inputs: the context holds 2048 tokens and the ")
+        assert (await told("/embed", body("x" * 5000))).startswith("inputs: ")
+        assert (await told("/tokenize", {"inputs": "x", "truncate_prompt_tokens": "y"})).startswith(
+            "truncate_prompt_tokens: "
+        )
 
     drive(tmp_path, scenario)
 
