@@ -57,7 +57,8 @@ class Replay:
     def failure(self, info: ErrorInfo) -> bytes:
         """The frame that ends the stream when it could not be read to its end."""
         error = msgspec.to_builtins(error_body(info))["error"]
-        return frame(("error", {**error, "error": error}), self._after + 1)
+        said = {name: error[name] for name in ("code", "message", "param")}  # `type` is the event's
+        return frame(("error", {**said, "error": error}), self._after + 1)
 
     async def _cut(self) -> bytes:
         """The end of a response that was cancelled, or whose server was lost."""

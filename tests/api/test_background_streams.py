@@ -11,6 +11,7 @@ from typing import Any
 import openai
 import pytest
 from openai import AsyncOpenAI
+from openai.types.responses import ResponseErrorEvent
 from support.caller import Caller, drive
 from support.responses import CALL, RESPONSES, WEATHER, events_of, read_events
 from support.scripted_server import scripted_server
@@ -139,6 +140,21 @@ def test_another_process_tells_them_too(tmp_path: Path, monkeypatch: pytest.Monk
         frames = b"".join([frame async for frame in other.frames()])
         events = [json.loads(frame.partition(b"data: ")[2]) for frame in frames.strip().split(b"\n\n")]
         assert events == await reading
+
+    drive(tmp_path, scenario)
+
+
+def test_what_is_deleted_while_it_is_read_ends_with_an_error_event(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        caller.api.engine.script = lambda _: "x" * 200
+        caller.api.engine.step_seconds = 0.01
+        reading = asyncio.create_task(events_of(caller, STREAMED))
+        while not caller.api.engine.running:
+            await asyncio.sleep(0.01)
+        id = caller.api.engine.submits[0].id.rpartition("-")[0]
+        await caller.client.delete(f"{RESPONSES}/{id}")
+        last = ResponseErrorEvent.model_validate((await reading)[-1])
+        assert (last.type, last.code, last.param) == ("error", "not_found", "response_id")
 
     drive(tmp_path, scenario)
 
