@@ -77,7 +77,8 @@ async def _gaps(
     for text in texts:
         refuse_hopeless(services, text + suffix, "prompt")
     *before, after = await encode(services, [*texts, suffix], add_special_tokens=False)
-    return [(ids[0], *prefix, ids[1], *after, ids[2]) for prefix in before]
+    opening = services.text.opening_ids()
+    return [(*opening, ids[0], *prefix, ids[1], *after, ids[2]) for prefix in before]
 
 
 def prompt_texts(

@@ -103,6 +103,11 @@ class TextModel:
                 return prefix, suffix, middle
         return None
 
+    def opening_ids(self) -> list[int]:
+        """The ids that the tokenizer puts before every text: its beginning-of-text token, or none."""
+        found = self._tokenizer.encode("a")
+        return found.ids[: found.special_tokens_mask.index(0)]
+
     def may_fit(self, text: str, tokens: int) -> bool:
         """Whether `text` can be as few as `tokens` tokens at all; says so without tokenising it."""
         longest = tokens * self.pieces.longest

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from support.caller import CHAT, COMPLETIONS, MESSAGES, Caller, drive, prompt_of
 from support.scripted_api import CONTEXT
+from tokenizers import processors
 
 from motet.api.caller import Caller as Who
 from motet.api.params import priority
@@ -133,6 +134,14 @@ def test_a_suffix_needs_a_model_that_fills_gaps(tmp_path: Path) -> None:
         await caller.answer(COMPLETIONS, {"prompt": "a", "suffix": "b"})
         names = [services.text._tokenizer.id_to_token(id) for id in caller.api.engine.submits[-1].prompt]
         assert names == ["<fim_prefix>", "a", "<fim_suffix>", "b", "<fim_middle>"]
+        # A prompt begins as the tokenizer begins texts, also where what it ends texts with is not wanted.
+        ends = [("<|im_start|>", 256), ("<|im_end|>", 257)]
+        whole = processors.TemplateProcessing(single="<|im_start|> $A <|im_end|>", special_tokens=ends)
+        services.text._tokenizer.post_processor = whole
+        await caller.answer(COMPLETIONS, {"prompt": ["a", ""], "suffix": "b"})
+        for submit, prefix in zip(caller.api.engine.submits[-2:], (["a"], []), strict=True):
+            names = [services.text._tokenizer.id_to_token(id) for id in submit.prompt]
+            assert names == ["<|im_start|>", "<fim_prefix>", *prefix, "<fim_suffix>", "b", "<fim_middle>"]
         found = await caller.error(COMPLETIONS, {"prompt": [1, 2], "suffix": "b"})
         assert found == (400, "invalid_type", "prompt")
         found = await caller.error(COMPLETIONS, {"prompt": "a", "suffix": "b", "truncate_prompt_tokens": 5})
