@@ -146,20 +146,27 @@ class Generation:
 async def merge(
     streams: Sequence[AsyncGenerator[TextDelta, None]],
 ) -> AsyncGenerator[tuple[int, TextDelta], None]:
-    """Run `streams` side by side and yield (number, delta) as they come; the first failure ends them all."""
+    """Run `streams` side by side and yield (number, delta) as they come; the first failure ends them all.
+
+    Deltas of one stream that are there together come one after another, with nothing between them.
+    """
     if len(streams) == 1:
         async with aclosing(streams[0]) as only:
             async for delta in only:
                 yield 0, delta
         return
     # What nobody reads must stay with the engine's client, which limits it. Of one place, so that streams take turns.
-    queue: asyncio.Queue[tuple[int, TextDelta] | BaseException | None] = asyncio.Queue(1)
+    queue: asyncio.Queue[tuple[int, list[TextDelta]] | Exception | None] = asyncio.Queue(1)
 
     async def pump(index: int, stream: AsyncGenerator[TextDelta, None]) -> None:
+        together: list[TextDelta] = []
         try:
             async with aclosing(stream):
                 async for delta in stream:
-                    await queue.put((index, delta))
+                    together.append(delta)
+                    if not delta.more:
+                        await queue.put((index, together))
+                        together = []
             await queue.put(None)
         except Exception as error:
             await queue.put(error)
@@ -171,10 +178,11 @@ async def merge(
             item = await queue.get()
             if item is None:
                 running -= 1
-            elif isinstance(item, BaseException):
+            elif isinstance(item, Exception):
                 raise item
             else:
-                yield item
+                for delta in item[1]:
+                    yield item[0], delta
     finally:
         for task in tasks:
             task.cancel()

@@ -135,3 +135,27 @@ def test_what_nobody_reads_is_not_pulled_from_the_engine() -> None:
             assert sum(pulled) <= 10 + 1 + 2
 
     asyncio.run(main())
+
+
+def test_a_failure_comes_between_no_deltas_that_are_there_together() -> None:
+    """Who writes them does it at the last of them: what was shown to be there would be lost."""
+
+    async def good() -> AsyncGenerator[TextDelta, None]:
+        for text in "abc":
+            yield TextDelta(text, (), more=text != "c")
+        await asyncio.Event().wait()
+
+    async def bad() -> AsyncGenerator[TextDelta, None]:
+        raise Unavailable("gone")
+        yield
+
+    heard: list[str] = []
+
+    async def read() -> None:
+        async with aclosing(merge([good(), bad()])) as merged:
+            async for _, delta in merged:
+                heard.append(delta.text)
+
+    with pytest.raises(Unavailable):
+        asyncio.run(read())
+    assert "".join(heard) == "abc"
