@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TypeVar, cast
 
 import msgspec
@@ -72,16 +73,24 @@ def echo_offsets(text: TextModel, prompt: Sequence[int], given: str | None) -> t
 
     There, special tokens are part of the text if they were written out in it.
     """
-    special = text.pieces.special_ids
-    # Tokenised again for them alone: what other tokens add to the text is known without.
-    spans = None if given is None or special.isdisjoint(prompt) else text.spans(given, add_special_tokens=True)
     detokenizer = Detokenizer(text.pieces)
-    offsets, place = [], 0
-    for index, token in enumerate(prompt):
-        offsets.append(place)
-        place += len(detokenizer.push(token))
-        if spans is not None and token in special:
-            place += spans[index][2] - spans[index][1]
+    lengths = [len(detokenizer.push(token)) for token in prompt]
+    # Tokenised again only where that is not all of the text: special tokens, and what the tokenizer reads otherwise.
+    if given is not None and sum(lengths) != len(given):
+        return _offsets_in(given, text.spans(given, add_special_tokens=True))
+    return tuple(accumulate(lengths[:-1], initial=0))
+
+
+def _offsets_in(given: str, spans: Iterable[tuple[int, int, int]]) -> tuple[int, ...]:
+    """Where in `given` the tokens begin that have these (id, start, stop) in it."""
+    offsets, end = [], 0
+    for _, start, stop in spans:
+        if stop == 0:  # no text of its own
+            start = end
+        elif start > end:  # the span leaves out the space that its token begins with
+            start = end + len(given[end:start].rstrip())
+        offsets.append(start)
+        end = max(end, stop)
     return tuple(offsets)
 
 

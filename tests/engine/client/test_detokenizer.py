@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from motet.api.logprobs import echo_offsets
 from motet.core.errors import StartupError
@@ -157,3 +158,16 @@ def test_the_places_of_a_prompt_s_tokens_are_in_its_text(family: str, request: p
             assert echo_offsets(text, ids, words) == offsets
         for place, start in enumerate(offsets):
             assert len(text.decode(ids[:place], goes_on=True)) == start
+
+
+def test_places_are_in_the_text_as_it_was_written(save: Callable[[Tokenizer], TextModel]) -> None:
+    """Some tokenizers put an accent and its letter together before they begin."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: n for n, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    text, words = save(tokenizer), "e\u0301x y 🦜!"
+    ids = text.encode(words, add_special_tokens=True)
+    assert [words[place] for place in echo_offsets(text, ids, words)] == [*"eex y ", *"🦜🦜🦜🦜!"]
