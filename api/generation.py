@@ -138,9 +138,17 @@ class Generation:
             stream_text(services.engine, services.text, submit, self.stop, self.shown) for submit in self.submits
         ]
         async with aclosing(merge(streams)) as merged:
-            async for item in merged:
-                self.timing.take(item[1])
-                yield item
+            async for index, delta in merged:
+                self.timing.take(delta)
+                yield index, _without_stop_string(delta)
+
+
+def _without_stop_string(delta: TextDelta) -> TextDelta:
+    """The same delta; tokens that are nothing but the stop string count as what ended the text, which is not shown."""
+    if not delta.cut:
+        return delta
+    kept, ended = delta.tokens[: -delta.cut], delta.tokens[-delta.cut :]
+    return replace(delta, tokens=(*kept, *(replace(event, stop_id=event.token) for event in ended)))
 
 
 async def merge(

@@ -1,6 +1,6 @@
 """Token events as OpenAI's two shapes of logprobs: chat's list of objects and completions' parallel lists.
 
-The token that ends a text (EOS, a stop token) has no text and is not reported.
+What ends a text (EOS, a stop token, the tokens of a stop string) is not shown and not reported.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def readable(piece: bytes) -> str:
 
 
 def told(tokens: Iterable[TokenEvent]) -> list[TokenEvent]:
-    """The tokens that are reported: all but the one that ended the text."""
+    """The tokens that are reported: all but those that ended the text."""
     return [event for event in tokens if event.stop_id is None]
 
 

@@ -29,14 +29,16 @@ class TextDelta(msgspec.Struct, frozen=True):
 
     `tokens` are the events since the last delta: a token whose text is held back or unfinished comes with the
     delta that shows it. `finish_reason` is set on the last delta alone; `stop_reason` is then the stop string,
-    or the id of the request's own stop token, that ended the text, and None for EOS. `more` says that the next
-    delta is there already: who writes to a socket does it once for all of them.
+    or the id of the request's own stop token, that ended the text, and None for EOS. The last `cut` tokens say
+    nothing but that stop string. `more` says that the next delta is there already: who writes to a socket does it
+    once for all of them.
     """
 
     text: str
     tokens: tuple[TokenEvent, ...]
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+    cut: int = 0
     more: bool = False
 
 
@@ -50,14 +52,29 @@ class _TextBuilder:
         self._special = {token_id: s for s in stop if (token_id := text.special_id(s)) is not None}
         self._params = request.params
         self._count = 0
+        self._written = self._shown = 0  # characters
+        self._starts: list[int] = []  # of the tokens that no delta has told of
 
     def push(self, event: TokenEvent) -> TextDelta:
         """What this token adds; the delta's tokens are left for the caller to fill in."""
+        self._starts.append(self._written)
+        delta = self._push(event)
+        self._shown += len(delta.text)
+        if isinstance(delta.stop_reason, str):
+            cut = sum(start >= self._shown for start in self._starts)
+            # What was held back of earlier tokens needs one to come with.
+            delta = msgspec.structs.replace(delta, cut=min(cut, len(self._starts) - bool(delta.text)))
+        if delta.text:
+            self._starts.clear()
+        return delta
+
+    def _push(self, event: TokenEvent) -> TextDelta:
         self._count += 1
         armed = self._count >= self._params.min_tokens
         ended = event.stop_id is not None
         special = self._special.get(event.token) if armed and not ended else None
         text = "" if ended else self._detokenizer.push(event.token)
+        self._written += len(text)
         shown, found = self._stops.push(text, armed=armed)
         if found or special:
             return TextDelta(shown if found else shown + self._stops.flush(), (), "stop", found or special)

@@ -119,6 +119,25 @@ def test_what_came_at_once_is_written_at_once_and_reads_the_same(
     drive(tmp_path, scenario)
 
 
+def test_the_logprobs_of_a_stop_string_are_not_told(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        caller.api.engine.script = lambda request: "wind und Wellen"
+        asked = {"max_tokens": 40, "n": 2, "stop": ["und "]}
+        for stream in (False, True):
+            response = await caller.post(CHAT, {**asked, "messages": MESSAGES, "logprobs": True, "stream": stream})
+            told = re.findall(r'"token":"(.*?)"', (await response.get_data()).decode())
+            assert sorted(told) == sorted("wind " * 2)
+            body = {**asked, "prompt": "a", "logprobs": 0, "echo": True, "stream": stream}
+            offsets = re.findall(
+                r'"text_offset":\[([0-9,]*)\]', (await (await caller.post(COMPLETIONS, body)).get_data()).decode()
+            )
+            assert sorted(",".join(offsets).split(",")) == sorted("012345" * 2)
+        answer = await caller.answer(CHAT, {**asked, "messages": MESSAGES})
+        assert answer["usage"]["completion_tokens"] == 2 * len("wind und ")
+
+    drive(tmp_path, scenario)
+
+
 def test_what_nobody_reads_is_not_pulled_from_the_engine() -> None:
     pulled = [0, 0]
 

@@ -125,6 +125,33 @@ def test_a_stop_string_ends_text_and_engine(smollm2: TextModel, stop: str) -> No
     assert engine.sent < len(engine.events)
 
 
+@pytest.mark.parametrize(
+    ("words", "stop", "cut"),
+    [
+        (["a", "b", "c"], "c", 1),
+        (["a", "b", "c"], "bc", 2),
+        (["a", "b", "c"], "abc", 3),
+        ([" world", "!"], "ld!", 1),  # the first of them is in the text, too
+        (["a", " ☃"], "☃", 2),  # three tokens, and the first one has the space
+        (["a", "b", "c"], "never", 0),
+    ],
+)
+def test_tokens_that_say_a_stop_string_alone_are_counted(
+    smollm2: TextModel, words: list[str], stop: str, cut: int
+) -> None:
+    ids = [id for word in words for id in ids_of(smollm2, word)]
+    for at_once in (1, 9):
+        deltas = stream(Script(events(ids), at_once=at_once), smollm2, [stop])
+        assert [delta.cut for delta in deltas] == [*[0] * (len(deltas) - 1), cut]
+
+
+def test_text_that_was_held_back_comes_with_a_token(smollm2: TextModel) -> None:
+    for words, tokens, cut in ((["a", "b", "cd"], 2, 1), (["ab", "cd"], 1, 0)):
+        ids = [id for word in words for id in ids_of(smollm2, word)]
+        [first, last] = stream(Script(events(ids)), smollm2, ["bcx", "cd"])
+        assert (first.text, last.text, len(last.tokens), last.cut) == ("a", "b", tokens, cut)
+
+
 def test_the_engine_is_told_before_the_client_has_read_the_last_delta(smollm2: TextModel) -> None:
     engine = Script(events(ids_of(smollm2, "one two three")))
 
@@ -215,6 +242,8 @@ def test_text_is_cut_at_the_first_stop_string_whatever_the_tokens(smollm2: TextM
     deltas = stream(engine, smollm2, stops)
     ends = [(whole.index(stop) + len(stop), -len(stop), stop) for stop in stops]
     check_shape(deltas, engine.events[: engine.sent])
+    told = ids[: engine.sent - deltas[-1].cut]
+    assert smollm2.decode(told, goes_on=True).startswith(shown(deltas))
     if ends:
         end, _, stop = min(ends)
         assert (shown(deltas), deltas[-1].stop_reason) == (whole[: end - len(stop)], stop)
