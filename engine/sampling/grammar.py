@@ -11,6 +11,7 @@ import time
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NoReturn
 
 import llguidance
 import numpy as np
@@ -44,6 +45,7 @@ class Grammar:
         self.vocab_size = vocab_size
         self._pattern = pattern
         self._masks, self._mean, self._banned_until = 0, 0.0, 0.0
+        self._panicked = False
         # The first mask is often the costly one, and all that follow the grammar share it.
         start = self.start()
         self.first, self.may_be_empty = start.allowed(), start.accepting()
@@ -55,8 +57,8 @@ class Grammar:
 
     @property
     def spent(self) -> bool:
-        """Whether it was refused for a while, which is over: it may be broken, and is to be compiled afresh."""
-        return 0 < self._banned_until <= time.monotonic()
+        """Whether it panicked, or was refused for a while, which is over: it may be broken, and is made afresh."""
+        return (self._panicked or self._banned_until > 0) and self._banned_until <= time.monotonic()
 
     def start(self) -> Matcher:
         """A place at its start. Raises InvalidRequest while the grammar is refused."""
@@ -79,6 +81,11 @@ class Grammar:
         self._mean += (seconds - self._mean) / MEMORY
         if self._mean > COSTLY_SECONDS:
             self.ban()
+
+    def fail(self, reason: str) -> NoReturn:
+        """Raise InvalidRequest. After a panic all that follow the grammar fail, and who comes next has a fresh one."""
+        self._panicked = self._panicked or reason.startswith("panic")
+        raise InvalidRequest(f"the grammar failed: {reason}", param="response_format", code="invalid_grammar")
 
     def ban(self) -> None:
         """Refuse the grammar for a while, to those that follow it already too. Raises InvalidRequest."""
@@ -107,8 +114,7 @@ class Matcher:
         """Take the token that was sampled."""
         self._matcher.consume_token(token)
         if self._matcher.is_error():
-            failed = f"the grammar failed: {_reason(self._matcher)}"
-            raise InvalidRequest(failed, param="response_format", code="invalid_grammar")
+            self._grammar.fail(_reason(self._matcher))
 
     def accepting(self) -> bool:
         """Whether the text may end here."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.scripted_api import write_model
 from tokenizers import Tokenizer
 
 from motet.core.errors import InvalidRequest
@@ -129,6 +130,23 @@ def test_disallowed_tokens_fail_the_request_alone(compiler: GrammarCompiler, tok
         broken.advance(maybe)
     assert caught.value.param == "response_format"
     assert torch.equal(untouched.allowed(), before)
+
+
+def test_a_grammar_that_panics_is_compiled_afresh_for_who_comes_next(tmp_path: Path) -> None:
+    """As llguidance does where the end of the text is a token that has text, too: here the quotation mark."""
+    directory = write_model(tmp_path)
+    ids = Tokenizer.from_file(str(directory / "tokenizer.json")).encode('{ "name" : "').ids
+    compiler = GrammarCompiler(directory, 258, (ids[-1],))
+    spec = object_grammar({"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]})
+    for _ in range(2):
+        matcher = start(compiler, spec)
+        for id in ids[:-1]:
+            assert matcher.allowed()[id]
+            matcher.advance(id)
+        assert matcher.allowed()[ids[-1]]
+        with pytest.raises(InvalidRequest, match="panic: lexer"):
+            matcher.advance(ids[-1])
+    compiler.close()
 
 
 def test_matchers_of_one_grammar_advance_apart(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
