@@ -72,6 +72,15 @@ def test_a_client_that_leaves_frees_its_blocks(server: Server) -> None:
     assert stats["blocks_free"] == stats["blocks_total"]
 
 
+@pytest.fixture
+def terminal() -> Iterator[None]:
+    """Processes are started as a terminal starts them, also where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_shutdown_drains_and_leaves_nothing_behind(number: signal.Signals, smollm2_directory: Path) -> None:
     with serving("--drain-seconds", "2") as server, httpx2.Client(base_url=server.url, timeout=60) as client:
