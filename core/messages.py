@@ -81,10 +81,10 @@ class Hello(msgspec.Struct, frozen=True, tag=True):
 class Submit(msgspec.Struct, frozen=True, tag=True):
     """Start a sequence. `id` is globally unique; `adapter` is the fingerprint of a registered adapter.
 
-    `group` is what the sequences of one request have in common: Cancel names it. `leader` is the id of a sequence
-    submitted before with the same prompt and adapter, whose keys and values of the prompt this one shares. Lower
-    `priority` goes first. With `pool`, nothing is generated: the answer is Embedded, the prompt's last hidden states
-    (after the final norm), the last one or their mean.
+    `group`, OWNER:REQUEST, is what the sequences of a request have in common; Cancel names it. `leader` is the id of a
+    sequence submitted before with the same prompt and adapter, whose keys and values of the prompt this one shares.
+    Lower `priority` goes first. With `pool`, nothing is generated: the answer is Embedded, the prompt's last hidden
+    states (after the final norm), the last one or their mean.
     """
 
     id: str
@@ -96,6 +96,11 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     leader: str | None = None
     priority: int = 0
     pool: Literal["last", "mean"] | None = None
+
+    @property
+    def owner(self) -> str:
+        """The name of the key that asked, with which `group` begins; empty where there are no keys."""
+        return self.group.partition(":")[0]
 
     def belongs_to(self, group: str) -> bool:
         """Whether `group` is this sequence's, or the part of its id before the last "-", which its mates share."""

@@ -46,6 +46,9 @@ BEAT_SECONDS = 1.0
 MAX_WAITING = 4096
 """Sequences that may wait for their turn; more are refused, since they would wait for ever."""
 
+MAX_OWNED = MAX_WAITING // 2
+"""Sequences that one key may have here while as many wait."""
+
 
 class EngineCore:
     """The engine's decisions. `run` returns when `stop` was called or Shutdown is asked for."""
@@ -130,6 +133,15 @@ class EngineCore:
         else:
             self.scheduler.add(request, client, time.monotonic())
 
+    def _crowd(self, owner: str) -> str | None:
+        """Why no more may wait, if so. Who has a key leaves half of the places to others."""
+        waiting = len(self.scheduler.waiting) + self._grammars.compiling
+        if waiting >= MAX_WAITING:
+            return f"{MAX_WAITING} sequences are waiting already"
+        if owner and waiting >= MAX_OWNED <= self.scheduler.owned[owner]:
+            return f"{MAX_OWNED} sequences of this key run or wait already"
+        return None
+
     def _objection(self, request: Submit) -> ErrorInfo | None:
         """Why the engine cannot take a request, if so: what is let in must not be able to fail a step."""
         size, context = self._model.vocab_size, self._model.max_context
@@ -137,8 +149,8 @@ class EngineCore:
             return self._refused[request.adapter]
         if request.adapter is not None and not self.scheduler.knows(request.adapter):
             return Unavailable("the adapter is not registered with the engine; try again", param="model").info()
-        if len(self.scheduler.waiting) + self._grammars.compiling >= MAX_WAITING:
-            return Overloaded(f"{MAX_WAITING} sequences are waiting already; try again later").info()
+        if (crowd := self._crowd(request.owner)) is not None:
+            return Overloaded(f"{crowd}; try again later").info()
         if not request.prompt or len(request.prompt) >= context:
             has = len(request.prompt)
             return InvalidRequest(

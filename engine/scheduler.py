@@ -9,6 +9,7 @@ said by priority, then by arrival; the choices of one request share the blocks o
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 
 from motet.core.messages import PreparedAdapter, Submit
@@ -44,6 +45,7 @@ class Scheduler:
     waiting: list[Sequence] = field(default_factory=list)
     running: list[Sequence] = field(default_factory=list)
     commands: list[InstallAdapter | ClearSlot] = field(default_factory=list)
+    owned: Counter[str] = field(default_factory=Counter)  # sequences that have not ended, by owner
     steps: int = 0
     preemptions: int = 0
 
@@ -77,6 +79,7 @@ class Scheduler:
             self._adapters[request.adapter] = self._adapters.pop(request.adapter)
         self._numbers += 1
         self._by_id[request.id] = sequence
+        self.owned[request.owner] += 1
         self._queue(sequence)
         return sequence
 
@@ -89,6 +92,7 @@ class Scheduler:
         sequence = self._by_id.pop(id, None)
         if sequence is None:
             return None
+        self.owned[sequence.request.owner] -= 1
         if sequence in self.running:
             self.running.remove(sequence)
             self._free(sequence)
@@ -137,6 +141,7 @@ class Scheduler:
         self.slots.check_integrity()
         assert all(not s.blocks and s.slot is None and not s.computed for s in self.waiting)
         assert len(self._by_id) == len(self.waiting) + len(self.running)
+        assert +self.owned == Counter(s.request.owner for s in self._by_id.values())
         for fingerprint in self._adapters:
             resident = self.slots.get(fingerprint)
             users = sum(1 for s in self.running if s.request.adapter == fingerprint)
@@ -234,7 +239,7 @@ class Scheduler:
         if leader is None or sequence.wants_scores or not self._shareable(sequence):
             return None
         if (first := self._by_id.get(leader)) is not None:
-            return first if _alike(first, sequence) else None
+            return first if first.begins_like(sequence) else None
         tokens = self._shareable(sequence) * self.blocks.block_size
         return next((s for s in self.running if s.request.leader == leader and s.computed >= tokens), None)
 
@@ -292,8 +297,3 @@ class Scheduler:
         if sequence.request.adapter is not None:
             self.slots.unpin(sequence.request.adapter)
         sequence.slot = None
-
-
-def _alike(one: Sequence, other: Sequence) -> bool:
-    """Whether two sequences' prompts have the same keys and values."""
-    return one.request.prompt == other.request.prompt and one.request.adapter == other.request.adapter

@@ -54,6 +54,10 @@ class Sequence:
         """Tokens that are known and not computed yet: a prompt's rest, or the one just sampled."""
         return self.length - self.computed
 
+    def begins_like(self, other: Sequence) -> bool:
+        """Whether both prompts have the same keys and values."""
+        return self.request.prompt == other.request.prompt and self.request.adapter == other.request.adapter
+
     def tokens(self, start: int, stop: int) -> tuple[int, ...]:
         """Token ids [start, stop) of prompt and output."""
         prompt = self.request.prompt
