@@ -50,18 +50,21 @@ def weather(city: Literal["Bergen", "Oslo"]) -> str:
 
 def langchain() -> None:
     for responses in (False, True):
-        chat = ChatOpenAI(
-            base_url=URL, api_key="none", model=MODEL, max_tokens=60, temperature=0, use_responses_api=responses
+        longer, chat = (
+            ChatOpenAI(
+                base_url=URL, api_key="none", model=MODEL, max_tokens=count, temperature=0, use_responses_api=responses
+            )
+            for count in (60, 16)
         )
         assert chat.invoke("Hello").usage_metadata["output_tokens"] > 0
         assert "".join(str(chunk.text) for chunk in chat.stream("Hello"))
-        calling = chat.bind_tools([tool(weather)], tool_choice="required", parallel_tool_calls=False, strict=True)
+        calling = longer.bind_tools([tool(weather)], tool_choice="required", parallel_tool_calls=False, strict=True)
         call = calling.invoke(WEATHER)
         assert call.tool_calls[0]["args"]["city"] in ("Bergen", "Oslo")
         result = ToolMessage(weather("Oslo"), tool_call_id=call.tool_calls[0]["id"])
         assert chat.invoke([HumanMessage(WEATHER), call, result]).usage_metadata
         for method in ("json_schema", "function_calling"):
-            assert isinstance(chat.with_structured_output(Sea, method=method).invoke("Name a sea."), Sea)
+            assert isinstance(longer.with_structured_output(Sea, method=method).invoke("Name a sea."), Sea)
 
 
 def langchain_takes_back_a_call_that_was_cut() -> None:

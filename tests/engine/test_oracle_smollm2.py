@@ -17,16 +17,17 @@ from motet.engine.library import Engine
 
 DEMO = Path(__file__).parents[2] / "plugins" / "demo" / "adapters"
 ADAPTERS = [None, *(DEMO / name for name in ("pirate", "terse", "ticket"))]
-PARAMS = SamplingParams(max_tokens=16, temperature=0.0, logprobs=0)
+TOKENS = {1: 16, 3: 8}  # by shards: three ranks on fewer cores are slow
 QUESTION = "<|im_start|>user\nWhere does the rain come from?<|im_end|>\n<|im_start|>assistant\n"
 
 
-@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("shards", TOKENS)
 def test_demo_adapters_equal_peft(shards: int, smollm2_directory: Path) -> None:
     prompt = TextModel(smollm2_directory).encode(QUESTION, add_special_tokens=False)
+    params = SamplingParams(max_tokens=TOKENS[shards], temperature=0.0, logprobs=0)
 
     async def complete(engine: Engine, adapter: PreparedAdapter | None) -> list[Scored]:
-        events = await engine.complete(prompt, PARAMS, adapter)
+        events = await engine.complete(prompt, params, adapter)
         return [Scored(e.token, e.logprob or 0.0) for e in events]
 
     async def run() -> tuple[list[list[Scored]], list[list[Scored]]]:
