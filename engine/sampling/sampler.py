@@ -166,7 +166,7 @@ def _draw(probabilities: Tensor, p: SamplingParams, draw: float) -> int:
         keep[0] = True
         if p.top_k:
             keep[p.top_k :] = False
-        if width == size or not bool(keep[-1]):
+        if width == size or 0 < p.top_k <= width or not bool(keep[-1]):
             return int(ids[_invert(_typical(values * keep, p.typical_p), draw)])
     raise AssertionError("unreachable: the widest pass always answers")
 
