@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -43,10 +42,10 @@ def kept_record(content: bytes, kind: type[T], make: Callable[[], T]) -> T:
 def _write(file: Path, content: bytes) -> None:
     """Whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, scratch = tempfile.mkstemp(dir=file.parent)
-    with os.fdopen(descriptor, "wb") as opened:
-        opened.write(content)
-    os.replace(scratch, file)
+    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
+        written = Path(scratch) / file.name
+        written.write_bytes(content)
+        written.replace(file)
 
 
 def _to_json(value: Any) -> Any:
