@@ -8,13 +8,12 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from msgspec import UNSET, UnsetType
-from msgspec.structs import replace
 from quart import Blueprint, Response
 
 from motet.api.answers import ENCODER, Completion, CompletionChoice, CompletionLogprobs, Usage
 from motet.api.body import read_body
 from motet.api.caller import Caller, current_caller
-from motet.api.generation import Generation, Output, check
+from motet.api.generation import Generation, Output, check, unreported
 from motet.api.logprobs import CompletionLogprobsWriter, Echo, echo_offsets, packed
 from motet.api.operations import ERRORS, TOKEN, Operation
 from motet.api.parsing import parse_completion
@@ -109,8 +108,7 @@ class CompletionRun:
         async with aclosing(self.generation.deltas(services)) as deltas:
             async for index, delta in deltas:
                 if self.silent:
-                    tokens = tuple(replace(event, stop_id=event.token) for event in delta.tokens)
-                    delta = TextDelta("", tokens, delta.finish_reason and "length", more=delta.more)
+                    delta = TextDelta("", unreported(delta.tokens), delta.finish_reason and "length", more=delta.more)
                 yield index, delta
 
 

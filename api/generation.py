@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -22,7 +22,7 @@ from motet.api.services import Services
 from motet.api.timing import Timing, labels
 from motet.core.errors import MotetError
 from motet.core.formats import GrammarSpec
-from motet.core.messages import FinishReason, Submit
+from motet.core.messages import FinishReason, Submit, TokenEvent
 from motet.core.models import ModelInfo
 from motet.core.sampling import SamplingParams, choice_seed
 from motet.engine.client.text_stream import TextDelta, stream_text
@@ -148,7 +148,12 @@ def _without_stop_string(delta: TextDelta) -> TextDelta:
     if not delta.cut:
         return delta
     kept, ended = delta.tokens[: -delta.cut], delta.tokens[-delta.cut :]
-    return replace(delta, tokens=(*kept, *(replace(event, stop_id=event.token) for event in ended)))
+    return replace(delta, tokens=(*kept, *unreported(ended)))
+
+
+def unreported(tokens: Iterable[TokenEvent]) -> tuple[TokenEvent, ...]:
+    """The same tokens, as what ended a text: they count, and nobody is told of them."""
+    return tuple(replace(event, stop_id=event.token) for event in tokens)
 
 
 async def merge(

@@ -110,9 +110,5 @@ async def stream_text(
                 if delta.finish_reason is not None:
                     await events.aclose()  # before the client has read the last of it
                     break
-            for delta in deltas[:-1]:
-                yield msgspec.structs.replace(delta, more=True)
-            for delta in deltas[-1:]:
-                yield delta
-                if delta.finish_reason is not None:
-                    return
+            for number, delta in enumerate(deltas, start=1):
+                yield msgspec.structs.replace(delta, more=number < len(deltas))

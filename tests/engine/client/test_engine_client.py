@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,13 +80,20 @@ def tokens(ids: Sequence[int], ended: bool = False) -> Tokens:
     return Tokens((*(TokenEvent("r", id) for id in early), TokenEvent("r", last, finish=finish)))
 
 
+@asynccontextmanager
+async def begun(client: EngineClient, rank: Rank) -> AsyncIterator[AsyncGenerator[tuple[TokenEvent, ...], None]]:
+    """What is left of a sequence whose first token was read."""
+    async with aclosing(client.generate(submit())) as batches:
+        first = asyncio.create_task(anext(batches))
+        assert await rank.hear() == submit()
+        await rank.say(tokens([0]))
+        assert [event.token for event in await first] == [0]
+        yield batches
+
+
 def test_tokens_come_singly_to_who_keeps_up_and_at_once_to_who_does_not(tmp_path: Path) -> None:
     async def scenario(client: EngineClient, rank: Rank) -> None:
-        async with aclosing(client.generate(submit())) as batches:
-            first = asyncio.create_task(anext(batches))
-            assert await rank.hear() == submit()
-            await rank.say(tokens([0]))
-            assert [event.token for event in await first] == [0]
+        async with begun(client, rank) as batches:
             await rank.say(tokens(range(1, 100), ended=True))
             async with aclosing(client.generate(submit("other"))) as others:  # what comes for it came after
                 waiting = asyncio.create_task(anext(others))
@@ -120,11 +127,7 @@ def test_what_came_before_a_failure_is_told_first(tmp_path: Path) -> None:
 
 def test_who_reads_too_slowly_is_stopped_and_keeps_nothing_more_waiting(tmp_path: Path) -> None:
     async def scenario(client: EngineClient, rank: Rank) -> None:
-        async with aclosing(client.generate(submit())) as batches:
-            first = asyncio.create_task(anext(batches))
-            await rank.hear()
-            await rank.say(tokens([0]))
-            await first
+        async with begun(client, rank) as batches:
             await rank.say(tokens(range(MAX_LAG + 1)))
             assert await rank.hear() == Stop("r")
             await rank.say(tokens(range(1000)))  # were on their way
@@ -139,11 +142,8 @@ def test_who_reads_too_slowly_is_stopped_and_keeps_nothing_more_waiting(tmp_path
 
 def test_who_leaves_ends_the_sequence(tmp_path: Path) -> None:
     async def scenario(client: EngineClient, rank: Rank) -> None:
-        async with aclosing(client.generate(submit())) as batches:
-            first = asyncio.create_task(anext(batches))
-            await rank.hear()
-            await rank.say(tokens([7, 8]))
-            await first
+        async with begun(client, rank):
+            pass
         assert await rank.hear() == Stop("r")
 
     talk(tmp_path, scenario)
