@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-MAX_FILE, MAX_FUNCTION, MAX_PARAMETERS = 300, 60, 5
+MAX_FILE, MAX_FUNCTION, MAX_PARAMETERS = 400, 60, 5
 
 # A compiled kernel takes its arrays one by one: the compiler knows no records.
 KERNELS = ("engine/kernels/",)
