@@ -29,8 +29,7 @@ def install_access(app: Quart, settings: Settings) -> None:
 
     @app.before_request
     async def identify() -> None:
-        sent = request.headers.get("x-request-id", "")
-        g.request_id = sent if _REQUEST_ID.fullmatch(sent) else f"req_{uuid.uuid4().hex}"
+        g.request_id = request_id(request.headers.get("x-request-id", ""))
         _refuse_two_lengths(request)
         if keys is None:
             if not _is_open(request):
@@ -54,6 +53,11 @@ def install_access(app: Quart, settings: Settings) -> None:
         if _has_two_lengths(request):
             response.headers["connection"] = "close"
         return response
+
+
+def request_id(sent: str) -> str:
+    """The caller's own id of a request if it is well-formed, else a new one."""
+    return sent if _REQUEST_ID.fullmatch(sent) else f"req_{uuid.uuid4().hex}"
 
 
 def _has_two_lengths(asked: Request) -> bool:

@@ -6,11 +6,13 @@ CVE-2023-44487 ("rapid reset"): a stream that was reset counts for no limit, and
 from __future__ import annotations
 
 import asyncio
+import base64
 import time
 from collections.abc import Sequence
 
 from h2.errors import ErrorCodes
 from h2.events import DataReceived, Event, PriorityUpdated, RequestReceived, StreamReset
+from h2.exceptions import ProtocolError
 from hypercorn import protocol
 from hypercorn.events import Closed, RawData
 from hypercorn.events import Event as IOEvent
@@ -30,6 +32,16 @@ class CalmHttp2(H2Protocol):
     _ended = False
     _resets = 0.0
     _counted_at = 0.0
+
+    async def initiate(self, headers: list[tuple[bytes, bytes]] | None = None, settings: bytes | None = None) -> None:
+        """Begin, by an upgrade from HTTP/1.1 if there are `headers`; end where its HTTP2-Settings cannot be read."""
+        try:
+            # A setting takes six bytes; h2 reports other lengths by errors of another package.
+            if len(base64.urlsafe_b64decode(settings or b"")) % 6:
+                raise ProtocolError("malformed HTTP2-Settings")
+            await super().initiate(headers, settings)
+        except (ValueError, ProtocolError):
+            await self.send(Closed())
 
     async def handle(self, event: IOEvent) -> None:
         """Take what came in pieces, between which other connections have their turn."""

@@ -13,7 +13,7 @@ from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.config import Config, Sockets
 from hypercorn.events import Event, Updated
 
-from motet.api import http2
+from motet.api import http2, websockets
 from motet.core.settings import Settings
 
 LAST_WORDS_SECONDS = 0.5
@@ -31,6 +31,7 @@ SPARE_FILES = 0.25
 """The part of the files that a process may open which connections leave for everything else."""
 
 http2.install()
+websockets.install()
 
 
 def most_connections() -> int:

@@ -13,6 +13,7 @@
     ├─ PayloadTooLarge          413
     ├─ UnsupportedMediaType     415
     ├─ AdapterRefused           422  the adapter exists and cannot be served right
+    ├─ UpgradeRequired          426  a WebSocket handshake; every route is plain HTTP
     ├─ Overloaded               429
     └─ Unavailable              503  the engine or a source is away; trying again may help
 
@@ -138,6 +139,13 @@ class AdapterRefused(InvalidRequest):
 
     status = 422
     code = "adapter_refused"
+
+
+class UpgradeRequired(InvalidRequest):
+    """A WebSocket handshake; every route is plain HTTP."""
+
+    status = 426
+    code = "upgrade_required"
 
 
 class Overloaded(MotetError):

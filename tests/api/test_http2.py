@@ -8,44 +8,17 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from h2.config import H2Configuration
-from h2.connection import H2Connection
 from h2.errors import ErrorCodes
-from h2.events import ConnectionTerminated, Event, ResponseReceived, StreamEnded, StreamReset
+from h2.events import ConnectionTerminated, ResponseReceived, StreamEnded, StreamReset
 from loguru import logger
 from support.caller import CHAT
+from support.http2_client import Http2Client
 from support.scripted_server import Running, scripted_server
 
 from motet.api.http2 import RESET_BURST
 
 Headers = list[tuple[str, str]]
 MODELS: Headers = [(":method", "GET"), (":scheme", "http"), (":authority", "localhost"), (":path", "/v1/models")]
-
-
-class Client:
-    """One connection; frames go out when they are `flush`ed."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.h2 = H2Connection(H2Configuration(header_encoding="utf-8"))
-        self.h2.initiate_connection()
-        self._reader, self._writer = reader, writer
-
-    async def flush(self) -> None:
-        self._writer.write(self.h2.data_to_send())
-        await self._writer.drain()
-
-    async def until(self, kind: type[Event]) -> list[Event]:
-        """The events up to one of a `kind`; fewer where the server closes the connection before it."""
-        seen: list[Event] = []
-        while not any(isinstance(event, kind) for event in seen):
-            data = await asyncio.wait_for(self._reader.read(1 << 16), 5)
-            if not data:
-                break
-            seen += self.h2.receive_data(data)
-        return seen
-
-    def close(self) -> None:
-        self._writer.close()
 
 
 @pytest.fixture
@@ -57,13 +30,14 @@ def complaints() -> Iterator[list[str]]:
     logger.remove(number)
 
 
-def serve(root: Path, complaints: list[str], scenario: Callable[[Running, Client], Awaitable[None]]) -> None:
+def serve(root: Path, complaints: list[str], scenario: Callable[[Running, Http2Client], Awaitable[None]]) -> None:
     """Run `scenario` on a connection of its own; afterwards nobody must have complained."""
 
     async def main() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(str(context)))
         async with scripted_server(root) as server:
-            client = Client(*await asyncio.open_connection("127.0.0.1", server.port))
+            client = Http2Client(*await asyncio.open_connection("127.0.0.1", server.port))
+            client.h2.initiate_connection()
             await scenario(server, client)
             client.close()
             async with httpx2.AsyncClient() as other:
@@ -77,7 +51,7 @@ def serve(root: Path, complaints: list[str], scenario: Callable[[Running, Client
 def test_one_that_takes_back_what_it_asks_is_told_to_be_calm(
     tmp_path: Path, complaints: list[str], together: bool
 ) -> None:
-    async def scenario(_: Running, client: Client) -> None:
+    async def scenario(_: Running, client: Http2Client) -> None:
         for number in range(4000):
             client.h2.send_headers(2 * number + 1, MODELS, end_stream=True)
             if not together:
@@ -95,7 +69,7 @@ def test_one_that_takes_back_what_it_asks_is_told_to_be_calm(
 
 
 def test_what_is_taken_back_at_once_is_never_begun(tmp_path: Path, complaints: list[str]) -> None:
-    async def scenario(server: Running, client: Client) -> None:
+    async def scenario(server: Running, client: Http2Client) -> None:
         began = []
         server.app.before_request(lambda: began.append(1))
         for number in range(RESET_BURST // 2):
@@ -111,7 +85,7 @@ def test_what_is_taken_back_at_once_is_never_begun(tmp_path: Path, complaints: l
 
 
 def test_priorities_are_not_heeded(tmp_path: Path, complaints: list[str]) -> None:
-    async def scenario(_: Running, client: Client) -> None:
+    async def scenario(_: Running, client: Http2Client) -> None:
         for number in range(3000):
             client.h2.prioritize(2 * number + 3, weight=3, depends_on=2 * number + 5)
         client.h2.send_headers(1, MODELS, end_stream=True)
@@ -124,7 +98,7 @@ def test_priorities_are_not_heeded(tmp_path: Path, complaints: list[str]) -> Non
 def test_the_rest_of_a_body_that_was_refused_harms_nobody(tmp_path: Path, complaints: list[str]) -> None:
     head = [(":method", "POST"), *MODELS[1:3], (":path", CHAT), ("content-length", str(5 << 20))]
 
-    async def scenario(_: Running, client: Client) -> None:
+    async def scenario(_: Running, client: Http2Client) -> None:
         client.h2.send_headers(1, head)
         await client.flush()
         events = await client.until(StreamEnded)
@@ -143,7 +117,7 @@ def test_the_rest_of_a_body_that_was_refused_harms_nobody(tmp_path: Path, compla
 def test_a_request_without_a_readable_method_and_path_is_reset(
     tmp_path: Path, complaints: list[str], head: Headers
 ) -> None:
-    async def scenario(_: Running, client: Client) -> None:
+    async def scenario(_: Running, client: Http2Client) -> None:
         client.h2.send_headers(1, head, end_stream=True)
         client.h2.send_headers(3, MODELS, end_stream=True)
         await client.flush()
