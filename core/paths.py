@@ -1,4 +1,7 @@
-"""Where Motet keeps files: one cache directory a user, atomic writes, and paths that stay in their roots."""
+"""Where Motet keeps files: one cache directory a user, atomic writes, and paths that stay in their roots.
+
+What is written here survives a power failure whole or is not there: content reaches the disk before its name does.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +37,9 @@ def build_directory(target: Path, fill: Callable[[Path], None]) -> Path:
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         fill(scratch)
+        for path in (*scratch.rglob("*"), scratch):
+            if path.is_dir() or path.is_file():
+                _sync(path)
         try:
             scratch.rename(target)
         except OSError:
@@ -41,7 +47,33 @@ def build_directory(target: Path, fill: Callable[[Path], None]) -> Path:
                 raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    _sync(target.parent)
     return target
+
+
+def write_file(target: Path, content: bytes) -> None:
+    """Write `target` by way of another name beside it. An existing file is replaced. Raises OSError."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    """Wait until the disk has a file's content, or a directory's names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def inside(root: Path, relative: str) -> Path | None:

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numba import get_num_threads, njit, prange, set_num_threads
 
+from motet.engine.kernels.kernel_cache import check_cached_kernels
+
 _FAST = {"reassoc", "contract", "nsz"}
 _SMALL = 1 << 16
 """Array elements below which a second thread costs more to wake than it does."""
@@ -30,6 +32,7 @@ def _kernel(work: Callable[..., int], fastmath: Any = _FAST) -> Callable[[Any], 
 
     def decorate(function: Any) -> Any:
         compiled = njit(parallel=True, fastmath=fastmath, cache=True)(function)
+        check_cached_kernels(compiled)
 
         @functools.wraps(function)
         def run(*arguments: Any) -> None:

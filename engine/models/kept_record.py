@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 import torch
 
-from motet.core.paths import cache_directory
+from motet.core.paths import cache_directory, write_file
 
 T = TypeVar("T")
 
@@ -26,26 +25,26 @@ def kept_record(content: bytes, kind: type[T], make: Callable[[], T]) -> T:
     """The record of a config file with that content, of type `kind`: the kept one, else what `make` returns.
 
     Keyed by the content, the code that makes records, and transformers' version. Raises what `make` raises; a cache
-    that cannot be read or written costs time alone.
+    that cannot be read or written, or a damaged file, costs time alone.
     """
     parts = [content, version("transformers").encode(), *(file.read_bytes() for file in _MAKERS)]
     name = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
     file = cache_directory() / "configs" / f"{name}.json"
-    with suppress(OSError, msgspec.MsgspecError):
-        return msgspec.json.decode(file.read_bytes(), type=kind, dec_hook=_from_json)
+    with suppress(OSError, ValueError, AttributeError):
+        return msgspec.json.decode(_checked(file.read_bytes()), type=kind, dec_hook=_from_json)
     record = make()
+    content = msgspec.json.encode(record, enc_hook=_to_json)
     with suppress(OSError):
-        _write(file, msgspec.json.encode(record, enc_hook=_to_json))
+        write_file(file, hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
     return record
 
 
-def _write(file: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
-        written = Path(scratch) / file.name
-        written.write_bytes(content)
-        written.replace(file)
+def _checked(stored: bytes) -> bytes:
+    """The record in a file, which begins with its digest. Raises ValueError if the file is damaged."""
+    digest, _, content = stored.partition(b"\n")
+    if hashlib.sha256(content).hexdigest().encode() != digest:
+        raise ValueError("the digest does not match")
+    return content
 
 
 def _to_json(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from motet.core.paths import build_directory, cache_directory, inside
+from motet.core.paths import build_directory, cache_directory, inside, write_file
 
 
 def test_cache_directory_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -40,6 +41,28 @@ def test_failed_build_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="disk on fire"):
         build_directory(tmp_path / "target", fill)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_renamed_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Content first, then the name, then the directory that has the name."""
+    order: list[str] = []
+    sync, rename, replace = os.fsync, Path.rename, os.replace
+
+    def fsync(descriptor: int) -> None:
+        order.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name.split(".")[-1])
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "rename", lambda *names: order.append("rename") or rename(*names))
+    monkeypatch.setattr(os, "replace", lambda *names: order.append("rename") or replace(*names))
+    build_directory(tmp_path / "place" / "target", lambda scratch: (scratch / "content").write_text("x") and None)
+    assert (order[0], order[2:]) == ("content", ["rename", "place"])
+    order.clear()
+    write_file(tmp_path / "place" / "file", b"first")
+    write_file(tmp_path / "place" / "file", b"second")
+    assert order[1:3] == ["rename", "place"]
+    assert (tmp_path / "place" / "file").read_bytes() == b"second"
+    assert sorted(path.name for path in (tmp_path / "place").iterdir()) == ["file", "target"]
 
 
 def test_racing_builds_leave_one_whole_result(tmp_path: Path) -> None:

@@ -69,10 +69,13 @@ def test_a_cache_that_is_broken_or_cannot_be_written_costs_time_alone(tmp_path: 
     directory = written("llama", tmp_path / "model")
     whole = read_config(directory)
     (file,) = (cache / "configs").iterdir()
-    for content in (b"", b"{", b'{"architecture": "x"}', file.read_bytes()[:-40]):
+    good = file.read_bytes()
+    changed = good.replace(b'"float32"', b'"floaty"')  # JSON of the right shape, and not what was written
+    assert changed != good
+    for content in (b"", b"{", b'{"architecture": "x"}', good[:-40], good[:-40] + bytes(40), b"\xff" * 80, changed):
         file.write_bytes(content)
         assert_same(read_config(directory), whole)
-        assert_same(read_config(directory), whole)
+        assert file.read_bytes() == good
     file.unlink()
     (cache / "configs").rmdir()
     (cache / "configs").write_text("not a directory")
