@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +30,8 @@ def data_directory(chosen: str = "") -> Path:
 def build_directory(target: Path, fill: Callable[[Path], None]) -> Path:
     """Make `target` by calling `fill` on a fresh directory beside it, then renaming: whole or not there at all.
 
-    An existing `target` is returned as it is. When two processes race, one result stays and both are equal.
+    An existing `target` is returned as it is. When two processes race, one result stays and both are equal. Files
+    reach the disk before the rename does, so that a crash of the machine leaves no `target` with empty files.
     """
     if target.is_dir():
         return target
@@ -37,9 +39,7 @@ def build_directory(target: Path, fill: Callable[[Path], None]) -> Path:
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         fill(scratch)
-        for path in (*scratch.rglob("*"), scratch):
-            if path.is_dir() or path.is_file():
-                _sync(path)
+        sync_directory(scratch)
         try:
             scratch.rename(target)
         except OSError:
@@ -67,6 +67,13 @@ def write_file(target: Path, content: bytes) -> None:
     _sync(target.parent)
 
 
+def sync_directory(directory: Path) -> None:
+    """Wait until the disk has every file below `directory`."""
+    for path in (*directory.rglob("*"), directory):
+        if path.is_dir() or path.is_file():
+            _sync(path)
+
+
 def _sync(path: Path) -> None:
     """Wait until the disk has a file's content, or a directory's names."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -74,6 +81,28 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """The content of a regular file of at most `limit` bytes; for files that other people wrote.
+
+    Raises OSError (FileNotFoundError where it does not exist), and ValueError naming a file that is larger or of
+    another kind. A FIFO does not block it.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        state = os.fstat(descriptor)
+        if not stat.S_ISREG(state.st_mode):
+            raise ValueError(f"{path.name} is not a regular file")
+        if state.st_size > limit:
+            raise ValueError(f"{path.name} has {state.st_size} bytes; the limit is {limit}")
+        with open(descriptor, "rb", closefd=False) as file:
+            data = file.read(limit + 1)
+    finally:
+        os.close(descriptor)
+    if len(data) > limit:
+        raise ValueError(f"{path.name} has more than {limit} bytes, which is the limit")
+    return data
 
 
 def inside(root: Path, relative: str) -> Path | None:

@@ -13,6 +13,7 @@ import msgspec
 
 from motet.core.errors import AdapterRefused, MotetError
 from motet.core.hookspecs import Register, hookimpl
+from motet.core.paths import read_regular
 from motet.core.templates import MAX_TEMPLATE_BYTES, ChatTemplate, ChatTemplateFinder, TemplateContext
 
 MAX_JSON_BYTES = 8 << 20  # tokenizer_config.json lists every added token
@@ -74,9 +75,7 @@ def template_in(directory: Path) -> str | None:
 def _read(path: Path, size: int, modified_ns: int) -> str | None:
     """The template in one file; its size and time are there to make a changed file a new cache entry."""
     plain = path.suffix == ".jinja"
-    if size > (MAX_TEMPLATE_BYTES if plain else MAX_JSON_BYTES):
-        raise ValueError(f"{path.name} has {size} bytes, which is too large")
-    content = path.read_bytes()
+    content = read_regular(path, MAX_TEMPLATE_BYTES if plain else MAX_JSON_BYTES)
     try:
         text = content.decode() if plain else _from_json(content)
     except (UnicodeDecodeError, msgspec.DecodeError, RecursionError) as error:

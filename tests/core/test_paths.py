@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from motet.core.paths import build_directory, cache_directory, inside, write_file
+from motet.core.paths import build_directory, cache_directory, inside, read_regular, write_file
 
 
 def test_cache_directory_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -96,6 +96,24 @@ def test_failure_that_is_no_race_is_raised(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match="target"):
         build_directory(target, fill)
+
+
+def test_only_regular_files_of_a_limited_size_are_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"1234")
+    (tmp_path / "link").symlink_to("file")
+    os.mkfifo(tmp_path / "fifo")
+    assert read_regular(tmp_path / "file", 4) == read_regular(tmp_path / "link", 4) == b"1234"
+    with pytest.raises(ValueError, match="file has 4 bytes; the limit is 3"):
+        read_regular(tmp_path / "file", 3)
+    with pytest.raises(ValueError, match="fifo is not a regular file"):
+        read_regular(tmp_path / "fifo", 3)
+    with pytest.raises(ValueError, match="zero is not a regular file"):
+        read_regular(Path("/dev/zero"), 3)
+    with pytest.raises(FileNotFoundError):
+        read_regular(tmp_path / "absent", 3)
+    (tmp_path / "directory").mkdir()
+    with pytest.raises(ValueError, match="directory is not a regular file"):
+        read_regular(tmp_path / "directory", 3)
 
 
 @pytest.mark.parametrize("relative", ["", ".", "..", "../other", "a/../../other", "/etc", "link", "link/x", "a/../.."])

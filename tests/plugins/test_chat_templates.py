@@ -1,6 +1,7 @@
 """Chat templates are found where transformers saves them, the adapter's before the base's."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,9 @@ def test_a_broken_template_is_refused_and_its_file_named(tmp_path: Path, name: s
     (tmp_path / name).write_bytes(content)
     with pytest.raises(AdapterRefused, match=name):
         found(tmp_path / "base", tmp_path)
+
+
+def test_a_template_file_that_never_ends_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "chat_template.jinja")
+    with pytest.raises(ValueError, match=r"chat_template\.jinja is not a regular file"):
+        template_in(tmp_path)
