@@ -16,7 +16,7 @@ from motet.api.keys import KeyRing
 from motet.core.errors import Forbidden, InvalidRequest, Unauthenticated
 from motet.core.settings import Settings
 
-OPEN_PATHS = ("/", "/health", "/ping", "/startup", "/docs", "/openapi.json")
+OPEN_PATHS = ("/", "/health", "/ready", "/live", "/ping", "/startup", "/docs", "/openapi.json")
 """GET of these needs no key, nor a host name that is known: they tell of the server, not of what it does."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")

@@ -205,6 +205,12 @@ class ModelList(msgspec.Struct, frozen=True, kw_only=True):
     data: list[ModelCard]
 
 
+class Live(msgspec.Struct, frozen=True):
+    """The process answers; whether the engine does is GET /ready's to say."""
+
+    status: Literal["ok"] = "ok"
+
+
 class Health(msgspec.Struct, frozen=True, kw_only=True):
     """Whether requests can be answered now, and what the engine is busy with."""
 

@@ -18,22 +18,40 @@ from motet.core.logs import configure_logging
 from motet.core.registry import PluginRegistry
 from motet.core.settings import Settings, flag, load_settings, misspelt_variables
 
+_METAVARS = {"int": "N", "float": "NUMBER", "str": "TEXT"}
+
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """One flag for each setting; a flag that is not given leaves no trace, so that variables and file can speak."""
+    """One flag for each setting; a flag that is not given leaves no trace, so that variables and file can speak.
+
+    A setting stands in the group that it, or the nearest setting before it, names.
+    """
+    group: argparse._ActionsContainer = parser
     for setting in dataclasses.fields(Settings):
-        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": setting.metadata["help"]}
+        if title := setting.metadata.get("group"):
+            group = parser.add_argument_group(title)
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(setting), "metavar": _metavar(setting)}
         if setting.type == "tuple[str, ...]":
-            options |= {"action": "append", "metavar": setting.metadata["metavar"]}
-        elif "choices" in setting.metadata:
-            options |= {"metavar": "|".join(setting.metadata["choices"])}
-        else:
-            options |= {"metavar": str(setting.type).upper()}
-        if "default" not in options["help"] and "(" not in options["help"] and setting.default not in ("", 0):
-            shown = "none" if setting.default is dataclasses.MISSING else setting.default
-            options["help"] += f" (default: {shown})"
-        parser.add_argument(flag(setting.name), **options)
-    parser.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS, help="a TOML file with these settings")
+            options["action"] = "append"
+        group.add_argument(flag(setting.name), **options)
+    files = parser.add_argument_group("Settings file")
+    files.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS, help="a TOML file with these settings")
+
+
+def _metavar(setting: dataclasses.Field[Any]) -> str:
+    rules = setting.metadata
+    if "choices" in rules:
+        return "|".join(rules["choices"])
+    return str(rules.get("metavar") or ("SIZE" if rules.get("size") else _METAVARS[str(setting.type)]))
+
+
+def _help(setting: dataclasses.Field[Any]) -> str:
+    """The setting's help text with its default."""
+    text = str(setting.metadata["help"])
+    if "default:" in text:
+        return text
+    empty = setting.default is dataclasses.MISSING or setting.default == ""
+    return f"{text} (default: {'none' if empty else setting.default})"
 
 
 def settings_from(arguments: argparse.Namespace) -> Settings:
@@ -47,7 +65,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     from motet.api.supervisor import supervise
 
     settings = settings_from(arguments)
-    configure_logging(settings.log_format)
+    configure_logging(settings.log_format, settings.log_level, process="supervisor")
     for name, meant in misspelt_variables(os.environ).items():
         logger.warning("the variable {} is no setting; did you mean {}?", name, meant)
     supervise(settings)
@@ -89,6 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
         "Each setting may come from a variable instead (--adapter-root: MOTET_ADAPTER_ROOT), or from the TOML file "
         "of --config or MOTET_CONFIG (adapter_root); a flag goes before a variable, and a variable before the file."
     )
+    serve.usage = "motet serve [--FLAG VALUE …]"
     add_settings(serve)
     command("plugins", _plugins, "list what is registered, and by which plugin")
     key = command("key", _key, "make an API key: a line for the --api-keys file, and the key itself on stderr")

@@ -1,4 +1,7 @@
-"""An orderly end: new work is refused, work in flight may finish, and what is left is told why it ends."""
+"""An orderly end: the server reports that it is not ready, then refuses new work while work in flight may finish.
+
+What is left then is told why it ends.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,27 @@ if TYPE_CHECKING:
 
 
 class Drain:
-    """Counts what runs, requests or not. `begin()`, then `await wait(seconds)`, then `cancel_rest()` end them."""
+    """Counts what runs, requests or not.
+
+    `leave()`, then `begin()`, then `await wait(seconds)`, then `cancel_rest()` end them. `leaving` is set before
+    `draining`: the server is about to stop, and still answers.
+    """
 
     def __init__(self) -> None:
         self.running = 0
+        self.leaving = False
         self.draining = False
         self._idle = asyncio.Event()
         self._idle.set()
         self._scopes: set[asyncio.Timeout] = set()
 
+    def leave(self) -> None:
+        """From now on the server reports that it is not ready."""
+        self.leaving = True
+
     def begin(self) -> None:
         """From now on `check` refuses."""
+        self.leave()
         self.draining = True
 
     def check(self) -> None:

@@ -1,4 +1,4 @@
-"""GET /health: whether requests can be answered now."""
+"""GET /health and /ready: whether requests can be answered now. GET /live: whether this process answers at all."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 from quart import Blueprint, Response
 
-from motet.api.answers import ENCODER, Health
+from motet.api.answers import ENCODER, Health, Live
 from motet.api.errors import RETRY_AFTER_SECONDS
 from motet.api.operations import Operation
 from motet.api.services import Services
@@ -17,6 +17,8 @@ ANSWER_SECONDS = 5.0
 
 OPERATIONS = (
     Operation("get", "/health", "Can requests be answered now?", "server", Health, says="Yes.", unavailable=Health),
+    Operation("get", "/ready", "Should requests be sent here?", "server", Health, says="Yes.", unavailable=Health),
+    Operation("get", "/live", "Does the process answer?", "server", Live, says="It does."),
 )
 
 
@@ -25,8 +27,15 @@ def routes(services: Services) -> Blueprint:
     blueprint = Blueprint("health", __name__)
 
     @blueprint.get("/health")
+    @blueprint.get("/ready")
     async def health() -> Response:
         return await health_response(services)
+
+    @blueprint.get("/live")
+    async def live() -> Response:
+        response = Response(ENCODER.encode(Live()), content_type="application/json")
+        response.headers["cache-control"] = "no-store"
+        return response
 
     return blueprint
 
@@ -44,7 +53,7 @@ async def health_response(services: Services) -> Response:
 
 async def health_of(services: Services) -> Health:
     """The state of this process, and of the engine as it answers now: one that hangs is not healthy."""
-    if services.drain.draining:
+    if services.drain.leaving:
         return Health(status="draining", model=services.model_name, reason="the server is shutting down")
     try:
         async with asyncio.timeout(ANSWER_SECONDS):

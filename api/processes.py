@@ -81,7 +81,7 @@ class ApiProcesses:
             name = "API worker" if deployment.workers == 1 else f"API worker {index}"
             own = msgspec.structs.replace(deployment, index=index, announce=index == 0)
             self._workers.append(_Child(name, "motet.api.worker", own, variables))
-        shared = [_Child("adapter registry", "motet.api.adapters.process", deployment, {})]
+        shared = [_Child("adapter registry", "motet.api.adapters.process", deployment, variables)]
         self._registry = shared if deployment.workers > 1 else []
 
     def start(self) -> None:

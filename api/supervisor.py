@@ -71,9 +71,11 @@ def supervise(settings: Settings) -> None:
         while not stop.wait(TICK_SECONDS):
             engine.tick()
             api.tick()
+        if settings.drain_delay:
+            logger.info("not ready from now on; new requests are answered for {:g} s", settings.drain_delay)
         logger.info("shutting down; requests may finish for {:g} s", settings.drain_seconds)
         stop.clear()
-        api.drain(settings.drain_seconds, stop)
+        api.drain(settings.drain_delay + settings.drain_seconds, stop)
     finally:
         api.stop()
         engine.stop()

@@ -84,8 +84,10 @@ def _only_local(descriptor: int) -> bool:
 
 
 async def _drain(services: Services, batches: BatchRunner, stopped: asyncio.Event, drained: asyncio.Event) -> None:
-    """After SIGTERM: refuse new requests, let running ones finish for a while, then end them with an error."""
+    """After SIGTERM: go unready, then refuse new requests; running ones may finish for a while, then get an error."""
     await stopped.wait()
+    services.drain.leave()
+    await asyncio.sleep(services.settings.drain_delay)
     services.drain.begin()
     await batches.close()
     if not await services.drain.wait(services.settings.drain_seconds):
@@ -119,7 +121,7 @@ def main() -> None:
     """Run the worker that argv[1] describes; one line and exit code 2 when it cannot start."""
     deployment = msgspec.json.decode(sys.argv[1], type=Deployment)
     follow_parent()
-    configure_logging()
+    configure_logging(process=f"api-{deployment.index}")
     try:
         asyncio.run(run(deployment))
     except StartupError as error:

@@ -36,7 +36,8 @@ class LoraEntry(msgspec.Struct, frozen=True, array_like=True):
 class PreparedAdapter(msgspec.Struct, frozen=True, tag=True):
     """An adapter that is parsed, checked and cut into one file a rank.
 
-    `fingerprint` is over config, weights and base; `files[rank]` are safetensors in the engine's dtype.
+    `fingerprint` is over config, weights and base; `files[rank]` are safetensors in the engine's dtype. `name` is
+    `source:id`, for log lines.
     """
 
     id: str
@@ -45,6 +46,7 @@ class PreparedAdapter(msgspec.Struct, frozen=True, tag=True):
     entries: tuple[LoraEntry, ...]
     bytes: int
     eos_token_ids: tuple[int, ...] = ()
+    name: str = ""
 
 
 class AdapterPart(msgspec.Struct, frozen=True, array_like=True):

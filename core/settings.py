@@ -39,6 +39,7 @@ def parse_size(text: str) -> int:
 
 
 def _setting(default: Any, help: str, **extra: Any) -> Any:
+    """A setting; `group` begins a group of them in `--help`, and `metavar` stands for the value there."""
     metadata = {"help": help, **extra}
     if isinstance(default, (list, tuple)):
         return field(default_factory=lambda: default, metadata=metadata)
@@ -49,15 +50,24 @@ def _setting(default: Any, help: str, **extra: Any) -> Any:
 class Settings:
     """What `motet serve` can be told. Field `adapter_root` is `--adapter-root`, MOTET_ADAPTER_ROOT, and so on."""
 
-    model: str = _setting("smollm2", "base model: a model source's name, a directory, a .gguf file or a hub id")
-    model_name: str = _setting("", "the name that clients use for it (default: the source's or directory's name)")
+    model: str = _setting(
+        "smollm2",
+        "base model: a model source's name, a directory, a .gguf file or a hub id",
+        group="Model",
+        metavar="MODEL",
+    )
+    model_name: str = _setting(
+        "", "the name that clients use for it (default: the source's or directory's name)", metavar="NAME"
+    )
     model_alias: tuple[str, ...] = _setting(
         (), "another name that clients may use for the base model (repeatable)", metavar="NAME"
     )
-    host: str = _setting("127.0.0.1", "address to listen on")
+    host: str = _setting("127.0.0.1", "address to listen on", group="HTTP", metavar="ADDRESS")
     port: int = _setting(8080, "port to listen on", low=0, high=65535)
     api_workers: int = _setting(1, "API processes in front of the one engine", low=1, high=64)
-    api_keys: str = _setting("", "a file of API keys (default: anybody may use the server)")
+    api_keys: str = _setting(
+        "", "a file of API keys (default: anybody may use the server)", group="Access", metavar="FILE"
+    )
     cors_origin: tuple[str, ...] = _setting(
         (),
         "an origin whose pages may call this server from a browser, or * (repeatable)",
@@ -73,9 +83,9 @@ class Settings:
         pattern=_HOST,
         expected="a host name such as motet.example (no http://, no path), or *",
     )
-    tls_certificate: str = _setting("", "certificate chain (PEM): serve HTTPS")
-    tls_key: str = _setting("", "the certificate's private key (PEM)")
-    shards: int = _setting(1, "ranks that share the model by tensor parallelism", low=1, high=64)
+    tls_certificate: str = _setting("", "certificate chain (PEM): serve HTTPS", metavar="FILE")
+    tls_key: str = _setting("", "the certificate's private key (PEM)", metavar="FILE")
+    shards: int = _setting(1, "ranks that share the model by tensor parallelism", low=1, high=64, group="Engine")
     device: str = _setting("auto", "where the engine computes", choices=("auto", "cpu", "cuda"))
     dtype: str = _setting(
         "auto",
@@ -84,25 +94,32 @@ class Settings:
     )
     max_context: int = _setting(0, "longest prompt and answer together, in tokens (0: the model's own)", low=0)
     adapter_root: tuple[str, ...] = _setting(
-        (), "a directory under which local:NAME is looked up (repeatable)", metavar="DIR"
+        (), "a directory under which local:NAME is looked up (repeatable)", metavar="DIR", group="Adapters"
     )
     adapter_slots: int = _setting(32, "adapters on the device at once", low=1, high=4096)
     adapter_memory: str = _setting(
         "auto", "device memory for adapters, such as 2GiB (auto: by --adapter-slots)", size=True
     )
     max_adapter_rank: int = _setting(256, "adapters with a higher rank are refused", low=1, high=4096)
-    default_source: str = _setting("hub", "the adapter source that org/name means")
-    tool_parser: str = _setting("auto", "how the model writes tool calls (auto: by its chat template)")
+    default_source: str = _setting("hub", "the adapter source that org/name means", metavar="SOURCE")
+    tool_parser: str = _setting(
+        "auto", "how the model writes tool calls (auto: by its chat template)", group="Answers", metavar="PARSER"
+    )
     pooling: str = _setting(
         "auto",
         "how embeddings are pooled (auto: as the model says, else the last token's)",
         choices=("auto", "last", "mean"),
     )
-    max_batch_tokens: int = _setting(512, "tokens that one step takes at most", low=16, high=1 << 20)
+    max_batch_tokens: int = _setting(
+        512, "tokens that one step takes at most", low=16, high=1 << 20, group="Batching and cache"
+    )
     max_sequences: int = _setting(256, "sequences that one step takes at most", low=1, high=1 << 16)
     kv_memory: str = _setting("auto", "memory for the key-value cache, such as 4GiB", size=True)
     data_dir: str = _setting(
-        "", "where stored responses, files and batches are kept (default: motet in the user's data directory)"
+        "",
+        "where stored responses, files and batches are kept (default: motet in the user's data directory)",
+        group="Storage and limits",
+        metavar="DIR",
     )
     max_body: str = _setting("4MiB", "largest request body", size=True, low=1)
     max_file: str = _setting("200MiB", "largest file that can be uploaded", size=True)
@@ -110,8 +127,18 @@ class Settings:
         "10GiB", "what files, batches and stored responses together may take on the disk", size=True
     )
     batch_concurrency: int = _setting(32, "lines of batches that run at once", low=1, high=1024)
-    drain_seconds: float = _setting(8.0, "how long requests may finish after Ctrl-C", low=0)
-    log_format: str = _setting("text", "log lines as", choices=("text", "json"))
+    drain_seconds: float = _setting(
+        8.0, "how long requests may finish after Ctrl-C", low=0, group="Shutdown", metavar="SECONDS"
+    )
+    drain_delay: float = _setting(
+        0.0,
+        "how long the server still answers new requests after Ctrl-C or SIGTERM, while it reports that it is not ready",
+        low=0,
+        metavar="SECONDS",
+    )
+    log_format: str = _setting("text", "format of log lines", choices=("text", "json"), group="Logs")
+    log_level: str = _setting("info", "least severe log lines to write", choices=("debug", "info", "warning", "error"))
+    access_log: str = _setting("on", "one log line per request", choices=("off", "on"))
 
     def size(self, name: str) -> int | None:
         """A size setting in bytes; None where it is `auto`."""

@@ -130,7 +130,7 @@ def main() -> None:
     """Run the rank that argv[1] describes; one line and exit code 2 when it cannot start."""
     spec = msgspec.json.decode(sys.argv[1], type=RankSpec)
     follow_parent()
-    configure_logging()
+    configure_logging(process=f"rank-{spec.rank}")
     _prepare_environment(spec)
     try:
         (lead if spec.rank == 0 else follow)(spec)

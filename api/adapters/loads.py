@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import shutil
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
+import msgspec
+
+from motet.api.adapters.load_log import load_stage
 from motet.api.adapters.outcomes import OF_THE_CALLER, Loaded, LoadLimits, Outcomes
 from motet.api.adapters.preparer import Preparer
 from motet.api.adapters.single_flight import SingleFlight
@@ -51,8 +56,12 @@ class SourceLoads:
         return loaded
 
     async def _prepare(self, adapter: ResolvedAdapter, directory: Path, preparer: Preparer) -> PreparedAdapter:
+        name = str(adapter.ref)
         try:
-            return await preparer.prepare(str(adapter.ref), [AdapterPart(str(directory))])
+            with load_stage("prepare", adapter.ref.source, name) as fields:
+                prepared = await preparer.prepare(name, [AdapterPart(str(directory))])
+                fields |= {"revision": adapter.revision, "bytes": prepared.bytes}
+            return msgspec.structs.replace(prepared, name=name)
         except AdapterRefused:
             if directory == self._target(adapter):  # our copy, and never the source's own files
                 await asyncio.to_thread(_discard, directory)
@@ -77,12 +86,14 @@ class SourceLoads:
     async def _fetch(self, adapter: ResolvedAdapter, token: str | None, target: Path) -> Path:
         scratch = await asyncio.to_thread(_scratch, target)
         try:
-            directory = await call_source(
-                adapter.ref,
-                token,
-                self._limits.fetch_seconds,
-                lambda: self._source.fetch(adapter, token, scratch),
-            )
+            with load_stage("fetch", adapter.ref.source, str(adapter.ref)) as fields:
+                directory = await call_source(
+                    adapter.ref,
+                    token,
+                    self._limits.fetch_seconds,
+                    lambda: self._source.fetch(adapter, token, scratch),
+                )
+                fields |= {"revision": adapter.revision, "bytes": await asyncio.to_thread(_size, directory)}
             if not directory.is_relative_to(scratch):
                 return directory
             return await asyncio.to_thread(_move, directory, target)
@@ -143,6 +154,13 @@ def _move(directory: Path, target: Path) -> Path:
         if not target.is_dir():
             raise
     return target
+
+
+def _size(directory: Path) -> int:
+    """Bytes of the files in `directory`, as far as they can be seen."""
+    with suppress(OSError), os.scandir(directory) as entries:
+        return sum(entry.stat().st_size for entry in entries if entry.is_file())
+    return 0
 
 
 def _discard(copy: Path) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeAlias
 
+import msgspec
+
+from motet.api.adapters.load_log import load_stage
 from motet.api.adapters.outcomes import Loaded, LoadLimits, Outcomes
 from motet.api.adapters.preparer import Preparer
 from motet.api.adapters.single_flight import SingleFlight
@@ -12,6 +15,9 @@ from motet.core.errors import MotetError
 from motet.core.messages import AdapterPart
 
 Key: TypeAlias = tuple[tuple[Loaded, float], ...]  # the adapters and their weights
+
+MERGED = "merged"
+"""The name of a merge, and the source that metrics give for it."""
 
 
 class AdapterMerges:
@@ -34,7 +40,10 @@ class AdapterMerges:
     async def _merge(self, key: Key) -> Loaded:
         parts = [AdapterPart(str(loaded.directory), weight) for loaded, weight in key]
         try:
-            merged = Loaded(key[0][0].directory, await self._preparer.prepare("the merged adapter", parts))
+            with load_stage("merge", MERGED, "+".join(loaded.prepared.name for loaded, _ in key)) as fields:
+                prepared = await self._preparer.prepare("the merged adapter", parts)
+                fields["bytes"] = prepared.bytes
+            merged = Loaded(key[0][0].directory, msgspec.structs.replace(prepared, name=MERGED))
         except MotetError as error:
             self._outcomes.failed(key, error)
             raise

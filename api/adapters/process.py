@@ -98,7 +98,7 @@ def main() -> None:
     """Run the registry of the server that argv[1] describes; one line and exit code 2 when it cannot start."""
     deployment = msgspec.json.decode(sys.argv[1], type=Deployment)
     follow_parent()
-    configure_logging()
+    configure_logging(process="registry")
     try:
         asyncio.run(run(deployment))
     except StartupError as error:

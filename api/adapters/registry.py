@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
+from motet.api.adapters.load_log import load_stage
 from motet.api.adapters.loads import AdapterLoads
 from motet.api.adapters.merges import AdapterMerges
 from motet.api.adapters.messages import ListAdapters, Name, Question, Resolve, Serve, ServedAdapter, ServeMerged
@@ -105,7 +106,8 @@ class AdapterRegistry:
 
     async def _ask_source(self, ref: AdapterRef, token: str | None) -> ResolvedAdapter:
         source = self._sources[ref.source]
-        found = await call_source(ref, token, self._limits.resolve_seconds, lambda: source.resolve(ref, token))
+        with load_stage("resolve", ref.source, str(ref)):
+            found = await call_source(ref, token, self._limits.resolve_seconds, lambda: source.resolve(ref, token))
         return ResolvedAdapter(ref, found.revision)  # a source has no say in what was asked of it
 
 

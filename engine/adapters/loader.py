@@ -94,7 +94,7 @@ def main() -> None:
     """Run the loader that argv[1] describes."""
     spec = msgspec.json.decode(sys.argv[1], type=LoaderSpec)
     follow_parent()
-    configure_logging()
+    configure_logging(process="loader")
     os.environ["OMP_NUM_THREADS"] = "1"
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     try:

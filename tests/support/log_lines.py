@@ -1,0 +1,22 @@
+"""Log lines as the JSON format writes them, kept while a block runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from loguru import logger
+
+from motet.core.logs import flat
+
+
+@contextmanager
+def log_lines(level: str = "INFO") -> Iterator[list[dict[str, Any]]]:
+    """The lines of at least `level` that are written inside, as their fields."""
+    lines: list[dict[str, Any]] = []
+    handler = logger.add(lambda message: lines.append(flat(message.record)), level=level, format="{message}")
+    try:
+        yield lines
+    finally:
+        logger.remove(handler)
