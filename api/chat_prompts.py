@@ -10,11 +10,12 @@ from typing import Any, cast
 import msgspec
 
 from motet.api.adapters.messages import ServedAdapter
+from motet.api.context_limit import prompt_too_long
 from motet.api.prompts import encode, refuse_hopeless
 from motet.api.schemas import ChatRequest, Message
 from motet.api.services import Services
 from motet.api.tools import ToolUse, tool_parser
-from motet.core.errors import ContextExceeded, InvalidRequest
+from motet.core.errors import InvalidRequest
 from motet.core.templates import ChatTemplate, TemplateContext
 from motet.core.tools import ToolParser
 
@@ -54,10 +55,8 @@ async def chat_prompt(
     """The conversation as the chat template writes it. Raises InvalidRequest, ContextExceeded."""
     context = services.model().max_context
     if len(request.messages) > context:
-        raise ContextExceeded(
-            f"the context holds {context} tokens and there are {len(request.messages)} messages; send fewer",
-            param="messages",
-        )
+        size = f"more than {context} tokens (there are {len(request.messages)} messages)"
+        raise prompt_too_long(context, size, "messages")
     variables = template_variables(services, request, template, tools)
     if request.continue_final_message:
         prompt = _opened(await services.renderer.render(template, _marked(variables)))

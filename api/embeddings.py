@@ -20,6 +20,7 @@ from motet.api.adapter_choice import chosen_adapter
 from motet.api.answers import ENCODER
 from motet.api.body import read_body
 from motet.api.caller import Caller, current_caller
+from motet.api.context_limit import prompt_too_long
 from motet.api.logprobs import packed
 from motet.api.operations import ERRORS, TOKEN, Operation
 from motet.api.params import priority, truncated
@@ -28,7 +29,7 @@ from motet.api.prompts import token_lists
 from motet.api.schemas import AdapterChoice, Positive, TokenId
 from motet.api.services import Services
 from motet.api.unsupported import EMBEDDINGS, refuse_unsupported
-from motet.core.errors import ContextExceeded, InvalidRequest
+from motet.core.errors import InvalidRequest
 from motet.core.messages import Submit
 from motet.core.sampling import SamplingParams
 
@@ -186,11 +187,7 @@ async def _prompts(services: Services, request: EmbeddingRequest, context: int) 
     for index, prompt in enumerate(prompts):
         if len(prompt) >= context:
             param = "input" if len(prompts) == 1 else f"input[{index}]"
-            raise ContextExceeded(
-                f"the context holds {context - 1} tokens of input and this one has {len(prompt)}; shorten it, or set "
-                "truncate_prompt_tokens",
-                param=param,
-            )
+            raise prompt_too_long(context - 1, len(prompt), param, ", or set truncate_prompt_tokens")
     if (count := sum(map(len, prompts))) > MAX_INPUT_TOKENS:
         raise InvalidRequest(f"the inputs have {count} tokens; {MAX_INPUT_TOKENS} are allowed", param="input")
     return prompts

@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 from motet.api.caller import Caller
+from motet.api.context_limit import answer_too_long, prompt_too_long
 from motet.api.schemas import AdapterChoice, ChatRequest, CompletionRequest, GenerateRequest
-from motet.core.errors import ContextExceeded, Forbidden, InvalidRequest
+from motet.core.errors import Forbidden, InvalidRequest
 from motet.core.sampling import SamplingParams
 from motet.engine.client.text_model import GenerationDefaults
 
@@ -62,16 +63,9 @@ def token_limit(request: ChatRequest | CompletionRequest, prompt_tokens: int, co
         asked = request.max_tokens
     rest = context - prompt_tokens
     if rest < 1:
-        raise ContextExceeded(
-            f"the context holds {context} tokens and the prompt alone has {prompt_tokens}; shorten it",
-            param=prompt_field,
-        )
+        raise prompt_too_long(context, prompt_tokens, prompt_field)
     if asked is not None and asked > rest:
-        raise ContextExceeded(
-            f"the context holds {context} tokens; the prompt has {prompt_tokens} and {field} asks for {asked} more. "
-            f"Shorten the prompt, or ask for at most {rest}",
-            param=field,
-        )
+        raise answer_too_long(context, prompt_tokens, asked, prompt_field, field)
     limit = min(default, rest) if asked is None else asked
     if (request.min_tokens or 0) > limit:
         raise InvalidRequest(

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TypeAlias
 
+from motet.api.context_limit import prompt_too_long
 from motet.api.schemas import MAX_CHOICES, CompletionRequest
 from motet.api.services import Services
-from motet.core.errors import ContextExceeded, InvalidRequest
+from motet.core.errors import InvalidRequest
 
 # Tokenising more characters than this is worth a thread: the event loop goes on with other requests.
 LONG_TEXT = 1024
@@ -110,10 +111,7 @@ def refuse_hopeless(services: Services, text: str, param: str) -> None:
     """Raise ContextExceeded for a text that is too long even if every token in it is the longest that there is."""
     context = services.model().max_context
     if not services.text.may_fit(text, context):
-        raise ContextExceeded(
-            f"the context holds {context} tokens and the prompt's {len(text)} characters are more; shorten it",
-            param=param,
-        )
+        raise prompt_too_long(context, f"more than {context} tokens ({len(text)} characters)", param)
 
 
 async def encode(services: Services, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:

@@ -83,7 +83,9 @@ def test_errors_name_fields_as_the_caller_knows_them(tmp_path: Path) -> None:
         message = await told("/generate", body(**many, decoder_input_details=True))
         assert message.startswith("return_k_alternatives: up to 122880 tokens with 21 logprobs each")
         assert message.endswith("lower max_new_tokens or best_of, or leave decoder_input_details out")
-        assert (await told("/generate", body("x" * 5000))).startswith("inputs: the context holds 2048 tokens and the ")
+        assert (await told("/generate", body("x" * 5000))).startswith(
+            "inputs: This model's maximum context length is 2048 tokens. However, "
+        )
         assert (await told("/embed", body("x" * 5000))).startswith("inputs: ")
         assert (await told("/tokenize", {"inputs": "x", "truncate_prompt_tokens": "y"})).startswith(
             "truncate_prompt_tokens: "

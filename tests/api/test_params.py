@@ -121,8 +121,10 @@ def test_what_does_not_fit_is_told_in_numbers(
         token_limit(request_, prompt_tokens, 100)
     assert caught.value.param == param
     assert caught.value.code == "context_length_exceeded"
-    assert "100" in caught.value.message
-    assert str(prompt_tokens) in caught.value.message
+    message = caught.value.message
+    assert message.startswith("This model's maximum context length is 100 tokens. However, y")
+    assert message.endswith(" (context_length_exceeded)")
+    assert f"{prompt_tokens} in the " in message or f"resulted in {prompt_tokens} tokens" in message
 
 
 def test_min_tokens_fits_into_the_answer() -> None:
