@@ -12,6 +12,7 @@ from quart import Quart, Request, Response, g, request
 from werkzeug.datastructures import Headers
 
 from motet.api.caller import Caller, hub_bearer
+from motet.api.ignored import ignored_header
 from motet.api.keys import KeyRing
 from motet.core.errors import Forbidden, InvalidRequest, Unauthenticated
 from motet.core.settings import Settings
@@ -46,7 +47,7 @@ def install_access(app: Quart, settings: Settings) -> None:
     @app.after_request
     async def add_headers(response: Response) -> Response:
         response.headers["x-request-id"] = g.request_id
-        if ignored := g.get("ignored"):
+        if ignored := ignored_header():
             response.headers["x-motet-ignored"] = ignored
         if response.status_code == 401:
             response.headers["www-authenticate"] = "Bearer"

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import msgspec
-from quart import g, request
+from quart import request
 
 from motet.api.echo import shortened
+from motet.api.ignored import note_ignored
 from motet.api.parsing import Parsed, decode_object
 from motet.core.errors import UnsupportedMediaType
 
@@ -23,5 +24,5 @@ async def read_body(parse: Callable[[dict[str, Any]], Parsed[T]]) -> T:
             f"the body is compressed ({shortened(encoding)}); send it as it is", param="content-encoding"
         )
     parsed = parse(decode_object(content, request.mimetype))
-    g.ignored = parsed.header()
+    note_ignored(parsed.ignored)
     return parsed.request

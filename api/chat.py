@@ -27,6 +27,7 @@ from motet.api.body import read_body
 from motet.api.caller import Caller, current_caller
 from motet.api.chat_run import CallDelta, ChatOutput, ChatRun
 from motet.api.generation import finished
+from motet.api.ignored import note_ignored
 from motet.api.logprobs import chat_logprobs, packed, told
 from motet.api.operations import ERRORS, TOKEN, Operation
 from motet.api.parsing import parse_chat
@@ -67,6 +68,7 @@ def routes(services: Services) -> Blueprint:
         async with services.drain.interruptible():
             request = await read_body(parse_chat)
             run = await ChatRun.start(services, request, current_caller())
+            note_ignored(run.ignored)
             if not request.stream:
                 answer = await _whole(services, run)
                 texts = (choice.message.content or "" for choice in answer.choices)

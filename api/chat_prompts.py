@@ -76,7 +76,7 @@ def template_variables(
     """What the template sees; the names are transformers'."""
     parser = None if _knows_calls(template) else tool_parser(services, template)
     messages = [_plain(message, template, parser) for message in request.messages]
-    variables: dict[str, object] = {**_extra(request), **_effort(request, template)}
+    variables: dict[str, object] = {**_extra(request), **_hints(request, template)}
     if tools is not None and "tools" in template.text:
         variables["tools"] = tools.written()
     elif tools is not None:
@@ -105,16 +105,28 @@ def _extra(request: ChatRequest) -> Mapping[str, object]:
     return request.chat_template_kwargs or {}
 
 
-def _effort(request: ChatRequest, template: ChatTemplate) -> dict[str, object]:
-    """`reasoning_effort` under the names that templates read. Raises InvalidRequest where none of them is read."""
-    effort = request.reasoning_effort
-    if effort is None:
-        return {}
-    known: dict[str, object] = {"reasoning_effort": effort, "enable_thinking": effort != "none"}
-    read = {name: value for name, value in known.items() if name in template.text}
-    if not read and effort != "none":
-        raise _unsupported("reasoning_effort", template)
-    return read
+def _hints(request: ChatRequest, template: ChatTemplate) -> dict[str, object]:
+    """`effort` and `verbosity` under the names that the template reads."""
+    known: dict[str, object] = {}
+    if (effort := request.effort) is not None:
+        known = {"reasoning_effort": effort, "enable_thinking": effort != "none"}
+    if request.verbosity is not None:
+        known["verbosity"] = request.verbosity
+    return {name: value for name, value in known.items() if name in template.text}
+
+
+def ignored_hints(request: ChatRequest, template: ChatTemplate) -> tuple[str, ...]:
+    """The fields with a hint that the template does not read.
+
+    Clients send such hints by default, so that they cannot be errors. What asks for nothing is not among them.
+    """
+    read = _hints(request, template)
+    ignored = []
+    if request.effort not in (None, "none") and not {"reasoning_effort", "enable_thinking"} & read.keys():
+        ignored.append("reasoning_effort" if request.reasoning_effort else "reasoning.effort")
+    if request.verbosity not in (None, "medium") and "verbosity" not in read:
+        ignored.append("verbosity")
+    return tuple(ignored)
 
 
 def _unsupported(field: str, template: ChatTemplate) -> InvalidRequest:

@@ -12,7 +12,7 @@ import msgspec
 
 from motet.api.answers import ChatFinishReason
 from motet.api.caller import Caller
-from motet.api.chat_prompts import chat_prompt, find_template
+from motet.api.chat_prompts import chat_prompt, find_template, ignored_hints
 from motet.api.generation import Checked, Generation, check
 from motet.api.schemas import ChatRequest
 from motet.api.services import Services
@@ -135,11 +135,15 @@ def _is_object(arguments: str) -> bool:
 
 @dataclass(frozen=True)
 class ChatRun:
-    """One chat request's sequences; read `deltas` as they come, or `collect` the whole."""
+    """One chat request's sequences; read `deltas` as they come, or `collect` the whole.
+
+    `ignored` are fields of the request that turned out to have no effect on it.
+    """
 
     generation: Generation
     tools: ToolUse | None
     echo: str
+    ignored: tuple[str, ...] = ()
 
     @classmethod
     async def start(
@@ -208,7 +212,8 @@ class ChatSetup:
         generation = Generation.of(services, request, self.checked, [prompt], response_id)
         last = request.messages[-1]
         echo = last.text() if request.echo and last.role == "assistant" else ""
-        return ChatRun(replace(generation, shown=tools.shown) if tools else generation, tools, echo)
+        ignored = ignored_hints(request, self.template)
+        return ChatRun(replace(generation, shown=tools.shown) if tools else generation, tools, echo, ignored)
 
 
 async def _with_grammar(services: Services, request: ChatRequest, checked: Checked, tools: ToolUse) -> Checked:

@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator
 from typing import Any, BinaryIO, Literal, cast
 
 import msgspec
-from quart import Blueprint, Response, g, request
+from quart import Blueprint, Response, request
 from quart.datastructures import FileStorage
 
 from motet.api.answers import ENCODER
 from motet.api.caller import current_caller
 from motet.api.file_store import ExpiresAfter, FileObject, FileStore, new_file
+from motet.api.ignored import note_ignored
 from motet.api.operations import Operation, path_parameter, query_parameter
 from motet.api.paging import Page
 from motet.api.parsing import Parsed, field_error
@@ -209,7 +210,7 @@ async def _uploaded(max_file: int) -> tuple[UploadForm, FileStorage]:
     if file.stream.seek(0, os.SEEK_END) > max_file:
         raise _too_large(max_file)
     file.stream.seek(0)
-    g.ignored = parsed.header()
+    note_ignored(parsed.ignored)
     return parsed.request, file
 
 

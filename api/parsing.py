@@ -8,18 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, TypeVar
-from urllib.parse import quote
 
 import msgspec
 
 from motet.api import unsupported
 from motet.api.echo import shortened
+from motet.api.ignored import MAX_IGNORED_NAMES
 from motet.api.schemas import MAX_MESSAGES, MAX_PIECES, AdapterChoice, ChatRequest, CompletionRequest
 from motet.api.unknown import choices, unknown_names
 from motet.core.errors import InvalidRequest, JsonInvalid, UnsupportedMediaType
 
-MAX_IGNORED_NAMES = 32
-MAX_IGNORED_LENGTH = 64
 MAX_CONTAINERS = 100_000
 MAX_VALUES = 500_000
 """In one body; texts count as one, whatever is in them."""
@@ -39,11 +37,6 @@ class Parsed(Generic[T]):
 
     request: T
     ignored: tuple[str, ...]
-
-    def header(self) -> str:
-        """The value of `x-motet-ignored`: names, quoted as in a URL, comma-separated; at most 32 of them."""
-        names = self.ignored[:MAX_IGNORED_NAMES]
-        return ",".join(quote(name[:MAX_IGNORED_LENGTH], safe="[].") for name in names)
 
 
 def decode_object(content: bytes, mimetype: str) -> dict[str, Any]:
@@ -138,6 +131,10 @@ def check_chat(request: ChatRequest) -> None:
         raise InvalidRequest(
             "max_tokens and max_completion_tokens say different things; send one of them", param="max_tokens"
         )
+    if request.reasoning is not None and request.reasoning.effort not in (None, request.effort):
+        raise InvalidRequest(
+            "reasoning_effort and reasoning.effort say different things; send one of them", param="reasoning.effort"
+        )
     for index, message in enumerate(request.messages):
         said = message.tool_calls or message.refusal
         if message.content is None and not (message.role == "assistant" and said):
@@ -189,9 +186,9 @@ def check_adapters(request: AdapterChoice) -> None:
 def unknown_fields(
     body: Mapping[str, object], kind: type[msgspec.Struct], table: Mapping[str, object]
 ) -> tuple[str, ...]:
-    """The names in `body`, wherever in it, that nobody knows; as many as the header may hold."""
+    """The names in `body`, wherever in it, that nobody knows; one more at most than the header may hold."""
     unknown = (name for name in unknown_names(body, kind) if name not in table)
-    return tuple(islice(unknown, MAX_IGNORED_NAMES))
+    return tuple(islice(unknown, MAX_IGNORED_NAMES + 1))
 
 
 def convert(body: Mapping[str, object], kind: type[T]) -> T:

@@ -31,6 +31,7 @@ TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Bias: TypeAlias = Annotated[float, Meta(ge=-100, le=100)]
 ServiceTier: TypeAlias = Literal["auto", "default", "flex", "scale", "priority"]
 Effort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+Verbosity: TypeAlias = Literal["low", "medium", "high"]
 Text64: TypeAlias = Annotated[str, Meta(max_length=64)]
 Text512: TypeAlias = Annotated[str, Meta(max_length=512)]
 StopString: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARACTERS)]
@@ -45,6 +46,14 @@ class StreamOptions(msgspec.Struct, frozen=True):
 
     include_usage: Annotated[bool | None, _says("Send one more chunk, with `usage`, at the end.")] = None
     include_obfuscation: Annotated[bool | None, _says("Accepted; has no effect.")] = None
+
+
+class Reasoning(msgspec.Struct, frozen=True):
+    """How to think: a hint for chat templates that read it, and else named in `x-motet-ignored`."""
+
+    effort: Effort | None = None
+    summary: Annotated[str | None, _says("Accepted; there are no summaries.")] = None
+    generate_summary: Annotated[str | None, _says("Accepted; there are no summaries.")] = None
 
 
 class TextPart(msgspec.Struct, frozen=True, tag_field="type", tag="text"):
@@ -259,7 +268,12 @@ class ChatRequest(GenerateRequest, frozen=True, kw_only=True):
     ] = None
     reasoning_effort: Annotated[
         Effort | None,
-        _says("How long to think, for chat templates that read it; for others only `none`."),
+        _says("How long to think: a hint for chat templates that read it, and else named in `x-motet-ignored`."),
+    ] = None
+    reasoning: Annotated[Reasoning | None, _says("`effort` is another place for `reasoning_effort`.")] = None
+    verbosity: Annotated[
+        Verbosity | None,
+        _says("How much to write: a hint for chat templates that read it, and else named in `x-motet-ignored`."),
     ] = None
     prediction: Annotated[
         dict[str, Any] | None, _says("Accepted; nothing is predicted with it, and the usage says so.")
@@ -269,6 +283,11 @@ class ChatRequest(GenerateRequest, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None,
         _says("Report this many alternatives for each token; needs `logprobs`."),
     ] = None
+
+    @property
+    def effort(self) -> str | None:
+        """How long to think, from whichever field says so."""
+        return self.reasoning_effort or (self.reasoning.effort if self.reasoning else None)
 
 
 class CompletionRequest(GenerateRequest, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ from quart import Blueprint, Response, request
 from motet.api.answers import ENCODER
 from motet.api.body import read_body
 from motet.api.caller import Caller, current_caller
+from motet.api.ignored import note_ignored
 from motet.api.operations import ERRORS, TOKEN, Operation, path_parameter, query_parameter
 from motet.api.paging import Page, page_of
 from motet.api.responses.background import Background
@@ -23,7 +24,8 @@ from motet.api.responses.objects import (
     ResponseObject,
 )
 from motet.api.responses.replay import Replay
-from motet.api.responses.schemas import CountedRequest, ResponseRequest
+from motet.api.responses.run import ResponseRun
+from motet.api.responses.schemas import Asked, CountedRequest, ResponseRequest
 from motet.api.responses.start import parse_counted, parse_response, start_response
 from motet.api.responses.store import ResponseStore, Stored
 from motet.api.responses.stream import ResponseStream
@@ -130,19 +132,19 @@ def routes(services: Services) -> Blueprint:
             asked = await read_body(parse_response)
             if asked.background:
                 with background.place():
-                    run = await start_response(services, asked, current_caller())
+                    run = await _started(services, asked)
                     await background.begin(run, bool(asked.stream))
                 return await replayed(run.response.id, -1) if asked.stream else _json(run.response)
+            run = await _started(services, asked)
             if asked.stream:
-                run = await start_response(services, asked, current_caller())
                 stream = ResponseStream(run, services, asked.stores)
                 return await stream_response(stream.frames(), services.drain, stream.failure)
-            return _json(await answer_response(services, asked, current_caller()))
+            return _json(await _whole(services, run, asked.stores))
 
     @blueprint.post("/v1/responses/input_tokens")
     async def input_tokens() -> Response:
         asked = await read_body(parse_counted)
-        run = await start_response(services, asked, current_caller())
+        run = await _started(services, asked)
         return _json(InputTokens(input_tokens=run.chat.generation.prompt_tokens))
 
     @blueprint.get("/v1/responses/<response_id>")
@@ -197,10 +199,20 @@ def _json(answer: msgspec.Struct) -> Response:
 
 async def answer_response(services: Services, asked: ResponseRequest, caller: Caller) -> ResponseObject:
     """The whole response, stored if it is to be. Raises MotetError."""
-    run = await start_response(services, asked, caller)
+    return await _whole(services, await start_response(services, asked, caller), asked.stores)
+
+
+async def _started(services: Services, asked: Asked) -> ResponseRun:
+    """The current request's run. Raises MotetError."""
+    run = await start_response(services, asked, current_caller())
+    note_ignored(run.ignored)
+    return run
+
+
+async def _whole(services: Services, run: ResponseRun, stores: bool) -> ResponseObject:
     response = await run.whole(services)
-    if asked.stores:
-        await ResponseStore(services.database).add(caller.owner, Stored(response, run.items))
+    if stores:
+        await ResponseStore(services.database).add(run.caller.owner, Stored(response, run.items))
     return response
 
 

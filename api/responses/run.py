@@ -53,7 +53,7 @@ def new_response(request: Asked, id: str, chat: ChatRun) -> ResponseObject:
         reasoning={"effort": reasoning.effort if reasoning else None, "summary": None},
         store=request.stores,
         temperature=used.temperature if request.temperature is None else request.temperature,
-        text={"format": form, "verbosity": "medium"},
+        text={"format": form, "verbosity": (request.text and request.text.verbosity) or "medium"},
         tool_choice=request.tool_choice or "auto",
         tools=[_tool(tool) for tool in request.tools or ()],
         top_logprobs=request.top_logprobs or 0,
@@ -204,6 +204,11 @@ class ResponseRun:
     items: list[dict[str, Any]]
     logprobs: bool
     caller: Caller
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """The fields of the request that turned out to have no effect."""
+        return tuple("text.verbosity" if name == "verbosity" else name for name in self.chat.ignored)
 
     async def events(self, services: Services) -> AsyncGenerator[tuple[Sequence[Event], ResponseObject], None]:
         """What happens, and the response as it is then; closing this ends the generation. Raises MotetError."""

@@ -11,15 +11,16 @@ from motet.api.schemas import (
     MAX_STOP_STRINGS,
     MAX_TOOLS,
     AdapterChoice,
-    Effort,
     Fraction,
     Penalty,
     Positive,
+    Reasoning,
     ServiceTier,
     StopString,
     StreamOptions,
     Text64,
     Text512,
+    Verbosity,
 )
 from motet.core.sampling import MAX_TOP_LOGPROBS
 
@@ -42,14 +43,6 @@ def _says(text: str) -> Meta:
     return Meta(description=text)
 
 
-class Reasoning(msgspec.Struct, frozen=True):
-    """How to think, for chat templates that read it."""
-
-    effort: Effort | None = None
-    summary: Annotated[str | None, _says("Accepted; there are no summaries.")] = None
-    generate_summary: Annotated[str | None, _says("Accepted; there are no summaries.")] = None
-
-
 class TextConfig(msgspec.Struct, frozen=True):
     """What may come out."""
 
@@ -57,7 +50,9 @@ class TextConfig(msgspec.Struct, frozen=True):
         dict[str, Any] | None,
         _says("`type` is text, json_object, json_schema (with `name` and `schema` beside it) or a plugin's."),
     ] = None
-    verbosity: Annotated[Literal["medium"] | None, _says("Only medium.")] = None
+    verbosity: Annotated[
+        Verbosity | None, _says("A hint for chat templates that read it, and else named in `x-motet-ignored`.")
+    ] = None
 
 
 class FlatTool(msgspec.Struct, frozen=True):

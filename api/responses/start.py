@@ -12,7 +12,8 @@ from msgspec.structs import replace
 
 from motet.api.caller import Caller
 from motet.api.chat_run import ChatRun, ChatSetup
-from motet.api.parsing import MAX_IGNORED_NAMES, Parsed, check_adapters, check_chat, convert, unknown_fields
+from motet.api.ignored import MAX_IGNORED_NAMES
+from motet.api.parsing import Parsed, check_adapters, check_chat, convert, unknown_fields
 from motet.api.responses.fitting import Fitting
 from motet.api.responses.items import chat_messages, input_items, unknown_in_items, with_own_ids
 from motet.api.responses.run import ResponseRun, new_id, new_response
@@ -32,7 +33,6 @@ _OWN_NAMES = {
     "max_completion_tokens": "max_output_tokens",
     "response_format.json_schema": "text.format",
     "response_format": "text.format",
-    "reasoning_effort": "reasoning.effort",
     "tool_choice.allowed_tools": "tool_choice",
 }
 _CHAT_NAME = re.compile(rf"\b(?:{'|'.join(map(re.escape, _OWN_NAMES))})\b")
@@ -139,7 +139,7 @@ def chat_request(request: Asked, messages: list[Message]) -> ChatRequest:
         response_format=_format(request),
         logprobs=request.wants_logprobs,
         top_logprobs=request.top_logprobs if request.wants_logprobs else None,
-        reasoning_effort=request.reasoning.effort if request.reasoning else None,
+        verbosity=request.text.verbosity if request.text else None,
         **same,
     )
 

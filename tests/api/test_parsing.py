@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from motet.api.ignored import MAX_IGNORED_BYTES, header_of
 from motet.api.parsing import parse_chat, parse_completion
 from motet.api.schemas import ChatRequest
 from motet.core.errors import InvalidRequest
@@ -228,16 +229,25 @@ def test_what_is_unknown_is_listed() -> None:
         "tools[0].b",
         "tools[0].function.speed",
     ]
-    assert parsed.header().split(",") == list(parsed.ignored)
+    assert header_of(parsed.ignored).split(",") == list(parsed.ignored)
 
 
 @given(st.lists(st.text(), max_size=50))
 def test_the_header_of_ignored_fields_is_always_a_header(names: list[str]) -> None:
     body = {**PROMPT, **{f"x{name}": 1 for name in names}}
-    header = parse_completion(body).header()
+    header = header_of(parse_completion(body).ignored)
     assert header.isascii()
     assert header.isprintable()
-    assert len(header) < 32 * 64 * 12 + 32
+    assert len(header) <= MAX_IGNORED_BYTES
+
+
+def test_the_header_of_ignored_fields_says_that_there_are_more() -> None:
+    assert header_of(()) == ""
+    assert header_of(["a", "a", "b c"]) == "a,b%20c"
+    for names in ([f"x{number}" for number in range(33)], ["é" * 64] * 2 + ["ü" * 64, "ö" * 64], ["😀" * 64 + "a"] * 2):
+        header = header_of(parse_completion({**PROMPT, **dict.fromkeys(names, 1)}).ignored)
+        assert header.endswith(("...", "%80"))
+        assert len(header) <= MAX_IGNORED_BYTES
 
 
 def test_a_request_shows_no_secret() -> None:

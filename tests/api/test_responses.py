@@ -132,7 +132,6 @@ def test_messages_that_do_not_fit_are_dropped_only_if_asked(tmp_path: Path) -> N
         ({"input": "a", "max_output_tokens": 9999}, "max_output_tokens"),
         ({"input": "a", "text": {"format": {"type": "poem"}}}, "text.format.type"),
         ({"input": "a", "text": {"format": {"type": "json_schema", "name": "n", "schema": 3}}}, "text.format.schema"),
-        ({"input": "a", "reasoning": {"effort": "high"}}, "reasoning.effort"),
         ({"input": "a", "metadata": {"k": "v" * 600}}, "metadata"),
         ({"input": "a", "tool_choice": "required"}, "tool_choice"),
         ({"input": "a", "top_logprobs": 2}, "top_logprobs"),

@@ -54,7 +54,6 @@ BAD = [
     (CHAT, {"functions": [{"name": "f"}]}, 400, "unsupported_parameter", "functions"),
     (CHAT, {"tool_choice": "required"}, 400, "invalid_value", "tool_choice"),
     (CHAT, {"modalities": ["audio"]}, 400, "unsupported_parameter", "modalities"),
-    (CHAT, {"reasoning_effort": "low"}, 400, "unsupported_parameter", "reasoning_effort"),
     (CHAT, {"response_format": {"type": "haiku"}}, 400, "invalid_value", "response_format.type"),
     (
         CHAT,
