@@ -29,10 +29,15 @@ class AdapterRef(msgspec.Struct, frozen=True):
 
 
 class ResolvedAdapter(msgspec.Struct, frozen=True):
-    """What a reference means now. `revision` changes whenever the files do; it keys the copy on disk."""
+    """What a reference means now. `revision` changes whenever the files do; it keys the copy on disk.
+
+    `used_credentials`: the source used credentials of its own for a caller without a token, so that the answer does
+    not show that everybody may read the adapter.
+    """
 
     ref: AdapterRef
     revision: str
+    used_credentials: bool = False
 
 
 class AdapterListing(msgspec.Struct, frozen=True):
@@ -43,7 +48,13 @@ class AdapterListing(msgspec.Struct, frozen=True):
 
 
 class AdapterSource(ABC):
-    """One place that adapters come from. Methods run in the server's event loop: block in threads only."""
+    """One place that adapters come from. Methods run in the server's event loop: block in threads only.
+
+    `local_files`: `resolve` is cheap and looks at files of this machine, so it is called for every request, and a
+    changed file is seen at once.
+    """
+
+    local_files: bool = False
 
     def configure(self, settings: Settings) -> None:  # noqa: B027 (most sources need no settings)
         """Take what this source needs from the server's settings; called once, before any other method.
@@ -55,8 +66,10 @@ class AdapterSource(ABC):
     async def resolve(self, ref: AdapterRef, token: str | None) -> ResolvedAdapter:
         """Find `ref` and check that `token` (the caller's, for this source) may use it.
 
-        Called for every request, so that a revoked token stops working. Raises NotFound, Unauthenticated,
-        Forbidden, or Unavailable when the place cannot be reached.
+        The server keeps the answer for this token for `--authorisation-seconds`, and serves an older one while this
+        fails. Raises NotFound, Unauthenticated or Forbidden, each of which ends what was granted; Unavailable when
+        the place cannot be reached (any exception that is not a MotetError counts as that); SourceOffline when it
+        is set to stay offline.
         """
 
     @abstractmethod

@@ -8,6 +8,7 @@
     ├─ Unauthenticated          401  a token is missing or wrong
     ├─ Forbidden                403  the token may not use this
     ├─ NotFound                 404  no such model, adapter, route or object
+    ├─ SourceOffline            404  the adapter is not on disk, and its source is set to stay offline
     ├─ MethodNotAllowed         405
     ├─ Conflict                 409  the object's state does not allow it; the same again will not help
     ├─ PayloadTooLarge          413
@@ -104,6 +105,12 @@ class NotFound(InvalidRequest):
 
     status = 404
     code = "model_not_found"
+
+
+class SourceOffline(NotFound):
+    """The adapter is not on disk, and its source is set to stay offline: trying again does not help."""
+
+    code = "source_offline"
 
 
 class MethodNotAllowed(InvalidRequest):

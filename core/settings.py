@@ -102,6 +102,15 @@ class Settings:
     )
     max_adapter_rank: int = _setting(256, "adapters with a higher rank are refused", low=1, high=4096)
     default_source: str = _setting("hub", "the adapter source that org/name means", metavar="SOURCE")
+    authorisation_seconds: float = _setting(
+        60.0,
+        "how long a source's permission to use an adapter holds before the source is asked again",
+        low=0,
+        metavar="SECONDS",
+    )
+    stale_authorisation_seconds: float = _setting(
+        86400.0, "how long a permission holds while the adapter's source cannot be reached", low=0, metavar="SECONDS"
+    )
     tool_parser: str = _setting(
         "auto", "how the model writes tool calls (auto: by its chat template)", group="Answers", metavar="PARSER"
     )

@@ -34,6 +34,8 @@ class DirectoryAdapters(AdapterSource):
     Asking for a revision that is not the present one is a NotFound. Every caller may use every adapter.
     """
 
+    local_files = True
+
     def __init__(self, source: str, roots: Sequence[Path]) -> None:
         self.source = source
         self.roots = tuple(roots)

@@ -88,7 +88,8 @@ class HubAdapters(AdapterSource):
         if not REPOSITORY.fullmatch(ref.id) or ".." in ref.id or "--" in ref.id:
             raise NotFound(f"{ref.id!r} is not the name of a hub repository (org/name)", param="model")
         sent = self._token(token)
-        return await self._in_thread(self._resolvers, ref, lambda: self._resolve(ref, sent))
+        commit = await self._in_thread(self._resolvers, ref, lambda: self._commit(ref, sent))
+        return ResolvedAdapter(ref, commit, used_credentials=bool(sent) and not token)
 
     async def fetch(self, adapter: ResolvedAdapter, token: str | None, into: Path) -> Path:
         """Download the adapter's files. Raises as `resolve` does."""
@@ -116,12 +117,12 @@ class HubAdapters(AdapterSource):
 
         return await asyncio.get_running_loop().run_in_executor(pool, translated)
 
-    def _resolve(self, ref: AdapterRef, token: str | bool) -> ResolvedAdapter:
+    def _commit(self, ref: AdapterRef, token: str | bool) -> str:
         url = hf_hub_url(ref.id, CONFIG_FILE, revision=ref.revision, endpoint=self._hub.endpoint)
         commit = self._hub.get_hf_file_metadata(url=url, token=token, timeout=REQUEST_SECONDS).commit_hash
         if not commit or not re.fullmatch(r"[0-9a-f]{40,64}", commit):
-            raise NotFound(f"the hub names no commit for {ref}", param="model")
-        return ResolvedAdapter(ref, commit)
+            raise Unavailable(f"{ref}: the hub's answer names no commit", param="model", code="source_unavailable")
+        return commit
 
     def _download(self, adapter: ResolvedAdapter, token: str | bool, into: Path, cancelled: threading.Event) -> None:
         try:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import httpx2
 from huggingface_hub import errors as hub
 
-from motet.core.errors import AdapterRefused, Forbidden, MotetError, NotFound, Unauthenticated, Unavailable
+from motet.core.errors import (
+    AdapterRefused,
+    Forbidden,
+    MotetError,
+    NotFound,
+    SourceOffline,
+    Unauthenticated,
+    Unavailable,
+)
 
 # What a call of the hub's library may raise for reasons that lie outside this server; RuntimeError comes from
 # hf_xet, through which it downloads large files.
@@ -26,7 +34,9 @@ def as_motet_error(error: BaseException, ref: str) -> MotetError:
         case hub.HFValidationError():
             return NotFound(f"{ref} is not a name that the hub can know", param="model")
         case hub.OfflineModeIsEnabled():
-            return _unavailable(f"{ref}: this server is set to stay offline (HF_HUB_OFFLINE)")
+            return SourceOffline(
+                f"{ref} is not on this server's disk, and the server stays offline (HF_HUB_OFFLINE)", param="model"
+            )
         case hub.HfHubHTTPError():
             return _from_status(error, ref)
         case httpx2.TimeoutException():

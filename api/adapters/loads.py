@@ -6,7 +6,6 @@ Knows nothing of names and authorises nobody: a caller must have resolved the ad
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import shutil
 import tempfile
@@ -18,11 +17,12 @@ from typing import TypeAlias
 
 import msgspec
 
+from motet.api.adapters.copies import copy_directory
 from motet.api.adapters.load_log import load_stage
 from motet.api.adapters.outcomes import OF_THE_CALLER, Loaded, LoadLimits, Outcomes
 from motet.api.adapters.preparer import Preparer
 from motet.api.adapters.single_flight import SingleFlight
-from motet.api.adapters.source_calls import call_source
+from motet.api.adapters.source_calls import call_source, check_result
 from motet.core.adapters import AdapterSource, ResolvedAdapter
 from motet.core.errors import AdapterRefused, MotetError
 from motet.core.messages import AdapterPart, PreparedAdapter
@@ -48,7 +48,8 @@ class SourceLoads:
         key = (adapter.ref.id, adapter.revision)
         try:
             directory = await self._directory(adapter, token)
-            loaded = Loaded(directory, await self._prepare(adapter, directory, preparer))
+            prepared = await self._prepare(adapter, directory, preparer)
+            loaded = Loaded(directory, prepared, copied=directory == self._target(adapter))
         except MotetError as error:
             self.outcomes.failed(key, error)
             raise
@@ -69,8 +70,7 @@ class SourceLoads:
 
     def _target(self, adapter: ResolvedAdapter) -> Path:
         """Where the cache has, or would have, the adapter's files."""
-        name = "\0".join((adapter.ref.source, adapter.ref.id, adapter.revision))
-        return self._cache / hashlib.sha256(name.encode()).hexdigest()[:32]
+        return copy_directory(self._cache, adapter.ref, adapter.revision)
 
     async def _directory(self, adapter: ResolvedAdapter, token: str | None) -> Path:
         """The adapter's files: whole in the cache, or wherever the source keeps them."""
@@ -88,11 +88,13 @@ class SourceLoads:
         try:
             with load_stage("fetch", adapter.ref.source, str(adapter.ref)) as fields:
                 directory = await call_source(
+                    self._source,
                     adapter.ref,
                     token,
                     self._limits.fetch_seconds,
                     lambda: self._source.fetch(adapter, token, scratch),
                 )
+                check_result(self._source, "fetch", directory, Path)
                 fields |= {"revision": adapter.revision, "bytes": await asyncio.to_thread(_size, directory)}
             if not directory.is_relative_to(scratch):
                 return directory

@@ -43,7 +43,8 @@ class AdapterMerges:
             with load_stage("merge", MERGED, "+".join(loaded.prepared.name for loaded, _ in key)) as fields:
                 prepared = await self._preparer.prepare("the merged adapter", parts)
                 fields["bytes"] = prepared.bytes
-            merged = Loaded(key[0][0].directory, msgspec.structs.replace(prepared, name=MERGED))
+            named = msgspec.structs.replace(prepared, name=MERGED)
+            merged = Loaded(key[0][0].directory, named, copied=key[0][0].copied)
         except MotetError as error:
             self._outcomes.failed(key, error)
             raise

@@ -24,6 +24,11 @@ OF_THE_CALLER = (Unauthenticated, Forbidden, NotFound)
 class LoadLimits(msgspec.Struct, frozen=True):
     """Limits on loading. Times are in seconds; counts are for each source, but for the caches'."""
 
+    authorisation_seconds: float = 60.0
+    stale_seconds: float = 24 * 3600.0
+    refresh_wait_seconds: float = 2.0
+    retry_seconds: float = 5.0
+    unknown_seconds: float = 10.0
     resolve_seconds: float = 30.0
     fetch_seconds: float = 600.0
     prepare_seconds: float = 300.0
@@ -33,17 +38,22 @@ class LoadLimits(msgspec.Struct, frozen=True):
     preparations: int = 4
     waiting: int = 64
     remembered: int = 1024
+    authorisations: int = 8192
 
 
 class Loaded(msgspec.Struct, frozen=True):
-    """An adapter's own files, and what the loader made of them."""
+    """An adapter's own files, and what the loader made of them.
+
+    `copied`: `directory` is the cache's copy. Elsewhere it is the source's own, and may lie on a mount that hangs.
+    """
 
     directory: Path
     prepared: PreparedAdapter
+    copied: bool = False
 
     def intact(self) -> bool:
-        """Whether the files are still there; caches may be emptied by hand."""
-        return self.directory.is_dir() and all(Path(file).is_file() for file in self.prepared.files)
+        """Whether the files in the cache are still there; caches may be emptied by hand."""
+        return (not self.copied or self.directory.is_dir()) and all(Path(f).is_file() for f in self.prepared.files)
 
 
 class Outcomes(Generic[Key]):

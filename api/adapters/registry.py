@@ -2,34 +2,32 @@
 
     name ──> AdapterRef ──resolve──> authorised ──load──> fetched, prepared ──(several)──> merged
 
-Every caller is authorised by the adapter's source, each time; what was loaded for one is shared by all.
+Every caller is authorised by the adapter's source (authorisations.py); what was loaded for one is shared by all.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar, cast
 
 import msgspec
 
-from motet.api.adapters.load_log import load_stage
+from motet.api.adapters.authorisations import Authorisations
 from motet.api.adapters.loads import AdapterLoads
 from motet.api.adapters.merges import AdapterMerges
 from motet.api.adapters.messages import ListAdapters, Name, Question, Resolve, Serve, ServedAdapter, ServeMerged
 from motet.api.adapters.names import AdapterNames, NameRules
-from motet.api.adapters.outcomes import Loaded, LoadLimits
+from motet.api.adapters.outcomes import OF_THE_CALLER, Loaded, LoadLimits
 from motet.api.adapters.preparer import Loader, Preparer
-from motet.api.adapters.single_flight import SingleFlight
-from motet.api.adapters.source_calls import call_source
+from motet.api.adapters.public_records import PublicRecords
 from motet.core.adapters import AdapterRef, AdapterSource, ResolvedAdapter
 from motet.core.errors import InvalidRequest, MotetError, from_info
 from motet.core.messages import MAX_PARTS
 
 T = TypeVar("T")
-
-MAX_RESOLVING = 256  # of one source at a time
 
 
 class AdapterRegistry:
@@ -41,17 +39,16 @@ class AdapterRegistry:
         loader: Loader,
         names: NameRules,
         limits: LoadLimits | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._sources = sources
         self._limits = limits or LoadLimits()
         self._names = AdapterNames(sources, names)
         preparer = Preparer(loader, self._limits)
         self._loads = AdapterLoads(sources, preparer, names.cache / "adapters", self._limits)
         self._merges = AdapterMerges(preparer, self._limits)
-        # Identical questions share an answer only while it is on its way: a token that was just revoked
-        # fails the next request.
-        self._resolving: dict[str, SingleFlight[tuple[AdapterRef, str | None], ResolvedAdapter]] = {
-            name: SingleFlight(MAX_RESOLVING) for name in sources
+        self._records = PublicRecords(names.cache)
+        self._authorisations = {
+            name: Authorisations(source, self._limits, self._records, clock) for name, source in sources.items()
         }
 
     async def ask(self, question: Question[T]) -> T:
@@ -60,8 +57,8 @@ class AdapterRegistry:
 
     async def close(self) -> None:
         """Give up every look-up and every load."""
-        for resolving in self._resolving.values():
-            await resolving.close()
+        for authorisations in self._authorisations.values():
+            await authorisations.close()
         await self._loads.close()
         await self._merges.close()
 
@@ -98,17 +95,20 @@ class AdapterRegistry:
         return ServedAdapter(refs[0], merged.directory, merged.prepared)
 
     async def _load(self, ref: AdapterRef, token: str | None) -> Loaded:
-        return await self._loads.get(await self._resolve(ref, token), token or None)
+        token = token or None
+        authorisations = self._authorisations[ref.source]
+        grant = await authorisations.authorise(ref, token)
+        try:
+            loaded = await self._loads.get(grant.resolved, token)
+        except OF_THE_CALLER:
+            authorisations.end(ref, token)
+            raise
+        if grant.public and loaded.copied and not self._records.is_noted(ref, grant.resolved.revision):
+            await asyncio.to_thread(self._records.note, ref, grant.resolved.revision)
+        return loaded
 
     async def _resolve(self, ref: AdapterRef, token: str | None) -> ResolvedAdapter:
-        token = token or None
-        return await self._resolving[ref.source].run((ref, token), lambda: self._ask_source(ref, token))
-
-    async def _ask_source(self, ref: AdapterRef, token: str | None) -> ResolvedAdapter:
-        source = self._sources[ref.source]
-        with load_stage("resolve", ref.source, str(ref)):
-            found = await call_source(ref, token, self._limits.resolve_seconds, lambda: source.resolve(ref, token))
-        return ResolvedAdapter(ref, found.revision)  # a source has no say in what was asked of it
+        return (await self._authorisations[ref.source].authorise(ref, token or None)).resolved
 
 
 def _loaded(ref: AdapterRef, outcome: Loaded | BaseException) -> Loaded:

@@ -13,14 +13,19 @@ from typing import TypeVar
 import msgspec
 from loguru import logger
 
-from motet.core.adapters import AdapterRef
+from motet.core.adapters import AdapterRef, AdapterSource
 from motet.core.errors import InvalidRequest, MotetError, Unavailable, from_info
 
 T = TypeVar("T")
 
 
-async def call_source(ref: AdapterRef, token: str | None, seconds: float, call: Callable[[], Awaitable[T]]) -> T:
-    """The result of `call()`, which is about `ref`. Raises MotetError; Unavailable after `seconds`."""
+async def call_source(
+    source: AdapterSource, ref: AdapterRef, token: str | None, seconds: float, call: Callable[[], Awaitable[T]]
+) -> T:
+    """The result of `call()`, a call of `source` about `ref`. Raises MotetError; Unavailable after `seconds`.
+
+    Unavailable, too, for every exception that is not a MotetError: the source failed, and the caller did not.
+    """
     try:
         async with asyncio.timeout(seconds):
             return await call()
@@ -30,11 +35,26 @@ async def call_source(ref: AdapterRef, token: str | None, seconds: float, call: 
         raise unavailable(f"{ref}: the source did not answer within {seconds:g} s") from None
     except Exception as error:
         lines = "".join(traceback.format_exception(error))
-        logger.error("adapter source {} failed for {}\n{}", ref.source, ref, _without(lines, token))
-        raise MotetError(
-            f"the adapter source failed for {ref} ({type(error).__name__}); the server's log says more",
-            param="model",
+        logger.error(
+            "adapter source {} ({}) failed for {}\n{}", ref.source, class_name(source), ref, _without(lines, token)
+        )
+        raise unavailable(
+            f"{ref}: the adapter source failed ({type(error).__name__}); the server's log has the details"
         ) from None
+
+
+def check_result(source: AdapterSource, method: str, result: object, expected: type) -> None:
+    """Raise MotetError, naming the plugin's class, unless its `method` returned an `expected`."""
+    if isinstance(result, expected):
+        return
+    message = f"{class_name(source)}.{method} returned {type(result).__name__}; expected {expected.__name__}"
+    logger.error("adapter source: {}", message)
+    raise MotetError(message, code="invalid_source")
+
+
+def class_name(source: AdapterSource) -> str:
+    """The class of `source` with its module, which names the plugin."""
+    return f"{type(source).__module__}.{type(source).__qualname__}"
 
 
 def presentable(error: MotetError, secret: str | None = None) -> MotetError:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from motet.api.adapters.adapters import Adapters, Engine
 from motet.api.adapters.client import RegistryClient
 from motet.api.adapters.names import NameRules
+from motet.api.adapters.outcomes import LoadLimits
 from motet.api.adapters.registry import AdapterRegistry
 from motet.api.deployment import Deployment
 from motet.core.paths import cache_directory
@@ -19,7 +20,11 @@ from motet.engine.client.loader_client import LoaderClient
 async def own_registry(deployment: Deployment, plugins: PluginRegistry) -> AsyncIterator[AdapterRegistry]:
     """A registry in this process, connected to the loader. Raises StartupError for a setting that is wrong."""
     loader = LoaderClient(deployment.loader_address)
-    registry = AdapterRegistry(plugins.adapter_sources.items, loader, _names(deployment))
+    settings = deployment.settings
+    limits = LoadLimits(
+        authorisation_seconds=settings.authorisation_seconds, stale_seconds=settings.stale_authorisation_seconds
+    )
+    registry = AdapterRegistry(plugins.adapter_sources.items, loader, _names(deployment), limits)
     await loader.start()
     try:
         yield registry

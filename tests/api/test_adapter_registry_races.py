@@ -62,7 +62,8 @@ class Run:
         for name in NAMES:
             self.world.published[name] = Published("r0", set(TOKENS))
         names = NameRules("base", "hub", cache)
-        registry = AdapterRegistry({"hub": self.world}, self.loader, names, LoadLimits(failure_seconds=0.01))
+        limits = LoadLimits(failure_seconds=0.01, authorisation_seconds=0)
+        registry = AdapterRegistry({"hub": self.world}, self.loader, names, limits)
         self.adapters = Adapters(registry, self.engine, names)
         self.was_broken = False
 

@@ -14,6 +14,7 @@ from motet.core.errors import (
     Forbidden,
     MotetError,
     NotFound,
+    SourceOffline,
     StartupError,
     Unauthenticated,
     Unavailable,
@@ -161,7 +162,9 @@ def test_a_hub_that_is_slow_away_or_forbidden_is_unavailable(
     assert "in time" in refusal(source, "org/pirate").message
     with monkeypatch.context() as patch:
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        assert "HF_HUB_OFFLINE" in refusal(source, "org/pirate").message
+        offline = refusal(source, "org/pirate")
+        assert (type(offline), offline.status) == (SourceOffline, 404)
+        assert "HF_HUB_OFFLINE" in offline.message
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     error = refusal(configured(), "org/pirate", SECRET)
     assert isinstance(error, Unavailable)

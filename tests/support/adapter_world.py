@@ -48,6 +48,7 @@ class World(AdapterSource):
     are given. Fetching one revision twice at the same time is a failure.
     """
 
+    local_files: bool = False
     published: dict[str, Published] = field(default_factory=dict)
     aliases: list[AdapterListing] = field(default_factory=list)
     gates: dict[str, asyncio.Event] = field(default_factory=dict)
@@ -165,15 +166,21 @@ class OverSocket:
 
 
 class Setup:
-    """A registry over the sources `hub` and `demo`, what stands behind it, and `adapters`, which is how it is asked."""
+    """A registry over the sources `hub` and `demo`, what stands behind it, and `adapters`, which is how it is asked.
+
+    `now` is the clock of its authorisations, which hold for no time unless `limits` say so.
+    """
 
     def __init__(self, cache: Path, **limits: float) -> None:
+        self.now = 1000.0
+        limits = {"authorisation_seconds": 0, "unknown_seconds": 0, **limits}
         self.hub, self.demo = World(), World()
         self.engine, self.loader = FakeEngine(), FakeLoader()
         self.cache = cache / "adapters"
         names = NameRules("smollm2", "hub", cache)
         sources = {"hub": self.hub, "demo": self.demo}
-        self.registry = AdapterRegistry(sources, self.loader, names, msgspec.convert(limits, LoadLimits))
+        converted = msgspec.convert(limits, LoadLimits)
+        self.registry = AdapterRegistry(sources, self.loader, names, converted, lambda: self.now)
         asked = OverSocket(self.registry, Path(tempfile.mkdtemp())) if OverSocket.in_use else self.registry
         self.adapters = Adapters(asked, self.engine, names)
 
