@@ -5,84 +5,64 @@ The supervisor keeps them alive with it: `start`, then `tick` some twenty times 
 
 from __future__ import annotations
 
+import os
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import msgspec
-from loguru import logger
 
 from motet.api.deployment import Deployment
-from motet.core.errors import ALREADY_SAID, StartupError
-from motet.engine.processes import start_child, stop_all
+from motet.core.lifeline import ChildStart
+from motet.engine.child_process import WatchedProcess, start_child, stop_all
 
 TICK_SECONDS = 0.05
 
 COUNTERS = "PROMETHEUS_MULTIPROC_DIR"
 """Names the directory in which several workers count together; prometheus_client reads it when it is imported."""
 
-RESTART_SECONDS = 0.5
-"""Between the end of a process and its next start, so that one which dies at once does not spin."""
-
 ERROR_EVENT_SECONDS = 1.0
 """After the drain, how long the workers may take to send the last errors and leave."""
-
-
-@dataclass
-class _Child:
-    """One process and how to start it again; `variables` are added to its environment."""
-
-    name: str
-    module: str
-    deployment: Deployment
-    variables: Mapping[str, str]
-    process: subprocess.Popen[bytes] = field(init=False)
-    _restart_at: float | None = None
-
-    def start(self) -> None:
-        descriptors = (self.deployment.socket,) if self.module.endswith("worker") else ()
-        self.process = start_child(self.module, self.deployment, descriptors, variables=self.variables)
-        self._restart_at = None
-
-    def tick(self) -> None:
-        """Start it again if it has ended. Raises StartupError if it cannot start as configured."""
-        if self._restart_at is not None:
-            if time.monotonic() >= self._restart_at:
-                self.start()
-        elif self.process.poll() is not None:
-            if self.process.returncode == 2:
-                raise StartupError(f"the {self.name} could not start; its message is above", code=ALREADY_SAID)
-            logger.error("the {} ended with {}; starting it again", self.name, self.process.returncode)
-            self._forget_gauges()
-            self.deployment = msgspec.structs.replace(self.deployment, announce=False)
-            self._restart_at = time.monotonic() + RESTART_SECONDS
-
-    def _forget_gauges(self) -> None:
-        """What a dead worker had open is over; what it counted stays counted."""
-        for directory in self.variables.values():
-            for path in Path(directory).glob(f"gauge_live*_{self.process.pid}.db"):
-                path.unlink()
 
 
 class ApiProcesses:
     """`deployment.workers` workers on one listening socket, and their registry."""
 
     def __init__(self, deployment: Deployment) -> None:
-        self._workers = []
-        variables = {}
-        if deployment.workers > 1:
-            counters = Path(deployment.run_directory) / "counters"
-            counters.mkdir()
-            variables[COUNTERS] = str(counters)
-        for index in range(deployment.workers):
-            name = "API worker" if deployment.workers == 1 else f"API worker {index}"
-            own = msgspec.structs.replace(deployment, index=index, announce=index == 0)
-            self._workers.append(_Child(name, "motet.api.worker", own, variables))
-        shared = [_Child("adapter registry", "motet.api.adapters.process", deployment, variables)]
-        self._registry = shared if deployment.workers > 1 else []
+        self._deployment = deployment
+        self._run_directory = Path(deployment.run_directory)
+        self._counters = self._run_directory / "counters"
+        self._variables = dict(os.environ)
+        several = deployment.workers > 1
+        if several:
+            self._counters.mkdir()
+            self._variables[COUNTERS] = str(self._counters)
+        registry = WatchedProcess("adapter registry", self._run_directory, self._launch_registry)
+        self._registry = [registry] if several else []
+        self._workers = [
+            WatchedProcess(
+                f"API worker {index}" if several else "API worker",
+                self._run_directory,
+                partial(self._launch_worker, index),
+                self._forget_gauges,
+            )
+            for index in range(deployment.workers)
+        ]
+
+    def _launch_worker(self, index: int, start: ChildStart) -> subprocess.Popen[bytes]:
+        announce = index == 0 and not start.restarted
+        own = msgspec.structs.replace(self._deployment, index=index, announce=announce)
+        return start_child("motet.api.worker", own, start, descriptors=(own.socket,), variables=self._variables)
+
+    def _launch_registry(self, start: ChildStart) -> subprocess.Popen[bytes]:
+        return start_child("motet.api.adapters.process", self._deployment, start, variables=self._variables)
+
+    def _forget_gauges(self, pid: int) -> None:
+        """What a dead worker had open is over; what it counted stays counted."""
+        for path in self._counters.glob(f"gauge_live*_{pid}.db"):
+            path.unlink()
 
     def start(self) -> None:
         """Start them all; does not wait for them."""
@@ -90,13 +70,13 @@ class ApiProcesses:
             child.start()
 
     def tick(self) -> None:
-        """Start again what has ended. Raises StartupError if one says that it cannot start (exit code 2)."""
+        """Start again what has ended or hangs. Raises StartupError if one cannot start."""
         for child in (*self._registry, *self._workers):
             child.tick()
 
     def drain(self, seconds: float, impatient: threading.Event) -> None:
         """Let the workers finish their requests; a second Ctrl-C ends the patience."""
-        workers = [child.process for child in self._workers]
+        workers = [process for child in self._workers for process in child.processes]
         for worker in workers:
             worker.terminate()
         deadline = time.monotonic() + seconds + ERROR_EVENT_SECONDS
@@ -109,4 +89,4 @@ class ApiProcesses:
 
     def stop(self) -> None:
         """End what still runs."""
-        stop_all([child.process for child in (*self._workers, *self._registry)])
+        stop_all([process for child in (*self._workers, *self._registry) for process in child.processes])

@@ -26,8 +26,9 @@ from motet.core.models import ModelLocation
 from motet.core.paths import cache_directory
 from motet.core.registry import PluginRegistry
 from motet.core.settings import Settings
+from motet.engine.child_process import public_environment
 from motet.engine.models.convert import converted_directory
-from motet.engine.processes import EngineProcesses, public_environment
+from motet.engine.processes import EngineProcesses
 from motet.engine.spec import engine_spec
 
 OPEN_FILES = 65536

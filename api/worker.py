@@ -22,8 +22,8 @@ from motet.api.deployment import Deployment
 from motet.api.files import file_store
 from motet.api.listener import LAST_WORDS_SECONDS, ListenerConfig
 from motet.api.services import Services
-from motet.core.errors import StartupError, Unavailable
-from motet.core.lifeline import follow_parent, refuse_to_start
+from motet.core.heartbeat import SERVING, Heartbeat
+from motet.core.lifeline import follow_parent, run_child
 from motet.core.logs import configure_logging
 from motet.core.paths import data_directory
 from motet.core.registry import PluginRegistry
@@ -32,7 +32,7 @@ from motet.engine.client.template_renderer import TemplateRenderer
 from motet.engine.client.text_model import TextModel
 
 
-async def run(deployment: Deployment) -> None:
+async def run(deployment: Deployment, heartbeat: Heartbeat) -> None:
     """Serve until SIGTERM, then drain."""
     settings = deployment.settings
     plugins = PluginRegistry.load()
@@ -50,14 +50,14 @@ async def run(deployment: Deployment) -> None:
             database=Database(data_directory(settings.data_dir), settings.size("max_files")),
         )
         await engine.start()
-        await _answer(services, deployment)
+        await _answer(services, deployment, heartbeat)
         await services.renderer.close()
         await services.grammars.close()
         await engine.close()
         await services.database.close()
 
 
-async def _answer(services: Services, deployment: Deployment) -> None:
+async def _answer(services: Services, deployment: Deployment, heartbeat: Heartbeat) -> None:
     """Answer HTTP until SIGTERM, and through the drain."""
     settings = services.settings
     if deployment.announce and not settings.api_keys and not _only_local(deployment.socket):
@@ -70,11 +70,13 @@ async def _answer(services: Services, deployment: Deployment) -> None:
     drain = asyncio.create_task(_drain(services, batches, stopped, drained))
     announce = asyncio.create_task(_announce(services, deployment))
     tend = asyncio.create_task(file_store(services).tend())
+    beat = asyncio.create_task(heartbeat.keep_beating())
     config = ListenerConfig(deployment.socket, services.settings)
+    heartbeat.enter(SERVING)
     await serve(create_app(services), config, shutdown_trigger=drained.wait)
-    for task in (drain, announce, tend):
+    for task in (drain, announce, tend, beat):
         task.cancel()
-    await asyncio.gather(drain, announce, tend, return_exceptions=True)
+    await asyncio.gather(drain, announce, tend, beat, return_exceptions=True)
 
 
 def _only_local(descriptor: int) -> bool:
@@ -98,15 +100,9 @@ async def _drain(services: Services, batches: BatchRunner, stopped: asyncio.Even
 
 async def _announce(services: Services, deployment: Deployment) -> None:
     """Say that the server is up, with a line to paste; only one of several API processes does."""
-    while True:
-        try:
-            await services.engine.wait_ready(10.0)
-        except Unavailable as error:
-            logger.info("waiting: {}", error.message)
-        else:
-            break
     if not deployment.announce:
         return
+    await services.engine.wait_ready(None)  # the supervisor logs what it waits for
     body = f'{{"model": "{deployment.model_name}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
     key = "-H 'Authorization: Bearer YOUR_KEY' " if services.settings.api_keys else ""
     print(
@@ -118,14 +114,11 @@ async def _announce(services: Services, deployment: Deployment) -> None:
 
 
 def main() -> None:
-    """Run the worker that argv[1] describes; one line and exit code 2 when it cannot start."""
+    """Run the worker that argv[1] describes; exit code 2 when it cannot start."""
     deployment = msgspec.json.decode(sys.argv[1], type=Deployment)
     follow_parent()
     configure_logging(process=f"api-{deployment.index}")
-    try:
-        asyncio.run(run(deployment))
-    except StartupError as error:
-        refuse_to_start(error, Path(deployment.run_directory))
+    run_child("API worker", lambda heartbeat: asyncio.run(run(deployment, heartbeat)))
 
 
 if __name__ == "__main__":

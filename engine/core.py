@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 from loguru import logger
 
 from motet.core.errors import Conflict, ErrorInfo, InvalidRequest, MotetError, Overloaded, Unavailable
+from motet.core.heartbeat import Heartbeat
 from motet.core.messages import (
     AskStats,
     Cancel,
@@ -41,8 +41,6 @@ from motet.engine.transport import LeaderSockets
 IDLE_WAIT, INSTALL_WAIT = 200, 2
 """Milliseconds to wait for messages when there is nothing to do, and while an adapter or a grammar is on its way."""
 
-BEAT_SECONDS = 1.0
-
 MAX_WAITING = 4096
 """Sequences that may wait for their turn; more are refused, since they would wait for ever."""
 
@@ -64,13 +62,13 @@ class EngineCore:
         self._prompts = PromptResults()
         self._prompt_tokens = self._generated_tokens = 0
         self._stopping = False
-        self.heartbeat: Path | None = None
-        self._beaten = 0.0
+        self.heartbeat: Heartbeat | None = None
 
     def run(self) -> None:
         """Loop until told to stop."""
         while not self._stopping:
-            self._beat()
+            if self.heartbeat is not None:
+                self.heartbeat.beat()
             self.turn()
         self._sockets.broadcast(Shutdown())
         self._grammars.close()
@@ -78,12 +76,6 @@ class EngineCore:
     def stop(self) -> None:
         """Leave `run` after the current turn."""
         self._stopping = True
-
-    def _beat(self) -> None:
-        """Show that the loop turns; the supervisor ends an engine that has stopped doing so."""
-        if self.heartbeat is not None and (now := time.monotonic()) - self._beaten > BEAT_SECONDS:
-            self._beaten = now
-            self.heartbeat.touch()
 
     def turn(self) -> None:
         """Take in what has arrived and run one step, if anything can run; else wait a moment for messages."""

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from motet.core.errors import StartupError
-from motet.core.lifeline import follow_parent, refuse_to_start
+from motet.core.heartbeat import SERVING, Heartbeat
+from motet.core.lifeline import follow_parent, run_child
 from motet.core.logs import configure_logging
 from motet.core.models import ModelInfo
 from motet.engine.spec import EngineSpec
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
 
 class RankSpec(msgspec.Struct, frozen=True):
-    """One rank's part of an engine. `store` is a fresh file through which the ranks find each other;
-    rank 0 touches the file `heartbeat` as long as its loop turns."""
+    """One rank's part of an engine. `store` is a fresh file through which the ranks find each other."""
 
     rank: int
     size: int
@@ -35,7 +34,6 @@ class RankSpec(msgspec.Struct, frozen=True):
     ranks_address: str
     store: str
     kernel_cache: str
-    heartbeat: str
 
 
 def _prepare_environment(spec: RankSpec) -> None:
@@ -52,7 +50,7 @@ def _prepare_environment(spec: RankSpec) -> None:
         importlib.import_module("numba.np.ufunc.omppool")
 
 
-def lead(spec: RankSpec) -> None:
+def lead(spec: RankSpec, heartbeat: Heartbeat) -> None:
     """Load, tell everybody that the engine is up, and run until SIGTERM."""
     from motet.engine.blocks import BlockPool
     from motet.engine.core import EngineCore
@@ -60,7 +58,7 @@ def lead(spec: RankSpec) -> None:
     from motet.engine.slots import AdapterSlots
     from motet.engine.transport import LeaderSockets
 
-    runner = _load(spec)
+    runner = _load(spec, heartbeat)
     room = runner.capacity
     scheduler = Scheduler(
         BlockPool(room.blocks, room.block_size),
@@ -80,24 +78,28 @@ def lead(spec: RankSpec) -> None:
         device=runner.device.type,
         hidden_size=runner.config.hidden_size,
     )
+    if spec.size > 1:
+        heartbeat.enter("waiting for the other ranks")
     sockets = LeaderSockets(spec.engine_address, spec.ranks_address, spec.size - 1)
     core = EngineCore(runner, model, scheduler, sockets)
-    core.heartbeat = Path(spec.heartbeat)
+    core.heartbeat = heartbeat
+    heartbeat.enter(SERVING)
     signal.signal(signal.SIGTERM, lambda *_: core.stop())
     core.run()
     sockets.close()
 
 
-def follow(spec: RankSpec) -> None:
+def follow(spec: RankSpec, heartbeat: Heartbeat) -> None:
     """Load, and do as rank 0 says until Shutdown."""
     from motet.engine.installer import Installer
     from motet.engine.plan import ClearSlot, InstallAdapter, Shutdown, StepPlan
     from motet.engine.transport import FollowerSocket
 
-    runner = _load(spec)
+    runner = _load(spec, heartbeat)
     installer = Installer(runner.pool, spec.rank)
     socket = FollowerSocket(spec.ranks_address, spec.rank)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    heartbeat.enter(SERVING)
     while True:
         message = socket.receive(2 if installer.running else 1000)
         for report in installer.finish():
@@ -115,27 +117,40 @@ def follow(spec: RankSpec) -> None:
                 return
 
 
-def _load(spec: RankSpec) -> Runner:
+def _load(spec: RankSpec, heartbeat: Heartbeat) -> Runner:
     """This rank's runner, ready to serve."""
     from motet.engine.parallel import ShardGroup, join
     from motet.engine.runner import Runner, resolve_device
 
     device = resolve_device(spec.engine, spec.rank)
+    heartbeat.enter("loading the model")
     runner = Runner(spec.engine, join(ShardGroup(spec.rank, spec.size), spec.store, device), device)
+    if device.type == "cpu" and not _has_kernels(Path(os.environ["NUMBA_CACHE_DIR"])):
+        heartbeat.enter("compiling the CPU kernels, once; about a minute")
+    else:
+        heartbeat.enter("running a first step")
     runner.warm_up()
     return runner
 
 
+def _has_kernels(cache: Path) -> bool:
+    """Whether `cache` has compiled CPU kernels that are not older than their source."""
+    source = Path(__file__).with_name("kernels") / "cpu.py"
+    return any(file.stat().st_mtime >= source.stat().st_mtime for file in cache.glob("*/cpu.*.nbi"))
+
+
+def _run(spec: RankSpec, heartbeat: Heartbeat) -> None:
+    heartbeat.enter("importing PyTorch")
+    _prepare_environment(spec)
+    (lead if spec.rank == 0 else follow)(spec, heartbeat)
+
+
 def main() -> None:
-    """Run the rank that argv[1] describes; one line and exit code 2 when it cannot start."""
+    """Run the rank that argv[1] describes; exit code 2 when it cannot start."""
     spec = msgspec.json.decode(sys.argv[1], type=RankSpec)
     follow_parent()
     configure_logging(process=f"rank-{spec.rank}")
-    _prepare_environment(spec)
-    try:
-        (lead if spec.rank == 0 else follow)(spec)
-    except StartupError as error:
-        refuse_to_start(error, Path(spec.heartbeat).parent)
+    run_child("engine", lambda heartbeat: _run(spec, heartbeat))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,18 @@ RULES = {
 }
 
 # The scheduling side of the engine, and the processes' modules, which start without torch.
-TORCH_FREE_ENGINE = ("plan", "sequence", "blocks", "slots", "scheduler", "spec", "processes", "transport", "rank")
+TORCH_FREE_ENGINE = (
+    "plan",
+    "sequence",
+    "blocks",
+    "slots",
+    "scheduler",
+    "spec",
+    "processes",
+    "child_process",
+    "transport",
+    "rank",
+)
 
 
 def imports(path: Path) -> Iterator[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from pathlib import Path
 
 import msgspec
 import zmq
@@ -20,8 +19,9 @@ from motet.api.adapters.messages import AnyQuestion, decoder, encode
 from motet.api.adapters.registry import AdapterRegistry
 from motet.api.adapters.wiring import own_registry
 from motet.api.deployment import Deployment
-from motet.core.errors import MotetError, StartupError
-from motet.core.lifeline import follow_parent, refuse_to_start
+from motet.core.errors import MotetError
+from motet.core.heartbeat import SERVING, Heartbeat
+from motet.core.lifeline import follow_parent, run_child
 from motet.core.logs import configure_logging
 from motet.core.registry import PluginRegistry
 
@@ -79,7 +79,7 @@ def _failure(error: MotetError) -> bytes:
     return encode(msgspec.structs.replace(info, message=info.message.encode(errors="replace").decode()))
 
 
-async def run(deployment: Deployment) -> None:
+async def run(deployment: Deployment, heartbeat: Heartbeat) -> None:
     """Answer until SIGTERM."""
     plugins = PluginRegistry.load()
     plugins.configure(deployment.settings)
@@ -87,22 +87,21 @@ async def run(deployment: Deployment) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
     async with own_registry(deployment, plugins) as registry:
         server = RegistryServer(registry, deployment.registry_address)
-        answering = asyncio.create_task(server.run())
+        heartbeat.enter(SERVING)
+        tasks = [asyncio.create_task(work()) for work in (server.run, heartbeat.keep_beating)]
         await stopped.wait()
-        answering.cancel()
-        await asyncio.gather(answering, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await server.close()
 
 
 def main() -> None:
-    """Run the registry of the server that argv[1] describes; one line and exit code 2 when it cannot start."""
+    """Run the registry of the server that argv[1] describes; exit code 2 when it cannot start."""
     deployment = msgspec.json.decode(sys.argv[1], type=Deployment)
     follow_parent()
     configure_logging(process="registry")
-    try:
-        asyncio.run(run(deployment))
-    except StartupError as error:
-        refuse_to_start(error, Path(deployment.run_directory))
+    run_child("adapter registry", lambda heartbeat: asyncio.run(run(deployment, heartbeat)))
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ import zmq
 import zmq.asyncio
 from loguru import logger
 
-from motet.core.errors import MotetError, StartupError
-from motet.core.lifeline import follow_parent, refuse_to_start
+from motet.core.errors import MotetError
+from motet.core.heartbeat import SERVING, Heartbeat
+from motet.core.lifeline import follow_parent, run_child
 from motet.core.logs import configure_logging
 from motet.core.messages import FromLoader, LoaderFailure, PrepareAdapter
 from motet.engine.spec import EngineSpec
@@ -40,8 +41,9 @@ class LoaderSpec(msgspec.Struct, frozen=True):
     cache: str
 
 
-async def serve(spec: LoaderSpec) -> None:
+async def serve(spec: LoaderSpec, heartbeat: Heartbeat) -> None:
     """Answer questions until SIGTERM."""
+    heartbeat.enter("importing PyTorch")
     from motet.engine.adapters.prepare import Target, prepare_adapter
     from motet.engine.models.config import read_config
     from motet.engine.runner import resolve_device, resolve_dtype
@@ -77,7 +79,8 @@ async def serve(spec: LoaderSpec) -> None:
                 reply = LoaderFailure(question.id, failure.info())
         await socket.send_multipart([client, msgspec.msgpack.encode(reply)])
 
-    tasks: set[asyncio.Task[None]] = set()
+    heartbeat.enter(SERVING)
+    tasks: set[asyncio.Task[None]] = {asyncio.create_task(heartbeat.keep_beating())}
     while True:
         client, body = await socket.recv_multipart()
         task = asyncio.create_task(answer(client, msgspec.msgpack.decode(body, type=PrepareAdapter)))
@@ -97,10 +100,7 @@ def main() -> None:
     configure_logging(process="loader")
     os.environ["OMP_NUM_THREADS"] = "1"
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    try:
-        asyncio.run(serve(spec))
-    except StartupError as error:
-        refuse_to_start(error, Path(spec.address.removeprefix("ipc://")).parent)
+    run_child("adapter loader", lambda heartbeat: asyncio.run(serve(spec, heartbeat)))
 
 
 if __name__ == "__main__":

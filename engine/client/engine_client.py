@@ -95,8 +95,8 @@ class EngineClient:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._context.destroy(linger=200)
 
-    async def wait_ready(self, timeout: float) -> ModelInfo:
-        """The model, once the engine is up. Raises Unavailable after `timeout` seconds."""
+    async def wait_ready(self, timeout: float | None) -> ModelInfo:
+        """The model, once the engine is up. Raises Unavailable after `timeout` seconds (None: never)."""
         try:
             async with asyncio.timeout(timeout):
                 await self._up.wait()

@@ -1,0 +1,212 @@
+"""Watching child processes: which ends are final, which are followed by a new start, and what hangs is replaced."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import zmq
+
+from motet.core.errors import StartupError
+from motet.core.lifeline import ChildStart
+from motet.core.messages import EngineState
+from motet.core.settings import Settings
+from motet.engine import child_process, processes
+from motet.engine.child_process import WatchedProcess, stop_all
+from motet.engine.processes import EngineProcesses
+from motet.engine.spec import engine_spec
+
+PRELUDE = """
+import os, signal, sys, time
+from motet.core.errors import StartupError
+from motet.core.heartbeat import SERVING
+from motet.core.lifeline import follow_parent, run_child
+from motet.core.logs import configure_logging
+
+follow_parent()
+configure_logging()
+
+def serve(heartbeat, seconds):
+    heartbeat.enter(SERVING)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        heartbeat.beat()
+        time.sleep(0.05)
+
+def work(heartbeat):
+    heartbeat.enter("loading the model")
+"""
+END = "\nrun_child('engine', work)\n"
+SERVE = "    serve(heartbeat, 600)"
+WAITS = "    time.sleep(600)"
+NO_MEMORY = "    raise MemoryError"
+KILLED = "    os.kill(os.getpid(), signal.SIGKILL)"
+REFUSES = "    raise StartupError('--dtype is wrong')"
+DIES_LATER = "    serve(heartbeat, 0.2)\n    raise RuntimeError('bad luck')"
+
+
+@dataclass
+class Launcher:
+    """Starts the next script of `bodies` (the last one again and again), as `start_child` starts a module."""
+
+    bodies: list[str]
+    starts: list[ChildStart] = field(default_factory=list)
+
+    def __call__(self, start: ChildStart) -> subprocess.Popen[bytes]:
+        body = self.bodies.pop(0) if len(self.bodies) > 1 else self.bodies[0]
+        self.starts.append(start)
+        script = [sys.executable, "-c", PRELUDE + body + END, "{}", msgspec.json.encode(start).decode()]
+        return subprocess.Popen(script, stdin=subprocess.PIPE)
+
+
+def tick_until(tick: Callable[[], None], done: Callable[[], Any], seconds: float = 30.0) -> None:
+    """Tick as the supervisor does."""
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline, "it did not come to that"
+        tick()
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., EngineProcesses]]:
+    """Makes engines whose ranks are scripts."""
+    made: list[EngineProcesses] = []
+
+    def make(ranks: Launcher, shards: int = 1) -> EngineProcesses:
+        loader = Launcher([SERVE])
+
+        def start(module: str, spec: msgspec.Struct, start: ChildStart, **_: Any) -> subprocess.Popen[bytes]:
+            return (loader if module.endswith("loader") else ranks)(start)
+
+        monkeypatch.setattr(processes, "start_child", start)
+        made.append(EngineProcesses(engine_spec(Settings(shards=shards), tmp_path), shards, "tiny"))
+        made[-1].start()
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.stop()
+        assert not one.run_directory.exists()
+
+
+@pytest.mark.parametrize(
+    ("bodies", "said"),
+    [
+        ([NO_MEMORY], r"failed to start \(loading the model\): MemoryError; lower --kv-memory"),
+        ([KILLED], "was ended by SIGKILL .*--kv-memory"),
+        ([REFUSES], "^--dtype is wrong$"),
+        ([WAITS, KILLED], "was ended by SIGKILL .*--kv-memory"),
+        ([WAITS, NO_MEMORY], "MemoryError; lower --kv-memory"),
+    ],
+)
+def test_an_engine_that_was_never_up_ends_the_server(
+    engine: Callable[..., EngineProcesses], bodies: list[str], said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ranks = Launcher(list(bodies))
+    running = engine(ranks, len(bodies))
+    with pytest.raises(StartupError, match=said):
+        tick_until(running.tick, lambda: False)
+    assert len(ranks.starts) == len(bodies), "nothing was started again"
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_killed_rank_is_the_cause_of_what_the_others_report(engine: Callable[..., EngineProcesses]) -> None:
+    running = engine(Launcher([REFUSES, KILLED]), 2)
+    for pid in running.process_ids():
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    with pytest.raises(StartupError, match="was ended by SIGKILL"):
+        tick_until(running.tick, lambda: False)
+
+
+def test_an_engine_that_has_served_is_started_again(engine: Callable[..., EngineProcesses]) -> None:
+    """Also when it then fails to start: another process may have taken the memory for a while."""
+    ranks = Launcher([DIES_LATER, NO_MEMORY, KILLED, SERVE])
+    running = engine(ranks)
+    tick_until(running.tick, lambda: len(ranks.starts) == 4)
+    assert [start.restarted for start in ranks.starts] == [False, True, True, True]
+
+
+def test_the_phase_reaches_clients_that_connect_late(engine: Callable[..., EngineProcesses]) -> None:
+    running = engine(Launcher([WAITS]))
+    heartbeat = running.run_directory / "heartbeat-0"
+    tick_until(running.tick, lambda: heartbeat.is_file() and heartbeat.read_text() == "loading the model")
+    running.tick()
+    with zmq.Context() as context, context.socket(zmq.SUB) as socket:
+        socket.setsockopt(zmq.SUBSCRIBE, b"")
+        socket.connect(running.state_address)
+        states: list[EngineState] = []
+
+        def receive() -> bool:
+            if socket.poll(0):
+                states.append(msgspec.msgpack.decode(socket.recv(), type=EngineState))
+            return bool(states)
+
+        tick_until(running.tick, receive)
+    assert states[0] == EngineState("starting", "the engine is starting (loading the model)")
+
+
+def test_a_hung_engine_is_replaced(engine: Callable[..., EngineProcesses], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "HANG_SECONDS", 3.0)
+    ranks = Launcher(["    heartbeat.enter(SERVING)\n    time.sleep(600)", SERVE])
+    running = engine(ranks)
+    tick_until(running.tick, lambda: len(ranks.starts) == 2)
+
+
+@pytest.fixture
+def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[list[str]], WatchedProcess]]:
+    """Makes watched processes; one that is silent for 3 s hangs."""
+    monkeypatch.setattr(child_process, "HANG_SECONDS", 3.0)
+    made: list[WatchedProcess] = []
+
+    def make(bodies: list[str]) -> WatchedProcess:
+        made.append(WatchedProcess("adapter loader", tmp_path, Launcher(bodies)))
+        made[-1].start()
+        return made[-1]
+
+    yield make
+    stop_all([process for one in made for process in one.processes])
+
+
+@pytest.mark.parametrize(
+    ("body", "said"), [(NO_MEMORY, "MemoryError"), (KILLED, "SIGKILL"), (REFUSES, "--dtype is wrong")]
+)
+def test_a_process_that_was_never_up_ends_the_server(
+    watched: Callable[[list[str]], WatchedProcess], body: str, said: str
+) -> None:
+    child = watched([body])
+    with pytest.raises(StartupError, match=said):
+        tick_until(child.tick, lambda: False)
+
+
+def test_a_stopped_process_is_replaced(watched: Callable[[list[str]], WatchedProcess]) -> None:
+    child = watched([SERVE])
+    (first,) = child.processes
+    heartbeat = Path(child.run_directory / "heartbeat-adapter-loader")
+    tick_until(child.tick, lambda: heartbeat.is_file() and heartbeat.read_text() == "serving")
+    child.tick()
+    first.send_signal(signal.SIGSTOP)
+    tick_until(child.tick, lambda: child.processes != [first])
+    assert first.returncode == -signal.SIGKILL
+
+
+def test_a_process_that_has_served_is_started_again(watched: Callable[[list[str]], WatchedProcess]) -> None:
+    child = watched([DIES_LATER, SERVE])
+    (first,) = child.processes
+    tick_until(child.tick, lambda: child.processes != [first])
+
+
+def test_arguments_are_json() -> None:
+    """What `start_child` passes is what `run_child` reads."""
+    start = ChildStart("/run/heartbeat", True)
+    assert json.loads(msgspec.json.encode(start)) == {"heartbeat": "/run/heartbeat", "restarted": True}
