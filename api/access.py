@@ -11,6 +11,7 @@ from pathlib import Path
 from quart import Quart, Request, Response, g, request
 from werkzeug.datastructures import Headers
 
+from motet.api.anthropic.errors import is_anthropic
 from motet.api.caller import Caller, hub_bearer
 from motet.api.ignored import ignored_header
 from motet.api.keys import KeyRing
@@ -47,6 +48,8 @@ def install_access(app: Quart, settings: Settings) -> None:
     @app.after_request
     async def add_headers(response: Response) -> Response:
         response.headers["x-request-id"] = g.request_id
+        if is_anthropic(request):
+            response.headers["request-id"] = g.request_id
         if ignored := ignored_header():
             response.headers["x-motet-ignored"] = ignored
         if response.status_code == 401:

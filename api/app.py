@@ -7,6 +7,7 @@ from pathlib import Path
 from quart import Blueprint, Quart
 
 from motet.api import (
+    anthropic,
     batches,
     cancelling,
     chat,
@@ -22,10 +23,10 @@ from motet.api import (
 )
 from motet.api.access import install_access
 from motet.api.cors import install_cors
+from motet.api.error_shapes import response_by_client
 from motet.api.errors import DEFAULT_MAX_BODY, install_error_handlers
 from motet.api.keep_alive import kept_alive
 from motet.api.native import about, embed, generate, tokens
-from motet.api.native.errors import response_by_path
 from motet.api.request_limits import LimitedRequest
 from motet.api.services import Services
 
@@ -34,6 +35,7 @@ __all__ = ["OPERATIONS", "SURFACES", "Services", "create_app"]
 SURFACES = (
     *(chat, completions, embeddings, responses, files, batches, models, cancelling),
     *(generate, embed, about, tokens),
+    anthropic,
     *(metrics, elsewhere, health),
 )
 """The modules with routes: each has `routes(services)`, a blueprint, and OPERATIONS, which describes them."""
@@ -53,7 +55,7 @@ def create_app(services: Services) -> Quart:
     blueprints: list[Blueprint] = [surface.routes(services) for surface in SURFACES]
     for blueprint in (*blueprints, docs_page.routes(OPERATIONS)):
         app.register_blueprint(blueprint)
-    install_error_handlers(app, max_body, response_by_path(app))
+    install_error_handlers(app, max_body, response_by_client(app))
 
     install_access(app, services.settings)
     metrics.install_metrics(app)

@@ -153,6 +153,10 @@ class ChatRun:
         setup = await ChatSetup.of(services, request, caller)
         return await setup.run(services, request, response_id)
 
+    def limited(self, max_tokens: int) -> ChatRun:
+        """The same run, with answers of at most `max_tokens`, if that is less than the context leaves."""
+        return replace(self, generation=self.generation.limited(max_tokens))
+
     async def deltas(self, services: Services) -> AsyncGenerator[tuple[int, ChatDelta], None]:
         """(choice, what it adds) as things come; closing this ends every sequence at once."""
         tools = self.tools

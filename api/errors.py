@@ -34,11 +34,16 @@ def internal_error(error: BaseException) -> ErrorInfo:
 def error_response(info: ErrorInfo) -> Response:
     """`info` as a response."""
     response = Response(ENCODER.encode(error_body(info)), info.status, content_type="application/json")
-    if info.status in RETRY_AFTER_SECONDS:
-        response.headers["retry-after"] = RETRY_AFTER_SECONDS[info.status]
-    if info.status == 409:  # SDKs would try again, which cannot help
-        response.headers["x-should-retry"] = "false"
+    add_retry_headers(response)
     return response
+
+
+def add_retry_headers(response: Response) -> None:
+    """Add the headers that say whether and when to send a failed request again."""
+    if response.status_code in RETRY_AFTER_SECONDS:
+        response.headers["retry-after"] = RETRY_AFTER_SECONDS[response.status_code]
+    if response.status_code == 409:  # SDKs would try again, which cannot help
+        response.headers["x-should-retry"] = "false"
 
 
 def http_failure(error: HTTPException, max_body: int) -> MotetError:

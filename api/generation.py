@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 import uuid
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
@@ -127,6 +128,13 @@ class Generation:
             timing=Timing(checked.caller.began),
             labels=labels(checked.model, request, checked.adapter),
         )
+
+    def limited(self, max_tokens: int) -> Generation:
+        """The same sequences, with answers of at most `max_tokens`, if that is less than their limit so far."""
+        submits = (
+            replace(s, params=replace(s.params, max_tokens=min(s.params.max_tokens, max_tokens))) for s in self.submits
+        )
+        return dataclasses.replace(self, submits=tuple(submits))
 
     def usage(self, completion_tokens: int) -> Usage:
         """The token counts, once the answers are complete."""

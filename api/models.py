@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from quart import Blueprint, Response
+from quart import Blueprint, Response, request
 
-from motet.api.answers import ENCODER, ModelCard, ModelList
+from motet.api.answers import ENCODER, ErrorBody, ModelCard, ModelList
+from motet.api.anthropic.errors import VERSION_HEADER
+from motet.api.anthropic.models import MAX_LIMIT, anthropic_model, anthropic_page
+from motet.api.anthropic.objects import AnthropicError, AnthropicModel, AnthropicModelList
 from motet.api.caller import current_caller
-from motet.api.operations import Operation, path_parameter
+from motet.api.operations import Operation, Parameter, path_parameter, query_parameter
 from motet.api.services import Services
 from motet.core.adapters import AdapterListing
+
+_FOR_ANTHROPIC = "With `anthropic-version`:"
+_LIMIT = {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT}
+_VERSION: Parameter = {
+    "name": VERSION_HEADER,
+    "in": "header",
+    "required": False,
+    "description": "Anthropic's clients send it; the answer then has the shape of Anthropic's API.",
+    "schema": {"type": "string"},
+}
+_FAILURE = {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("ErrorBody", "AnthropicError")]}
 
 OPERATIONS = (
     Operation(
@@ -16,21 +30,32 @@ OPERATIONS = (
         "/v1/models",
         "The base model and the adapters that can be listed",
         "models",
-        ModelList,
-        errors=(503,),
+        {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("ModelList", "AnthropicModelList")]},
+        errors=(400, 503),
+        parameters=(
+            _VERSION,
+            query_parameter("limit", f"{_FOR_ANTHROPIC} at most this many; 20 by default.", _LIMIT),
+            query_parameter("after_id", f"{_FOR_ANTHROPIC} only the models after this one.", {"type": "string"}),
+            query_parameter("before_id", f"{_FOR_ANTHROPIC} only the models before this one.", {"type": "string"}),
+        ),
         says="All.",
+        failure=_FAILURE,
+        parts=(ModelList, AnthropicModelList, ErrorBody, AnthropicError),
     ),
     Operation(
         "get",
         "/v1/models/{model}",
         "One model",
         "models",
-        ModelCard,
+        {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("ModelCard", "AnthropicModel")]},
         errors=(400, 404, 429, 503),
         parameters=(
+            _VERSION,
             path_parameter("model", "An id or alias from the list. Slashes may be sent as they are or as %2F."),
         ),
         says="The base model or an adapter.",
+        failure=_FAILURE,
+        parts=(ModelCard, AnthropicModel, ErrorBody, AnthropicError),
     ),
 )
 
@@ -41,12 +66,14 @@ def routes(services: Services) -> Blueprint:
 
     @blueprint.get("/v1/models")
     async def models() -> Response:
-        answer = ModelList(data=await model_cards(services))
+        cards = await model_cards(services)
+        answer = anthropic_page(cards, request.args) if VERSION_HEADER in request.headers else ModelList(data=cards)
         return Response(ENCODER.encode(answer), content_type="application/json")
 
     @blueprint.get("/v1/models/<path:model>")
     async def model(model: str) -> Response:
-        answer = await model_card(services, model)
+        card = await model_card(services, model)
+        answer = anthropic_model(card) if VERSION_HEADER in request.headers else card
         return Response(ENCODER.encode(answer), content_type="application/json")
 
     return blueprint

@@ -14,7 +14,10 @@ def no_route() -> str:
     """The message for the current request's path, which has no route."""
     if (meant := near_miss()) is None:
         return "no such route; GET /docs lists them"
-    base = "OpenAI's clients want a base URL that ends in /v1; " if meant.startswith("/v1/") else ""
+    if meant.startswith("/v1/messages"):
+        base = "Anthropic's clients need a base URL without /v1; "
+    else:
+        base = "OpenAI's clients want a base URL that ends in /v1; " if meant.startswith("/v1/") else ""
     return f"no such route; did you mean {meant}? {base}GET /docs lists all"
 
 

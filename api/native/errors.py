@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import msgspec
 from loguru import logger
-from quart import Blueprint, Quart, Response, g, request
+from quart import Blueprint, Response, g
 from werkzeug.exceptions import HTTPException
 
 from motet.api.answers import ENCODER
-from motet.api.errors import DEFAULT_MAX_BODY, RETRY_AFTER_SECONDS, error_response, http_failure, internal_error
+from motet.api.errors import DEFAULT_MAX_BODY, RETRY_AFTER_SECONDS, http_failure, internal_error
 from motet.api.native.answers import NativeError
 from motet.api.services import Services
 from motet.core.errors import ErrorInfo, JsonInvalid, MotetError
@@ -88,12 +88,6 @@ def native_error_response(info: ErrorInfo, names: Mapping[str, str] = _OWN_NAMES
     if status in RETRY_AFTER_SECONDS:
         response.headers["retry-after"] = RETRY_AFTER_SECONDS[status]
     return response
-
-
-def response_by_path(app: Quart) -> Callable[[ErrorInfo], Response]:
-    """A failure as the response that its path's clients expect, where no route was found to say so."""
-    own = {rule.rule for rule in app.url_map.iter_rules() if rule.endpoint.startswith(PREFIX)}
-    return lambda info: (native_error_response if request.path in own else error_response)(info)
 
 
 def native_error_event(info: ErrorInfo) -> bytes:

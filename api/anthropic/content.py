@@ -1,0 +1,158 @@
+"""Anthropic's messages, whose contents are lists of blocks, as chat messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from motet.api.anthropic.schemas import (
+    Block,
+    InputMessage,
+    RedactedThinkingBlock,
+    TextBlock,
+    ThinkingBlock,
+    ToolResultBlock,
+    ToolUseBlock,
+)
+from motet.api.echo import shortened
+from motet.api.parsing import convert
+from motet.api.schemas import MAX_PIECES, FunctionCall, Message, ToolCall
+from motet.api.unknown import unknown_names
+from motet.core.errors import InvalidRequest
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+_KINDS: Mapping[str, type[Block]] = {
+    "text": TextBlock,
+    "tool_use": ToolUseBlock,
+    "tool_result": ToolResultBlock,
+    "thinking": ThinkingBlock,
+    "redacted_thinking": RedactedThinkingBlock,
+}
+
+# What Anthropic's own tools left in a conversation; the model cannot use those tools here.
+_SERVER_BLOCKS = frozenset(
+    {
+        "server_tool_use",
+        "mcp_tool_use",
+        "mcp_tool_result",
+        "web_search_tool_result",
+        "web_fetch_tool_result",
+        "code_execution_tool_result",
+        "bash_code_execution_tool_result",
+        "text_editor_code_execution_tool_result",
+        "tool_search_tool_result",
+    }
+)
+
+
+class ContentReader:
+    """Reads the blocks of a request's messages; collects in `ignored` the paths of what it ignores."""
+
+    def __init__(self) -> None:
+        self.ignored: list[str] = []
+        self._blocks = 0
+
+    def messages(self, system: str | Sequence[TextBlock] | None, given: Sequence[InputMessage]) -> list[Message]:
+        """The conversation as chat messages. Raises InvalidRequest naming the block at fault."""
+        found = [Message("system", text)] if (text := _system(system)) else []
+        for index, message in enumerate(given):
+            found += self._message(message, f"messages[{index}].content")
+        return list(_combined(found))
+
+    def _message(self, message: InputMessage, where: str) -> list[Message]:
+        if isinstance(message.content, str):
+            return [Message(message.role, message.content)]
+        blocks = [*self._read(message.content, where)]
+        if message.role == "assistant":
+            return [_assistant(blocks)]
+        results = [self._result(block, place) for block, place in blocks if isinstance(block, ToolResultBlock)]
+        texts = [block.text for block, _ in blocks if isinstance(block, TextBlock)]
+        # A result follows the call that it answers, so results come before text.
+        return [*results, *([Message(message.role, "\n".join(texts))] if texts or not results else [])]
+
+    def _read(self, content: Iterable[Mapping[str, Any]], where: str) -> Iterator[tuple[Block, str]]:
+        for index, entry in enumerate(content):
+            self._count()
+            place = f"{where}[{index}]"
+            kind = entry.get("type")
+            if kind in _SERVER_BLOCKS:
+                self.ignored.append(place)
+                continue
+            known = _KINDS.get(kind) if isinstance(kind, str) else None
+            if known is None:
+                raise _unsupported(kind, place)
+            yield self._convert(entry, known, place), place
+
+    def _convert(self, entry: Mapping[str, Any], kind: type[T], place: str) -> T:
+        self.ignored += [f"{place}.{name}" for name in unknown_names(entry, kind)]
+        try:
+            return convert(entry, kind)
+        except InvalidRequest as error:
+            raise InvalidRequest(
+                f"{place}.{error.message}", param=f"{place}.{error.param}" if error.param else place, code=error.code
+            ) from None
+
+    def _count(self) -> None:
+        self._blocks += 1
+        if self._blocks > MAX_PIECES:
+            raise InvalidRequest(f"the messages have more than {MAX_PIECES} content blocks", param="messages")
+
+    def _result(self, block: ToolResultBlock, place: str) -> Message:
+        texts = [block.content] if isinstance(block.content, str) else []
+        parts = block.content if isinstance(block.content, list) else []
+        for part, inner in self._read(parts, f"{place}.content"):
+            if not isinstance(part, TextBlock):
+                raise _unsupported(part.__struct_config__.tag, inner)
+            texts.append(part.text)
+        text = "\n".join(texts)
+        return Message("tool", f"Error: {text}" if block.is_error else text, tool_call_id=block.tool_use_id)
+
+
+def _unsupported(kind: object, place: str) -> InvalidRequest:
+    if kind is None:
+        return InvalidRequest(f"{place}.type is missing", param=f"{place}.type", code="missing_required_parameter")
+    return InvalidRequest(
+        f"blocks of type {shortened(str(kind))!r} are not supported here; send text",
+        param=f"{place}.type",
+        code="unsupported_value",
+    )
+
+
+def _system(system: str | Sequence[TextBlock] | None) -> str:
+    if system is None or isinstance(system, str):
+        return system or ""
+    return "\n".join(block.text for block in system)
+
+
+def _assistant(blocks: Sequence[tuple[Block, str]]) -> Message:
+    for block, place in blocks:
+        if isinstance(block, ToolResultBlock):
+            raise InvalidRequest(
+                "tool_result blocks belong in user messages", param=f"{place}.type", code="unsupported_value"
+            )
+    text = "\n".join(block.text for block, _ in blocks if isinstance(block, TextBlock))
+    calls = [
+        ToolCall(block.id, FunctionCall(block.name, msgspec.json.encode(block.input).decode()))
+        for block, _ in blocks
+        if isinstance(block, ToolUseBlock)
+    ]
+    return Message("assistant", text, tool_calls=calls or None)
+
+
+def _combined(messages: Iterable[Message]) -> Iterator[Message]:
+    """The messages; user messages that follow one another become one, as do assistant messages."""
+    latest: Message | None = None
+    for message in messages:
+        if latest is not None and latest.role == message.role and message.role in ("user", "assistant"):
+            text = "\n".join(filter(None, (latest.text(), message.text())))
+            calls = [*(latest.tool_calls or ()), *(message.tool_calls or ())]
+            latest = Message(message.role, text, tool_calls=calls or None)
+            continue
+        if latest is not None:
+            yield latest
+        latest = message
+    if latest is not None:
+        yield latest

@@ -1,0 +1,125 @@
+"""A request to Anthropic's API as the chat request that it amounts to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import msgspec
+
+from motet.api.anthropic.content import ContentReader
+from motet.api.anthropic.schemas import CountTokensRequest, MessagesRequest
+from motet.api.anthropic.tools import OfferedTools, offered_tools
+from motet.api.parsing import MAX_IGNORED_NAMES, Parsed, check_adapters, check_chat, convert, unknown_fields
+from motet.api.schemas import AdapterChoice, ChatRequest, Message
+from motet.core.errors import InvalidRequest, MotetError
+
+_SAME = (*AdapterChoice.__struct_fields__, "temperature", "top_p", "top_k", "stream")
+"""Fields that chat requests have under the same name."""
+
+# The chat request's fields, as the caller knows them.
+_OWN_NAMES = {
+    "response_format.json_schema": "output_config.format",
+    "response_format": "output_config.format",
+    "tool_choice.allowed_tools": "tool_choice",
+    "continue_final_message": "messages",
+    "reasoning_effort": "thinking",
+    "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
+}
+_CHAT_NAME = re.compile(rf"\b(?:{'|'.join(map(re.escape, _OWN_NAMES))})\b")
+_PARAMETERS = re.compile(r"tools\[(\d+)\]\.function\.parameters")
+
+
+class Translated(msgspec.Struct, frozen=True, kw_only=True):
+    """A request as a chat request.
+
+    `chat.max_tokens` is left open, since the caller's `max_tokens` may exceed the context. `tools` holds the index of
+    each of the chat request's tools in the caller's list.
+    """
+
+    chat: ChatRequest
+    max_tokens: int
+    tools: tuple[int, ...]
+
+
+def parse_messages(body: dict[str, Any]) -> Parsed[Translated]:
+    """The body of POST /v1/messages. Raises InvalidRequest."""
+    request = convert(body, MessagesRequest)
+    return _parsed(body, request, request.max_tokens, {"stop": request.stop_sequences})
+
+
+def parse_counted(body: dict[str, Any]) -> Parsed[Translated]:
+    """The body of POST /v1/messages/count_tokens. Raises InvalidRequest."""
+    # A prompt that is too long for the context has a length, too: nothing is cut off where nothing is generated.
+    return _parsed(body, convert(body, CountTokensRequest), 1, {"truncate_prompt_tokens": -1})
+
+
+def _parsed(
+    body: dict[str, Any], request: CountTokensRequest, max_tokens: int, fields: dict[str, Any]
+) -> Parsed[Translated]:
+    check_adapters(request)
+    reader, tools = ContentReader(), offered_tools(request.tools or ())
+    messages = reader.messages(request.system, request.messages)
+    thinking = request.thinking.type if request.thinking else None
+    chat = _chat_request(request, messages, tools, fields)
+    with own_names(tools.places):
+        check_chat(chat)
+    ignored = (
+        *unknown_fields(body, type(request), {}),
+        *(["thinking"] if thinking not in (None, "disabled") else ()),
+        *tools.ignored,
+        *reader.ignored,
+    )
+    translated = Translated(chat=chat, max_tokens=max_tokens, tools=tools.places)
+    return Parsed(translated, tuple(islice(ignored, MAX_IGNORED_NAMES)))
+
+
+def _chat_request(
+    request: CountTokensRequest, messages: list[Message], tools: OfferedTools, fields: dict[str, Any]
+) -> ChatRequest:
+    """`request` with these messages and tools; `fields` has what comes in addition. Raises InvalidRequest."""
+    last, choice = messages[-1], request.tool_choice
+    same = {name: getattr(request, name) for name in _SAME if name in request.__struct_fields__}
+    return ChatRequest(
+        messages=messages,
+        tools=list(tools.functions) or None,
+        tool_choice=tools.choice(choice),
+        parallel_tool_calls=False if choice and choice.disable_parallel_tool_use else None,
+        continue_final_message=(last.role == "assistant" and not last.tool_calls) or None,
+        reasoning_effort="none" if request.thinking and request.thinking.type == "disabled" else None,
+        response_format=_response_format(request),
+        **{**same, **fields},
+    )
+
+
+def _response_format(request: CountTokensRequest) -> dict[str, Any] | None:
+    form = (request.output_config.format if request.output_config else None) or request.output_format
+    if form is None:
+        return None
+    match form:
+        case {"type": "json_schema", "schema": dict(schema)}:
+            return {"type": "json_schema", "json_schema": {"name": "output", "schema": schema, "strict": True}}
+    raise InvalidRequest(
+        'output_config.format must be {"type": "json_schema", "schema": {…}}', param="output_config.format"
+    )
+
+
+@contextmanager
+def own_names(tools: tuple[int, ...]) -> Iterator[None]:
+    """Inside, errors name the fields of the caller's request, not the chat request's; `tools` is Translated's."""
+    try:
+        yield
+    except MotetError as error:
+        error.message = _renamed(error.message, tools)
+        if error.param is not None:
+            # Which message of the request one was made of is not known any more.
+            error.param = "messages" if error.param.startswith("messages") else _renamed(error.param, tools)
+        raise
+
+
+def _renamed(text: str, tools: tuple[int, ...]) -> str:
+    text = _PARAMETERS.sub(lambda found: f"tools[{tools[int(found[1])]}].input_schema", text)
+    return _CHAT_NAME.sub(lambda found: _OWN_NAMES[found[0]], text)

@@ -1,0 +1,24 @@
+"""The shape of a failure that no blueprint answers: the one that the request's client reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from quart import Quart, Response, request
+
+from motet.api.anthropic.errors import anthropic_error_response, is_anthropic
+from motet.api.errors import error_response
+from motet.api.native.errors import PREFIX, native_error_response
+from motet.core.errors import ErrorInfo
+
+
+def response_by_client(app: Quart) -> Callable[[ErrorInfo], Response]:
+    """What makes the response for a failure of the current request of `app`."""
+    native = {rule.rule for rule in app.url_map.iter_rules() if rule.endpoint.startswith(PREFIX)}
+
+    def respond(info: ErrorInfo) -> Response:
+        if request.path in native:
+            return native_error_response(info)
+        return anthropic_error_response(info) if is_anthropic(request) else error_response(info)
+
+    return respond
