@@ -16,6 +16,7 @@ from motet.api.body import read_body
 from motet.api.caller import current_caller
 from motet.api.chat_prompts import chat_prompt
 from motet.api.chat_run import ChatRun, ChatSetup
+from motet.api.ignored import note_ignored
 from motet.api.operations import ERRORS, TOKEN, Operation
 from motet.api.services import Services
 from motet.api.sse import stream_response
@@ -61,6 +62,7 @@ def routes(services: Services) -> Blueprint:
             request, caller = await read_body(parse_messages), current_caller()
             with own_names(request.tools):
                 run = await ChatRun.start(services, request.chat, caller, f"msg_{uuid.uuid4().hex}")
+            note_ignored("output_config.effort" for _ in run.ignored)  # the one hint that these requests have
             run = run.limited(request.max_tokens)
             stream = MessageStream(services, run, request.max_tokens, caller)
             if request.chat.stream:

@@ -12,6 +12,7 @@ from motet.api.schemas import (
     MAX_STOP_STRINGS,
     MAX_TOOLS,
     AdapterChoice,
+    Effort,
     Fraction,
     Positive,
     StopString,
@@ -120,6 +121,7 @@ class OutputConfig(msgspec.Struct, frozen=True):
     format: Annotated[
         dict[str, Any] | None, _says('`{"type": "json_schema", "schema": {…}}`: the answer matches the schema.')
     ] = None
+    effort: Annotated[Effort | None, _says("For chat templates that read `reasoning_effort`; others ignore it.")] = None
 
 
 class CountTokensRequest(AdapterChoice, frozen=True, kw_only=True):

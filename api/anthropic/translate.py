@@ -13,8 +13,9 @@ import msgspec
 from motet.api.anthropic.content import ContentReader
 from motet.api.anthropic.schemas import CountTokensRequest, MessagesRequest
 from motet.api.anthropic.tools import OfferedTools, offered_tools
-from motet.api.parsing import MAX_IGNORED_NAMES, Parsed, check_adapters, check_chat, convert, unknown_fields
-from motet.api.schemas import AdapterChoice, ChatRequest, Message
+from motet.api.ignored import MAX_IGNORED_NAMES
+from motet.api.parsing import Parsed, check_adapters, check_chat, convert, unknown_fields
+from motet.api.schemas import AdapterChoice, ChatRequest, Effort, Message
 from motet.core.errors import InvalidRequest, MotetError
 
 _SAME = (*AdapterChoice.__struct_fields__, "temperature", "top_p", "top_k", "stream")
@@ -26,7 +27,7 @@ _OWN_NAMES = {
     "response_format": "output_config.format",
     "tool_choice.allowed_tools": "tool_choice",
     "continue_final_message": "messages",
-    "reasoning_effort": "thinking",
+    "reasoning_effort": "output_config.effort",
     "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
 }
 _CHAT_NAME = re.compile(rf"\b(?:{'|'.join(map(re.escape, _OWN_NAMES))})\b")
@@ -89,10 +90,16 @@ def _chat_request(
         tool_choice=tools.choice(choice),
         parallel_tool_calls=False if choice and choice.disable_parallel_tool_use else None,
         continue_final_message=(last.role == "assistant" and not last.tool_calls) or None,
-        reasoning_effort="none" if request.thinking and request.thinking.type == "disabled" else None,
+        reasoning_effort=_effort(request),
         response_format=_response_format(request),
         **{**same, **fields},
     )
+
+
+def _effort(request: CountTokensRequest) -> Effort | None:
+    if request.thinking and request.thinking.type == "disabled":
+        return "none"
+    return request.output_config.effort if request.output_config else None
 
 
 def _response_format(request: CountTokensRequest) -> dict[str, Any] | None:
