@@ -28,3 +28,4 @@ class Deployment(msgspec.Struct, frozen=True):
     index: int = 0
     workers: int = 1
     announce: bool = True
+    model_aliases: tuple[str, ...] = ()

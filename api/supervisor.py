@@ -56,6 +56,7 @@ def supervise(settings: Settings) -> None:
         settings=settings,
         model_directory=str(directory),
         model_name=name,
+        model_aliases=location.aliases,
         engine_address=engine.engine_address,
         loader_address=engine.loader_address,
         state_address=engine.state_address,

@@ -16,11 +16,13 @@ class ModelLocation(msgspec.Struct, frozen=True):
 
     kind `transformers`: `path` is a directory with config.json, *.safetensors and tokenizer.json.
     kind `gguf`: `path` is a .gguf file, converted once into the cache.
+    `aliases` are other names that clients know the model by, such as its hub id.
     """
 
     path: Path
     kind: Literal["transformers", "gguf"]
     name: str
+    aliases: tuple[str, ...] = ()
 
 
 class ModelSource(ABC):

@@ -201,7 +201,9 @@ class HubModels(ModelSource):
                 f"--model {ref}: the repository lacks config.json or *.safetensors (no other format is read)",
                 param="model",
             )
-        return ModelLocation(directory, "transformers", repository)
+        given = ref.removeprefix("hub:")
+        aliases = tuple(dict.fromkeys((repository, f"hub:{repository}", given, f"hub:{given}")))
+        return ModelLocation(directory, "transformers", repository, aliases)
 
 
 def _startup_error(failure: MotetError, ref: str) -> StartupError:

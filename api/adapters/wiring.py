@@ -24,7 +24,7 @@ async def own_registry(deployment: Deployment, plugins: PluginRegistry) -> Async
     limits = LoadLimits(
         authorisation_seconds=settings.authorisation_seconds, stale_seconds=settings.stale_authorisation_seconds
     )
-    registry = AdapterRegistry(plugins.adapter_sources.items, loader, _names(deployment), limits)
+    registry = AdapterRegistry(plugins.adapter_sources.items, loader, name_rules(deployment), limits)
     await loader.start()
     try:
         yield registry
@@ -36,7 +36,7 @@ async def own_registry(deployment: Deployment, plugins: PluginRegistry) -> Async
 @asynccontextmanager
 async def worker_adapters(deployment: Deployment, plugins: PluginRegistry, engine: Engine) -> AsyncIterator[Adapters]:
     """The adapters of an API process. Raises StartupError for a setting that is wrong."""
-    names = _names(deployment)
+    names = name_rules(deployment)
     if deployment.workers == 1:
         async with own_registry(deployment, plugins) as registry:
             yield Adapters(registry, engine, names)
@@ -49,6 +49,8 @@ async def worker_adapters(deployment: Deployment, plugins: PluginRegistry, engin
         await client.close()
 
 
-def _names(deployment: Deployment) -> NameRules:
+def name_rules(deployment: Deployment) -> NameRules:
+    """What names mean on the server that `deployment` describes."""
     settings = deployment.settings
-    return NameRules(deployment.model_name, settings.default_source, cache_directory(), settings.model_alias)
+    aliases = (*settings.model_alias, *deployment.model_aliases)
+    return NameRules(deployment.model_name, settings.default_source, cache_directory(), aliases)

@@ -8,10 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.adapter_world import FakeLoader, Setup, World, failure, run
 
+from motet.api.adapters.adapters import Adapters
 from motet.api.adapters.names import AdapterNames, NameRules
 from motet.api.adapters.registry import AdapterRegistry
+from motet.api.adapters.wiring import name_rules
+from motet.api.deployment import Deployment
 from motet.core.adapters import AdapterListing, AdapterRef
 from motet.core.errors import InvalidRequest, NotFound, StartupError
+from motet.core.settings import Settings
+from motet.plugins.smollm2 import Smollm2
 
 
 def test_each_form_of_a_name(tmp_path: Path) -> None:
@@ -117,3 +122,19 @@ def test_a_reference_reads_back_as_it_is_written(id: str, revision: str | None) 
     ref = AdapterRef("demo", id, revision)
     names = AdapterNames({"demo": World()}, NameRules("smollm2", "demo", Path()))
     assert asyncio.run(names.name(str(ref), None)) == ref
+
+
+@pytest.mark.parametrize("name", ["org/base", "hub:org/base", "org/base@v1", "served", "other"])
+def test_the_bases_own_hub_id_names_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    aliases = ("org/base", "hub:org/base", "org/base@v1", "hub:org/base@v1")
+    deployment = Deployment(Settings(model_alias=("other",)), "", "served", "", "", "", 0, "", model_aliases=aliases)
+    monkeypatch.setenv("MOTET_CACHE", str(tmp_path))
+
+    async def body() -> None:
+        s = Setup(tmp_path)
+        adapters = Adapters(s.registry, s.engine, name_rules(deployment))
+        assert await adapters.name(name, None) is None
+        assert await adapters.name("org/base", "hub") == AdapterRef("hub", "org/base")  # a source's own id stays one
+
+    run(body)
+    assert "HuggingFaceTB/SmolLM2-135M-Instruct" in Smollm2().locate("smollm2").aliases

@@ -233,6 +233,7 @@ def test_a_base_model_is_downloaded_with_the_operators_login(hub: Hub) -> None:
     hub.add("org/base", MODEL, tokens=["hf_operator"])
     location = HubModels().locate("hub:org/base@main")
     assert (location.kind, location.name) == ("transformers", "org/base")
+    assert {"org/base", "hub:org/base", "org/base@main"} <= set(location.aliases)
     found = {path.relative_to(location.path).as_posix() for path in location.path.rglob("*") if path.is_file()}
     assert found == {"config.json", "model.safetensors", "tokenizer.json"}
 
