@@ -23,11 +23,15 @@ from motet.api.adapters.outcomes import OF_THE_CALLER, Loaded, LoadLimits, Outco
 from motet.api.adapters.preparer import Preparer
 from motet.api.adapters.single_flight import SingleFlight
 from motet.api.adapters.source_calls import call_source, check_result
-from motet.core.adapters import AdapterSource, ResolvedAdapter
-from motet.core.errors import AdapterRefused, MotetError
+from motet.core.adapters import AdapterRef, AdapterSource, ResolvedAdapter
+from motet.core.blocking import BlockingCalls
+from motet.core.errors import AdapterRefused, MotetError, Unavailable
 from motet.core.messages import AdapterPart, PreparedAdapter
 
 Key: TypeAlias = tuple[str, str]  # id and revision at one source
+
+UNREADABLE = "adapter_unreadable"
+"""The code of a refusal for files that are absent, cut short or damaged, as they are while they are being written."""
 
 LEFTOVER_SECONDS = 24 * 3600
 
@@ -40,6 +44,7 @@ class SourceLoads:
         self._cache = cache
         self._limits = limits
         self._fetching = asyncio.Semaphore(limits.fetches)
+        self._files = BlockingCalls("adapter-files")
         self.running: SingleFlight[Key, Loaded] = SingleFlight(limits.waiting)
         self.outcomes: Outcomes[Key] = Outcomes(limits)
 
@@ -48,8 +53,10 @@ class SourceLoads:
         key = (adapter.ref.id, adapter.revision)
         try:
             directory = await self._directory(adapter, token)
-            prepared = await self._prepare(adapter, directory, preparer)
-            loaded = Loaded(directory, prepared, copied=directory == self._target(adapter))
+            if directory == self._target(adapter):
+                loaded = Loaded(directory, await self._prepare(adapter, directory, preparer), copied=True)
+            else:
+                loaded = Loaded(directory, await self._prepare_in_place(adapter, token, directory, preparer))
         except MotetError as error:
             self.outcomes.failed(key, error)
             raise
@@ -67,6 +74,37 @@ class SourceLoads:
             if directory == self._target(adapter):  # our copy, and never the source's own files
                 await asyncio.to_thread(_discard, directory)
             raise
+
+    async def _prepare_in_place(
+        self, adapter: ResolvedAdapter, token: str | None, directory: Path, preparer: Preparer
+    ) -> PreparedAdapter:
+        """Prepare the source's own files, which may be overwritten meanwhile. Raises Unavailable if they are."""
+        try:
+            prepared = await self._prepare(adapter, directory, preparer)
+        except AdapterRefused as error:
+            settled = error.code != UNREADABLE or not await self._is_recent(directory)
+            if settled and not await self._is_changed(adapter, token):
+                raise
+            raise _changed(f"{adapter.ref} is being written ({error.message}); try again") from None
+        if await self._is_changed(adapter, token):
+            raise _changed(f"{adapter.ref} has just changed; try again")
+        return prepared
+
+    async def _is_changed(self, adapter: ResolvedAdapter, token: str | None) -> bool:
+        """Whether the source's files are of another revision by now."""
+        ref = AdapterRef(adapter.ref.source, adapter.ref.id)
+        seconds = self._limits.resolve_seconds
+        now = await call_source(self._source, ref, token, seconds, lambda: self._source.resolve(ref, token))
+        return now.revision != adapter.revision
+
+    async def _is_recent(self, directory: Path) -> bool:
+        """Whether one of the files in `directory` was written within the last seconds."""
+        try:
+            async with asyncio.timeout(self._limits.writing_seconds):
+                written = await self._files.run(directory, lambda: _last_write(directory))
+        except (OSError, TimeoutError):
+            return False
+        return abs(time.time() - written) < self._limits.writing_seconds
 
     def _target(self, adapter: ResolvedAdapter) -> Path:
         """Where the cache has, or would have, the adapter's files."""
@@ -95,7 +133,10 @@ class SourceLoads:
                     lambda: self._source.fetch(adapter, token, scratch),
                 )
                 check_result(self._source, "fetch", directory, Path)
-                fields |= {"revision": adapter.revision, "bytes": await asyncio.to_thread(_size, directory)}
+                fields |= {
+                    "revision": adapter.revision,
+                    "bytes": await self._files.run(directory, lambda: _size(directory)),
+                }
             if not directory.is_relative_to(scratch):
                 return directory
             return await asyncio.to_thread(_move, directory, target)
@@ -131,6 +172,15 @@ class AdapterLoads:
         """Give up every load."""
         for loads in self._sources.values():
             await loads.running.close()
+
+
+def _changed(message: str) -> Unavailable:
+    return Unavailable(message, param="model", code="adapter_changed")
+
+
+def _last_write(directory: Path) -> float:
+    """When one of the files in `directory` was last written; seconds since the epoch."""
+    return max((path.stat().st_mtime for path in directory.iterdir()), default=0.0)
 
 
 def _sweep(cache: Path) -> None:

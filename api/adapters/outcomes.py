@@ -32,6 +32,7 @@ class LoadLimits(msgspec.Struct, frozen=True):
     resolve_seconds: float = 30.0
     fetch_seconds: float = 600.0
     prepare_seconds: float = 300.0
+    writing_seconds: float = 5.0
     failure_seconds: float = 10.0
     refusal_seconds: float = 300.0
     fetches: int = 4

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import tempfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import msgspec
 
 from motet.api.adapters.copies import copy_directory
 from motet.core.adapters import AdapterRef
+from motet.core.paths import read_regular, write_file
 
 MAX_RECORDS = 10_000
 MAX_BYTES = 4096
@@ -45,11 +44,8 @@ class PublicRecords:
     def note(self, ref: AdapterRef, revision: str) -> None:
         """Record that everybody may read `ref`, which is `revision` now and in the cache."""
         with contextlib.suppress(OSError):
-            self._directory.mkdir(parents=True, exist_ok=True)
             for named in {ref, AdapterRef(ref.source, ref.id, revision)}:
-                with tempfile.NamedTemporaryFile(dir=self._directory, prefix=".", delete=False) as file:
-                    file.write(msgspec.json.encode(PublicRecord(named, revision)))
-                os.replace(file.name, self._file(named))
+                write_file(self._file(named), msgspec.json.encode(PublicRecord(named, revision)))
             self._noted[ref] = revision
             if len(self._noted) > MAX_RECORDS:
                 self._noted.popitem(last=False)
@@ -87,7 +83,6 @@ class PublicRecords:
 def _read(file: Path) -> PublicRecord | None:
     """The record in `file`; None for a file that is absent or damaged."""
     try:
-        with file.open("rb") as opened:
-            return msgspec.json.decode(opened.read(MAX_BYTES), type=PublicRecord)
+        return msgspec.json.decode(read_regular(file, MAX_BYTES), type=PublicRecord)
     except (OSError, ValueError):
         return None

@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from motet.api.adapters.authorisations import Authorisations
+from motet.api.adapters.generations import Generations
 from motet.api.adapters.loads import AdapterLoads
 from motet.api.adapters.merges import AdapterMerges
 from motet.api.adapters.messages import ListAdapters, Name, Question, Resolve, Serve, ServedAdapter, ServeMerged
@@ -24,7 +25,7 @@ from motet.api.adapters.outcomes import OF_THE_CALLER, Loaded, LoadLimits
 from motet.api.adapters.preparer import Loader, Preparer
 from motet.api.adapters.public_records import PublicRecords
 from motet.core.adapters import AdapterRef, AdapterSource, ResolvedAdapter
-from motet.core.errors import InvalidRequest, MotetError, from_info
+from motet.core.errors import InvalidRequest, MotetError, Overloaded, Unavailable, from_info
 from motet.core.messages import MAX_PARTS
 
 T = TypeVar("T")
@@ -45,6 +46,7 @@ class AdapterRegistry:
         self._names = AdapterNames(sources, names)
         preparer = Preparer(loader, self._limits)
         self._loads = AdapterLoads(sources, preparer, names.cache / "adapters", self._limits)
+        self._generations = Generations(self._limits.remembered)
         self._merges = AdapterMerges(preparer, self._limits)
         self._records = PublicRecords(names.cache)
         self._authorisations = {
@@ -103,6 +105,9 @@ class AdapterRegistry:
         except OF_THE_CALLER:
             authorisations.end(ref, token)
             raise
+        except (Unavailable, Overloaded) as error:
+            return self._generations.earlier(ref, error)
+        self._generations.loaded(ref, loaded)
         if grant.public and loaded.copied and not self._records.is_noted(ref, grant.resolved.revision):
             await asyncio.to_thread(self._records.note, ref, grant.resolved.revision)
         return loaded

@@ -172,7 +172,7 @@ def read_config(directory: Path) -> LoraConfig:
     except OSError as error:
         raise AdapterRefused("the adapter has no readable adapter_config.json") from error
     except (ValueError, RecursionError) as error:
-        raise AdapterRefused(f"adapter_config.json is not JSON: {error}") from error
+        raise AdapterRefused(f"adapter_config.json is not JSON: {error}", code="adapter_unreadable") from error
     if not isinstance(raw, dict):
         raise AdapterRefused("adapter_config.json is not a JSON object")
     return parse_config(raw)

@@ -49,7 +49,9 @@ def read_weights(directory: Path, limit: int) -> bytes:
     if not path.is_file():
         pickled = [name for name in ("adapter_model.bin", "adapter_model.pt") if (directory / name).exists()]
         hint = f"; {pickled[0]} is not read, since unpickling runs code: save with safetensors" if pickled else ""
-        raise AdapterRefused(f"the adapter has no adapter_model.safetensors{hint}")
+        raise AdapterRefused(
+            f"the adapter has no adapter_model.safetensors{hint}", code=None if pickled else "adapter_unreadable"
+        )
     if path.stat().st_size > limit:
         raise AdapterRefused(
             f"adapter_model.safetensors is larger than {limit} bytes, which the highest rank that this server takes "
@@ -63,7 +65,9 @@ def parse_weights(data: bytes) -> dict[str, Tensor]:
     try:
         return load(data)
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise AdapterRefused(f"adapter_model.safetensors cannot be read (cut short or damaged): {error}") from error
+        raise AdapterRefused(
+            f"adapter_model.safetensors cannot be read (cut short or damaged): {error}", code="adapter_unreadable"
+        ) from error
 
 
 def match_pairs(tensors: dict[str, Tensor], config: LoraConfig, model: ModelConfig, max_rank: int) -> list[LoraPair]:
