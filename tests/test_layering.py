@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "transformers", "safetensors", "flash_attn", "triton")
 
 # The processes and the command line wire the layers together.
-ENTRY_POINTS = {"api/supervisor.py", "api/processes.py", "api/__main__.py", "api/cli.py"}
+ENTRY_POINTS = {"api/supervisor.py", "api/processes.py", "api/motet/__main__.py", "api/cli.py"}
 
 # Folder (or file) -> what of Motet it may import, and what it may not import at all.
 RULES = {

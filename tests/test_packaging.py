@@ -12,6 +12,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE_FOLDERS = ("core", "plugins", "engine", "api")
+ROOT_PACKAGE = Path("api/motet")
 TOP_LEVEL = {*PACKAGE_FOLDERS, "tests", "docker", "docs", "pyproject.toml"}
 TOP_LEVEL |= {"README.md", "Makefile", "LICENSE", "CHANGELOG.md", ".ci"}
 
@@ -47,8 +48,12 @@ def third_party_imports() -> set[str]:
 
 def test_package_list_equals_the_tree() -> None:
     inits = [init for folder in PACKAGE_FOLDERS for init in (ROOT / folder).rglob("__init__.py")]
-    tree = sorted("motet." + ".".join(init.parent.relative_to(ROOT).parts) for init in inits)
-    assert project()["tool"]["setuptools"]["packages"] == tree
+    folders = {init.parent.relative_to(ROOT) for init in inits}
+    tree = sorted("motet." + ".".join(folder.parts) for folder in folders - {ROOT_PACKAGE})
+    setuptools = project()["tool"]["setuptools"]
+    assert setuptools["packages"] == ["motet", *tree]
+    own = {f"motet.{folder}": folder for folder in PACKAGE_FOLDERS}
+    assert setuptools["package-dir"] == {"motet": ROOT_PACKAGE.as_posix(), **own}
 
 
 def test_every_python_file_lies_in_a_package() -> None:
@@ -80,3 +85,10 @@ def test_architecture_page_accounts_for_every_dependency() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text()
     names = [re.split(r"[^\w.-]", requirement)[0] for requirement in project()["project"]["dependencies"]]
     assert [name for name in names if not re.search(rf"`{re.escape(name)}`", page)] == []
+
+
+def test_the_package_is_also_a_command_and_has_a_version() -> None:
+    code = "import motet; print(motet.__version__)"
+    plain = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    command = [sys.executable, "-m", "motet", "--version"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"motet {plain}\n"

@@ -20,7 +20,7 @@ def test_every_name_stands_under_its_hook_with_its_owner() -> None:
 def test_whoever_reads_only_the_beginning_sees_no_traceback() -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, "-m", "motet.api", "plugins"]
+    command = [sys.executable, "-m", "motet", "plugins"]
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, timeout=60)
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, b"")

@@ -53,7 +53,7 @@ def served(adapter_root: Path, log: Path) -> Iterator[Served]:
     """Serve the default model and the adapters under `adapter_root` on a free port; its output goes to `log`."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "motet.api", "serve", "--port", str(port), "--adapter-root", str(adapter_root)]
+    command = [sys.executable, "-m", "motet", "serve", "--port", str(port), "--adapter-root", str(adapter_root)]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         try:

@@ -143,7 +143,7 @@ def test_the_plugins_serve(site: Path, web: str, smollm2_directory: Path) -> Non
 
 def test_motet_plugins_shows_whose_they_are(site: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "motet.api", "plugins"],
+        [sys.executable, "-m", "motet", "plugins"],
         env=with_plugins(site, HOUSE_WEB_ROOT="http://localhost"),
         capture_output=True,
         text=True,

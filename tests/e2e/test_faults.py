@@ -113,7 +113,7 @@ def test_children_do_not_outlive_a_killed_supervisor(smollm2_directory: Path) ->
 
 def failed_start(*arguments: str) -> str:
     """What `motet serve` says when it cannot start: one line, exit code 2."""
-    command = [sys.executable, "-m", "motet.api", "serve", *arguments]
+    command = [sys.executable, "-m", "motet", "serve", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("motet")]

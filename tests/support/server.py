@@ -63,7 +63,7 @@ def serving(*arguments: str, env: Mapping[str, str] | None = None, log: Path | N
     """
     port = free_port()
     path = log or Path(f"/tmp/motet-test-{port}.log")
-    command = [sys.executable, "-m", "motet.api", "serve", "--port", str(port)]
+    command = [sys.executable, "-m", "motet", "serve", "--port", str(port)]
     with tempfile.TemporaryDirectory(prefix="motet-data-") as data, path.open("wb") as output:
         command += ["--data-dir", data, *arguments]
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=env)

@@ -1,4 +1,4 @@
-"""`python -m motet.api`, the same as the `motet` command."""
+"""`python -m motet`, the same as the `motet` command."""
 
 from __future__ import annotations
 

@@ -1,0 +1,123 @@
+"""Installing: the pins resolve on a stock package index, and the Makefile chooses and replaces Pythons."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CONSTRAINTS = ROOT / ".ci" / "constraints.txt"
+PYTHONS = ("3.11", "3.12", "3.13")
+CHOOSES_PACKAGES = ("PIP_FIND_LINKS", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_CONSTRAINT", "PIP_NO_INDEX")
+
+
+def requirements() -> list[str]:
+    """Everything that pyproject.toml requires of a development environment."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+
+
+def normalised(name: str) -> str:
+    """A distribution's name as indexes compare it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def resolve(version: str, target: Path) -> subprocess.Popen[str]:
+    """Start pip's resolution for Python `version` with this machine's own configuration left out."""
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--ignore-installed"]
+    command += ["--python-version", version, "--only-binary", ":all:", "--target", str(target)]
+    command += ["--report", f"{target}.json", "--constraint", str(CONSTRAINTS), *requirements()]
+    env = {name: value for name, value in os.environ.items() if name not in CHOOSES_PACKAGES}
+    env["PIP_CONFIG_FILE"] = os.devnull
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def index_is_reachable() -> bool:
+    """Whether PyPI answers."""
+    try:
+        urllib.request.urlopen("https://pypi.org/simple/pip/", timeout=10).close()
+    except urllib.error.URLError:
+        return False
+    return True
+
+
+def test_the_pins_resolve_on_a_stock_index_for_every_python(tmp_path: Path) -> None:
+    if "CI" not in os.environ and not index_is_reachable():
+        pytest.skip("PyPI cannot be reached")
+    runs = {version: resolve(version, tmp_path / version) for version in PYTHONS}
+    outputs = {version: run.communicate()[0] for version, run in runs.items()}
+    assert {version: outputs[version] for version, run in runs.items() if run.returncode} == {}
+    pinned = {normalised(line.partition("==")[0]) for line in CONSTRAINTS.read_text().splitlines() if "==" in line}
+    for version in PYTHONS:
+        chosen = json.loads((tmp_path / f"{version}.json").read_text())["install"]
+        names = {normalised(package["metadata"]["name"]) for package in chosen}
+        assert names - pinned == set(), "installed without a pin"
+
+
+def make(directory: Path, python: Path, goal: str = "install") -> subprocess.CompletedProcess[str]:
+    """Run the Makefile's `goal` in `directory` with PYTHON=`python`."""
+    command = ["make", goal, f"PYTHON={python}"]
+    return subprocess.run(command, cwd=directory, capture_output=True, text=True)
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A directory with the files that `make install` reads."""
+    (tmp_path / ".ci").mkdir()
+    for name in ("Makefile", "pyproject.toml", ".ci/constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def python_that_reports(path: Path, version: str) -> Path:
+    """A stand-in for another Python: it reports `version`, makes virtual environments of itself, and no more."""
+    major, minor = version.split(".")
+    path.write_text(
+        "#!/bin/bash\n"
+        f'if [[ "$1" == --version ]]; then echo "Python {version}.1"\n'
+        f'elif [[ "$1" == -c && "$2" == *"version_info < "* ]]; then [[ {major}{minor} -ge 311 ]]\n'
+        f'elif [[ "$1" == -c && "$2" == *"version_info["* ]]; then echo {version}\n'
+        'elif [[ "$1" == -c ]]; then exit 1\n'
+        'elif [[ "$2" == venv ]]; then rm -rf "$4"; mkdir -p "$4/bin"; cp "$0" "$4/bin/python"\n'
+        'else echo "$@" >> pip-calls; fi\n'
+    )
+    path.chmod(0o755)
+    return path
+
+
+def test_a_python_that_is_too_old_is_one_line_before_anything_is_made(clone: Path) -> None:
+    before = sorted(clone.iterdir())
+    done = make(clone, python_that_reports(clone.parent / "old", "3.9"))
+    assert done.returncode == 2
+    assert "Python 3.11 or newer is needed" in done.stderr.splitlines()[0]
+    assert "Python 3.9.1" in done.stderr.splitlines()[0]
+    assert sorted(clone.iterdir()) == before
+
+
+def test_an_environment_of_another_python_is_replaced_and_one_of_the_same_is_kept(clone: Path) -> None:
+    older, newer = (python_that_reports(clone.parent / name, name) for name in ("3.11", "3.12"))
+    assert make(clone, older).returncode == 0
+    mark = clone / ".venv" / "mark"
+    mark.touch()
+    assert make(clone, older).returncode == 0
+    assert mark.exists()
+    assert make(clone, newer).returncode == 0
+    assert not mark.exists()
+    assert (clone / ".venv" / ".installed-3.12").exists()
+
+
+def test_no_part_of_the_install_hides_pips_progress(clone: Path) -> None:
+    make(clone, python_that_reports(clone.parent / "python", "3.11"))
+    calls = (clone / "pip-calls").read_text().splitlines()
+    assert any(call.endswith(" torch") for call in calls)
+    assert all("--constraint .ci/constraints.txt" in call and "--quiet" not in call for call in calls)
