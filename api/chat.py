@@ -90,7 +90,7 @@ async def _whole(services: Services, run: ChatRun) -> ChatCompletion:
 
     def write_logprobs(index: int, tokens: Sequence[TokenEvent]) -> None:
         if (written := logprobs[index]) is not None:
-            written.content.extend(map(packed, chat_logprobs(services.text, tokens).content))
+            written.content.extend(map(packed, chat_logprobs(generation.text, tokens).content))
 
     outputs = await run.collect(services, write_logprobs)
     choices = [
@@ -151,7 +151,7 @@ async def chat_events(run: ChatRun, services: Services, include_usage: bool) -> 
             count += len(delta.tokens)
             tokens = told(delta.tokens) if generation.wants_logprobs else ()
             if delta.text or tokens:
-                logprobs = chat_logprobs(services.text, tokens) if tokens else None
+                logprobs = chat_logprobs(generation.text, tokens) if tokens else None
                 frames += chunk(ChatChunkChoice(index, Delta(content=delta.text), logprobs))
             for call in delta.calls:
                 frames += chunk(ChatChunkChoice(index, Delta(tool_calls=[_call_delta(call)])))

@@ -203,6 +203,7 @@ class ChatSetup:
     async def of(cls, services: Services, request: ChatRequest, caller: Caller) -> ChatSetup:
         """Find the adapter and the template, and check the tools. Raises MotetError."""
         checked = await check(services, request, caller)
+        services = services.for_adapter(checked.adapter)
         template = await find_template(services, checked.adapter)
         tools = tool_use(services, request, template)
         if tools is not None:
@@ -211,7 +212,7 @@ class ChatSetup:
 
     async def run(self, services: Services, request: ChatRequest, response_id: str | None = None) -> ChatRun:
         """The run of `request`, which differs from the one that this is of in its messages alone. Raises MotetError."""
-        tools = self.tools
+        tools, services = self.tools, services.for_adapter(self.checked.adapter)
         prompt = await chat_prompt(services, request, self.template, tools)
         generation = Generation.of(services, request, self.checked, [prompt], response_id)
         last = request.messages[-1]

@@ -88,6 +88,7 @@ class CompletionRun:
     async def start(cls, services: Services, request: CompletionRequest, caller: Caller) -> CompletionRun:
         """Everything that can be refused before work starts has been, once this returns. Raises MotetError."""
         checked = await check(services, request, caller)
+        services = services.for_adapter(checked.adapter)
         prompts = await completion_prompts(services, request)
         generation = Generation.of(services, request, checked, prompts)
         kept = [submit.prompt for submit in generation.submits[:: generation.runs]]
@@ -98,10 +99,10 @@ class CompletionRun:
         """What run number `index` begins with."""
         return self.echoes[index // self.generation.runs]
 
-    def writers(self, services: Services) -> list[CompletionLogprobsWriter]:
+    def writers(self) -> list[CompletionLogprobsWriter]:
         """What writes the logprobs of each run."""
         submits = enumerate(self.generation.submits)
-        return [CompletionLogprobsWriter(services.text, submit.prompt, self.echo(i)) for i, submit in submits]
+        return [CompletionLogprobsWriter(self.generation.text, submit.prompt, self.echo(i)) for i, submit in submits]
 
     async def deltas(self, services: Services) -> AsyncGenerator[tuple[int, TextDelta], None]:
         """(run, what it adds) as things come. Where nothing was asked for but an echo, the one token is not told."""
@@ -132,7 +133,7 @@ async def answer_completion(services: Services, request: CompletionRequest, call
 async def _whole(services: Services, run: CompletionRun) -> Completion:
     generation = run.generation
     wanted = generation.wants_logprobs
-    writers = run.writers(services)
+    writers = run.writers()
     logprobs = [CompletionLogprobs([], [], [], []) if wanted else None for _ in writers]
     outputs = [Output() for _ in writers]
     async with aclosing(run.deltas(services)) as deltas:
@@ -168,7 +169,7 @@ async def completion_events(run: CompletionRun, services: Services, include_usag
     """The stream: text, each choice's finish; then usage, if it is wanted; then [DONE]."""
     generation = run.generation
     usage = None if include_usage else UNSET
-    writers = run.writers(services)
+    writers = run.writers()
     echoes = [run.echo(index).text for index in range(len(writers))]
     count, frames = 0, b""
     async with aclosing(run.deltas(services)) as deltas:

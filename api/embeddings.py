@@ -150,8 +150,8 @@ async def embed(
     """The token ids of every input, and its pooled hidden states as they are. Raises MotetError."""
     model = services.model()
     rank = priority(request, caller)
-    prompts = await _prompts(services, request, model.max_context)
     adapter = await chosen_adapter(services, request, caller)
+    prompts = await _prompts(services.for_adapter(adapter), request, model.max_context)
     group, id = f"{caller.owner}:{caller.request_id}", f"embd-{uuid.uuid4().hex}"
     gate = asyncio.Semaphore(MAX_AT_ONCE)
     fingerprint = adapter.prepared.fingerprint if adapter else None

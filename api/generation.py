@@ -21,11 +21,12 @@ from motet.api.params import check_logprobs, priority, sampling_params, token_li
 from motet.api.schemas import ChatRequest, CompletionRequest
 from motet.api.services import Services
 from motet.api.timing import Timing, labels
-from motet.core.errors import MotetError
+from motet.core.errors import InvalidRequest, MotetError
 from motet.core.formats import GrammarSpec
 from motet.core.messages import FinishReason, Submit, TokenEvent
 from motet.core.models import ModelInfo
 from motet.core.sampling import SamplingParams, choice_seed
+from motet.engine.client.text_model import TextModel
 from motet.engine.client.text_stream import TextDelta, stream_text
 
 T = TypeVar("T")
@@ -53,8 +54,22 @@ async def check(services: Services, request: ChatRequest | CompletionRequest, ca
     adapter = await chosen_adapter(services, request, caller)
     if adapter is None:
         return Checked(model, params, grammar, None, caller)
-    own = {*params.eos_token_ids, *adapter.prepared.eos_token_ids}
+    text = services.for_adapter(adapter).text
+    own = {*params.eos_token_ids, *adapter.prepared.eos_token_ids, *text.eos_token_ids}
     return Checked(model, replace(params, eos_token_ids=tuple(sorted(own))), grammar, adapter, caller)
+
+
+def _text_model(services: Services, request: ChatRequest | CompletionRequest, checked: Checked) -> TextModel:
+    """The text side of the request's adapter. Raises InvalidRequest where a grammar would be of other tokens."""
+    text = services.for_adapter(checked.adapter).text
+    if checked.grammar is not None and text.renamed_words:
+        raise InvalidRequest(
+            f"answers of this adapter cannot follow a grammar: its token {text.renamed_words[0]!r} is one that the "
+            "base model writes text with",
+            param="response_format" if request.response_format else "tools",
+            code="unsupported_parameter",
+        )
+    return text
 
 
 @dataclass(frozen=True)
@@ -72,6 +87,9 @@ class Generation:
     wants_logprobs: bool
     timing: Timing
     labels: Mapping[str, str]
+    text: TextModel
+    """What the prompts and answers are tokenised with: the adapter's own tokens, where it has some."""
+
     shown: frozenset[int] = frozenset()
     """Ids of special tokens that are part of the text, for whoever reads it before the caller does."""
 
@@ -85,6 +103,7 @@ class Generation:
         response_id: str | None = None,
     ) -> Generation:
         """The sequences of `request`. Raises ContextExceeded, or InvalidRequest for too many logprobs."""
+        text = _text_model(services, request, checked)
         context = checked.model.max_context
         prompts = [truncated(request, prompt, context, wanted_room(request, context)) for prompt in prompts]
         limits = [token_limit(request, len(prompt), context) for prompt in prompts]
@@ -127,6 +146,7 @@ class Generation:
             wants_logprobs=wants_logprobs,
             timing=Timing(checked.caller.began),
             labels=labels(checked.model, request, checked.adapter),
+            text=text,
         )
 
     def limited(self, max_tokens: int) -> Generation:
@@ -142,9 +162,7 @@ class Generation:
 
     async def deltas(self, services: Services) -> AsyncGenerator[tuple[int, TextDelta], None]:
         """(sequence number, what it adds) as things come; closing this ends every sequence at once."""
-        streams = [
-            stream_text(services.engine, services.text, submit, self.stop, self.shown) for submit in self.submits
-        ]
+        streams = [stream_text(services.engine, self.text, submit, self.stop, self.shown) for submit in self.submits]
         async with aclosing(merge(streams)) as merged:
             async for index, delta in merged:
                 self.timing.take(delta)

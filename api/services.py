@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 
 from motet.api.adapters.adapters import Adapters
+from motet.api.adapters.messages import ServedAdapter
 from motet.api.database import Database
 from motet.api.drain import Drain
 from motet.api.grammar import GrammarChecker
@@ -48,6 +49,14 @@ class Services:
         if not self.engine.ready or self.engine.model is None:
             raise Unavailable(self.engine.reason or "the model is still being loaded; try again in a moment")
         return self.engine.model
+
+    def for_adapter(self, adapter: ServedAdapter | None) -> Services:
+        """The same parts with the adapter's text side: its prompts, stops and answers are in its own tokens.
+
+        Raises AdapterRefused if its tokens cannot be used with the base's vocabulary.
+        """
+        tokens = adapter.prepared.tokens if adapter else None
+        return replace(self, text=self.text.base.for_adapter(tokens)) if tokens else self
 
     @cached_property
     def fingerprint(self) -> str:

@@ -51,7 +51,10 @@ class ToolUse:
         return self.parser.grammar(named, False, self._special(services)) if named else None
 
     def _special(self, services: Services) -> frozenset[str]:
-        return frozenset(marker for marker in self.parser.markers if services.text.special_id(marker) is not None)
+        text = services.text
+        ids = {marker: text.special_id(marker) for marker in self.parser.markers}
+        # Grammars know the base's tokens; an adapter's own are written as text.
+        return frozenset(marker for marker, id in ids.items() if id is not None and id == text.base.special_id(marker))
 
 
 def _either(calls: GrammarSpec, form: GrammarSpec) -> GrammarSpec:

@@ -17,6 +17,7 @@ from motet.core.errors import ErrorInfo
 from motet.core.formats import GrammarSpec
 from motet.core.models import ModelInfo
 from motet.core.sampling import SamplingParams
+from motet.core.tokens import AdapterTokens
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 
@@ -36,8 +37,8 @@ class LoraEntry(msgspec.Struct, frozen=True, array_like=True):
 class PreparedAdapter(msgspec.Struct, frozen=True, tag=True):
     """An adapter that is parsed, checked and cut into one file a rank.
 
-    `fingerprint` is over config, weights and base; `files[rank]` are safetensors in the engine's dtype. `name` is
-    `source:id`, for log lines.
+    `fingerprint` is over config, weights and base; `files[rank]` are safetensors in the engine's dtype. `tokens` is
+    where the adapter's tokenizer differs from the base's; `name` is `source:id`, for log lines.
     """
 
     id: str
@@ -47,6 +48,7 @@ class PreparedAdapter(msgspec.Struct, frozen=True, tag=True):
     bytes: int
     eos_token_ids: tuple[int, ...] = ()
     name: str = ""
+    tokens: AdapterTokens = AdapterTokens()
 
 
 class AdapterPart(msgspec.Struct, frozen=True, array_like=True):

@@ -67,6 +67,7 @@ class NativeRun:
         parameters = body.parameters or GenerateParameters()
         request = completion_request(body.inputs, parameters, stream)
         checked = await check(services, request, caller)
+        services = services.for_adapter(checked.adapter)
         prompt = await _prompt(services, body.inputs, parameters, request, checked)
         kept = truncated(request, prompt, checked.model.max_context)
         room = max(checked.model.max_context - len(kept), 1)
@@ -79,7 +80,7 @@ class NativeRun:
         sequences = [_Sequence() for _ in self.generation.submits]
         async with aclosing(self.generation.deltas(services)) as deltas:
             async for index, delta in deltas:
-                self._add(sequences[index], delta, services.text)
+                self._add(sequences[index], delta, self.generation.text)
         ranked = sorted(range(len(sequences)), key=lambda i: -sequences[i].logprobs / max(sequences[i].count, 1))
         best, *others = ranked
         answer = NativeAnswer(
@@ -158,7 +159,7 @@ class NativeRun:
             async for _, delta in deltas:
                 sequence.texts.append(delta.text)
                 sequence.count += len(delta.tokens)
-                *tokens, last = self.tokens(delta, services.text)
+                *tokens, last = self.tokens(delta, self.generation.text)
                 events += [NativeEvent(token=token) for token in tokens]
                 if delta.finish_reason is None:
                     events.append(NativeEvent(token=last))

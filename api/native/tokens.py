@@ -100,7 +100,10 @@ class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Body of POST /detokenize."""
 
     tokens: Annotated[list[TokenId], Meta(max_length=MAX_TOKENS, description="Token ids.", examples=[[504, 5107]])]
-    model: Annotated[str | None, Meta(description="Accepted; all adapters share the base's tokenizer.")] = None
+    model: Annotated[
+        Annotated[str, Meta(max_length=1024)] | None,
+        Meta(description="As everywhere; an adapter may have tokens of its own."),
+    ] = None
 
 
 class DetokenizedText(msgspec.Struct, frozen=True):
@@ -134,7 +137,8 @@ OPERATIONS = (
         DetokenizedText,
         body=DetokenizeRequest,
         example={"model": "", "tokens": [504, 5107]},
-        errors=(503,),
+        errors=ERRORS,
+        parameters=(TOKEN,),
     ),
 )
 
@@ -158,11 +162,13 @@ def routes(services: Services) -> Blueprint:
     @blueprint.post("/detokenize")
     async def detokenize() -> Response:
         asked = await read_body(_parse_tokens)
-        size = services.text.vocab_size
+        adapter = await chosen_adapter(services, AdapterChoice(model=asked.model or ""), current_caller())
+        model_text = services.for_adapter(adapter).text
+        size = model_text.vocab_size
         for index, token in enumerate(asked.tokens):
             if token >= size:
                 raise InvalidRequest(f"{token} is not the id of a token (0 to {size - 1})", param=f"tokens[{index}]")
-        decode = partial(services.text.decode, asked.tokens, skip_special_tokens=False)
+        decode = partial(model_text.decode, asked.tokens, skip_special_tokens=False)
         text = await asyncio.get_running_loop().run_in_executor(services.tokenising, decode)
         answer = DetokenizedText(text)
         return Response(ENCODER.encode(answer), content_type="application/json")
@@ -202,7 +208,7 @@ async def _spans(services: Services, asked: TokenizeRequest) -> list[TokenSpan]:
     """LoRAX's list: places count characters."""
     text, context = asked.inputs or "", services.model().max_context
     _refuse_long(services, text, "inputs", bounded=asked.truncate_prompt_tokens is None)
-    await chosen_adapter(services, asked, current_caller())
+    services = services.for_adapter(await chosen_adapter(services, asked, current_caller()))
 
     def spans() -> list[TokenSpan]:
         found = services.text.spans(text, add_special_tokens=asked.add_special_tokens is not False)
@@ -216,6 +222,7 @@ async def _listed(services: Services, asked: TokenizeRequest) -> TokenList:
     """vLLM's object."""
     context = services.model().max_context
     adapter = await chosen_adapter(services, asked, current_caller())
+    services = services.for_adapter(adapter)
     if asked.prompt is None:
         tokens = await _conversation(services, asked, adapter)
     else:

@@ -25,6 +25,7 @@ from motet.api.responses.objects import (
 )
 from motet.api.responses.schemas import Asked
 from motet.api.services import Services
+from motet.engine.client.text_model import TextModel
 
 Event = tuple[str, dict[str, Any]]
 
@@ -81,9 +82,9 @@ class _Open:
 class ResponseWriter:
     """Puts a response together. Every method returns the events that tell of what it did."""
 
-    def __init__(self, services: Services, response: ResponseObject, logprobs: bool) -> None:
+    def __init__(self, text: TextModel, response: ResponseObject, logprobs: bool) -> None:
         self.response = response
-        self._services, self._logprobs = services, logprobs
+        self._model_text, self._logprobs = text, logprobs
         self._items: list[OutputItem] = []
         self._open: _Open | None = None
         self._tokens = 0
@@ -98,7 +99,7 @@ class ResponseWriter:
         """Take a delta in."""
         self._tokens += len(delta.tokens)
         if self._logprobs:
-            logprobs = chat_logprobs(self._services.text, told(delta.tokens)).content
+            logprobs = chat_logprobs(self._model_text, told(delta.tokens)).content
             self._untold += [msgspec.to_builtins(entry) for entry in logprobs]
         events: list[Event] = []
         for part in delta.parts:
@@ -212,7 +213,7 @@ class ResponseRun:
 
     async def events(self, services: Services) -> AsyncGenerator[tuple[Sequence[Event], ResponseObject], None]:
         """What happens, and the response as it is then; closing this ends the generation. Raises MotetError."""
-        writer = ResponseWriter(services, self.response, self.logprobs)
+        writer = ResponseWriter(self.chat.generation.text, self.response, self.logprobs)
         yield writer.begin(), writer.response
         reason, events = "stop", list[Event]()
         async with aclosing(self.chat.deltas(services)) as deltas:

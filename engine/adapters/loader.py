@@ -45,6 +45,7 @@ async def serve(spec: LoaderSpec, heartbeat: Heartbeat) -> None:
     """Answer questions until SIGTERM."""
     heartbeat.enter("importing PyTorch")
     from motet.engine.adapters.prepare import Target, prepare_adapter
+    from motet.engine.adapters.tokens import BaseTokens
     from motet.engine.models.config import read_config
     from motet.engine.runner import resolve_device, resolve_dtype
 
@@ -57,6 +58,7 @@ async def serve(spec: LoaderSpec, heartbeat: Heartbeat) -> None:
         dtype=resolve_dtype(spec.engine, model, resolve_device(spec.engine, 0)),
         max_rank=spec.engine.max_adapter_rank,
         cache=Path(spec.cache),
+        tokens=BaseTokens(directory),
     )
     socket = zmq.asyncio.Context().socket(zmq.ROUTER)
     socket.bind(spec.address)

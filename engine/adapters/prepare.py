@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from motet.core.errors import AdapterRefused, MotetError
 from motet.core.messages import MAX_PARTS, AdapterPart, PreparedAdapter
 from motet.core.paths import build_directory
+from motet.core.tokens import AdapterTokens
 from motet.engine.adapters.merge import Merge
 from motet.engine.adapters.peft_config import MAX_CONFIG_BYTES, LoraConfig, read_config
 from motet.engine.adapters.tensors import (
@@ -27,6 +28,7 @@ from motet.engine.adapters.tensors import (
     read_weights,
     shard_pair,
 )
+from motet.engine.adapters.tokens import BaseTokens, read_tokens
 from motet.engine.models.config import ModelConfig
 from motet.engine.parallel import ShardGroup
 
@@ -39,7 +41,10 @@ MERGE_LAYOUT = 1
 
 @dataclass(frozen=True)
 class Target:
-    """What adapters are prepared for: the model, its sharding and dtype, the rank limit, and where files go."""
+    """What adapters are prepared for: the model, its sharding and dtype, the rank limit, and where files go.
+
+    `tokens` are the base model's; without them, adapters' tokenizers are not looked at.
+    """
 
     model: ModelConfig
     base_fingerprint: str
@@ -47,13 +52,15 @@ class Target:
     dtype: torch.dtype
     max_rank: int
     cache: Path
+    tokens: BaseTokens | None = None
 
 
 def prepare_adapter(parts: Sequence[AdapterPart], target: Target) -> PreparedAdapter:
     """The sum of `parts`, prepared for `target`: one adapter as it is, or up to MAX_PARTS merged into one.
 
-    A merged adapter has the first one's own end-of-text ids, as it has its chat template. In memory are at most one
-    adapter's file and, in fp32, twice what --max-adapter-rank allows. Raises AdapterRefused with what is wrong.
+    A merged adapter has the first one's own end-of-text ids and tokens, as it has its chat template. In memory are
+    at most one adapter's file and, in fp32, twice what --max-adapter-rank allows. Raises AdapterRefused with what is
+    wrong.
     """
     if not 1 <= len(parts) <= MAX_PARTS:
         raise AdapterRefused(f"{len(parts)} adapters cannot be merged; it takes 1 to {MAX_PARTS}")
@@ -66,7 +73,9 @@ def prepare_adapter(parts: Sequence[AdapterPart], target: Target) -> PreparedAda
         prepared = _kept(fingerprint, target) or _built(fingerprint, pairs, target)
     for entry in prepared.entries:  # the record may be of a server with a higher limit
         check_rank(f"layer {entry.layer}, {entry.module}", entry.rank, target.max_rank)
-    return msgspec.structs.replace(prepared, eos_token_ids=_eos(Path(first.directory), target.model.vocab_size))
+    directory, vocab_size = Path(first.directory), target.model.vocab_size
+    tokens = read_tokens(directory, target.tokens, vocab_size) if target.tokens else AdapterTokens()
+    return msgspec.structs.replace(prepared, eos_token_ids=_eos(directory, vocab_size), tokens=tokens)
 
 
 def _read(directory: Path, target: Target) -> tuple[LoraConfig, bytes, str]:

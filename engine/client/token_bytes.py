@@ -6,6 +6,7 @@ ByteFallback, Fuse, Strip, Metaspace). Knows nothing of text that arrives bit by
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ import msgspec
 from tokenizers import Tokenizer
 
 from motet.core.errors import StartupError
+from motet.core.tokens import AddedToken
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -95,12 +97,23 @@ class TokenBytes:
     def __init__(self, tokenizer: Tokenizer, decoding: Decoding) -> None:
         self._tokenizer = tokenizer
         self._pieces: dict[int, bytes] = {}
+        self._renamed: dict[int, str] = {}
         self.decoding = decoding
         self.special_ids = frozenset(
             token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special
         )
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         self.longest = max((len(decoding.piece(token)) for token in vocabulary), default=0)
+
+    def renamed(self, tokens: Sequence[AddedToken]) -> TokenBytes:
+        """The same for a vocabulary in which `tokens` are in the places of their ids."""
+        other = copy.copy(self)
+        other._pieces = {}
+        other._renamed = {token.id: token.content for token in tokens}
+        special = {token.id for token in tokens if token.special}
+        other.special_ids = self.special_ids - other._renamed.keys() | special
+        other.longest = max(self.longest, *(len(token.content.encode()) for token in tokens))
+        return other
 
     def __getitem__(self, token_id: int) -> bytes:
         """The exact bytes of one token, special or not; an id that the tokenizer does not know has none."""
@@ -119,5 +132,7 @@ class TokenBytes:
         return self.decoding.piece(self._name(token_id), first=True)
 
     def _name(self, token_id: int) -> str:
+        if token_id in self._renamed:
+            return self._renamed[token_id]
         # id_to_token takes 32 bits; a model's padded vocabulary may have ids beyond the tokenizer's.
         return (self._tokenizer.id_to_token(token_id) or "") if 0 <= token_id < 1 << 32 else ""

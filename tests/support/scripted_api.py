@@ -25,6 +25,7 @@ from motet.core.messages import AdapterPart, EngineStats, PreparedAdapter, Submi
 from motet.core.models import ModelInfo
 from motet.core.registry import PluginRegistry
 from motet.core.settings import Settings
+from motet.engine.adapters.tokens import BaseTokens, read_tokens
 from motet.engine.client.template_renderer import TemplateRenderer
 from motet.engine.client.text_model import TextModel
 
@@ -164,8 +165,15 @@ class Shelf(AdapterSource):
         return [AdapterListing(AdapterRef("shelf", "one"), "one"), AdapterListing(AdapterRef("shelf", "two"))]
 
 
+@dataclass
 class ScriptedLoader:
-    """Prepares every directory but `broken`; the print of a merge tells its parts and their weights."""
+    """Prepares every directory but `broken`; the print of a merge tells its parts and their weights.
+
+    Tokenizers are read as the real loader reads them, for the model in `base` that has `vocab_size` tokens.
+    """
+
+    base: BaseTokens
+    vocab_size: int
 
     async def prepare(self, parts: Sequence[AdapterPart]) -> PreparedAdapter:
         names = [Path(part.directory).name for part in parts]
@@ -173,7 +181,8 @@ class ScriptedLoader:
             raise AdapterRefused("adapter_config.json: use_qalora is not supported", param="model")
         weighted = [n if p.weight == 1 else f"{n}*{p.weight:g}" for n, p in zip(names, parts, strict=True)]
         name = "+".join(weighted)
-        return PreparedAdapter(name, f"print-of-{name}", (), (), 0, eos_token_ids=(7,))
+        tokens = read_tokens(Path(parts[0].directory), self.base, self.vocab_size)
+        return PreparedAdapter(name, f"print-of-{name}", (), (), 0, eos_token_ids=(7,), tokens=tokens)
 
 
 @dataclass
@@ -200,7 +209,8 @@ async def scripted_api(
     for name in ("shelf", "hub"):
         plugins.adapter_sources.adder("tests")(name, shelf)
     names = NameRules("tiny", "shelf", root / "cache")
-    registry = AdapterRegistry(plugins.adapter_sources.items, ScriptedLoader(), names)
+    loader = ScriptedLoader(BaseTokens(directory), text.vocab_size)
+    registry = AdapterRegistry(plugins.adapter_sources.items, loader, names)
     renderer = TemplateRenderer()
     services = Services(
         settings=settings or Settings(),

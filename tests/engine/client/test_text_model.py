@@ -27,7 +27,8 @@ def write(directory: Path, name: str, value: object) -> None:
 
 def test_the_default_model(smollm2: TextModel, model_directory: Path) -> None:
     assert smollm2.vocab_size == 49_152
-    assert (smollm2.bos_token, smollm2.eos_token) == ("<|im_start|>", "<|im_end|>")
+    special = smollm2.special_tokens
+    assert (special["bos_token"], special["eos_token"]) == ("<|im_start|>", "<|im_end|>")
     assert smollm2.special_tokens["unk_token"] == "<|endoftext|>"
     assert smollm2.eos_token_ids == (2,)
     assert smollm2.special_id("<|im_end|>") == 2
