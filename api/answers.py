@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, TypeAlias
 
 import msgspec
@@ -11,6 +12,9 @@ from motet.core.errors import ErrorInfo
 from motet.core.messages import EngineStats, FinishReason
 
 ENCODER = msgspec.json.Encoder()
+
+_TOKEN_IDS = Meta(description="With return_token_ids: the ids that were sampled, of those too that ended the answer.")
+_PROMPT_IDS = Meta(description="With return_token_ids: the prompt's ids; in a stream, with its first chunks.")
 
 ChatFinishReason: TypeAlias = Literal["stop", "length", "tool_calls"]
 
@@ -95,6 +99,7 @@ class ChatChoice(msgspec.Struct, frozen=True):
     message: ChatMessage
     logprobs: ChatLogprobs | None
     finish_reason: ChatFinishReason
+    token_ids: Annotated[list[int] | UnsetType, _TOKEN_IDS] = UNSET
 
 
 class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,6 +113,7 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage
     system_fingerprint: str
     service_tier: Literal["default"] = "default"
+    prompt_token_ids: Annotated[Sequence[int] | UnsetType, _PROMPT_IDS] = UNSET
 
 
 class FunctionDelta(msgspec.Struct, frozen=True):
@@ -141,6 +147,7 @@ class ChatChunkChoice(msgspec.Struct, frozen=True):
     delta: Delta
     logprobs: ChatLogprobs | None = None
     finish_reason: ChatFinishReason | None = None
+    token_ids: Annotated[list[int] | UnsetType, _TOKEN_IDS] = UNSET
 
 
 class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,6 +160,7 @@ class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
     choices: tuple[ChatChunkChoice, ...]
     system_fingerprint: str
     usage: Usage | UnsetType | None = UNSET
+    prompt_token_ids: Annotated[Sequence[int] | UnsetType, _PROMPT_IDS] = UNSET
 
 
 class CompletionLogprobs(msgspec.Struct, frozen=True):
@@ -171,6 +179,8 @@ class CompletionChoice(msgspec.Struct, frozen=True):
     text: str
     logprobs: CompletionLogprobs | None = None
     finish_reason: FinishReason | None = None
+    prompt_token_ids: Annotated[Sequence[int] | UnsetType, _PROMPT_IDS] = UNSET
+    token_ids: Annotated[list[int] | UnsetType, _TOKEN_IDS] = UNSET
 
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True):

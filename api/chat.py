@@ -28,7 +28,7 @@ from motet.api.caller import Caller, current_caller
 from motet.api.chat_run import CallDelta, ChatOutput, ChatRun
 from motet.api.generation import finished
 from motet.api.ignored import note_ignored
-from motet.api.logprobs import chat_logprobs, packed, told
+from motet.api.logprobs import chat_logprobs, packed
 from motet.api.operations import ERRORS, TOKEN, Operation
 from motet.api.parsing import parse_chat
 from motet.api.schemas import ChatRequest
@@ -90,11 +90,17 @@ async def _whole(services: Services, run: ChatRun) -> ChatCompletion:
 
     def write_logprobs(index: int, tokens: Sequence[TokenEvent]) -> None:
         if (written := logprobs[index]) is not None:
-            written.content.extend(map(packed, chat_logprobs(generation.text, tokens).content))
+            written.content.extend(map(packed, chat_logprobs(generation.text, tokens, generation.report).content))
 
     outputs = await run.collect(services, write_logprobs)
     choices = [
-        ChatChoice(index, _message(output), logprobs[index], finished(output.finish_reason))
+        ChatChoice(
+            index,
+            _message(output),
+            logprobs[index],
+            finished(output.finish_reason),
+            output.ids if generation.report.ids else UNSET,
+        )
         for index, output in enumerate(outputs)
     ]
     return ChatCompletion(
@@ -104,6 +110,7 @@ async def _whole(services: Services, run: ChatRun) -> ChatCompletion:
         choices=choices,
         usage=generation.usage(sum(output.tokens for output in outputs)),
         system_fingerprint=generation.fingerprint,
+        prompt_token_ids=generation.prompt_ids(0),
     )
 
 
@@ -129,7 +136,11 @@ async def chat_events(run: ChatRun, services: Services, include_usage: bool) -> 
     generation = run.generation
     usage = None if include_usage else UNSET
 
-    def chunk(*choices: ChatChunkChoice, usage: Usage | UnsetType | None = usage) -> bytes:
+    def chunk(
+        *choices: ChatChunkChoice,
+        usage: Usage | UnsetType | None = usage,
+        prompt_ids: tuple[int, ...] | UnsetType = UNSET,
+    ) -> bytes:
         return event(
             ChatChunk(
                 id=generation.id,
@@ -138,21 +149,26 @@ async def chat_events(run: ChatRun, services: Services, include_usage: bool) -> 
                 choices=choices,
                 system_fingerprint=generation.fingerprint,
                 usage=usage,
+                prompt_token_ids=prompt_ids,
             )
         )
 
     # The SDK's accumulator wants choices to come up in the order of their indexes. Not sent before there is
     # something to say: until then a failure still gets a status of its own.
     hello = Delta(role="assistant", content="")
-    frames = b"".join(chunk(ChatChunkChoice(index, hello)) for index in range(len(generation.submits)))
+    frames = b"".join(
+        chunk(ChatChunkChoice(index, hello), prompt_ids=generation.prompt_ids(index))
+        for index in range(len(generation.submits))
+    )
     count = 0
     async with aclosing(run.deltas(services)) as deltas:
         async for index, delta in deltas:
             count += len(delta.tokens)
-            tokens = told(delta.tokens) if generation.wants_logprobs else ()
-            if delta.text or tokens:
-                logprobs = chat_logprobs(generation.text, tokens) if tokens else None
-                frames += chunk(ChatChunkChoice(index, Delta(content=delta.text), logprobs))
+            tokens = generation.report.reported(delta.tokens) if generation.wants_logprobs else ()
+            ids = generation.ids(delta.tokens) or UNSET
+            if delta.text or tokens or ids:
+                logprobs = chat_logprobs(generation.text, tokens, generation.report) if tokens else None
+                frames += chunk(ChatChunkChoice(index, Delta(content=delta.text), logprobs, token_ids=ids))
             for call in delta.calls:
                 frames += chunk(ChatChunkChoice(index, Delta(tool_calls=[_call_delta(call)])))
             if delta.finish_reason is not None:

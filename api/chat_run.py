@@ -71,18 +71,23 @@ class ChatOutput:
 
     texts: list[str] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
-    tokens: int = 0
+    ids: list[int] = field(default_factory=list)
     finish_reason: ChatFinishReason | None = None
 
     def add(self, delta: ChatDelta) -> None:
         """Take the next delta in."""
         self.texts.append(delta.text)
-        self.tokens += len(delta.tokens)
+        self.ids += [event.token for event in delta.tokens]
         for call in delta.calls:
             if call.id is not None and call.name is not None:
                 self.calls.append(Call(call.id, call.name))
             self.calls[call.index].arguments.append(call.arguments)
         self.finish_reason = delta.finish_reason or self.finish_reason
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens it has, calls and what ended it included."""
+        return len(self.ids)
 
 
 class CallReader:

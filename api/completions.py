@@ -101,8 +101,10 @@ class CompletionRun:
 
     def writers(self) -> list[CompletionLogprobsWriter]:
         """What writes the logprobs of each run."""
-        submits = enumerate(self.generation.submits)
-        return [CompletionLogprobsWriter(self.generation.text, submit.prompt, self.echo(i)) for i, submit in submits]
+        submits, report = enumerate(self.generation.submits), self.generation.report
+        return [
+            CompletionLogprobsWriter(self.generation.text, submit.prompt, self.echo(i), report) for i, submit in submits
+        ]
 
     async def deltas(self, services: Services) -> AsyncGenerator[tuple[int, TextDelta], None]:
         """(run, what it adds) as things come. Where nothing was asked for but an echo, the one token is not told."""
@@ -142,7 +144,14 @@ async def _whole(services: Services, run: CompletionRun) -> Completion:
             if (written := logprobs[index]) is not None:
                 _append(written, writers[index].write(delta.tokens))
     choices = tuple(
-        CompletionChoice(number, run.echo(i).text + outputs[i].text, logprobs[i], outputs[i].finish())
+        CompletionChoice(
+            number,
+            run.echo(i).text + outputs[i].text,
+            logprobs[i],
+            outputs[i].finish(),
+            generation.prompt_ids(i),
+            outputs[i].ids[: 0 if run.silent else None] if generation.report.ids else UNSET,
+        )
         for number, i in enumerate(_likeliest(outputs, generation.runs, run.choices))
     )
     made = 0 if run.silent else sum(output.tokens for output in outputs)
@@ -171,15 +180,19 @@ async def completion_events(run: CompletionRun, services: Services, include_usag
     usage = None if include_usage else UNSET
     writers = run.writers()
     echoes = [run.echo(index).text for index in range(len(writers))]
+    prompt_ids = [generation.prompt_ids(index) for index in range(len(writers))]
     count, frames = 0, b""
     async with aclosing(run.deltas(services)) as deltas:
         async for index, delta in deltas:
             count += 0 if run.silent else len(delta.tokens)
             text, echoes[index] = echoes[index] + delta.text, ""
             logprobs = writers[index].write(delta.tokens) if generation.wants_logprobs else None
-            if text or (logprobs is not None and logprobs.tokens):
+            ids = generation.ids(delta.tokens) or UNSET
+            if text or ids or prompt_ids[index] or (logprobs is not None and logprobs.tokens):
                 told = logprobs if logprobs is not None and logprobs.tokens else None
-                frames += event(_answer(generation, (CompletionChoice(index, text, told),), usage))
+                choice = CompletionChoice(index, text, told, None, prompt_ids[index], ids)
+                frames += event(_answer(generation, (choice,), usage))
+                prompt_ids[index] = UNSET
             if delta.finish_reason is not None:
                 last = CompletionChoice(index, "", None, delta.finish_reason)
                 frames += event(_answer(generation, (last,), usage))

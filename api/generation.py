@@ -11,13 +11,23 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from motet.api.adapter_choice import chosen_adapter
 from motet.api.adapters.messages import ServedAdapter
 from motet.api.answers import Usage
 from motet.api.caller import Caller
-from motet.api.params import check_logprobs, priority, sampling_params, token_limit, truncated, wanted_room
+from motet.api.logprobs import TokenReport
+from motet.api.params import (
+    check_logprobs,
+    check_token_ids,
+    priority,
+    sampling_params,
+    token_limit,
+    truncated,
+    wanted_room,
+)
 from motet.api.schemas import ChatRequest, CompletionRequest
 from motet.api.services import Services
 from motet.api.timing import Timing, labels
@@ -87,6 +97,7 @@ class Generation:
     wants_logprobs: bool
     timing: Timing
     labels: Mapping[str, str]
+    report: TokenReport
     text: TextModel
     """What the prompts and answers are tokenised with: the adapter's own tokens, where it has some."""
 
@@ -109,6 +120,7 @@ class Generation:
         limits = [token_limit(request, len(prompt), context) for prompt in prompts]
         runs = (request.best_of if isinstance(request, CompletionRequest) else None) or request.n or 1
         check_logprobs(request, sum(limits) * runs, sum(map(len, prompts)) * runs)
+        check_token_ids(request, sum(limits) * runs, sum(map(len, prompts)) * runs)
         if response_id is None:
             response_id = f"{'chatcmpl' if isinstance(request, ChatRequest) else 'cmpl'}-{uuid.uuid4().hex}"
         params, ranked = checked.params, runs > (request.n or 1)
@@ -147,6 +159,7 @@ class Generation:
             timing=Timing(checked.caller.began),
             labels=labels(checked.model, request, checked.adapter),
             text=text,
+            report=_report(request),
         )
 
     def limited(self, max_tokens: int) -> Generation:
@@ -155,6 +168,14 @@ class Generation:
             replace(s, params=replace(s.params, max_tokens=min(s.params.max_tokens, max_tokens))) for s in self.submits
         )
         return dataclasses.replace(self, submits=tuple(submits))
+
+    def ids(self, tokens: Iterable[TokenEvent]) -> list[int] | UnsetType:
+        """The ids of `tokens`, if the request asked for ids."""
+        return [event.token for event in self.report.reported(tokens)] if self.report.ids else UNSET
+
+    def prompt_ids(self, index: int) -> tuple[int, ...] | UnsetType:
+        """The prompt of sequence `index`, if the request asked for ids."""
+        return self.submits[index].prompt if self.report.ids else UNSET
 
     def usage(self, completion_tokens: int) -> Usage:
         """The token counts, once the answers are complete."""
@@ -167,6 +188,12 @@ class Generation:
             async for index, delta in merged:
                 self.timing.take(delta)
                 yield index, _without_stop_string(delta)
+
+
+def _report(request: ChatRequest | CompletionRequest) -> TokenReport:
+    ids, named_by_id = bool(request.return_token_ids), bool(request.return_tokens_as_token_ids)
+    # For an echo alone, the one token that the engine makes is no part of the answer.
+    return TokenReport(ids, named_by_id, (ids or named_by_id) and request.max_tokens != 0)
 
 
 def _without_stop_string(delta: TextDelta) -> TextDelta:
@@ -233,20 +260,25 @@ class Output:
     """One sequence's answer, put together."""
 
     texts: list[str] = field(default_factory=list)
-    tokens: int = 0
+    ids: list[int] = field(default_factory=list)
     logprobs: float = 0.0
     finish_reason: FinishReason | None = None
 
     def add(self, delta: TextDelta) -> None:
         """Take the next delta in."""
         self.texts.append(delta.text)
-        self.tokens += len(delta.tokens)
+        self.ids += [event.token for event in delta.tokens]
         self.logprobs += sum(event.logprob or 0.0 for event in delta.tokens)
         self.finish_reason = delta.finish_reason or self.finish_reason
 
     def mean_logprob(self) -> float:
         """How likely its tokens were, on the average; 0 where logprobs are not known."""
         return self.logprobs / max(self.tokens, 1)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens it has."""
+        return len(self.ids)
 
     @property
     def text(self) -> str:

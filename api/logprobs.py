@@ -1,6 +1,6 @@
 """Token events as OpenAI's two shapes of logprobs: chat's list of objects and completions' parallel lists.
 
-What ends a text (EOS, a stop token, the tokens of a stop string) is not shown and not reported.
+What ends a text (EOS, a stop token, the tokens of a stop string) is not shown, and reported only beside token ids.
 """
 
 from __future__ import annotations
@@ -41,18 +41,43 @@ def told(tokens: Iterable[TokenEvent]) -> list[TokenEvent]:
     return [event for event in tokens if event.stop_id is None]
 
 
-def chat_logprobs(text: TextModel, tokens: Iterable[TokenEvent]) -> ChatLogprobs:
+@dataclass(frozen=True)
+class TokenReport:
+    """How a request's tokens are reported: their `ids` beside the answer, `named_by_id` in logprobs.
+
+    Either is for training, which needs every token that was sampled: those too that `ended` the text are reported.
+    """
+
+    ids: bool = False
+    named_by_id: bool = False
+    ended: bool = False
+
+    def reported(self, tokens: Iterable[TokenEvent]) -> list[TokenEvent]:
+        """The tokens that are reported."""
+        return list(tokens) if self.ended else told(tokens)
+
+    def name(self, token: int, text: str) -> str:
+        """What logprobs call a token whose text is `text`."""
+        return f"token_id:{token}" if self.named_by_id else text
+
+
+PLAIN = TokenReport()
+
+
+def chat_logprobs(text: TextModel, tokens: Iterable[TokenEvent], report: TokenReport = PLAIN) -> ChatLogprobs:
     """`choices[].logprobs` of a chat answer or chunk."""
     content = []
-    for event in told(tokens):
+    for event in report.reported(tokens):
         piece = text.token_bytes(event.token)
-        top = [_top(text.token_bytes(token), logprob) for token, logprob in event.top]
-        content.append(TokenLogprob(readable(piece), finite(event.logprob), list(piece), top))
+        top = [_top(text, report, *alternative) for alternative in event.top]
+        name = report.name(event.token, readable(piece))
+        content.append(TokenLogprob(name, finite(event.logprob), list(piece), top))
     return ChatLogprobs(content)
 
 
-def _top(piece: bytes, logprob: float) -> TopLogprob:
-    return TopLogprob(readable(piece), finite(logprob), list(piece))
+def _top(text: TextModel, report: TokenReport, token: int, logprob: float) -> TopLogprob:
+    piece = text.token_bytes(token)
+    return TopLogprob(report.name(token, readable(piece)), finite(logprob), list(piece))
 
 
 def packed(entry: T) -> T:
@@ -100,8 +125,8 @@ class CompletionLogprobsWriter:
     A character may be spread over several tokens: all of them get the offset at which it stands.
     """
 
-    def __init__(self, text: TextModel, prompt: Sequence[int], echo: Echo) -> None:
-        self._text, self._echo = text, echo
+    def __init__(self, text: TextModel, prompt: Sequence[int], echo: Echo, report: TokenReport = PLAIN) -> None:
+        self._text, self._echo, self._report = text, echo, report
         self._detokenizer = Detokenizer(text.pieces, prompt)
         self._place = len(echo.text)
 
@@ -111,19 +136,23 @@ class CompletionLogprobsWriter:
         for event in tokens:
             for score, offset in zip(event.prompt, self._echo.offsets, strict=False):
                 self._add(result, score, offset)
-            if event.stop_id is None:
+            if self._report.reported([event]):
                 self._add(result, TokenScore(event.token, finite(event.logprob), event.top), self._place)
+            if event.stop_id is None:
                 self._place += len(self._detokenizer.push(event.token))
         return result
 
     def _add(self, result: CompletionLogprobs, score: TokenScore, offset: int) -> None:
-        name = _legacy(self._text.token_bytes(score.token))
+        name = self._name(score.token)
         logprob = None if score.logprob is None else finite(score.logprob)
-        top = {_legacy(self._text.token_bytes(other)): finite(value) for other, value in score.top}
+        top = {self._name(other): finite(value) for other, value in score.top}
         result.text_offset.append(offset)
         result.token_logprobs.append(logprob)
         result.tokens.append(name)
         result.top_logprobs.append(None if logprob is None else {**top, name: logprob})
+
+    def _name(self, token: int) -> str:
+        return self._report.name(token, _legacy(self._text.token_bytes(token)))
 
 
 def _legacy(piece: bytes) -> str:

@@ -94,6 +94,19 @@ def check_logprobs(request: ChatRequest | CompletionRequest, answer: int, prompt
     )
 
 
+def check_token_ids(request: ChatRequest | CompletionRequest, answer: int, prompt: int) -> None:
+    """Raise InvalidRequest if the ids of an answer may be too many; a completion has its prompt's once a choice."""
+    if not request.return_token_ids:
+        return
+    ids = (0 if request.stream else answer) + (prompt if isinstance(request, CompletionRequest) else 0)
+    if ids > MAX_LOGPROBS:
+        raise InvalidRequest(
+            f"up to {ids} token ids are over the {MAX_LOGPROBS} that one answer may have; lower max_tokens or n, or "
+            "set stream",
+            param="return_token_ids",
+        )
+
+
 def priority(request: AdapterChoice, caller: Caller) -> int:
     """The priority of the request's sequences. Raises Forbidden for one below 0 without an admin's key."""
     asked = request.priority or 0

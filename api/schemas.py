@@ -204,6 +204,12 @@ class GenerateRequest(AdapterChoice, frozen=True, kw_only=True):
     ] = None
     ignore_eos: Annotated[bool | None, _says("Go on past the model's end-of-text token.")] = None
     ignore_eos_token: Annotated[bool | None, _says("Another name for `ignore_eos`.")] = None
+    return_token_ids: Annotated[
+        bool | None, _says("Report the ids of the prompt's and the answer's tokens, of those too that ended it.")
+    ] = None
+    return_tokens_as_token_ids: Annotated[
+        bool | None, _says("Name tokens in logprobs as `token_id:ID`, and report those too that ended the answer.")
+    ] = None
     response_format: Annotated[
         dict[str, Any] | None,
         _says("`type` is `text`, `json_object` or a format that a plugin adds.", {"type": "json_object"}),
