@@ -15,7 +15,44 @@ _OFF = (None, False)
 _EMPTY: tuple[object, ...] = (None, [], {})
 
 # Field -> the values that change nothing.
+# Of llama.cpp, Ollama, vLLM, SGLang, mlx-lm, TGI and Dynamo, on every route of OpenAI's.
+_OTHER_SERVERS: Mapping[str, tuple[object, ...]] = {
+    "extra_body": _EMPTY,
+    "nvext": _EMPTY,
+    "options": _EMPTY,
+    "lora": _EMPTY,
+    "lora_request": _EMPTY,
+    "lora_path": _EMPTY,
+    "adapters": (None, ""),
+}
+_GENERATING: Mapping[str, tuple[object, ...]] = {
+    **_OTHER_SERVERS,
+    "grammar": (None, "", {}),
+    "format": (None, ""),
+    "regex": (None, ""),
+    "ebnf": (None, ""),
+    "json_schema": (None, "", {}),
+    "stop_regex": (None, "", []),
+    "no_stop_trim": _OFF,
+    "n_predict": (None, -1),
+    "num_predict": (None, -1),
+    "max_new_tokens": (None,),
+    "min_new_tokens": (None, 0),
+    "repeat_penalty": (None, 1),
+    "truncation_side": (None, "left"),
+    "thinking_token_budget": (None,),
+    "custom_logit_processor": (None, ""),
+    "logits_processors": _EMPTY,
+    "mirostat": (None, 0),
+    "dynatemp_range": (None, 0),
+    "xtc_probability": (None, 0),
+    "dry_multiplier": (None, 0),
+    "top_n_sigma": (None, -1, 0),
+    "top_a": (None, 0),
+    "tfs_z": (None, 1),
+}
 _BOTH: Mapping[str, tuple[object, ...]] = {
+    **_GENERATING,
     "store": _OFF,
     "use_beam_search": _OFF,
     "length_penalty": (None, 1),
@@ -31,11 +68,11 @@ _BOTH: Mapping[str, tuple[object, ...]] = {
     "guided_regex": (None, ""),
     "guided_choice": _EMPTY,
     "guided_grammar": (None, ""),
-    "regex": (None, ""),
-    "ebnf": (None, ""),
-    "json_schema": (None, ""),
     "watermark": _OFF,
-    "lora_path": _EMPTY,
+    "system": (None, ""),
+    "max_output_tokens": (None,),
+    "instructions": (None, ""),
+    "text": (None, {}, {"format": {"type": "text"}}),
 }
 CHAT: Mapping[str, tuple[object, ...]] = {
     **_BOTH,
@@ -55,6 +92,7 @@ COMPLETIONS: Mapping[str, tuple[object, ...]] = {
     "add_special_tokens": (None, True),
 }
 EMBEDDINGS: Mapping[str, tuple[object, ...]] = {
+    **_OTHER_SERVERS,
     "messages": _EMPTY,
     "add_special_tokens": (None, True),
     "embed_dtype": (None, "float32"),
@@ -63,6 +101,15 @@ EMBEDDINGS: Mapping[str, tuple[object, ...]] = {
     "parameters": _EMPTY,
 }
 RESPONSES: Mapping[str, tuple[object, ...]] = {
+    **_GENERATING,
+    "max_tokens": (None,),
+    "max_completion_tokens": (None,),
+    "n": (None, 1),
+    "logprobs": _OFF,
+    "logit_bias": _EMPTY,
+    "response_format": (None, {"type": "text"}),
+    "functions": _EMPTY,
+    "system": (None, ""),
     "conversation": (None,),
     "prompt": (None,),
     "context_management": _EMPTY,
@@ -75,23 +122,57 @@ MESSAGE: Mapping[str, tuple[object, ...]] = {
     "audio": (None,),
     "function_call": (None,),
 }
+_SAME_AS: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("n_predict", "num_predict", "max_new_tokens"), ("max_tokens", "max_completion_tokens")),
+    "max_output_tokens": ("max_tokens", "max_completion_tokens"),
+    "max_tokens": ("max_output_tokens",),
+    "max_completion_tokens": ("max_output_tokens",),
+    "min_new_tokens": ("min_tokens",),
+    "repeat_penalty": ("repetition_penalty",),
+}
+"""Other names of fields that we have. Clients send several names at once: the same value twice changes nothing."""
+
+_ADAPTER = "model to name the adapter"
 _INSTEAD: Mapping[str, str] = {
     **dict.fromkeys(("structured_outputs", "guided_json", "guided_regex", "guided_choice"), "response_format"),
     **dict.fromkeys(("guided_grammar", "regex", "ebnf", "json_schema", "allowed_token_ids"), "response_format"),
+    "format": 'response_format, such as {"type": "json_object"}',
+    "grammar": 'response_format: {"type": "grammar", "grammar": …}, which takes Lark instead of GBNF',
+    **dict.fromkeys(("lora", "lora_request", "lora_path", "adapters", "parameters"), _ADAPTER),
+    **dict.fromkeys(("nvext", "options"), "the fields at the top level of the body"),
+    **dict.fromkeys(("n_predict", "num_predict", "max_new_tokens", "max_output_tokens"), "max_tokens"),
+    "min_new_tokens": "min_tokens",
+    "repeat_penalty": "repetition_penalty",
+    "stop_regex": "stop",
     "prompt_logprobs": "echo and logprobs of /v1/completions",
     "logprob_token_ids": "top_logprobs",
     "bad_words": "logit_bias",
-    "lora_path": "model to name the adapter",
     "functions": "tools",
     "function_call": "tool_choice",
     "messages[].function_call": "tool_calls",
+    "system": 'a message with the role "system"',
+    "instructions": 'a message with the role "system"',
+    "text": "response_format",
     "best_of": "n",
     "messages": "input",
-    "parameters": "model to name the adapter",
     "conversation": "previous_response_id",
     "context_management": "truncation",
 }
 """What does the same here, of fields for which there is such a thing."""
+
+_INSTEAD_IN_RESPONSES: Mapping[str, str] = {
+    **dict.fromkeys(("max_tokens", "max_completion_tokens"), "max_output_tokens"),
+    **dict.fromkeys(("n_predict", "num_predict", "max_new_tokens"), "max_output_tokens"),
+    **dict.fromkeys(("regex", "ebnf", "json_schema", "format", "response_format"), "text.format"),
+    "grammar": 'text.format: {"type": "grammar", "grammar": …}, which takes Lark instead of GBNF',
+    "logprobs": 'include: ["message.output_text.logprobs"]',
+    "system": "instructions",
+}
+_SENTENCES: Mapping[str, str] = {
+    "store": "chat completions and completions are not stored; leave store out, or use /v1/responses",
+    "extra_body": "extra_body is an argument of OpenAI's SDK, which sends its fields at the top level of the body; "
+    "send them there",
+}
 
 
 def refuse_unsupported(body: Mapping[str, object], table: Mapping[str, tuple[object, ...]], where: str = "") -> None:
@@ -99,9 +180,11 @@ def refuse_unsupported(body: Mapping[str, object], table: Mapping[str, tuple[obj
 
     `where` is the path of `body` in the request, such as `messages[0].`.
     """
+    instead = {**_INSTEAD, **_INSTEAD_IN_RESPONSES} if table is RESPONSES else _INSTEAD
     for field, neutral in table.items():
-        if field in body and body[field] not in neutral:
-            raise _unsupported(f"{where}{field}")
+        same = (body[other] for other in _SAME_AS.get(field, ()) if other in body)
+        if field in body and body[field] not in neutral and body[field] not in same:
+            raise _unsupported(f"{where}{field}", instead)
 
 
 def refuse_parts(message: Mapping[str, object], where: str) -> None:
@@ -117,15 +200,10 @@ def refuse_parts(message: Mapping[str, object], where: str) -> None:
             )
 
 
-def _unsupported(field: str) -> InvalidRequest:
-    if field == "store":
-        message = "chat completions and completions are not stored; leave store out, or use /v1/responses"
-    else:
-        instead = _INSTEAD.get(re.sub(r"\d+", "", field))
-        mend = f"use {instead}, or leave it out" if instead else "leave it out"
-        message = f"{field} is not supported and would change the answer; {mend}"
-    return InvalidRequest(
-        message,
-        param=field,
-        code="unsupported_parameter",
-    )
+def _unsupported(field: str, instead: Mapping[str, str]) -> InvalidRequest:
+    message = _SENTENCES.get(field)
+    if message is None:
+        known = instead.get(re.sub(r"\d+", "", field))
+        advice = f"use {known}, or leave it out" if known else "leave it out"
+        message = f"{field} is not supported and would change the answer; {advice}"
+    return InvalidRequest(message, param=field, code="unsupported_parameter")

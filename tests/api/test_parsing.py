@@ -92,6 +92,21 @@ BAD_CHAT = [
             {"best_of": 3},
             {"chat_template": "{{ messages }}"},
             {"guided_json": {"type": "object"}},
+            {"grammar": "root ::= [a-z]"},
+            {"grammar": {"type": "json", "value": {}}},
+            {"lora": [{"id": 0, "scale": 0}]},
+            {"lora_request": {"lora_name": "a"}},
+            {"adapters": "dir"},
+            {"format": "json"},
+            {"extra_body": {"top_k": 1}},
+            {"nvext": {"ignore_eos": True}},
+            {"options": {"temperature": 0}},
+            {"n_predict": 5},
+            {"max_new_tokens": 5},
+            {"repeat_penalty": 1.1},
+            {"mirostat": 2},
+            {"system": "Be brief."},
+            {"max_output_tokens": 5},
         )
     ),
 ]
@@ -117,6 +132,11 @@ def test_a_mistake_is_named(fields: dict[str, Any], param: str, code: str) -> No
         ({"messages": [{"role": "assistant", "content": "a", "function_call": {}}]}, "use tool_calls, or"),
         ({"guided_json": {}, "guided_choice": ["a"]}, "use response_format, or leave it out"),
         ({"audio": {"voice": "alloy"}}, "would change the answer; leave it out"),
+        ({"grammar": "root ::= [a-z]"}, 'use response_format: {"type": "grammar", "grammar": …}'),
+        ({"lora": [{"id": 0, "scale": 0}]}, "use model to name the adapter, or"),
+        ({"format": "json"}, 'use response_format, such as {"type": "json_object"}, or'),
+        ({"extra_body": {"top_k": 1}}, "at the top level of the body; send them there"),
+        ({"n_predict": 5}, "use max_tokens, or"),
     ],
 )
 def test_a_mistake_comes_with_its_mend(fields: dict[str, Any], told: str) -> None:
@@ -177,10 +197,26 @@ HARMLESS = {
     "best_of": 1,
     "echo": False,
     "audio": None,
+    "n_predict": -1,
+    "repeat_penalty": 1.0,
+    "xtc_probability": 0,
+    "lora": [],
+    "extra_body": {},
+    "grammar": "",
 }
+SAME_AGAIN = {
+    "max_tokens": 250,
+    "n_predict": 250,
+    "max_new_tokens": 250,
+    "repetition_penalty": 1.1,
+    "repeat_penalty": 1.1,
+}
+"""SillyTavern sends every server's name of a setting at once."""
 
 
-@pytest.mark.parametrize("fields", [NULLS, HARMLESS, {"temperature": 1}, {"n": 2}], ids=lambda f: str(f)[:20])
+@pytest.mark.parametrize(
+    "fields", [NULLS, HARMLESS, {"temperature": 1}, {"n": 2}, SAME_AGAIN], ids=lambda f: str(f)[:20]
+)
 def test_what_changes_nothing_is_accepted(fields: dict[str, Any]) -> None:
     assert parse_chat({**CHAT, **fields}).ignored == ()
 

@@ -134,6 +134,10 @@ def test_messages_that_do_not_fit_are_dropped_only_if_asked(tmp_path: Path) -> N
         ({"input": "a", "text": {"format": {"type": "json_schema", "name": "n", "schema": 3}}}, "text.format.schema"),
         ({"input": "a", "metadata": {"k": "v" * 600}}, "metadata"),
         ({"input": "a", "tool_choice": "required"}, "tool_choice"),
+        ({"input": "a", "response_format": {"type": "json_object"}}, "response_format"),
+        ({"input": "a", "max_tokens": 5}, "max_tokens"),
+        ({"input": "a", "lora": [{"id": 0}]}, "lora"),
+        ({"input": "a", "extra_body": {"top_k": 1}}, "extra_body"),
         ({"input": "a", "top_logprobs": 2}, "top_logprobs"),
     ],
 )
