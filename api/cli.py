@@ -33,6 +33,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(setting), "metavar": _metavar(setting)}
         if setting.type == "tuple[str, ...]":
             options["action"] = "append"
+        if bare := setting.metadata.get("bare"):
+            options |= {"nargs": "?", "const": bare}
         group.add_argument(flag(setting.name), **options)
     files = parser.add_argument_group("Settings file")
     files.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS, help="a TOML file with these settings")

@@ -96,6 +96,9 @@ class Settings:
     adapter_root: tuple[str, ...] = _setting(
         (), "a directory under which local:NAME is looked up (repeatable)", metavar="DIR", group="Adapters"
     )
+    follow_links: str = _setting(
+        "off", "whether links in adapter roots may lead out of them", choices=("off", "on"), bare="on"
+    )
     adapter_slots: int = _setting(32, "adapters on the device at once", low=1, high=4096)
     adapter_memory: str = _setting(
         "auto", "device memory for adapters, such as 2GiB (auto: by --adapter-slots)", size=True

@@ -29,7 +29,8 @@ from motet.core.errors import AdapterRefused, MotetError, NotFound, StartupError
 from motet.core.hookspecs import Register, hookimpl
 from motet.core.models import ModelLocation, ModelSource
 from motet.core.settings import Settings
-from motet.plugins.directories import CONFIG_FILE, MAX_FILES, is_adapter_file
+from motet.plugins.adapter_roots import CONFIG_FILE
+from motet.plugins.directories import MAX_FILES, is_adapter_file
 from motet.plugins.hub_errors import HUB_FAILURES, SEND_TOKEN, as_motet_error
 
 NAME = "hub"

@@ -13,6 +13,7 @@ from motet.core.errors import StartupError
 from motet.core.hookspecs import Register, hookimpl
 from motet.core.models import ModelLocation, ModelSource
 from motet.core.settings import Settings
+from motet.plugins.adapter_roots import AdapterRoots
 from motet.plugins.directories import DirectoryAdapters
 
 
@@ -24,8 +25,9 @@ class LocalAdapters(DirectoryAdapters):
 
     def configure(self, settings: Settings) -> None:
         """Take the roots from the settings. Raises StartupError for one that is not a directory."""
-        self.roots = tuple(Path(root).expanduser() for root in settings.adapter_root)
-        for root in self.roots:
+        roots = tuple(Path(root).expanduser() for root in settings.adapter_root)
+        self.roots = AdapterRoots(roots, settings.follow_links == "on")
+        for root in roots:
             if not root.is_dir():
                 raise StartupError(f"--adapter-root: {root} is not a directory", param="adapter_root")
 

@@ -23,9 +23,9 @@ from motet.api.adapters.outcomes import OF_THE_CALLER, Loaded, LoadLimits, Outco
 from motet.api.adapters.preparer import Preparer
 from motet.api.adapters.single_flight import SingleFlight
 from motet.api.adapters.source_calls import call_source, check_result
-from motet.core.adapters import AdapterRef, AdapterSource, ResolvedAdapter
+from motet.core.adapters import AdapterSource, ResolvedAdapter
 from motet.core.blocking import BlockingCalls
-from motet.core.errors import AdapterRefused, MotetError, Unavailable
+from motet.core.errors import AdapterRefused, MotetError, NotFound, Unavailable
 from motet.core.messages import AdapterPart, PreparedAdapter
 
 Key: TypeAlias = tuple[str, str]  # id and revision at one source
@@ -53,10 +53,11 @@ class SourceLoads:
         key = (adapter.ref.id, adapter.revision)
         try:
             directory = await self._directory(adapter, token)
-            if directory == self._target(adapter):
-                loaded = Loaded(directory, await self._prepare(adapter, directory, preparer), copied=True)
+            if self._source.local_files:
+                prepared = await self._prepare_in_place(adapter, token, directory, preparer)
             else:
-                loaded = Loaded(directory, await self._prepare_in_place(adapter, token, directory, preparer))
+                prepared = await self._prepare(adapter, directory, preparer)
+            loaded = Loaded(directory, prepared, copied=directory == self._target(adapter))
         except MotetError as error:
             self.outcomes.failed(key, error)
             raise
@@ -92,9 +93,13 @@ class SourceLoads:
 
     async def _is_changed(self, adapter: ResolvedAdapter, token: str | None) -> bool:
         """Whether the source's files are of another revision by now."""
-        ref = AdapterRef(adapter.ref.source, adapter.ref.id)
-        seconds = self._limits.resolve_seconds
-        now = await call_source(self._source, ref, token, seconds, lambda: self._source.resolve(ref, token))
+        ref, seconds = adapter.ref, self._limits.resolve_seconds
+        try:
+            now = await call_source(self._source, ref, token, seconds, lambda: self._source.resolve(ref, token))
+        except NotFound:
+            if ref.revision is None:
+                raise
+            return True
         return now.revision != adapter.revision
 
     async def _is_recent(self, directory: Path) -> bool:

@@ -8,23 +8,19 @@ org/name[@revision]      an adapter of the default source
 
 from __future__ import annotations
 
-import asyncio
+import difflib
 import re
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
-from loguru import logger
 
-from motet.api.adapters.single_flight import SingleFlight
+from motet.api.adapters.listings import SIMILAR, Listings
 from motet.api.echo import shortened
 from motet.core.adapters import AdapterListing, AdapterRef, AdapterSource
-from motet.core.errors import InvalidRequest, NotFound, StartupError
+from motet.core.errors import InvalidRequest, MotetError, NotFound, StartupError, from_info
 
 MAX_NAME = 512
-LISTING_SECONDS = 2.0  # how old a listing may be
-LISTING_TIMEOUT = 5.0
 
 _HUB_LIKE = re.compile(r"[\w.-]+/[\w.-]+(@.+)?", re.ASCII)
 
@@ -54,9 +50,11 @@ class AdapterNames:
             )
         self._sources = sources
         self._rules = rules
-        self._listings: dict[str, Sequence[AdapterListing]] = {}
-        self._listed_at = -LISTING_SECONDS
-        self._refresh: SingleFlight[None, None] = SingleFlight(limit=1)
+        self._listings = Listings(sources, rules.is_base)
+
+    async def close(self) -> None:
+        """Give up a listing that is being made."""
+        await self._listings.close()
 
     async def name(self, model: str, source: str | None) -> AdapterRef:
         """The adapter that `model` names, which is not the base; with `source`, `model` is that source's id.
@@ -74,18 +72,30 @@ class AdapterNames:
         if _HUB_LIKE.fullmatch(model):
             return _reference(self._rules.default_source, model, model)
         known = ", ".join(f"{name}:…" for name in sorted(self._sources))
+        meant = await self._meant(model)
         raise NotFound(
-            f"The model {shortened(model)!r} does not exist: the base model is {self._rules.base_name!r}, and adapters "
-            f"are named {known}, or by an alias that GET /v1/models lists",
+            f"The model {shortened(model)!r} does not exist{meant}: the base model is {self._rules.base_name!r}, and "
+            f"adapters are named {known}, or by an alias that GET /v1/models lists",
             param="model",
         )
 
     async def listing(self) -> list[AdapterListing]:
         """Every adapter that can be named up front, by canonical id; aliases only where they are one's own."""
-        aliases = await self._aliases()
-        found = [listing for listings in self._listings.values() for listing in listings]
-        usable = (x if x.alias and len(aliases.get(x.alias, ())) == 1 else AdapterListing(x.ref) for x in found)
-        return sorted(usable, key=lambda listing: str(listing.ref))
+        return await self._listings.entries()
+
+    async def with_suggestion(self, ref: AdapterRef, error: NotFound) -> MotetError:
+        """`error`, about `ref`, with the listed adapter that was probably meant. Listings are for every caller."""
+        meant = await self._listings.similar(ref.id)
+        if meant is None or meant == str(ref) or "did you mean" in error.message:
+            return error
+        info = error.info()
+        return from_info(msgspec.structs.replace(info, message=f"{info.message} (did you mean {meant}?)"))
+
+    async def _meant(self, model: str) -> str:
+        bases = (self._rules.base_name, *self._rules.base_aliases)
+        near = difflib.get_close_matches(model, bases, n=1, cutoff=SIMILAR)
+        meant = near[0] if near else await self._listings.similar(model)
+        return f" (did you mean {meant}?)" if meant else ""
 
     def _known(self, source: str) -> str:
         if source not in self._sources:
@@ -96,7 +106,7 @@ class AdapterNames:
         return source
 
     async def _by_alias(self, alias: str) -> AdapterRef | None:
-        found = (await self._aliases()).get(alias, [])
+        found = (await self._listings.aliases()).get(alias, [])
         if len(found) > 1:
             raise InvalidRequest(
                 f"the alias {alias!r} is ambiguous: say {' or '.join(sorted(map(str, found)))}",
@@ -104,31 +114,6 @@ class AdapterNames:
                 code="ambiguous_model",
             )
         return found[0] if found else None
-
-    async def _aliases(self) -> dict[str, list[AdapterRef]]:
-        """Alias: what the sources list under it, after asking them again if their last answer is too old."""
-        if time.monotonic() - self._listed_at >= LISTING_SECONDS:
-            await self._refresh.run(None, self._list)
-        aliases: dict[str, list[AdapterRef]] = {}
-        for listings in self._listings.values():
-            for listing in listings:
-                if listing.alias and not self._rules.is_base(listing.alias):
-                    aliases.setdefault(listing.alias, []).append(listing.ref)
-        return aliases
-
-    async def _list(self) -> None:
-        await asyncio.gather(*map(self._list_one, self._sources))
-        self._listed_at = time.monotonic()
-
-    async def _list_one(self, source: str) -> None:
-        try:
-            async with asyncio.timeout(LISTING_TIMEOUT):
-                found = await self._sources[source].listing()
-            # No source speaks for another.
-            self._listings[source] = tuple(listing for listing in found if listing.ref.source == source)
-        except Exception as error:
-            # Its last listing stays: one source's trouble must not make the others' adapters unknown.
-            logger.warning("adapter source {} cannot be listed: {}", source, type(error).__name__)
 
 
 def _check(model: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
-from motet.api.adapters.authorisations import Authorisations
+from motet.api.adapters.authorisations import Authorisations, Grant
 from motet.api.adapters.generations import Generations
 from motet.api.adapters.loads import AdapterLoads
 from motet.api.adapters.merges import AdapterMerges
@@ -25,7 +25,7 @@ from motet.api.adapters.outcomes import OF_THE_CALLER, Loaded, LoadLimits
 from motet.api.adapters.preparer import Loader, Preparer
 from motet.api.adapters.public_records import PublicRecords
 from motet.core.adapters import AdapterRef, AdapterSource, ResolvedAdapter
-from motet.core.errors import InvalidRequest, MotetError, Overloaded, Unavailable, from_info
+from motet.core.errors import InvalidRequest, MotetError, NotFound, Overloaded, Unavailable, from_info
 from motet.core.messages import MAX_PARTS
 
 T = TypeVar("T")
@@ -61,6 +61,7 @@ class AdapterRegistry:
         """Give up every look-up and every load."""
         for authorisations in self._authorisations.values():
             await authorisations.close()
+        await self._names.close()
         await self._loads.close()
         await self._merges.close()
 
@@ -99,7 +100,7 @@ class AdapterRegistry:
     async def _load(self, ref: AdapterRef, token: str | None) -> Loaded:
         token = token or None
         authorisations = self._authorisations[ref.source]
-        grant = await authorisations.authorise(ref, token)
+        grant = await self._authorise(ref, token)
         try:
             loaded = await self._loads.get(grant.resolved, token)
         except OF_THE_CALLER:
@@ -113,7 +114,13 @@ class AdapterRegistry:
         return loaded
 
     async def _resolve(self, ref: AdapterRef, token: str | None) -> ResolvedAdapter:
-        return (await self._authorisations[ref.source].authorise(ref, token or None)).resolved
+        return (await self._authorise(ref, token or None)).resolved
+
+    async def _authorise(self, ref: AdapterRef, token: str | None) -> Grant:
+        try:
+            return await self._authorisations[ref.source].authorise(ref, token)
+        except NotFound as error:
+            raise await self._names.with_suggestion(ref, error) from None
 
 
 def _loaded(ref: AdapterRef, outcome: Loaded | BaseException) -> Loaded:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from loguru import logger
 from support.adapter_world import FakeLoader, Setup, World, failure, run
 
 from motet.api.adapters.adapters import Adapters
@@ -99,7 +100,7 @@ def test_an_alias_that_two_sources_claim_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_source_that_cannot_be_listed_takes_no_alias_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("motet.api.adapters.names.LISTING_SECONDS", 0.0)
+    monkeypatch.setattr("motet.api.adapters.listings.LISTING_SECONDS", 0.0)
 
     async def body() -> None:
         s = Setup(tmp_path)
@@ -138,3 +139,84 @@ def test_the_bases_own_hub_id_names_the_base(tmp_path: Path, monkeypatch: pytest
 
     run(body)
     assert "HuggingFaceTB/SmolLM2-135M-Instruct" in Smollm2().locate("smollm2").aliases
+
+
+@pytest.mark.parametrize(
+    ("model", "meant"),
+    [
+        ("pirat", "pirate"),
+        ("smolm2", "smollm2"),
+        ("demo:pirat", "pirate"),
+        ("team/poet", "demo:team/poet"),
+        ("completely-other", None),
+        ("hub:org/unlike", None),
+    ],
+)
+def test_a_name_that_is_nearly_right_is_answered_with_the_right_one(
+    tmp_path: Path, model: str, meant: str | None
+) -> None:
+    async def body() -> None:
+        s = Setup(tmp_path)
+        s.listed(s.demo, "demo", "pirate", "terse")
+        s.demo.aliases.append(AdapterListing(AdapterRef("demo", "team/poet")))
+
+        async def served() -> None:
+            ref = await s.adapters.name(model, None)
+            assert ref is not None
+            await s.adapters.serve(ref, None)
+
+        error = await failure(served())
+        assert (error.status, error.code) == (404, "model_not_found")
+        assert ("did you mean" in error.message) == (meant is not None)
+        assert meant is None or f"(did you mean {meant}?)" in error.message
+
+    run(body)
+
+
+def test_a_listing_that_fails_is_logged_once_with_its_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("motet.api.adapters.listings.LISTING_SECONDS", 0.0)
+    lines: list[str] = []
+
+    async def body() -> None:
+        s = Setup(tmp_path)
+        s.listed(s.demo, "demo", "terse")
+        s.hub.errors["listing"] = KeyError("the bucket has no index")
+        for _ in range(5):
+            assert len(await s.adapters.listing()) == 1
+            await asyncio.sleep(0.02)
+        s.hub.errors["listing"] = OSError("quite another")
+        await asyncio.sleep(0.02)
+        await s.adapters.listing()
+        s.hub.listing = lambda: asyncio.sleep(0, ["not a listing"])  # type: ignore[method-assign, assignment]
+        await asyncio.sleep(0.02)
+        assert len(await s.adapters.listing()) == 1
+
+    sink = logger.add(lines.append, level="WARNING")
+    try:
+        run(body)
+    finally:
+        logger.remove(sink)
+    listed = [line for line in lines if "cannot be listed" in line]
+    assert len(listed) == 3
+    assert "the bucket has no index" in listed[0]
+    assert "adapter_world.World" in listed[0]
+    assert "AdapterListing" in listed[2]
+
+
+def test_a_source_that_hangs_delays_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("motet.api.adapters.listings.LISTING_SECONDS", 0.0)
+    monkeypatch.setattr("motet.api.adapters.listings.LISTING_WAIT", 0.01)
+
+    async def body() -> None:
+        s = Setup(tmp_path)
+        s.listed(s.demo, "demo", "terse")
+        await s.adapters.listing()
+        s.hub.gates["listing"] = asyncio.Event()
+        await asyncio.sleep(0.05)
+        async with asyncio.timeout(5):
+            for _ in range(50):
+                assert await s.adapters.name("terse", None) == AdapterRef("demo", "terse")
+        assert s.hub.count("listing") == 2
+        await s.registry.close()
+
+    run(body)
