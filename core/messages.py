@@ -38,7 +38,8 @@ class PreparedAdapter(msgspec.Struct, frozen=True, tag=True):
     """An adapter that is parsed, checked and cut into one file a rank.
 
     `fingerprint` is over config, weights and base; `files[rank]` are safetensors in the engine's dtype. `tokens` is
-    where the adapter's tokenizer differs from the base's; `name` is `source:id`, for log lines.
+    where the adapter's tokenizer differs from the base's; `name` is `source:id`, for log lines; `digests`
+    are the files' (core/digests.py).
     """
 
     id: str
@@ -49,6 +50,7 @@ class PreparedAdapter(msgspec.Struct, frozen=True, tag=True):
     eos_token_ids: tuple[int, ...] = ()
     name: str = ""
     tokens: AdapterTokens = AdapterTokens()
+    digests: tuple[str, ...] = ()
 
 
 class AdapterPart(msgspec.Struct, frozen=True, array_like=True):

@@ -6,13 +6,18 @@ import functools
 import queue
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from loguru import logger
 from safetensors.torch import load
 
+from motet.core.digests import digest
 from motet.engine.lora.pool import LoraPool
 from motet.engine.plan import InstallAdapter, Installed
+
+REMEMBERED = 4096
+"""Files that are known to be whole."""
 
 
 class Installer:
@@ -22,6 +27,7 @@ class Installer:
         self._pool, self._rank = pool, rank
         self._done: queue.SimpleQueue[tuple[InstallAdapter, str]] = queue.SimpleQueue()
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="install")
+        self._intact: dict[Path, tuple[int, int, int]] = {}  # files whose digests were right, as they were then
         self.running = 0
 
     def start(self, install: InstallAdapter) -> None:
@@ -42,9 +48,26 @@ class Installer:
         return reports
 
     def _copy(self, install: InstallAdapter) -> None:
-        # Read, not mapped: a file that shrinks under a mapping would kill the process.
         path = Path(install.files[self._rank])
-        self._done.put((install, _attempt(lambda: self._pool.copy(install, load(path.read_bytes())))))
+        error = _attempt(lambda: self._pool.copy(install, load(self._read(path, install))))
+        if error:  # the next request has it prepared again
+            with suppress(OSError):
+                path.unlink()
+        self._done.put((install, error))
+
+    def _read(self, path: Path, install: InstallAdapter) -> bytes:
+        """The rank's file. Raises ValueError if it is damaged; looked into once, and again when it has changed."""
+        # Read, not mapped: a file that shrinks under a mapping would kill the process.
+        data = path.read_bytes()
+        if install.digests:
+            state = path.stat()
+            seen = (state.st_ino, state.st_mtime_ns, state.st_size)
+            if self._intact.get(path) != seen and digest(data) != install.digests[self._rank]:
+                raise ValueError(f"{path} is damaged")
+            self._intact[path] = seen
+            while len(self._intact) > REMEMBERED:
+                del self._intact[next(iter(self._intact))]
+        return data
 
 
 def _attempt(work: Callable[[], None]) -> str:

@@ -55,12 +55,16 @@ class Placement(msgspec.Struct, frozen=True, array_like=True):
 
 
 class InstallAdapter(msgspec.Struct, frozen=True, tag=True):
-    """Copy `files[rank]` into the pages and point `slot` at them; every rank answers with Installed."""
+    """Copy `files[rank]` into the pages and point `slot` at them; every rank answers with Installed.
+
+    `digests` are what the files must have, if there are any.
+    """
 
     slot: int
     fingerprint: str
     files: tuple[str, ...]
     placements: tuple[Placement, ...]
+    digests: tuple[str, ...] = ()
 
 
 class Installed(msgspec.Struct, frozen=True, tag=True):

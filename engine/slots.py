@@ -102,7 +102,7 @@ class AdapterSlots:
             for e in adapter.entries
         )
         self._residents[adapter.fingerprint] = Resident(adapter, slot, placements)
-        return cleared, InstallAdapter(slot, adapter.fingerprint, adapter.files, placements)
+        return cleared, InstallAdapter(slot, adapter.fingerprint, adapter.files, placements, adapter.digests)
 
     def installed(self, fingerprint: str) -> None:
         """Every rank has the adapter."""

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import torch
-from safetensors.torch import save_file
+from torch import Tensor
 
-from motet.core.errors import AdapterRefused, MotetError
+from motet.core.errors import AdapterRefused
 from motet.core.messages import MAX_PARTS, AdapterPart, PreparedAdapter
-from motet.core.paths import build_directory
 from motet.core.tokens import AdapterTokens
 from motet.engine.adapters.merge import Merge
 from motet.engine.adapters.peft_config import MAX_CONFIG_BYTES, LoraConfig, read_config
+from motet.engine.adapters.prepared_files import find_prepared, write_prepared
 from motet.engine.adapters.tensors import (
     LoraPair,
     check_rank,
@@ -70,7 +70,7 @@ def prepare_adapter(parts: Sequence[AdapterPart], target: Target) -> PreparedAda
         prepared = _kept(fingerprint, target) or _built(fingerprint, _pairs(config, data, target), target)
     else:
         fingerprint, pairs = _merged(parts, target)
-        prepared = _kept(fingerprint, target) or _built(fingerprint, pairs, target)
+        prepared = _kept(fingerprint, target, "merged") or _built(fingerprint, pairs, target, "merged")
     for entry in prepared.entries:  # the record may be of a server with a higher limit
         check_rank(f"layer {entry.layer}, {entry.module}", entry.rank, target.max_rank)
     directory, vocab_size = Path(first.directory), target.model.vocab_size
@@ -100,41 +100,21 @@ def _merged(parts: Sequence[AdapterPart], target: Target) -> tuple[str, list[Lor
     return digest.hexdigest()[:32], merge.pairs()
 
 
-def _kept(fingerprint: str, target: Target) -> PreparedAdapter | None:
+def _kept(fingerprint: str, target: Target, folder: str = "prepared") -> PreparedAdapter | None:
     """What was prepared before, if all of it is still there."""
-    home = target.cache / "prepared" / fingerprint
-    names = ["adapter.json", *map("{}.safetensors".format, range(target.shards))]
-    if not all((home / name).is_file() for name in names):
-        shutil.rmtree(home, ignore_errors=True)
-        return None
-    prepared = msgspec.json.decode((home / "adapter.json").read_bytes(), type=PreparedAdapter)
-    return msgspec.structs.replace(prepared, files=tuple(str(home / name) for name in prepared.files))
+    return find_prepared(target.cache / folder / fingerprint, target.shards)
 
 
-def _built(fingerprint: str, pairs: list[LoraPair], target: Target) -> PreparedAdapter:
+def _built(fingerprint: str, pairs: list[LoraPair], target: Target, folder: str = "prepared") -> PreparedAdapter:
     """`pairs` as one file a rank, and a record of them."""
 
-    def fill(scratch: Path) -> None:
-        size = 0
-        for rank in range(target.shards):
-            group = ShardGroup(rank, target.shards)
-            shards = [shard_pair(pair, group, target.dtype) for pair in pairs]
-            save_file({name: t for shard in shards for name, t in shard.items()}, scratch / f"{rank}.safetensors")
-            size += (scratch / f"{rank}.safetensors").stat().st_size
-        prepared = PreparedAdapter(
-            id="",
-            fingerprint=fingerprint,
-            files=tuple(f"{rank}.safetensors" for rank in range(target.shards)),
-            entries=tuple(pair.entry for pair in pairs),
-            bytes=size,
-        )
-        (scratch / "adapter.json").write_bytes(msgspec.json.encode(prepared))
+    def tensors(rank: int) -> dict[str, Tensor]:
+        shards = [shard_pair(pair, ShardGroup(rank, target.shards), target.dtype) for pair in pairs]
+        return {name: t for shard in shards for name, t in shard.items()}
 
-    build_directory(target.cache / "prepared" / fingerprint, fill)
-    kept = _kept(fingerprint, target)
-    if kept is None:
-        raise MotetError("a prepared adapter vanished from the cache; try again")
-    return kept
+    prepared = PreparedAdapter("", fingerprint, (), tuple(pair.entry for pair in pairs), 0)
+    ranks = [partial(tensors, rank) for rank in range(target.shards)]
+    return write_prepared(target.cache / folder / fingerprint, prepared, ranks)
 
 
 def _fingerprint(directory: Path, data: bytes, target: Target) -> str:

@@ -1,0 +1,105 @@
+"""Prepared adapters on the disk: a directory by content, with one file a rank and a record that has their digests.
+
+    prepared/FINGERPRINT/  adapter.json  0.safetensors  1.safetensors  …
+
+A copy that is damaged is removed when it is looked up, and made again.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+import msgspec
+from loguru import logger
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from motet.core.digests import digest, file_digest
+from motet.core.errors import MotetError, Unavailable
+from motet.core.messages import PreparedAdapter
+from motet.core.paths import build_directory
+
+RECORD = "adapter.json"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+Shards: TypeAlias = Sequence[Callable[[], dict[str, Tensor]]]
+"""What gives each rank's tensors; called one after another, so that only one rank's are in memory."""
+
+
+def find_prepared(home: Path, shards: int) -> PreparedAdapter | None:
+    """What was prepared in `home` before, if it is whole; else nothing is left of it."""
+    try:
+        checked, _, record = (home / RECORD).read_bytes().partition(b"\n")
+        if checked.decode() != digest(record):
+            raise ValueError(f"{RECORD} is damaged")
+        prepared = msgspec.json.decode(record, type=PreparedAdapter)
+        if len(prepared.files) != shards:
+            raise ValueError(f"{len(prepared.files)} files for {shards} shards")
+        for name, expected in zip(prepared.files, prepared.digests, strict=True):
+            if file_digest(home / name) != expected:
+                raise ValueError(f"{name} is damaged")
+    except (OSError, ValueError) as error:
+        if home.exists():
+            logger.warning("prepared adapter {} is made again: {}", home.name, error)
+            remove_directory(home)
+        return None
+    return msgspec.structs.replace(prepared, files=tuple(str(home / name) for name in prepared.files))
+
+
+def write_prepared(home: Path, prepared: PreparedAdapter, shards: Shards) -> PreparedAdapter:
+    """`prepared`, with the tensors of each rank in files in `home`. Raises Unavailable where the disk is full."""
+
+    def fill(scratch: Path) -> None:
+        size, digests = 0, []
+        for rank, tensors in enumerate(shards):
+            path = scratch / f"{rank}.safetensors"
+            save_file(tensors(), path)
+            size += path.stat().st_size
+            digests.append(file_digest(path))
+        files = tuple(f"{rank}.safetensors" for rank in range(len(shards)))
+        record = msgspec.json.encode(msgspec.structs.replace(prepared, files=files, digests=tuple(digests), bytes=size))
+        (scratch / RECORD).write_bytes(digest(record).encode() + b"\n" + record)
+
+    with _full_disk(home):
+        build_directory(home, fill)
+    found = find_prepared(home, len(shards))
+    if found is None:
+        raise MotetError("a prepared adapter vanished from the cache; try again")
+    return found
+
+
+def remove_directory(home: Path) -> None:
+    """Remove a directory of the cache, all at once for other processes that look for it."""
+    try:
+        scratch = Path(tempfile.mkdtemp(prefix=f".{home.name}.", dir=home.parent))
+        try:
+            home.rename(scratch / home.name)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    except OSError:  # no room for another name, or another process has just removed it
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@contextmanager
+def _full_disk(home: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        full = isinstance(error, OSError) and error.errno in FULL
+        if full or any(f"os error {number}" in str(error) for number in FULL):
+            raise Unavailable(
+                "the disk of the adapter cache is full; make room there, or start the server with a smaller "
+                "--cache-size",
+                code="storage_full",
+            ) from error
+        if isinstance(error, OSError):
+            raise MotetError(f"the adapter cache cannot be written: {os.strerror(error.errno or 0)}") from error
+        raise
