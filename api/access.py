@@ -11,10 +11,12 @@ from pathlib import Path
 from quart import Quart, Request, Response, g, request
 from werkzeug.datastructures import Headers
 
+from motet.api.access_log import answered, begin
 from motet.api.anthropic.errors import is_anthropic
 from motet.api.caller import Caller, hub_bearer
 from motet.api.ignored import ignored_header
 from motet.api.keys import KeyRing
+from motet.api.request_record import RequestRecord
 from motet.core.errors import Forbidden, InvalidRequest, Unauthenticated
 from motet.core.settings import Settings
 
@@ -31,7 +33,8 @@ def install_access(app: Quart, settings: Settings) -> None:
 
     @app.before_request
     async def identify() -> None:
-        g.request_id = request_id(request.headers.get("x-request-id", ""))
+        record = g.record = begin(request)
+        g.request_id = record.request_id = request_id(request.headers.get("x-request-id", ""))
         _refuse_two_lengths(request)
         if keys is None:
             if not _is_open(request):
@@ -39,14 +42,18 @@ def install_access(app: Quart, settings: Settings) -> None:
             g.caller = Caller(
                 admin=True,
                 request_id=g.request_id,
+                began=record.began,
+                record=record,
                 adapter_token=request.headers.get("x-adapter-token"),
                 hub_token=hub_bearer(request.headers.get("authorization", "")),
             )
         elif not _is_open(request):
-            g.caller = _known(keys, request.headers, g.request_id)
+            g.caller = _known(keys, request.headers, record)
+            record.key = g.caller.owner
 
     @app.after_request
     async def add_headers(response: Response) -> Response:
+        answered(g.record, response)
         response.headers["x-request-id"] = g.request_id
         if is_anthropic(request):
             response.headers["request-id"] = g.request_id
@@ -124,7 +131,7 @@ def _is_open(asked: Request) -> bool:
     return asked.method == "OPTIONS" or (asked.method in ("GET", "HEAD") and asked.path in OPEN_PATHS)
 
 
-def _known(keys: KeyRing, headers: Headers, request_id: str) -> Caller:
+def _known(keys: KeyRing, headers: Headers, record: RequestRecord) -> Caller:
     scheme, _, bearer = headers.get("authorization", "").partition(" ")
     sent = bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
     if not sent:
@@ -132,4 +139,11 @@ def _known(keys: KeyRing, headers: Headers, request_id: str) -> Caller:
     key = keys.find(sent)
     if key is None:
         raise Unauthenticated("the API key is not one of this server's")
-    return Caller(owner=key.name, admin=key.admin, request_id=request_id, adapter_token=headers.get("x-adapter-token"))
+    return Caller(
+        owner=key.name,
+        admin=key.admin,
+        request_id=record.request_id,
+        began=record.began,
+        adapter_token=headers.get("x-adapter-token"),
+        record=record,
+    )

@@ -13,6 +13,14 @@ from motet.api.schemas import AdapterChoice
 from motet.api.services import Services
 from motet.core.errors import InvalidRequest, MotetError, from_info
 
+GENERATION_CHARACTERS = 12
+"""Of an adapter's fingerprint: enough to tell an adapter's contents apart in logs."""
+
+
+def adapter_name(request: AdapterChoice) -> str:
+    """What `request` calls its adapter, if it names one; gateways route by that."""
+    return "" if request.merged_adapters else request.adapter_id or request.model
+
 
 async def chosen_adapter(services: Services, request: AdapterChoice, caller: Caller) -> ServedAdapter | None:
     """The request's adapter, loaded and known to the engine; None for the base. Raises MotetError.
@@ -31,7 +39,10 @@ async def chosen_adapter(services: Services, request: AdapterChoice, caller: Cal
             ref = await services.adapters.name(request.adapter_id, source)
         if ref is None:
             return None
-        return await services.adapters.serve(ref, caller.source_token(ref.source, request.api_token))
+        caller.record.adapter = str(ref)
+        served = await services.adapters.serve(ref, caller.source_token(ref.source, request.api_token))
+    caller.record.generation = served.prepared.fingerprint[:GENERATION_CHARACTERS]
+    return served
 
 
 async def _merged(services: Services, request: AdapterChoice, caller: Caller) -> ServedAdapter:
@@ -47,7 +58,10 @@ async def _merged(services: Services, request: AdapterChoice, caller: Caller) ->
         refs.append(ref)
     weights = merged.weights or [1.0] * len(refs)
     tokens = [caller.source_token(ref.source, request.api_token) for ref in refs]
-    return await services.adapters.serve_merged(list(zip(refs, weights, strict=True)), tokens)
+    caller.record.adapter = "+".join(map(str, refs))
+    served = await services.adapters.serve_merged(list(zip(refs, weights, strict=True)), tokens)
+    caller.record.generation = served.prepared.fingerprint[:GENERATION_CHARACTERS]
+    return served
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from motet.api import (
     responses,
 )
 from motet.api.access import install_access
+from motet.api.access_log import recorded
 from motet.api.cors import install_cors
 from motet.api.error_shapes import response_by_client
 from motet.api.errors import DEFAULT_MAX_BODY, install_error_handlers
@@ -60,5 +61,6 @@ def create_app(services: Services) -> Quart:
     install_access(app, services.settings)
     metrics.install_metrics(app)
     install_cors(app, services.settings)
-    app.asgi_app = services.drain.counted(kept_alive(app.asgi_app))  # type: ignore[assignment, method-assign]
+    logs = services.settings.access_log == "on"
+    app.asgi_app = services.drain.counted(recorded(kept_alive(app.asgi_app), logs))  # type: ignore[assignment, method-assign]
     return app

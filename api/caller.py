@@ -11,6 +11,8 @@ from typing import cast
 
 from quart import g
 
+from motet.api.request_record import RequestRecord
+
 HUB = "hub"
 
 
@@ -29,6 +31,7 @@ class Caller:
     began: float = field(default_factory=time.perf_counter)
     adapter_token: str | None = field(default=None, repr=False)
     hub_token: str | None = field(default=None, repr=False)
+    record: RequestRecord = field(default_factory=RequestRecord, repr=False, compare=False)
 
     def source_token(self, source: str, from_body: str | None = None) -> str | None:
         """The token for the adapter source called `source`: `api_token`, else `x-adapter-token`.

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Meta
 from quart import Blueprint, Response
 
-from motet.api.adapter_choice import chosen_adapter
+from motet.api.adapter_choice import adapter_name, chosen_adapter
 from motet.api.answers import ENCODER
 from motet.api.body import read_body
 from motet.api.caller import Caller, current_caller
@@ -155,12 +155,22 @@ async def embed(
     group, id = f"{caller.owner}:{caller.request_id}", f"embd-{uuid.uuid4().hex}"
     gate = asyncio.Semaphore(MAX_AT_ONCE)
     fingerprint = adapter.prepared.fingerprint if adapter else None
+    caller.record.prompt_tokens = sum(map(len, prompts))
     pool = pooling(services.settings.pooling, Path(model.directory))
 
     async def one(index: int, prompt: tuple[int, ...]) -> tuple[float, ...]:
         async with gate:
             params = SamplingParams(max_tokens=0)
-            submit = Submit(f"{id}-{index}", prompt, params, fingerprint, group=group, priority=rank, pool=pool)
+            submit = Submit(
+                f"{id}-{index}",
+                prompt,
+                params,
+                fingerprint,
+                group=group,
+                priority=rank,
+                pool=pool,
+                model=adapter_name(request),
+            )
             return await services.engine.embed(submit)
 
     return prompts, await _all([one(index, prompt) for index, prompt in enumerate(prompts)])

@@ -6,12 +6,13 @@ import secrets
 from collections.abc import Callable
 
 from loguru import logger
-from quart import Quart, Response, g
+from quart import Quart, Response
 from werkzeug.exceptions import HTTPException
 from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 
 from motet.api.answers import ENCODER, error_body
 from motet.api.near_misses import no_route
+from motet.api.request_record import RequestRecord, current_record
 from motet.core import errors
 from motet.core.errors import ErrorInfo, MotetError
 
@@ -29,6 +30,16 @@ def internal_error(error: BaseException) -> ErrorInfo:
     number = secrets.token_hex(4)
     logger.opt(exception=error).error("internal error {}", number)
     return MotetError(f"internal error {number}; the server's log has the details").info()
+
+
+def note_failure(info: ErrorInfo, record: RequestRecord) -> None:
+    """Keep why the request failed, and log it; the message of a 4xx may quote the request, and is not logged."""
+    record.failure = info.code
+    line = logger.bind(request_id=record.request_id, status=info.status, code=info.code, param=info.param)
+    if info.status >= 500:
+        line.error("request failed: {}", info.message)
+    else:
+        line.debug("request refused")
 
 
 def error_response(info: ErrorInfo) -> Response:
@@ -73,18 +84,21 @@ def install_error_handlers(app: Quart, max_body: int, respond: Callable[[ErrorIn
     """Make `app` answer every exception that no blueprint answers with what `respond` makes of it."""
 
     async def on_motet_error(error: MotetError) -> Response:
-        if error.status >= 500:
-            logger.warning("request {}: {} ({})", g.get("request_id"), error.message, error.code)
+        note_failure(error.info(), current_record())
         return respond(error.info())
 
     async def on_http_error(error: HTTPException) -> Response:
-        response = respond(http_failure(error, max_body).info())
+        info = http_failure(error, max_body).info()
+        note_failure(info, current_record())
+        response = respond(info)
         if isinstance(error, WerkzeugMethodNotAllowed) and error.valid_methods:
             response.headers["allow"] = ", ".join(sorted(error.valid_methods))
         return response
 
     async def on_fault(error: Exception) -> Response:
-        return respond(internal_error(error))
+        info = internal_error(error)
+        current_record().failure = info.code
+        return respond(info)
 
     app.register_error_handler(MotetError, on_motet_error)
     app.register_error_handler(HTTPException, on_http_error)

@@ -14,7 +14,7 @@ from typing import TypeVar
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
-from motet.api.adapter_choice import chosen_adapter
+from motet.api.adapter_choice import adapter_name, chosen_adapter
 from motet.api.adapters.messages import ServedAdapter
 from motet.api.answers import Usage
 from motet.api.caller import Caller
@@ -28,6 +28,7 @@ from motet.api.params import (
     truncated,
     wanted_room,
 )
+from motet.api.request_record import RequestRecord
 from motet.api.schemas import ChatRequest, CompletionRequest
 from motet.api.services import Services
 from motet.api.timing import Timing, labels
@@ -98,6 +99,7 @@ class Generation:
     timing: Timing
     labels: Mapping[str, str]
     report: TokenReport
+    record: RequestRecord
     text: TextModel
     """What the prompts and answers are tokenised with: the adapter's own tokens, where it has some."""
 
@@ -143,6 +145,7 @@ class Generation:
                 group=f"{checked.caller.owner}:{checked.caller.request_id}",
                 leader=f"{response_id}-{runs * p}" if i else None,
                 priority=priority(request, checked.caller),
+                model=adapter_name(request),
             )
 
         submits = tuple(submit(p, i) for p in range(len(prompts)) for i in range(runs))
@@ -160,6 +163,7 @@ class Generation:
             labels=labels(checked.model, request, checked.adapter),
             text=text,
             report=_report(request),
+            record=checked.caller.record,
         )
 
     def limited(self, max_tokens: int) -> Generation:
@@ -184,9 +188,10 @@ class Generation:
     async def deltas(self, services: Services) -> AsyncGenerator[tuple[int, TextDelta], None]:
         """(sequence number, what it adds) as things come; closing this ends every sequence at once."""
         streams = [stream_text(services.engine, self.text, submit, self.stop, self.shown) for submit in self.submits]
+        self.record.timing, self.record.prompt_tokens = self.timing, self.prompt_tokens
         async with aclosing(merge(streams)) as merged:
             async for index, delta in merged:
-                self.timing.take(delta)
+                self.timing.take(index, delta)
                 yield index, _without_stop_string(delta)
 
 

@@ -11,7 +11,8 @@ from quart import Response
 
 from motet.api.answers import ENCODER, error_body
 from motet.api.drain import Drain
-from motet.api.errors import internal_error
+from motet.api.errors import internal_error, note_failure
+from motet.api.request_record import RequestRecord, current_record
 from motet.core.errors import ErrorInfo, MotetError
 
 DONE = b"data: [DONE]\n\n"
@@ -31,9 +32,14 @@ ErrorFrame: TypeAlias = Callable[[ErrorInfo], bytes]
 
 
 async def guarded(
-    first: bytes, events: AsyncGenerator[bytes, None], drain: Drain, failed: ErrorFrame = error_event
+    first: bytes,
+    events: AsyncGenerator[bytes, None],
+    drain: Drain,
+    failed: ErrorFrame = error_event,
+    record: RequestRecord | None = None,
 ) -> AsyncIterator[bytes]:
     """`first` and `events`, ended by an error event if they fail or the server stops; closed if nobody reads on."""
+    record = record or RequestRecord()
     async with aclosing(events):
         try:
             async with drain.interruptible():
@@ -41,9 +47,13 @@ async def guarded(
                 async for frame in events:
                     yield frame
         except MotetError as error:
+            note_failure(error.info(), record)
             yield failed(error.info())
         except Exception as error:
-            yield failed(internal_error(error))
+            info = internal_error(error)
+            record.failure = info.code
+            yield failed(info)
+        record.complete = True
 
 
 async def stream_response(
@@ -54,7 +64,9 @@ async def stream_response(
     Raises what fails before that, so that it is answered with its own status.
     """
     first = await anext(events, b"")
-    response = Response(guarded(first, events, drain, failed), content_type="text/event-stream; charset=utf-8")
+    response = Response(
+        guarded(first, events, drain, failed, current_record()), content_type="text/event-stream; charset=utf-8"
+    )
     response.headers["cache-control"] = "no-store"
     response.headers["x-accel-buffering"] = "no"
     response.timeout = None  # the framework would cut the stream silently after 60 s

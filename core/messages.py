@@ -87,10 +87,11 @@ class Hello(msgspec.Struct, frozen=True, tag=True):
 class Submit(msgspec.Struct, frozen=True, tag=True):
     """Start a sequence. `id` is globally unique; `adapter` is the fingerprint of a registered adapter.
 
-    `group`, OWNER:REQUEST, is what the sequences of a request have in common; Cancel names it. `leader` is the id of a
-    sequence submitted before with the same prompt and adapter, whose keys and values of the prompt this one shares.
-    Lower `priority` goes first. With `pool`, nothing is generated: the answer is Embedded, the prompt's last hidden
-    states (after the final norm), the last one or their mean.
+    `group`, OWNER:REQUEST, is what the sequences of a request have in common; Cancel names it. `leader` is the id
+    of a sequence submitted before with the same prompt and adapter, whose keys and values of the prompt this one
+    shares. `model` is what the request called the model; gateways see it in AdapterUse. Lower `priority` goes
+    first. With `pool`, nothing is generated: the answer is Embedded, the prompt's last hidden states (after the
+    final norm), the last one or their mean.
     """
 
     id: str
@@ -102,6 +103,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     leader: str | None = None
     priority: int = 0
     pool: Literal["last", "mean"] | None = None
+    model: str = ""
 
     @property
     def owner(self) -> str:
@@ -135,7 +137,11 @@ class AskStats(msgspec.Struct, frozen=True, tag=True):
     """Ask for EngineStats."""
 
 
-ToEngine: TypeAlias = Hello | Submit | Stop | Cancel | RegisterAdapter | AskStats
+class AskAdapterUse(msgspec.Struct, frozen=True, tag=True):
+    """Ask for AdapterUse."""
+
+
+ToEngine: TypeAlias = Hello | Submit | Stop | Cancel | RegisterAdapter | AskStats | AskAdapterUse
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -212,9 +218,29 @@ class EngineStats(msgspec.Struct, frozen=True, tag=True):
     preemptions: int
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    block_size: int = 0
+    adapter_slots: int = 0
+    adapter_bytes: int = 0
+    adapter_evictions: int = 0
 
 
-FromEngine: TypeAlias = Ready | Tokens | Embedded | Cancelled | SequenceFailure | EngineStats
+INSTALL_BUCKETS = (0.005, 0.02, 0.1, 0.5, 1.0, 5.0)
+"""Upper bounds, in seconds, of the buckets in which AdapterUse counts installations; a last one has no bound."""
+
+
+class AdapterUse(msgspec.Struct, frozen=True, tag=True):
+    """Adapters by the names that requests gave them: those on the device, and those of waiting sequences.
+
+    `installs` counts installations by duration (INSTALL_BUCKETS), which took `install_seconds` together.
+    """
+
+    resident: tuple[str, ...] = ()
+    waiting: tuple[str, ...] = ()
+    installs: tuple[int, ...] = (0,) * (len(INSTALL_BUCKETS) + 1)
+    install_seconds: float = 0.0
+
+
+FromEngine: TypeAlias = Ready | Tokens | Embedded | Cancelled | SequenceFailure | EngineStats | AdapterUse
 
 
 class EngineState(msgspec.Struct, frozen=True, tag=True):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 
-from loguru import logger
-
 from motet.core.errors import Conflict, ErrorInfo, InvalidRequest, MotetError, Overloaded, Unavailable
 from motet.core.heartbeat import Heartbeat
 from motet.core.messages import (
+    AskAdapterUse,
     AskStats,
     Cancel,
     Cancelled,
@@ -30,6 +29,7 @@ from motet.engine.grammars import Grammars
 from motet.engine.installer import Installer
 from motet.engine.plan import InstallAdapter, Installed, Shutdown
 from motet.engine.prompt_results import PromptResults
+from motet.engine.reporter import Reporter
 from motet.engine.runner import Runner
 from motet.engine.sampling.grammar import GrammarCompiler
 from motet.engine.sampling.sampler import Choice, Sampler
@@ -60,6 +60,7 @@ class EngineCore:
         self._sampler = Sampler(model.vocab_size)
         self._grammars = Grammars(GrammarCompiler(runner.directory, model.vocab_size, model.eos_token_ids))
         self._prompts = PromptResults()
+        self._reporter = Reporter(scheduler)
         self._prompt_tokens = self._generated_tokens = 0
         self._stopping = False
         self.heartbeat: Heartbeat | None = None
@@ -84,7 +85,11 @@ class EngineCore:
         for report in [*self._installer.finish(), *self._sockets.from_ranks()]:
             self._installed(report)
         self._take_from_grammars()
-        step = self.scheduler.schedule(time.monotonic())
+        now = time.monotonic()
+        self._reporter.summary(now, self._prompt_tokens, self._generated_tokens)
+        step = self.scheduler.schedule(now)
+        if self.scheduler.commands:
+            self._reporter.moves(self.scheduler.commands)
         for command in self.scheduler.commands:
             self._sockets.broadcast(command)
             if isinstance(command, InstallAdapter):
@@ -115,12 +120,16 @@ class EngineCore:
                     self._refused[message.adapter.fingerprint] = error.info()
             case AskStats():
                 self._sockets.send(client, self._stats())
+            case AskAdapterUse():
+                self._sockets.send(client, self._reporter.adapter_use())
 
     def _submit(self, client: bytes, request: Submit) -> None:
         error = self._objection(request)
         if error is not None:
             self._sockets.send(client, SequenceFailure(request.id, error))
-        elif request.grammar is not None:
+            return
+        self._reporter.request(request)
+        if request.grammar is not None:
             self._grammars.compile(request, client)
         else:
             self.scheduler.add(request, client, time.monotonic())
@@ -190,10 +199,10 @@ class EngineCore:
             return
         del self._awaiting[report.fingerprint]
         failed = [r for r in reports if r.error]
+        self._reporter.installed(report.fingerprint, f"{failed[0].error} on rank {failed[0].rank}" if failed else "")
         if not failed:
             self.scheduler.slots.installed(report.fingerprint)
             return
-        logger.error("adapter {} failed on rank {}: {}", report.fingerprint, failed[0].rank, failed[0].error)
         self.scheduler.slots.drop(report.fingerprint)
         error = Unavailable("the adapter could not be installed; try again", param="model", code="adapter_failed")
         for sequence in self.scheduler.waiting_for(report.fingerprint):
@@ -278,4 +287,8 @@ class EngineCore:
             preemptions=self.scheduler.preemptions,
             prompt_tokens=self._prompt_tokens,
             generated_tokens=self._generated_tokens,
+            block_size=self.scheduler.blocks.block_size,
+            adapter_slots=self.scheduler.slots.total,
+            adapter_bytes=sum(adapter.bytes for adapter in self.scheduler.slots.residents()),
+            adapter_evictions=self.scheduler.slots.evictions,
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+from loguru import logger
 
 from motet.core.heartbeat import SERVING, Heartbeat
 from motet.core.lifeline import follow_parent, run_child
@@ -82,6 +83,21 @@ def lead(spec: RankSpec, heartbeat: Heartbeat) -> None:
         heartbeat.enter("waiting for the other ranks")
     sockets = LeaderSockets(spec.engine_address, spec.ranks_address, spec.size - 1)
     core = EngineCore(runner, model, scheduler, sockets)
+    logger.bind(
+        engine=spec.epoch,
+        model=model.name,
+        device=str(runner.device),
+        dtype=model.dtype,
+        shards=model.shards,
+        attention=runner.attention.name,
+        lora_kernels="numba" if model.device == "cpu" else "triton",
+        threads=spec.engine.threads,
+        max_context=model.max_context,
+        cache_tokens=room.blocks * room.block_size,
+        adapter_slots=spec.engine.adapter_slots,
+        adapter_pages=runner.pages,
+        batch_tokens=spec.engine.batch_tokens,
+    ).info("engine ready")
     core.heartbeat = heartbeat
     heartbeat.enter(SERVING)
     signal.signal(signal.SIGTERM, lambda *_: core.stop())

@@ -151,7 +151,7 @@ class Runner:
             head_dim=config.head_dim,
         )
         self.pages = pages
-        self._attention = attention_backend(shape, device, self.dtype)
+        self.attention = attention_backend(shape, device, self.dtype)
         self._sampled = torch.zeros(spec.sequences, dtype=torch.long, device=device)
 
     @torch.inference_mode()
@@ -161,7 +161,7 @@ class Runner:
         behind = ids < 0  # "what row j of the last step sampled"
         ids = torch.where(behind, self._sampled[torch.where(behind, -1 - ids, 0)], ids)
         context = forward_context(plan, self.capacity.block_size, self.device)
-        hidden = self._decoder.forward(ids, context, self._attention)
+        hidden = self._decoder.forward(ids, context, self.attention)
         return StepOutput(self._decoder.logits(hidden.sample), self._scores(plan, hidden.score), hidden.pool.float())
 
     def _scores(self, plan: StepPlan, hidden: Tensor) -> Scores | None:

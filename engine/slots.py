@@ -41,6 +41,8 @@ class AdapterSlots:
 
     def __init__(self, slots: int, pages: dict[str, int]) -> None:
         self.total = slots
+        self.evictions = 0
+        self.evicted: list[PreparedAdapter] = []  # since the owner last emptied it
         self._pages_total = dict(pages)
         self._free_slots = list(range(slots - 1, -1, -1))
         self._free_pages = {module: list(range(n - 1, -1, -1)) for module, n in pages.items()}
@@ -89,6 +91,8 @@ class AdapterSlots:
             if not candidates:
                 return [], None
             victims.append(candidates.pop(0))
+        self.evictions += len(victims)
+        self.evicted += [victim.adapter for victim in victims]
         cleared = [self.drop(victim.adapter.fingerprint) for victim in victims]
         slot = self._free_slots.pop()
         placements = tuple(
@@ -130,6 +134,10 @@ class AdapterSlots:
     def counts(self) -> tuple[int, int]:
         """How many adapters are resident, and how many of them pinned."""
         return len(self._residents), sum(1 for r in self._residents.values() if r.pins)
+
+    def residents(self) -> list[PreparedAdapter]:
+        """The adapters in slots, those in use last."""
+        return [r.adapter for r in sorted(self._residents.values(), key=lambda r: r.pins > 0)]
 
     def _fits(self, adapter: PreparedAdapter, victims: list[Resident]) -> bool:
         if len(self._free_slots) + len(victims) < 1:

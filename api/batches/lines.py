@@ -10,13 +10,15 @@ from typing import Any
 
 import msgspec
 
+from motet.api.access_log import finish
 from motet.api.answers import ENCODER, error_body
 from motet.api.batches.objects import BatchError, Line
 from motet.api.caller import Caller
 from motet.api.chat import answer_chat
 from motet.api.completions import answer_completion
 from motet.api.embeddings import answer_embedding, parse_embedding
-from motet.api.errors import internal_error
+from motet.api.errors import internal_error, note_failure
+from motet.api.metrics.request_metrics import BATCH
 from motet.api.parsing import parse_chat, parse_completion
 from motet.api.responses import answer_response
 from motet.api.responses.start import parse_response
@@ -119,10 +121,16 @@ async def run_line(services: Services, caller: Caller, raw: bytes) -> tuple[bool
     except (Unavailable, Overloaded) as error:
         raise Waits from error
     except MotetError as error:
+        note_failure(error.info(), caller.record)
         status, body = error.status, ENCODER.encode(error_body(error.info()))
     except Exception as error:
         info = internal_error(error)
+        caller.record.failure = info.code
         status, body = info.status, ENCODER.encode(error_body(info))
+    record = caller.record
+    record.method, record.route, record.status = BATCH, line.url, status
+    record.request_id, record.key = request_id, caller.owner
+    finish(record, services.settings.access_log == "on")
     response = {"status_code": status, "request_id": request_id, "body": msgspec.Raw(body)}
     return status != 200, _output(line.custom_id, response, None)
 

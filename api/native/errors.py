@@ -6,13 +6,13 @@ import re
 from collections.abc import Mapping
 
 import msgspec
-from loguru import logger
-from quart import Blueprint, Response, g
+from quart import Blueprint, Response
 from werkzeug.exceptions import HTTPException
 
 from motet.api.answers import ENCODER
-from motet.api.errors import DEFAULT_MAX_BODY, RETRY_AFTER_SECONDS, http_failure, internal_error
+from motet.api.errors import DEFAULT_MAX_BODY, RETRY_AFTER_SECONDS, http_failure, internal_error, note_failure
 from motet.api.native.answers import NativeError
+from motet.api.request_record import current_record
 from motet.api.services import Services
 from motet.core.errors import ErrorInfo, JsonInvalid, MotetError
 
@@ -102,16 +102,19 @@ def native_blueprint(name: str, services: Services) -> Blueprint:
 
     @blueprint.errorhandler(MotetError)
     async def on_motet_error(error: MotetError) -> Response:
-        if error.status >= 500:
-            logger.warning("request {}: {} ({})", g.get("request_id"), error.message, error.code)
+        note_failure(error.info(), current_record())
         return native_error_response(error.info())
 
     @blueprint.errorhandler(HTTPException)
     async def on_http_error(error: HTTPException) -> Response:
-        return native_error_response(http_failure(error, max_body).info())
+        info = http_failure(error, max_body).info()
+        note_failure(info, current_record())
+        return native_error_response(info)
 
     @blueprint.errorhandler(Exception)
     async def on_fault(error: Exception) -> Response:
-        return native_error_response(internal_error(error))
+        info = internal_error(error)
+        current_record().failure = info.code
+        return native_error_response(info)
 
     return blueprint

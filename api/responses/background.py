@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,8 @@ from contextlib import aclosing, contextmanager
 from loguru import logger
 from msgspec.structs import replace
 
-from motet.api.errors import internal_error
+from motet.api.access_log import finish
+from motet.api.errors import internal_error, note_failure
 from motet.api.responses.run import Event, ResponseRun, frame
 from motet.api.responses.store import Frame, ResponseStore, Stored
 from motet.api.responses.stream import failed_response, failure_event
@@ -32,7 +34,10 @@ class _Making:
     """A response that is being made; its `run`, and if it streams, the events that are not stored yet."""
 
     def __init__(self, run: ResponseRun, streams: bool) -> None:
-        self.run, self.streams = run, streams
+        generation = dataclasses.replace(run.chat.generation, record=run.caller.record.detached())
+        self.run = dataclasses.replace(run, chat=dataclasses.replace(run.chat, generation=generation))
+        self.record = generation.record
+        self.streams = streams
         self.response = run.response
         self.unstored: list[Frame] = []
         self.changed = asyncio.Event()
@@ -113,8 +118,10 @@ class Background:
             await asyncio.gather(writing, return_exceptions=True)
             await self._keep(making)
             self._making.pop(making.response.id, None)
+            finish(making.record, self._services.settings.access_log == "on")
 
     def _fail(self, making: _Making, info: ErrorInfo) -> None:
+        note_failure(info, making.record)
         if info.code == "request_cancelled":
             making.response = replace(making.response, status="cancelled")
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import zmq
@@ -14,6 +14,8 @@ from loguru import logger
 
 from motet.core.errors import MotetError, Overloaded, Unavailable, from_info
 from motet.core.messages import (
+    AdapterUse,
+    AskAdapterUse,
     AskStats,
     Cancel,
     Cancelled,
@@ -33,6 +35,8 @@ from motet.core.messages import (
     Tokens,
 )
 from motet.core.models import ModelInfo
+
+Answer = TypeVar("Answer")
 
 _decode = msgspec.msgpack.Decoder(FromEngine).decode
 _decode_state = msgspec.msgpack.Decoder(EngineState).decode
@@ -65,6 +69,7 @@ class EngineClient:
         self._cancels: dict[str, list[asyncio.Future[int]]] = {}
         self._adapters: dict[str, PreparedAdapter] = {}
         self._stats: list[asyncio.Future[EngineStats]] = []
+        self._uses: list[asyncio.Future[AdapterUse]] = []
         self._up = asyncio.Event()
         self._epoch = ""
         self._tasks: list[asyncio.Task[None]] = []
@@ -176,16 +181,20 @@ class EngineClient:
 
     async def stats(self) -> EngineStats:
         """The engine's counters. Raises Unavailable when it is not up."""
+        return await self._ask(AskStats(), self._stats)
+
+    async def adapter_use(self) -> AdapterUse:
+        """The adapters on the device and those that are waited for. Raises Unavailable when the engine is not up."""
+        return await self._ask(AskAdapterUse(), self._uses)
+
+    async def _ask(self, question: ToEngine, waiting: list[asyncio.Future[Answer]]) -> Answer:
+        """The answer to `question`; those of one kind come in the order of the questions in `waiting`."""
         if not self.ready:
             raise Unavailable(f"the engine is not ready: {self.reason}")
-        answer: asyncio.Future[EngineStats] = asyncio.get_running_loop().create_future()
-        self._stats.append(answer)
-        try:
-            await self._send(AskStats())
-            return await answer
-        finally:
-            if answer in self._stats:
-                self._stats.remove(answer)
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        waiting.append(answer)
+        await self._send(question)
+        return await answer
 
     async def _send(self, message: ToEngine) -> None:
         await self._socket.send(self._encoder.encode(message))
@@ -225,8 +234,9 @@ class EngineClient:
                         if not cancel.done():
                             cancel.set_result(message.sequences)
                 case EngineStats():
-                    if self._stats and not (answer := self._stats.pop(0)).done():
-                        answer.set_result(message)
+                    _answer(self._stats, message)
+                case AdapterUse():
+                    _answer(self._uses, message)
                 case Ready():
                     await self._greeted(message)
 
@@ -256,12 +266,19 @@ class EngineClient:
         for queue in self._queues.values():
             queue.put_nowait(error)
         cancels = [answer for answers in self._cancels.values() for answer in answers]
-        waiters: list[asyncio.Future[Any]] = [*self._stats, *self._vectors.values(), *cancels]
+        waiters: list[asyncio.Future[Any]] = [*self._stats, *self._uses, *self._vectors.values(), *cancels]
         for waiting in waiters:
             if not waiting.done():
                 waiting.set_exception(error)
         self._stats.clear()
+        self._uses.clear()
         self._cancels.clear()
+
+
+def _answer(waiting: list[asyncio.Future[Answer]], answer: Answer) -> None:
+    """Give `answer` to the first in `waiting`, who may have given up."""
+    if waiting and not (first := waiting.pop(0)).done():
+        first.set_result(answer)
 
 
 async def _waiting(queue: asyncio.Queue[TokenEvent | MotetError]) -> tuple[list[TokenEvent], MotetError | None]:

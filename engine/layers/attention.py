@@ -31,7 +31,9 @@ class CacheShape:
 
 
 class AttentionBackend(ABC):
-    """Stores keys and values, and attends."""
+    """Stores keys and values, and attends. `name` is for log lines."""
+
+    name: str
 
     @abstractmethod
     def __call__(self, layer: int, window: int, qkv: Tensor, context: ForwardContext) -> Tensor:
@@ -40,6 +42,8 @@ class AttentionBackend(ABC):
 
 class CpuAttention(AttentionBackend):
     """Single-token sequences walk their blocks in one kernel; longer chunks gather theirs and use SDPA."""
+
+    name = "numba and sdpa"
 
     def __init__(self, shape: CacheShape) -> None:
         self._shape = shape
@@ -93,6 +97,8 @@ class FlashAttention(AttentionBackend):
 
     Its paged cache is [blocks, block size, KV, D] with a block size that 256 divides.
     """
+
+    name = "flash-attn"
 
     def __init__(self, shape: CacheShape, dtype: torch.dtype) -> None:
         self._shape = shape

@@ -21,7 +21,7 @@ from motet.api.database import Database
 from motet.api.services import Services
 from motet.core.adapters import AdapterListing, AdapterRef, AdapterSource, ResolvedAdapter
 from motet.core.errors import AdapterRefused, Forbidden, MotetError, NotFound, Unavailable
-from motet.core.messages import AdapterPart, EngineStats, PreparedAdapter, Submit, TokenEvent, TokenScore
+from motet.core.messages import AdapterPart, AdapterUse, EngineStats, PreparedAdapter, Submit, TokenEvent, TokenScore
 from motet.core.models import ModelInfo
 from motet.core.registry import PluginRegistry
 from motet.core.settings import Settings
@@ -80,6 +80,12 @@ class ScriptedEngine:
             raise Unavailable(self.reason)
         running = len(self.running)
         return EngineStats(running, 0, 9, 9, 0, 0, 0, 0)
+
+    async def adapter_use(self) -> AdapterUse:
+        if not self.ready:
+            raise Unavailable(self.reason)
+        names = dict.fromkeys(submit.model for submit in self.submits if submit.adapter)
+        return AdapterUse(tuple(names), ())
 
     async def generate(self, request: Submit) -> AsyncGenerator[tuple[TokenEvent, ...], None]:
         self.submits.append(request)

@@ -1,21 +1,19 @@
-"""GET /metrics: counters and gauges in Prometheus' text format, of this process and of the engine behind it."""
+"""GET /metrics: Prometheus' text format, of the API processes and of the engine behind them."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 from quart import Blueprint, Quart, Response, g, request
 
+from motet.api.metrics.engine_metrics import EngineCollector
 from motet.api.operations import Operation
 from motet.api.services import Services
 from motet.core.errors import Unavailable
-from motet.core.messages import EngineStats
+from motet.core.messages import AdapterUse, EngineStats
 
 ENGINE_SECONDS = 1.0
 UNROUTED = UNKNOWN = "other"
@@ -33,22 +31,6 @@ SECONDS = Histogram(
     buckets=(0.005, 0.02, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 300),
 )
 RUNNING = Gauge("motet_requests_running", "Requests that run", multiprocess_mode="livesum")
-
-ENGINE_GAUGES = {
-    "motet_sequences_running": ("Sequences in the batch", "running"),
-    "motet_sequences_waiting": ("Sequences that wait for their turn", "waiting"),
-    "motet_cache_blocks_free": ("Blocks of the key-value cache that nobody holds", "blocks_free"),
-    "motet_cache_blocks": ("Blocks of the key-value cache", "blocks_total"),
-    "motet_adapters_resident": ("Adapters on the device", "adapters_resident"),
-    "motet_adapters_pinned": ("Adapters that running sequences use", "adapters_pinned"),
-}
-ENGINE_COUNTERS = {
-    "motet_steps": ("Steps since the engine started", "steps"),
-    "motet_preemptions": ("Sequences that had to give their blocks back", "preemptions"),
-    "motet_prompt_tokens": ("Tokens of prompts that were computed", "prompt_tokens"),
-    "motet_generated_tokens": ("Tokens that were sampled", "generated_tokens"),
-}
-"""The engine's: name to help text and field of EngineStats. Prometheus sees counters with `_total` at the end."""
 
 
 def install_metrics(app: Quart) -> None:
@@ -102,26 +84,12 @@ def _counted() -> bytes:
 async def _engine(services: Services) -> bytes:
     """What the engine counts, as it is now; 0 for `motet_engine_up` alone while it does not answer."""
     stats: EngineStats | None = None
+    use: AdapterUse | None = None
     try:
         async with asyncio.timeout(ENGINE_SECONDS):
-            stats = await services.engine.stats()
+            use, stats = await services.engine.adapter_use(), await services.engine.stats()
     except (Unavailable, TimeoutError):
         pass
     registry = CollectorRegistry()
-    registry.register(_EngineCollector(stats))
+    registry.register(EngineCollector(stats, use))
     return generate_latest(registry)
-
-
-class _EngineCollector(Collector):
-    """The engine's numbers, kept nowhere: a Gauge of each API process would have a series of its own."""
-
-    def __init__(self, stats: EngineStats | None) -> None:
-        self._stats = stats
-
-    def collect(self) -> Iterator[Metric]:
-        yield GaugeMetricFamily("motet_engine_up", "Whether the engine answers", float(self._stats is not None))
-        if self._stats is not None:
-            for name, (text, field) in ENGINE_GAUGES.items():
-                yield GaugeMetricFamily(name, text, getattr(self._stats, field))
-            for name, (text, field) in ENGINE_COUNTERS.items():
-                yield CounterMetricFamily(name, text, getattr(self._stats, field))

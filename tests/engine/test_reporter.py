@@ -1,0 +1,125 @@
+"""What rank 0 reports: adapters that move, names by which they are used, and a summary while anything runs."""
+
+from __future__ import annotations
+
+import pytest
+from support.log_lines import log_lines
+
+from motet.core.messages import INSTALL_BUCKETS, LoraEntry, PreparedAdapter, Submit
+from motet.core.sampling import SamplingParams
+from motet.engine import reporter as reporter_module
+from motet.engine.blocks import BlockPool
+from motet.engine.plan import InstallAdapter
+from motet.engine.reporter import MAX_NAMES, SUMMARY_SECONDS, Reporter
+from motet.engine.scheduler import Limits, Scheduler
+from motet.engine.slots import AdapterSlots
+
+
+def adapter(name: str) -> PreparedAdapter:
+    entries = (LoraEntry(0, "q_proj", 8, 1.0),)
+    return PreparedAdapter("id", f"fingerprint-of-{name}", ("file",), entries, 1000, name=f"local:{name}")
+
+
+def submit(id: str, model: str, fingerprint: str | None) -> Submit:
+    return Submit(id, (1, 2, 3), SamplingParams(max_tokens=4), fingerprint, model=model)
+
+
+class World:
+    """A scheduler with room for one adapter, its reporter, and a clock."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr(reporter_module.time, "monotonic", lambda: self.now)
+        self.scheduler = Scheduler(BlockPool(8, 4), AdapterSlots(1, {"q_proj": 4}), Limits(64, 8))
+        self.reporter = Reporter(self.scheduler)
+
+    def request(self, id: str, model: str, name: str) -> None:
+        prepared = adapter(name)
+        self.scheduler.register(prepared)
+        request = submit(id, model, prepared.fingerprint)
+        self.reporter.request(request)
+        self.scheduler.add(request, b"client", self.now)
+
+    def turn(self, install_seconds: float = 0.05) -> None:
+        """Schedule once, and finish the installation that this begins, if it does."""
+        self.scheduler.schedule(self.now)
+        commands = list(self.scheduler.commands)
+        self.reporter.moves(commands)
+        self.scheduler.commands.clear()
+        self.now += install_seconds
+        for command in commands:
+            if isinstance(command, InstallAdapter):
+                self.reporter.installed(command.fingerprint)
+                self.scheduler.slots.installed(command.fingerprint)
+
+
+def test_installations_and_evictions_are_lines_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch)
+    with log_lines() as lines:
+        world.request("1", "one", "one")
+        world.turn(0.05)
+        world.scheduler.finish("1")
+        world.request("2", "two", "two")
+        world.turn(60.0)
+    moves = [(line["message"], line["adapter"], line.get("seconds"), line["generation"]) for line in lines]
+    generation = "fingerprint-"
+    assert moves == [
+        ("adapter installed", "local:one", 0.05, generation),
+        ("adapter evicted", "local:one", None, generation),
+        ("adapter installed", "local:two", 60.0, generation),
+    ]
+    assert lines[0]["bytes"] == 1000
+    use = world.reporter.adapter_use()
+    assert (sum(use.installs), use.installs[INSTALL_BUCKETS.index(0.1)], use.installs[-1]) == (2, 1, 1)
+    assert use.install_seconds == pytest.approx(60.05)
+    assert world.scheduler.slots.evictions == 1
+
+
+def test_a_failed_installation_is_one_error_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch)
+    world.request("1", "one", "one")
+    world.scheduler.schedule(world.now)
+    world.reporter.moves(world.scheduler.commands)
+    with log_lines() as lines:
+        world.reporter.installed(adapter("one").fingerprint, "OutOfMemoryError on rank 1")
+    (line,) = lines
+    assert (line["level"], line["adapter"]) == ("error", "local:one")
+    assert line["message"] == "adapter installation failed: OutOfMemoryError on rank 1"
+    assert sum(world.reporter.adapter_use().installs) == 0
+
+
+def test_adapters_are_known_by_what_requests_call_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch)
+    world.request("1", "one", "one")
+    world.turn()
+    world.request("2", "local:one", "one")
+    world.turn()
+    world.request("3", "two", "two")
+    world.reporter.request(submit("base", "smollm2", None))
+    use = world.reporter.adapter_use()
+    assert set(use.resident) == {"one", "local:one"}
+    assert "two" in use.waiting
+    assert "smollm2" not in (*use.resident, *use.waiting)
+    for number in range(10):
+        world.reporter.request(submit("x", f"alias-{number}", adapter("one").fingerprint))
+    assert len(world.reporter.adapter_use().resident) == MAX_NAMES
+
+
+def test_a_summary_comes_while_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch)
+    with log_lines() as lines:
+        world.reporter.summary(world.now + 1, 0, 0)
+        world.reporter.summary(world.now + SUMMARY_SECONDS, 0, 0)
+        assert lines == []  # nothing ran
+        world.request("1", "one", "one")
+        world.turn()
+        world.scheduler.schedule(world.now)
+        world.reporter.summary(world.now + 1.5 * SUMMARY_SECONDS, 300, 600)
+        assert [line["message"] for line in lines] == ["adapter installed"]  # not yet
+        world.reporter.summary(100.0 + 2 * SUMMARY_SECONDS, 300, 600)
+        world.scheduler.finish("1")
+        world.reporter.summary(100.0 + 3 * SUMMARY_SECONDS, 300, 600)
+    (line,) = [line for line in lines if line["message"] == "engine summary"]
+    assert (line["running"], line["waiting"], line["adapters_resident"]) == (1, 0, 1)
+    assert (line["prompt_tokens_per_second"], line["generated_tokens_per_second"]) == (10.0, 20.0)
+    assert 0 < line["cache_use"] <= 1
