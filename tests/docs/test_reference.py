@@ -17,6 +17,7 @@ from openai.types.responses import response_create_params as response_params
 from prometheus_client import REGISTRY
 
 from motet.api import grammar, params, parsing, schemas, unsupported
+from motet.api.adapters import load_log
 from motet.api.adapters.names import MAX_NAME
 from motet.api.app import OPERATIONS
 from motet.api.batches.objects import BatchRequest
@@ -94,7 +95,9 @@ OWN_METRICS = ("motet_", "vllm:")
 
 def test_api_page_has_every_metric() -> None:
     engine = EngineCollector(EngineStats(0, 0, 1, 1, 0, 0, 0, 0), AdapterUse())
-    families = [family for family in (*REGISTRY.collect(), *engine.collect()) if family.name.startswith(OWN_METRICS)]
+    loads = [family for metric in (load_log.STAGE_SECONDS, load_log.FAILURES) for family in metric.collect()]
+    known = {family.name: family for family in (*REGISTRY.collect(), *loads, *engine.collect())}
+    families = [family for name, family in known.items() if name.startswith(OWN_METRICS)]
     suffixes = {"counter": "_total", "info": "_info"}
     expected = sorted(family.name + suffixes.get(family.type, "") for family in families)
     assert sorted(name for row in table(section("docs/api.md", "Metrics")) for name in words(row[0])) == expected
