@@ -17,6 +17,7 @@ _TOKEN_IDS = Meta(description="With return_token_ids: the ids that were sampled,
 _PROMPT_IDS = Meta(description="With return_token_ids: the prompt's ids; in a stream, with its first chunks.")
 
 ChatFinishReason: TypeAlias = Literal["stop", "length", "tool_calls"]
+CallKind: TypeAlias = Literal["function", "custom"]
 
 
 class PromptTokensDetails(msgspec.Struct, frozen=True):
@@ -75,12 +76,20 @@ class CalledFunction(msgspec.Struct, frozen=True):
     arguments: str
 
 
+class CalledCustomTool(msgspec.Struct, frozen=True):
+    """A custom tool's name and its input, which is plain text."""
+
+    name: str
+    input: str
+
+
 class AnsweredCall(msgspec.Struct, frozen=True, kw_only=True):
-    """A call that the model made."""
+    """A call that the model made: `function` or `custom`, as the type says."""
 
     id: str
-    type: Literal["function"] = "function"
-    function: CalledFunction
+    type: CallKind = "function"
+    function: CalledFunction | UnsetType = UNSET
+    custom: CalledCustomTool | UnsetType = UNSET
 
 
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,13 +132,21 @@ class FunctionDelta(msgspec.Struct, frozen=True):
     arguments: str | UnsetType = UNSET
 
 
+class CustomDelta(msgspec.Struct, frozen=True):
+    """What a chunk adds to a custom tool's call: its name at first, then pieces of its input."""
+
+    name: str | UnsetType = UNSET
+    input: str | UnsetType = UNSET
+
+
 class ToolCallDelta(msgspec.Struct, frozen=True, kw_only=True):
     """What a chunk adds to call number `index`; id and type come once, at first."""
 
     index: int
     id: str | UnsetType = UNSET
-    type: Literal["function"] | UnsetType = UNSET
-    function: FunctionDelta
+    type: CallKind | UnsetType = UNSET
+    function: FunctionDelta | UnsetType = UNSET
+    custom: CustomDelta | UnsetType = UNSET
 
 
 class Delta(msgspec.Struct, frozen=True):

@@ -11,6 +11,7 @@ from quart import Blueprint, Response
 from motet.api.answers import (
     ENCODER,
     AnsweredCall,
+    CalledCustomTool,
     CalledFunction,
     ChatChoice,
     ChatChunk,
@@ -18,6 +19,7 @@ from motet.api.answers import (
     ChatCompletion,
     ChatLogprobs,
     ChatMessage,
+    CustomDelta,
     Delta,
     FunctionDelta,
     ToolCallDelta,
@@ -25,7 +27,7 @@ from motet.api.answers import (
 )
 from motet.api.body import read_body
 from motet.api.caller import Caller, current_caller
-from motet.api.chat_run import CallDelta, ChatOutput, ChatRun
+from motet.api.chat_run import Call, CallDelta, ChatOutput, ChatRun
 from motet.api.generation import finished
 from motet.api.ignored import note_ignored
 from motet.api.logprobs import chat_logprobs, packed
@@ -118,17 +120,22 @@ def _message(output: ChatOutput) -> ChatMessage:
     text = "".join(output.texts)
     if not output.calls:
         return ChatMessage(content=text)
-    calls = [
-        AnsweredCall(id=call.id, function=CalledFunction(call.name, "".join(call.arguments))) for call in output.calls
-    ]
-    return ChatMessage(content=text or None, tool_calls=calls)
+    return ChatMessage(content=text or None, tool_calls=[_answered(call) for call in output.calls])
+
+
+def _answered(call: Call) -> AnsweredCall:
+    arguments = "".join(call.arguments)
+    if call.kind == "custom":
+        return AnsweredCall(id=call.id, type="custom", custom=CalledCustomTool(call.name, arguments))
+    return AnsweredCall(id=call.id, function=CalledFunction(call.name, arguments))
 
 
 def _call_delta(call: CallDelta) -> ToolCallDelta:
-    if call.id is None or call.name is None:
-        return ToolCallDelta(index=call.index, function=FunctionDelta(arguments=call.arguments))
-    function = FunctionDelta(call.name, call.arguments)
-    return ToolCallDelta(index=call.index, id=call.id, type="function", function=function)
+    begins = call.id is not None and call.name is not None
+    id, kind, name = (call.id or UNSET, call.kind, call.name or UNSET) if begins else (UNSET, UNSET, UNSET)
+    if call.kind == "custom":
+        return ToolCallDelta(index=call.index, id=id, type=kind, custom=CustomDelta(name, call.arguments))
+    return ToolCallDelta(index=call.index, id=id, type=kind, function=FunctionDelta(name, call.arguments))
 
 
 async def chat_events(run: ChatRun, services: Services, include_usage: bool) -> AsyncGenerator[bytes, None]:

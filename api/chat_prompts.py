@@ -178,8 +178,9 @@ def _written(parser: ToolParser, function: Mapping[str, Any]) -> str:
 def _calls(message: Message) -> list[dict[str, Any]]:
     calls = []
     for call in message.tool_calls or ():
-        function = {"name": call.function.name, "arguments": _arguments(call.function.arguments)}
-        calls.append({"id": call.id, "type": call.type, "function": function})
+        called = call.as_function()
+        function = {"name": called.name, "arguments": _arguments(called.arguments)}
+        calls.append({"id": call.id, "type": "function", "function": function})
     return calls
 
 

@@ -4,33 +4,42 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 import msgspec
 
-from motet.api.answers import ChatFinishReason
+from motet.api.answers import CallKind, ChatFinishReason
 from motet.api.caller import Caller
 from motet.api.chat_prompts import chat_prompt, find_template, ignored_hints
-from motet.api.generation import Checked, Generation, check
+from motet.api.custom_tools import InputReader
+from motet.api.generation import Checked, Generation, check, merge
+from motet.api.repeated_calls import RepeatedCalls
 from motet.api.schemas import ChatRequest
 from motet.api.services import Services
-from motet.api.tools import ToolUse, tool_use
+from motet.api.tools import ToolUse, tool_name, tool_use
 from motet.core.errors import InvalidRequest
 from motet.core.messages import TokenEvent
 from motet.core.templates import ChatTemplate
 from motet.core.tools import CallPiece
 from motet.engine.client.text_stream import TextDelta
 
+PARAMETERS, DEFINITION = "function.parameters", "custom.format.grammar.definition"
+"""Where a tool has the grammar of its calls."""
+
 
 class CallDelta(msgspec.Struct, frozen=True):
-    """A piece of a tool call: `index` counts the message's calls; `id` and `name` come once, first; then arguments."""
+    """A piece of a tool call: `index` counts the message's calls; `id` and `name` come once, first; then arguments.
+
+    The arguments of a `custom` tool's call are its input, plain text.
+    """
 
     index: int
     arguments: str = ""
     id: str | None = None
     name: str | None = None
+    kind: CallKind = "function"
 
 
 class ChatDelta(msgspec.Struct, frozen=True):
@@ -62,6 +71,7 @@ class Call:
 
     id: str
     name: str
+    kind: CallKind
     arguments: list[str] = field(default_factory=list)
 
 
@@ -80,7 +90,7 @@ class ChatOutput:
         self.ids += [event.token for event in delta.tokens]
         for call in delta.calls:
             if call.id is not None and call.name is not None:
-                self.calls.append(Call(call.id, call.name))
+                self.calls.append(Call(call.id, call.name, call.kind))
             self.calls[call.index].arguments.append(call.arguments)
         self.finish_reason = delta.finish_reason or self.finish_reason
 
@@ -95,9 +105,13 @@ class CallReader:
 
     def __init__(self, tools: ToolUse) -> None:
         self._reader = tools.parser.reader(tools.tools)
-        self._several, self._forced = tools.several, tools.forced
+        self._several, self._forced, self._custom = tools.several, tools.forced, tools.custom
+        # Where the model is free not to call, it may mean to do the same twice.
+        self._repeated = RepeatedCalls() if tools.forced and tools.several else None
         self._calls = 0
         self._latest: list[str] = []  # the latest call's arguments
+        self._is_raw = False  # they are plain text
+        self._input: tuple[int, InputReader] | None = None  # of the latest call, if it is a custom tool's
 
     def read(self, delta: TextDelta) -> ChatDelta:
         """The same delta, with calls."""
@@ -109,10 +123,14 @@ class CallReader:
         for piece in found:
             # What comes after the only call that was allowed is no part of the answer.
             if isinstance(piece, CallPiece) and (self._several or piece.index == 0):
-                parts.append(self._numbered(piece))
+                parts += self._numbered(piece)
             elif isinstance(piece, str) and self._is_told(piece):
                 parts.append(piece)
-        if finish == "stop" and self._calls and _is_object("".join(self._latest)):
+            if self._repeated is not None and self._repeated.found:
+                return ChatDelta((*parts, *self._ended_input()), delta.tokens, "tool_calls")
+        if finish is not None:
+            parts += self._ended_input()
+        if finish == "stop" and self._calls and (self._is_raw or _is_object("".join(self._latest))):
             finish = "tool_calls"
         return ChatDelta(tuple(parts), delta.tokens, finish, delta.stop_reason, delta.more)
 
@@ -120,14 +138,33 @@ class CallReader:
         # Where the answer must be calls, what else there is can only be one that was cut at its beginning.
         return bool(text) and not self._forced and (self._several or not self._calls)
 
-    def _numbered(self, piece: CallPiece) -> CallDelta:
-        if piece.name is not None:
-            self._calls += 1
-            self._latest.clear()
-        self._latest.append(piece.arguments)
+    def _numbered(self, piece: CallPiece) -> list[CallDelta]:
+        pieces = [piece] if self._repeated is None else self._repeated.push(piece)
+        return [delta for released in pieces for delta in self._deltas(released)]
+
+    def _deltas(self, piece: CallPiece) -> Iterator[CallDelta]:
         if piece.name is None:
-            return CallDelta(piece.index, piece.arguments)
-        return CallDelta(piece.index, piece.arguments, f"call_{uuid.uuid4().hex[:24]}", piece.name)
+            self._latest.append(piece.arguments)
+            if self._input is None:
+                yield CallDelta(piece.index, piece.arguments)
+            elif text := self._input[1].push(piece.arguments):
+                yield CallDelta(piece.index, text, kind="custom")
+            return
+        yield from self._ended_input()
+        self._calls += 1
+        self._latest, self._is_raw = [piece.arguments], piece.raw
+        kind: CallKind = "function"
+        arguments = piece.arguments
+        if piece.name in self._custom:
+            self._input = (piece.index, InputReader(piece.raw))
+            arguments, kind = self._input[1].push(piece.arguments), "custom"
+        yield CallDelta(piece.index, arguments, f"call_{uuid.uuid4().hex[:24]}", piece.name, kind)
+
+    def _ended_input(self) -> list[CallDelta]:
+        """What is left of the latest call's input, which is over."""
+        ended, self._input = self._input, None
+        text = ended[1].finish() if ended else ""
+        return [CallDelta(ended[0], text, kind="custom")] if ended and text else []
 
 
 def _is_object(arguments: str) -> bool:
@@ -164,20 +201,30 @@ class ChatRun:
 
     async def deltas(self, services: Services) -> AsyncGenerator[tuple[int, ChatDelta], None]:
         """(choice, what it adds) as things come; closing this ends every sequence at once."""
-        tools = self.tools
-        readers = [CallReader(tools) for _ in self.generation.submits] if tools else None
-        echoes = [self.echo] * len(self.generation.submits)
-        async with aclosing(self.generation.deltas(services)) as deltas:
-            async for index, delta in deltas:
-                if readers is not None:
-                    told = readers[index].read(delta)
+        streams = [self._choice(stream) for stream in self.generation.streams(services)]
+        async with aclosing(merge(streams)) as merged:
+            async for indexed in merged:
+                yield indexed
+
+    async def _choice(self, stream: AsyncGenerator[TextDelta, None]) -> AsyncGenerator[ChatDelta, None]:
+        """One choice's deltas; its sequence ends with the last of them, though the model may have gone on."""
+        reader = CallReader(self.tools) if self.tools else None
+        echo = self.echo
+        async with aclosing(stream):
+            async for delta in stream:
+                if reader is not None:
+                    told = reader.read(delta)
                 else:
                     parts = (delta.text,) if delta.text else ()
                     told = ChatDelta(parts, delta.tokens, delta.finish_reason, delta.stop_reason, delta.more)
-                if echoes[index]:
-                    told = msgspec.structs.replace(told, parts=(echoes[index], *told.parts))
-                    echoes[index] = ""
-                yield index, told
+                if echo:
+                    told = msgspec.structs.replace(told, parts=(echo, *told.parts))
+                    echo = ""
+                if told.finish_reason is not None:
+                    await stream.aclose()  # before the client has read the last of it
+                    yield told
+                    return
+                yield told
 
     async def collect(
         self, services: Services, write_logprobs: Callable[[int, Sequence[TokenEvent]], None]
@@ -227,6 +274,7 @@ class ChatSetup:
 
 
 async def _with_grammar(services: Services, request: ChatRequest, checked: Checked, tools: ToolUse) -> Checked:
+    await _check_inputs(services, request, tools)
     grammar = tools.grammar(services, checked.grammar)
     if grammar is None:
         return replace(checked, grammar=None)
@@ -234,7 +282,19 @@ async def _with_grammar(services: Services, request: ChatRequest, checked: Check
         await services.grammars.check(grammar, "tools")
     except InvalidRequest:
         for index, tool in enumerate(request.tools or ()):
-            if (alone := tools.grammar_of(services, tool.function.name)) is not None:
-                await services.grammars.check(alone, f"tools[{index}].function.parameters")
+            if (alone := tools.grammar_of(services, tool_name(tool))) is not None:
+                await services.grammars.check(alone, f"tools[{index}].{PARAMETERS}")
         raise
     return replace(checked, grammar=grammar)
+
+
+async def _check_inputs(services: Services, request: ChatRequest, tools: ToolUse) -> None:
+    """Raise InvalidRequest naming a custom tool whose grammar is wrong by itself."""
+    grammars = {tool.name: tool.raw_input for tool in tools.tools}
+    for index, tool in enumerate(request.tools or ()):
+        if (grammar := grammars.get(tool_name(tool))) is not None:
+            try:
+                await services.grammars.check(grammar, f"tools[{index}].{DEFINITION}")
+            except InvalidRequest as error:
+                error.message = f"the tool {tool_name(tool)!r}: {error.message}"
+                raise

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
@@ -41,6 +41,17 @@ from motet.engine.client.text_model import TextModel
 from motet.engine.client.text_stream import TextDelta, stream_text
 
 T = TypeVar("T")
+
+
+class Delta(Protocol):
+    """What one sequence adds."""
+
+    @property
+    def more(self) -> bool:
+        """Whether the next delta is there already."""
+
+
+D = TypeVar("D", bound=Delta)
 
 
 @dataclass(frozen=True)
@@ -187,12 +198,21 @@ class Generation:
 
     async def deltas(self, services: Services) -> AsyncGenerator[tuple[int, TextDelta], None]:
         """(sequence number, what it adds) as things come; closing this ends every sequence at once."""
-        streams = [stream_text(services.engine, self.text, submit, self.stop, self.shown) for submit in self.submits]
+        async with aclosing(merge(self.streams(services))) as merged:
+            async for indexed in merged:
+                yield indexed
+
+    def streams(self, services: Services) -> list[AsyncGenerator[TextDelta, None]]:
+        """What each sequence adds as it comes; closing one ends its sequence."""
         self.record.timing, self.record.prompt_tokens = self.timing, self.prompt_tokens
-        async with aclosing(merge(streams)) as merged:
-            async for index, delta in merged:
+        return [self._stream(services, index) for index in range(len(self.submits))]
+
+    async def _stream(self, services: Services, index: int) -> AsyncGenerator[TextDelta, None]:
+        stream = stream_text(services.engine, self.text, self.submits[index], self.stop, self.shown)
+        async with aclosing(stream) as deltas:
+            async for delta in deltas:
                 self.timing.take(index, delta)
-                yield index, _without_stop_string(delta)
+                yield _without_stop_string(delta)
 
 
 def _report(request: ChatRequest | CompletionRequest) -> TokenReport:
@@ -214,9 +234,7 @@ def unreported(tokens: Iterable[TokenEvent]) -> tuple[TokenEvent, ...]:
     return tuple(replace(event, stop_id=event.token) for event in tokens)
 
 
-async def merge(
-    streams: Sequence[AsyncGenerator[TextDelta, None]],
-) -> AsyncGenerator[tuple[int, TextDelta], None]:
+async def merge(streams: Sequence[AsyncGenerator[D, None]]) -> AsyncGenerator[tuple[int, D], None]:
     """Run `streams` side by side and yield (number, delta) as they come; the first failure ends them all.
 
     Deltas of one stream that are there together come one after another, with nothing between them.
@@ -227,10 +245,10 @@ async def merge(
                 yield 0, delta
         return
     # What nobody reads must stay with the engine's client, which limits it. Of one place, so that streams take turns.
-    queue: asyncio.Queue[tuple[int, list[TextDelta]] | Exception | None] = asyncio.Queue(1)
+    queue: asyncio.Queue[tuple[int, list[D]] | Exception | None] = asyncio.Queue(1)
 
-    async def pump(index: int, stream: AsyncGenerator[TextDelta, None]) -> None:
-        together: list[TextDelta] = []
+    async def pump(index: int, stream: AsyncGenerator[D, None]) -> None:
+        together: list[D] = []
         try:
             async with aclosing(stream):
                 async for delta in stream:

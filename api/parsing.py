@@ -25,7 +25,7 @@ MAX_VALUES = 500_000
 _PLACE = re.compile(r" - at (?:`key` in )?`\$\.?([^`]*)`$")
 # Possessive, and one that is never closed goes to the end: what is no JSON takes no longer than what is.
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
-_STRANGE = re.compile(r"Invalid enum value (.+)", re.DOTALL)
+_STRANGE = re.compile(r"Invalid (?:enum )?value (.+)", re.DOTALL)
 _MISSING = re.compile(r"missing required field `([^`]+)`")
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -145,6 +145,10 @@ def check_chat(request: ChatRequest) -> None:
             )
         if message.tool_calls and message.role != "assistant":
             raise InvalidRequest("only assistant messages have tool_calls", param=f"messages[{index}].tool_calls")
+        for number, call in enumerate(message.tool_calls or ()):
+            if getattr(call, call.type) is None:
+                param = f"messages[{index}].tool_calls[{number}].{call.type}"
+                raise InvalidRequest(f"{param} is missing", param=param, code="missing_required_parameter")
 
 
 def check_completion(request: CompletionRequest) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
+from motet.api.custom_tools import input_arguments
 from motet.core.messages import MAX_PARTS
 from motet.core.sampling import MAX_LOGIT_BIAS, MAX_TOP_LOGPROBS
 
@@ -19,6 +20,8 @@ MAX_MESSAGES = 4096
 MAX_PIECES = 4096
 MAX_STOP_STRINGS = 16
 MAX_TOOLS = 128
+MAX_DEFINITION = 64 * 1024
+"""Characters of a custom tool's grammar."""
 MAX_TEMPLATE_VARIABLES = 64
 MAX_DOCUMENTS = 256
 MAX_STOP_CHARACTERS = 512
@@ -75,12 +78,27 @@ class FunctionCall(msgspec.Struct, frozen=True):
     arguments: Annotated[str, _says("A JSON object, as text.", '{"city": "Bergen"}')]
 
 
+class CustomCall(msgspec.Struct, frozen=True):
+    """The custom tool that an earlier assistant message called."""
+
+    name: str
+    input: str
+
+
 class ToolCall(msgspec.Struct, frozen=True):
-    """A call that an earlier assistant message made; needs a chat template that writes tool calls."""
+    """A call that an earlier assistant message made, of a `function` or of a `custom` tool."""
 
     id: str
-    function: FunctionCall
-    type: Literal["function"] = "function"
+    function: FunctionCall | None = None
+    type: Literal["function", "custom"] = "function"
+    custom: CustomCall | None = None
+
+    def as_function(self) -> FunctionCall:
+        """The call as one of a function; a custom tool's has one argument, `input`."""
+        if self.function is not None:
+            return self.function
+        assert self.custom is not None, "check_chat has seen to it"
+        return FunctionCall(self.custom.name, input_arguments(self.custom.input))
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -122,11 +140,41 @@ class FunctionDefinition(msgspec.Struct, frozen=True):
     strict: Annotated[bool | None, _says("Arguments must be of that shape whenever the function is called.")] = None
 
 
-class FunctionTool(msgspec.Struct, frozen=True):
-    """A tool; functions are the only kind."""
+class FunctionTool(msgspec.Struct, frozen=True, tag_field="type", tag="function"):
+    """A function as a tool."""
 
-    type: Literal["function"]
     function: FunctionDefinition
+
+
+class Grammar(msgspec.Struct, frozen=True):
+    """A grammar of a custom tool's input."""
+
+    syntax: Literal["lark", "regex"]
+    definition: Annotated[str, Meta(min_length=1, max_length=MAX_DEFINITION)]
+
+
+class TextInput(msgspec.Struct, frozen=True, tag_field="type", tag="text"):
+    """Input that may be any text."""
+
+
+class GrammarInput(msgspec.Struct, frozen=True, tag_field="type", tag="grammar"):
+    """Input that follows a grammar."""
+
+    grammar: Grammar
+
+
+class CustomDefinition(msgspec.Struct, frozen=True):
+    """A tool whose input is text."""
+
+    name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$", examples=["run_sql"])]
+    description: str | None = None
+    format: Annotated[TextInput | GrammarInput | None, _says("What the input is like; absent: any text.")] = None
+
+
+class CustomTool(msgspec.Struct, frozen=True, tag_field="type", tag="custom"):
+    """A custom tool."""
+
+    custom: CustomDefinition
 
 
 class AdapterChoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -244,12 +292,13 @@ class ChatRequest(GenerateRequest, frozen=True, kw_only=True):
     ]
     max_completion_tokens: Annotated[Positive | None, _says("The newer name of `max_tokens`.")] = None
     tools: Annotated[
-        Annotated[list[FunctionTool], Meta(max_length=MAX_TOOLS)] | None, _says("Functions that the model may call.")
+        Annotated[list[FunctionTool | CustomTool], Meta(max_length=MAX_TOOLS)] | None,
+        _says("Functions and custom tools that the model may call."),
     ] = None
     tool_choice: Annotated[
         Literal["none", "auto", "required"] | dict[str, Any] | None,
         _says(
-            "`required`: at least one call. An object names one function, or the `allowed_tools`.",
+            "`required`: at least one call. An object names one function or custom tool, or the `allowed_tools`.",
             "auto",
             {"type": "function", "function": {"name": "get_weather"}},
         ),

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from motet.api.schemas import ChatRequest, FunctionTool
+from motet.api.custom_tools import custom_tool
+from motet.api.schemas import ChatRequest, CustomTool, FunctionTool, GrammarInput
 from motet.api.services import Services
 from motet.core.errors import InvalidRequest
-from motet.core.formats import GrammarSpec
+from motet.core.formats import GrammarSpec, slashed
 from motet.core.templates import ChatTemplate
 from motet.core.tools import Tool, ToolParser
 
@@ -27,6 +27,8 @@ class ToolUse:
     several: bool
     shown: frozenset[int]
     """Ids of the parser's markers that are special tokens: its reader has to see them."""
+    custom: frozenset[str] = frozenset()
+    """Names of the tools whose calls have an input instead of arguments."""
 
     def written(self) -> list[dict[str, Any]]:
         """The tools as chat templates expect them."""
@@ -65,19 +67,18 @@ def _either(calls: GrammarSpec, form: GrammarSpec) -> GrammarSpec:
             "json_schema or a regex",
             param="response_format.type",
         )
-    answer = f"%json {form.text}" if form.kind == "json_schema" else f"/{_slashed(form.text)}/"
+    answer = f"%json {form.text}" if form.kind == "json_schema" else f"/{slashed(form.text)}/"
     rules = calls.text.replace("start:", "motet_calls:", 1)
     return GrammarSpec("lark", f"start: motet_calls | motet_answer\nmotet_answer: {answer}\n{rules}")
 
 
-def _slashed(pattern: str) -> str:
-    """A regex as Lark has it between slashes."""
-    written = {"/": "\\/", "\n": "\\n"}
-    return re.sub(r"\\.|/|\n", lambda found: written.get(found[0], found[0]), pattern, flags=re.DOTALL)
-
-
 def _function(tool: Tool) -> dict[str, Any]:
     return {"name": tool.name, "description": tool.description or "", "parameters": dict(tool.parameters)}
+
+
+def tool_name(tool: FunctionTool | CustomTool) -> str:
+    """What the model calls it."""
+    return tool.custom.name if isinstance(tool, CustomTool) else tool.function.name
 
 
 def tool_parser(services: Services, template: ChatTemplate) -> ToolParser:
@@ -113,7 +114,8 @@ def tool_use(services: Services, request: ChatRequest, template: ChatTemplate) -
     several = request.parallel_tool_calls
     if several is None:  # who names a function wants it called, and called once
         several = not (forced and names is not None and len(names) == 1)
-    return ToolUse(parser, offered, forced, several, shown)
+    custom = frozenset(tool.custom.name for tool in request.tools or () if isinstance(tool, CustomTool))
+    return ToolUse(parser, offered, forced, several, shown, custom)
 
 
 def _choice(request: ChatRequest) -> tuple[bool, Sequence[str] | None]:
@@ -122,12 +124,13 @@ def _choice(request: ChatRequest) -> tuple[bool, Sequence[str] | None]:
     if not isinstance(choice, dict):
         return choice == "required", None
     match choice:
-        case {"type": "function", "function": {"name": str(name)}}:
+        case {"type": "function", "function": {"name": str(name)}} | {"type": "custom", "custom": {"name": str(name)}}:
             return True, [name]
         case {"type": "allowed_tools", "allowed_tools": {"mode": "auto" | "required" as mode, "tools": list(tools)}}:
             return mode == "required", [_allowed(tool, index) for index, tool in enumerate(tools)]
     raise InvalidRequest(
-        'tool_choice must be "none", "auto", "required", {"type": "function", "function": {"name": …}} or '
+        'tool_choice must be "none", "auto", "required", {"type": "function", "function": {"name": …}}, '
+        '{"type": "custom", "custom": {"name": …}} or '
         '{"type": "allowed_tools", "allowed_tools": {"mode": "auto" or "required", "tools": […]}}',
         param="tool_choice",
     )
@@ -135,15 +138,20 @@ def _choice(request: ChatRequest) -> tuple[bool, Sequence[str] | None]:
 
 def _allowed(tool: object, index: int) -> str:
     match tool:
-        case {"type": "function", "function": {"name": str(name)}}:
+        case {"type": "function", "function": {"name": str(name)}} | {"type": "custom", "custom": {"name": str(name)}}:
             return name
     raise InvalidRequest(
-        'each must be {"type": "function", "function": {"name": …}}',
+        'each must be {"type": "function", "function": {"name": …}} or {"type": "custom", "custom": {"name": …}}',
         param=f"tool_choice.allowed_tools.tools[{index}]",
     )
 
 
-def _tool(tool: FunctionTool) -> Tool:
+def _tool(tool: FunctionTool | CustomTool) -> Tool:
+    if isinstance(tool, CustomTool):
+        custom = tool.custom
+        grammar = custom.format.grammar if isinstance(custom.format, GrammarInput) else None
+        syntax, definition = (grammar.syntax, grammar.definition) if grammar else (None, "")
+        return custom_tool(custom.name, custom.description, syntax, definition)
     function = tool.function
     parameters: Mapping[str, Any] = function.parameters or {}
     return Tool(function.name, function.description, parameters, bool(function.strict))

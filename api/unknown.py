@@ -65,6 +65,8 @@ def _inside(info: inspect.Type, step: str) -> Iterator[inspect.Type]:
                 yield plain.item_type
             case inspect.StructType() if step in (known := _fields(plain.cls)):
                 yield known[step]
+            case inspect.StructType(tag_field=tag_field, tag=tag) if step == tag_field and tag is not None:
+                yield inspect.LiteralType((tag,))
 
 
 def _plain(info: inspect.Type) -> Iterator[inspect.Type]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Literal
@@ -25,3 +26,9 @@ class OutputFormat(ABC):
 
         Raises InvalidRequest naming the field that is wrong.
         """
+
+
+def slashed(pattern: str) -> str:
+    """A regex as Lark has it between slashes."""
+    written = {"/": "\\/", "\n": "\\n"}
+    return re.sub(r"\\.|/|\n", lambda found: written.get(found[0], found[0]), pattern, flags=re.DOTALL)

@@ -12,20 +12,28 @@ from motet.core.formats import GrammarSpec
 
 
 class Tool(msgspec.Struct, frozen=True):
-    """A function that the model may call. `parameters` is a JSON schema of an object."""
+    """A function that the model may call. `parameters` is a JSON schema of an object.
+
+    With `raw_input`, the call has no arguments but plain text that follows this grammar, up to the end of the answer.
+    """
 
     name: str
     description: str | None
     parameters: Mapping[str, Any]
     strict: bool = False
+    raw_input: GrammarSpec | None = None
 
 
 class CallPiece(msgspec.Struct, frozen=True):
-    """A piece of a call: the message's call number `index` begins (`name` is set), or its arguments go on."""
+    """A piece of a call: the message's call number `index` begins (`name` is set), or its arguments go on.
+
+    `raw`: the arguments are the plain text of a tool's `raw_input`, not JSON.
+    """
 
     index: int
     name: str | None = None
     arguments: str = ""
+    raw: bool = False
 
 
 class ToolReader(ABC):

@@ -9,7 +9,7 @@ from typing import Any
 from motet.core.formats import GrammarSpec
 from motet.core.hookspecs import Register, hookimpl
 from motet.core.tools import CallPiece, Tool, ToolParser, ToolReader
-from motet.plugins.tool_json import MAX_SPACE, JsonCall, call_object, call_rules, described
+from motet.plugins.tool_json import MAX_SPACE, JsonCall, call_object, call_rules, calls, described
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _SURPLUS = "} \n"
@@ -19,8 +19,8 @@ _SURPLUS = "} \n"
 class HermesReader(ToolReader):
     """Text, a tag, an object, a tag, and so on. White space beside the tags belongs to neither text nor call."""
 
-    def __init__(self, names: Collection[str]) -> None:
-        self._names = names
+    def __init__(self, tools: Sequence[Tool]) -> None:
+        self._tools = tools
         self._held = ""
         self._call: JsonCall | None = None
         self._closing = False
@@ -56,7 +56,7 @@ class HermesReader(ToolReader):
         before, tag, after = self._held.partition(OPEN)
         if tag:
             shown = _without_space(before)
-            self._held, self._call = after, JsonCall(self._calls, self._names)
+            self._held, self._call = after, JsonCall(self._calls, self._tools)
         else:  # a tag may have begun, and white space may be followed by one
             shown = _without_space(self._held[: len(self._held) - _partial(self._held, OPEN)])
             self._held = self._held[len(shown) :]
@@ -128,31 +128,33 @@ class Hermes(ToolParser):
 
     def grammar(self, tools: Sequence[Tool], several: bool, special: Collection[str]) -> GrammarSpec:
         """See ToolParser."""
-        return GrammarSpec("lark", f"start: call{' (BREAK call)*' if several else ''}\n{_rules(tools, special)}")
+        return GrammarSpec(
+            "lark", f"start: {calls(tools, 'call', 'raw_call', 'BREAK', several)}\n{_rules(tools, special)}"
+        )
 
     def text_or_calls(self, tools: Sequence[Tool], special: Collection[str]) -> GrammarSpec:
         """See ToolParser."""
+        is_raw, is_plain = (any((tool.raw_input is None) is plain for tool in tools) for plain in (False, True))
         if OPEN in special:
-            start = "start: TEXT (call TEXT)*"
+            start = f"start: TEXT{' (call TEXT)*' if is_plain else ''}{' raw_call?' if is_raw else ''}"
         else:
-            start = f"start: (lead rest)* TEXT\nlead[lazy]: /(.|\\n)*{OPEN}/"
+            ends = "(TEXT | lead BREAK raw_object)" if is_raw else "TEXT"
+            start = f"start: {'(lead rest)* ' if is_plain else ''}{ends}\nlead[lazy]: /(.|\\n)*{OPEN}/"
         return GrammarSpec("lark", f"{start}\nTEXT: /(.|\\n)*/\n{_rules(tools, special)}")
 
     def reader(self, tools: Sequence[Tool]) -> ToolReader:
         """See ToolParser."""
-        return HermesReader({tool.name for tool in tools})
+        return HermesReader(tools)
 
 
 def _rules(tools: Sequence[Tool], special: Collection[str]) -> str:
     opening, closing = (tag if tag in special else json.dumps(tag) for tag in (OPEN, CLOSE))
-    return "\n".join(
-        (
-            f"call: {opening} rest",
-            f"rest: BREAK object BREAK {closing}",
-            r'BREAK: "\n"',
-            call_rules(tools, "arguments"),
-        )
-    )
+    rules = [r'BREAK: "\n"', call_rules(tools, "arguments")]
+    if any(tool.raw_input is None for tool in tools):
+        rules += [f"call: {opening} rest", f"rest: BREAK object BREAK {closing}"]
+    if any(tool.raw_input is not None for tool in tools):
+        rules.append(f"raw_call: {opening} BREAK raw_object")
+    return "\n".join(rules)
 
 
 @hookimpl

@@ -8,7 +8,7 @@ from typing import Any
 from motet.core.formats import GrammarSpec
 from motet.core.hookspecs import Register, hookimpl
 from motet.core.tools import CallPiece, Tool, ToolParser, ToolReader
-from motet.plugins.tool_json import MAX_SPACE, JsonCall, call_object, call_rules, described
+from motet.plugins.tool_json import MAX_SPACE, JsonCall, call_object, call_rules, calls, described
 
 TAG = "<|python_tag|>"
 SPACE = " \t\r\n"
@@ -16,12 +16,15 @@ SPACE = " \t\r\n"
 
 BETWEEN = SPACE + ";"
 
+SEPARATOR = '"; "'
+"""What a grammar has between two calls."""
+
 
 class Llama3Reader(ToolReader):
     """An answer that begins with an object is calls, for as long as objects follow; any other is text."""
 
-    def __init__(self, names: Collection[str]) -> None:
-        self._names = names
+    def __init__(self, tools: Sequence[Tool]) -> None:
+        self._tools = tools
         self._held = ""
         self._call: JsonCall | None = None
         self._calls = 0
@@ -57,7 +60,7 @@ class Llama3Reader(ToolReader):
             self._held = ahead[len(TAG) :]
             return True
         if near and ahead.startswith("{"):
-            self._held, self._call = ahead, JsonCall(self._calls, self._names)
+            self._held, self._call = ahead, JsonCall(self._calls, self._tools)
             return True
         self._text = True
         return True
@@ -103,20 +106,20 @@ class Llama3Json(ToolParser):
 
     def grammar(self, tools: Sequence[Tool], several: bool, special: Collection[str]) -> GrammarSpec:
         """See ToolParser."""
-        more = ' ("; " object)*' if several else ""
-        return GrammarSpec("lark", f"start: object{more}\n{call_rules(tools, 'parameters')}")
+        start = calls(tools, "object", "raw_object", SEPARATOR, several)
+        return GrammarSpec("lark", f"start: {start}\n{call_rules(tools, 'parameters')}")
 
     def text_or_calls(self, tools: Sequence[Tool], special: Collection[str]) -> GrammarSpec:
         """See ToolParser."""
         tag = f"{TAG}? " if TAG in special else ""
-        start = f'start: {tag}object ("; " object)* | TEXT'
+        start = f"start: {tag}({calls(tools, 'object', 'raw_object', SEPARATOR, True)}) | TEXT"
         # Text is what the reader takes for text: what begins with neither a brace nor the tag.
         text = r"TEXT: /[ \t\r\n]*(<?|([^{< \t\r\n]|<[^|])(.|\n)*)/"
         return GrammarSpec("lark", f"{start}\n{text}\n{call_rules(tools, 'parameters')}")
 
     def reader(self, tools: Sequence[Tool]) -> ToolReader:
         """See ToolParser."""
-        return Llama3Reader({tool.name for tool in tools})
+        return Llama3Reader(tools)
 
 
 @hookimpl

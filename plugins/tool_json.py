@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 import regex
 
+from motet.core.formats import GrammarSpec, slashed
 from motet.core.tools import CallPiece, Tool
 
 # Models were taught all sorts of layouts; without a bound a weak one would write spaces for ever.
@@ -61,11 +62,13 @@ class JsonCall:
 
     Arguments stream if the name comes first, as it does from every model; else the call comes out when it is whole.
     An object whose last brace is missing ends with its arguments. Each piece is looked at once, however long the
-    whole is.
+    whole is. If the object of a tool with `raw_input` has the name alone, all that follows is its input.
     """
 
-    def __init__(self, index: int, names: Collection[str]) -> None:
-        self.index, self._names = index, names
+    def __init__(self, index: int, tools: Sequence[Tool]) -> None:
+        self.index, self._names = index, {tool.name for tool in tools}
+        self._raw_names = {tool.name for tool in tools if tool.raw_input is not None}
+        self._is_raw = self._input_begun = False
         self.started = False
         self.raw = ""  # everything until it has started, in case it is no call
         self.rest: str | None = None  # what follows the object, once that is complete
@@ -79,6 +82,8 @@ class JsonCall:
 
     def push(self, text: str) -> list[CallPiece]:
         """The pieces that `text` adds. Look at `rest` and `failed` afterwards."""
+        if self._is_raw:
+            return self._input(text)
         if self._arguments_open:
             return self._stream(text)
         if self.started:
@@ -130,10 +135,20 @@ class JsonCall:
         elif ahead:
             self.rest = ahead
 
+    def _input(self, text: str) -> list[CallPiece]:
+        if not self._input_begun and text:
+            self._input_begun = True
+            text = text.removeprefix("\n")
+        return [CallPiece(self.index, arguments=text)] if text else []
+
     def _at_once(self) -> list[CallPiece]:
         """The whole object as a call, in whatever order its fields came."""
         try:
             call = msgspec.json.decode(self.raw)
+            if set(call) == {"name"} and call["name"] in self._raw_names:
+                self.started = self._is_raw = True
+                text, self.rest = self.rest or "", None
+                return [CallPiece(self.index, call["name"], raw=True), *self._input(text)]
             name, arguments = call["name"], call.get("arguments", call.get("parameters", {}))
             if isinstance(arguments, str):  # some write the arguments as JSON in a text, as the API shows them
                 arguments = msgspec.json.decode(arguments)
@@ -175,20 +190,59 @@ def _sayable(schema: Any, keywords: bool = True) -> Any:
     return found
 
 
+_ADMITTING = ("$ref", "allOf", "anyOf", "oneOf", "if", "patternProperties", "minProperties", "required")
+"""Keywords that make or let an object have members though its `properties` is empty."""
+
+
 def arguments_schema(tool: Tool) -> str:
-    """The tool's parameters as a JSON schema for a grammar."""
-    schema = dict(tool.parameters) or {"type": "object", "properties": {}, "additionalProperties": False}
+    """The tool's parameters as a JSON schema for a grammar; without any parameters, an empty object."""
+    schema = dict(tool.parameters) or {"properties": {}}
+    if schema.get("properties") == {} and not any(schema.get(name) for name in _ADMITTING):
+        schema.setdefault("additionalProperties", False)
     return json.dumps(guided({"type": "object", **schema}, tool.strict), ensure_ascii=False)
 
 
+def calls(tools: Sequence[Tool], call: str, raw_call: str, between: str, several: bool) -> str:
+    """The right side of a Lark rule: one call, or several; after one with raw input, none can follow."""
+    has_raw = any(tool.raw_input is not None for tool in tools)
+    has_plain = any(tool.raw_input is None for tool in tools)
+    if not has_plain:
+        return raw_call
+    if has_raw:
+        before = f"({call} {between})* " if several else ""
+        return f"{before}({call} | {raw_call})"
+    return f"{call} ({between} {call})*" if several else call
+
+
 def call_rules(tools: Sequence[Tool], key: str) -> str:
-    """Lark rules for a JSON object that calls one of `tools`: `object`, and what it is made of."""
-    rules = ["object: " + " | ".join(f"object{i}" for i in range(len(tools)))]
-    for i, tool in enumerate(tools):
+    """Lark rules for a JSON object that calls one of `tools`, and what it is made of.
+
+    `object` calls one that has arguments, `raw_object` one that has raw input, which comes after it.
+    """
+    plain = [tool for tool in tools if tool.raw_input is None]
+    raw = [tool for tool in tools if tool.raw_input is not None]
+    rules = ["object: " + " | ".join(f"object{i}" for i in range(len(plain)))] if plain else []
+    for i, tool in enumerate(plain):
         name = json.dumps(tool.name)
         opening = json.dumps(f'{{"name": {name}, "{key}": ')
         rules += [f'object{i}: {opening} arguments{i} "}}"', f"arguments{i}: %json {arguments_schema(tool)}"]
+    rules += ["raw_object: " + " | ".join(f"raw_object{i}" for i in range(len(raw)))] if raw else []
+    for i, tool in enumerate(raw):
+        opening = json.dumps(f'{{"name": {json.dumps(tool.name)}}}\n')
+        rules += [f"raw_object{i}: {opening} raw_input{i}", f"raw_input{i}: {_nested(tool.raw_input)}"]
     return "\n".join(rules)
+
+
+def _nested(spec: GrammarSpec | None) -> str:
+    """A grammar as a part of another one's rule."""
+    assert spec is not None, "only tools with raw input have one"
+    match spec.kind:
+        case "lark":
+            return f"%lark {{\n{spec.text}\n}}"
+        case "regex":
+            return f"/{slashed(spec.text)}/"
+        case "json_schema":
+            return f"%json {spec.text}"
 
 
 def described(tools: Sequence[Tool]) -> str:

@@ -65,9 +65,7 @@ def offered_tools(given: Sequence[Mapping[str, Any]]) -> OfferedTools:
             )
         tool = _client_tool(entry, where)
         ignored += [f"{where}.{name}" for name in unknown_names(entry, ClientTool)]
-        functions.append(
-            FunctionTool("function", FunctionDefinition(tool.name, tool.description, tool.input_schema, tool.strict))
-        )
+        functions.append(FunctionTool(FunctionDefinition(tool.name, tool.description, tool.input_schema, tool.strict)))
         places.append(index)
     return OfferedTools(tuple(functions), tuple(places), frozenset(left_out), tuple(ignored))
 

@@ -30,6 +30,7 @@ from motet.api.schemas import (
     MAX_TOOLS,
     AdapterChoice,
     ChatRequest,
+    CustomTool,
     FunctionTool,
     Message,
     TokenId,
@@ -60,7 +61,7 @@ class TokenizeRequest(AdapterChoice, frozen=True, kw_only=True):
         Annotated[dict[str, Any], Meta(max_length=MAX_TEMPLATE_VARIABLES)] | None, Meta(description="For messages.")
     ] = None
     tools: Annotated[
-        Annotated[list[FunctionTool], Meta(max_length=MAX_TOOLS)] | None,
+        Annotated[list[FunctionTool | CustomTool], Meta(max_length=MAX_TOOLS)] | None,
         Meta(description="For messages: what the model may call, as its prompt says."),
     ] = None
     return_token_strs: Annotated[bool | None, Meta(description="Answer with each token's text, too.")] = None

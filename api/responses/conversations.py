@@ -58,7 +58,7 @@ Item = dict[str, Any]
 def turn_of(response: ResponseObject) -> list[OutputItem]:
     """What a conversation that goes on from the response holds of it."""
     # A call that was cut has no arguments that anybody could read.
-    made = [item for item in response.output if item.type != "function_call" or item.status != "incomplete"]
+    made = [item for item in response.output if item.type == "message" or item.status != "incomplete"]
     return [_bare(item) for item in made]
 
 

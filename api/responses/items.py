@@ -3,27 +3,46 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from motet.api.schemas import FunctionCall, Message, ToolCall
+from motet.api.responses import hosted_items
+from motet.api.schemas import CustomCall, FunctionCall, Message, ToolCall
 from motet.core.errors import InvalidRequest
 
 TEXT_PARTS = ("input_text", "output_text", "text", "refusal")
 ROLES = ("user", "assistant", "system", "developer")
 
 # The kinds of items, and what their ids begin with.
-_PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
+_PREFIXES = {
+    "message": "msg",
+    "function_call": "fc",
+    "function_call_output": "fco",
+    "custom_tool_call": "ctc",
+    "custom_tool_call_output": "ctco",
+    "reasoning": "rs",
+    **hosted_items.PREFIXES,
+}
 
 # Their fields that are read, or change nothing.
 _FIELDS = {
     "message": ("role", "content"),
-    "function_call": ("call_id", "name", "arguments"),
+    "function_call": ("call_id", "name", "namespace", "arguments"),
     "function_call_output": ("call_id", "output"),
+    "custom_tool_call": ("call_id", "name", "namespace", "input"),
+    "custom_tool_call_output": ("call_id", "output"),
     "reasoning": ("summary", "content", "encrypted_content"),
     "item_reference": (),
 }
 _PART_FIELDS = ("type", "text", "refusal", "annotations", "logprobs", "prompt_cache_breakpoint")
+
+_OMITTED = {
+    "input_image": "[image omitted: this server reads text only]",
+    "input_file": "[file omitted: this server reads text only]",
+    "input_audio": "[audio omitted: this server reads text only]",
+    "encrypted_content": "[encrypted content omitted]",
+}
+"""What stands in the outputs of tools for parts that are not text: refusing one would refuse each later turn, too."""
 
 
 def input_items(given: str | Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
@@ -34,9 +53,12 @@ def input_items(given: str | Sequence[Mapping[str, Any]] | None) -> list[dict[st
 
 
 def unknown_in_items(given: str | Sequence[Mapping[str, Any]] | None) -> Iterator[str]:
-    """The paths of the fields in the items that nobody knows; `input_items` refuses what is no item."""
+    """The paths of what is ignored in the items, which `input_items` has not refused: fields, parts, whole items."""
     for index, item in enumerate(given or () if not isinstance(given, str) else ()):
-        fields = _FIELDS.get(str(_kind(item)))
+        kind = str(_kind(item))
+        if kind in hosted_items.PREFIXES and hosted_items.is_left_out(item):
+            yield f"input[{index}].{kind}"
+        fields = _FIELDS.get(kind)
         if fields is None:
             continue
         for name, value in item.items():
@@ -44,8 +66,17 @@ def unknown_in_items(given: str | Sequence[Mapping[str, Any]] | None) -> Iterato
             if name not in (*fields, "type", "id", "status"):
                 yield where
             elif name in ("content", "output") and isinstance(value, list):
-                parts = ((n, part) for n, part in enumerate(value) if isinstance(part, dict))
-                yield from (f"{where}[{n}].{field}" for n, part in parts for field in part if field not in _PART_FIELDS)
+                yield from _unknown_in_parts(value, where, name == "output")
+
+
+def _unknown_in_parts(parts: Sequence[object], where: str, is_output: bool) -> Iterator[str]:
+    for index, part in enumerate(parts):
+        if not isinstance(part, dict):
+            continue
+        if is_output and part.get("type") in _OMITTED:
+            yield f"{where}[{index}].{part['type']}"
+        else:
+            yield from (f"{where}[{index}].{field}" for field in part if field not in _PART_FIELDS)
 
 
 def with_own_ids(items: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -64,22 +95,24 @@ def _item(item: Mapping[str, Any], where: str) -> dict[str, Any]:
     match kind:
         case "message":
             return _message(item, where)
-        case "function_call":
-            for field in ("call_id", "name", "arguments"):
-                _text(item.get(field), f"{where}.{field}")
-            kept = {name: item[name] for name in ("call_id", "name", "arguments")}
+        case "function_call" | "custom_tool_call":
+            fields = ["call_id", "name", "arguments" if kind == "function_call" else "input"]
+            fields += ["namespace"] if item.get("namespace") is not None else []
+            kept: dict[str, Any] = {name: _text(item.get(name), f"{where}.{name}") for name in fields}
             return {"type": kind, "id": _id(item, kind), "status": "completed", **kept}
-        case "function_call_output":
-            _text(item.get("call_id"), f"{where}.call_id")
-            _content(item.get("output"), f"{where}.output")
-            kept = {name: item[name] for name in ("call_id", "output")}
+        case "function_call_output" | "custom_tool_call_output":
+            output = _without_media(item.get("output"))
+            _content(output, f"{where}.output")
+            kept = {"call_id": _text(item.get("call_id"), f"{where}.call_id"), "output": output}
             return {"type": kind, "id": _id(item, kind), "status": "completed", **kept}
+        case str() if kind in hosted_items.PREFIXES:
+            return {"type": kind, "id": _id(item, kind), "status": "completed", **hosted_items.kept_fields(item)}
         case "reasoning":  # of another model, perhaps: there is nothing that this one could do with it
             return {"type": kind, "id": _id(item, kind), "summary": []}
         case "item_reference":
             return {"type": kind, "id": _text(item.get("id"), f"{where}.id")}
     raise InvalidRequest(
-        f"the type must be {', '.join(_PREFIXES)} or item_reference",
+        f"the type {str(kind)[:64]!r} is not supported; it must be one of {', '.join(_PREFIXES)}, item_reference",
         param=f"{where}.type",
         code="unsupported_value",
     )
@@ -103,6 +136,17 @@ def _message(item: Mapping[str, Any], where: str) -> dict[str, Any]:
         {"type": kind, "text": part["text"]} | ({"annotations": []} if role == "assistant" else {}) for part in content
     ]
     return {"type": "message", "id": _id(item, "message"), "status": "completed", "role": role, "content": parts}
+
+
+def _without_media(output: Any) -> Any:
+    """A tool's output with text in place of the parts that are not."""
+    if not isinstance(output, list):
+        return output
+    kinds = [part.get("type") if isinstance(part, dict) else None for part in output]
+    return [
+        {"type": "input_text", "text": _OMITTED[kind]} if isinstance(kind, str) and kind in _OMITTED else part
+        for kind, part in zip(kinds, output, strict=True)
+    ]
 
 
 def _content(content: Any, where: str) -> list[dict[str, str]]:
@@ -141,8 +185,8 @@ def _new_id(prefix: str) -> str:
     return f"{prefix}_{uuid.uuid4().hex}"
 
 
-def chat_messages(items: Iterable[Mapping[str, Any]]) -> list[Message]:
-    """The conversation that the items tell.
+def chat_messages(items: Iterable[Mapping[str, Any]], flat_name: Callable[[str | None, str], str]) -> list[Message]:
+    """The conversation that the items tell; `flat_name` is the model's name for a tool of a namespace.
 
     Calls in a row, with the assistant's texts before, between and after them, are one message: results follow it.
     """
@@ -157,13 +201,26 @@ def chat_messages(items: Iterable[Mapping[str, Any]]) -> list[Message]:
                     messages[-1] = Message("assistant", text, tool_calls=last.tool_calls)
                 else:
                     messages.append(Message(item["role"], text))
-            case "function_call":
-                call = ToolCall(item["call_id"], FunctionCall(item["name"], item["arguments"]))
-                if last is not None:
-                    messages[-1] = Message("assistant", last.content, tool_calls=[*(last.tool_calls or ()), call])
-                else:
-                    messages.append(Message("assistant", None, tool_calls=[call]))
-            case "function_call_output":
+            case "function_call_output" | "custom_tool_call_output":
                 text = "".join(part["text"] for part in _content(item["output"], "output"))
                 messages.append(Message("tool", text, tool_call_id=item["call_id"]))
+            case _:
+                if (call := _call(item, flat_name)) is not None:
+                    calls = [*((last.tool_calls if last else None) or ()), call]
+                    if last is not None:
+                        messages.pop()
+                    messages.append(Message("assistant", last.content if last else None, tool_calls=calls))
+                if (text_or_none := hosted_items.result(item)) is not None:
+                    messages.append(Message("tool", text_or_none, tool_call_id=hosted_items.call_id(item)))
     return messages
+
+
+def _call(item: Mapping[str, Any], flat_name: Callable[[str | None, str], str]) -> ToolCall | None:
+    match item["type"]:
+        case "function_call":
+            name = flat_name(item.get("namespace"), item["name"])
+            return ToolCall(item["call_id"], FunctionCall(name, item["arguments"]))
+        case "custom_tool_call":
+            custom = CustomCall(flat_name(item.get("namespace"), item["name"]), item["input"])
+            return ToolCall(item["call_id"], type="custom", custom=custom)
+    return hosted_items.tool_call(item)

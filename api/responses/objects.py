@@ -21,16 +21,18 @@ class OutputText(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OutputItem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Something that the model made: a `message` with `role` and `content`, or a `function_call`."""
+    """Something that the model made: a `message` with `role` and `content`, or a call."""
 
-    type: Annotated[str, Meta(description="message or function_call")]
+    type: Annotated[str, Meta(description="message, function_call or custom_tool_call")]
     id: str
     status: ItemStatus
     role: Literal["assistant"] | None = None
     content: list[OutputText] | None = None
     call_id: str | None = None
     name: str | None = None
-    arguments: str | None = None
+    namespace: Annotated[str | None, Meta(description="The called tool's, if it has one.")] = None
+    arguments: Annotated[str | None, Meta(description="Of a function_call.")] = None
+    input: Annotated[str | None, Meta(description="Of a custom_tool_call.")] = None
 
 
 class InputTokensDetails(msgspec.Struct, frozen=True):

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from motet.api.answers import ENCODER
+from motet.api.answers import ENCODER, CallKind
 from motet.api.caller import Caller
 from motet.api.chat_run import CallDelta, ChatDelta, ChatRun
 from motet.api.logprobs import chat_logprobs, told
@@ -24,10 +24,16 @@ from motet.api.responses.objects import (
     ResponseUsage,
 )
 from motet.api.responses.schemas import Asked
+from motet.api.responses.tools import FlatTools, described
 from motet.api.services import Services
 from motet.engine.client.text_model import TextModel
 
 Event = tuple[str, dict[str, Any]]
+
+_CALL_EVENTS = {
+    "function_call": "response.function_call_arguments",
+    "custom_tool_call": "response.custom_tool_call_input",
+}
 
 
 def new_id() -> str:
@@ -56,18 +62,13 @@ def new_response(request: Asked, id: str, chat: ChatRun) -> ResponseObject:
         temperature=used.temperature if request.temperature is None else request.temperature,
         text={"format": form, "verbosity": (request.text and request.text.verbosity) or "medium"},
         tool_choice=request.tool_choice or "auto",
-        tools=[_tool(tool) for tool in request.tools or ()],
+        tools=[described(tool) for tool in request.tools or () if tool is not None],
         top_logprobs=request.top_logprobs or 0,
         top_p=used.top_p if request.top_p is None else request.top_p,
         truncation=request.truncation or "disabled",
         user=request.user,
         metadata=dict(request.metadata or {}),
     )
-
-
-def _tool(tool: msgspec.Struct) -> dict[str, Any]:
-    described: dict[str, Any] = msgspec.to_builtins(tool)
-    return {**described, "parameters": described["parameters"] or {}, "strict": bool(described["strict"])}
 
 
 @dataclass
@@ -82,8 +83,8 @@ class _Open:
 class ResponseWriter:
     """Puts a response together. Every method returns the events that tell of what it did."""
 
-    def __init__(self, text: TextModel, response: ResponseObject, logprobs: bool) -> None:
-        self.response = response
+    def __init__(self, text: TextModel, response: ResponseObject, logprobs: bool, tools: FlatTools) -> None:
+        self.response, self._tools = response, tools
         self._model_text, self._logprobs = text, logprobs
         self._items: list[OutputItem] = []
         self._open: _Open | None = None
@@ -156,23 +157,29 @@ class ResponseWriter:
         if call.id is not None and call.name is not None:
             events += self._close("completed")
             self._untold = []  # they are the call's
-            item = OutputItem(
-                type="function_call",
-                id=f"fc_{uuid.uuid4().hex}",
-                status="in_progress",
-                call_id=call.id,
-                name=call.name,
-                arguments="",
-            )
-            self._open = _Open(item)
+            self._open = _Open(self._called(call.id, call.name, call.kind))
             events.append(self._added(self._open))
         opened = self._open
         assert opened is not None, "a call begins with its name"
         if call.arguments:
             opened.pieces.append(call.arguments)
-            place = self._place(opened)
-            events.append(("response.function_call_arguments.delta", {**place, "delta": call.arguments}))
+            events.append((f"{_CALL_EVENTS[opened.item.type]}.delta", {**self._place(opened), "delta": call.arguments}))
         return events
+
+    def _called(self, call_id: str, flat_name: str, kind: CallKind) -> OutputItem:
+        namespace, name = self._tools.origin(flat_name)
+        item = OutputItem(
+            type="function_call",
+            id=f"fc_{uuid.uuid4().hex}",
+            status="in_progress",
+            call_id=call_id,
+            name=name,
+            namespace=namespace,
+            arguments="",
+        )
+        if kind == "function":
+            return item
+        return replace(item, type="custom_tool_call", id=f"ctc_{uuid.uuid4().hex}", arguments=None, input="")
 
     def _close(self, status: str) -> list[Event]:
         """End the item that is being made, if there is one."""
@@ -188,8 +195,12 @@ class ResponseWriter:
                 ("response.content_part.done", {**where, "part": part}),
             ]
             item = replace(opened.item, content=[part], status=status)
+        elif opened.item.type == "custom_tool_call":
+            events = [(f"{_CALL_EVENTS[opened.item.type]}.done", {**place, "input": text})]
+            item = replace(opened.item, input=text, status=status)
         else:
-            events = [("response.function_call_arguments.done", {**place, "arguments": text, "name": opened.item.name})]
+            told = {**place, "arguments": text, "name": opened.item.name}
+            events = [(f"{_CALL_EVENTS[opened.item.type]}.done", told)]
             item = replace(opened.item, arguments=text, status=status)
         events.append(("response.output_item.done", {"output_index": len(self._items), "item": item}))
         self._items.append(item)
@@ -205,6 +216,7 @@ class ResponseRun:
     items: list[dict[str, Any]]
     logprobs: bool
     caller: Caller
+    tools: FlatTools
 
     @property
     def ignored(self) -> tuple[str, ...]:
@@ -213,7 +225,7 @@ class ResponseRun:
 
     async def events(self, services: Services) -> AsyncGenerator[tuple[Sequence[Event], ResponseObject], None]:
         """What happens, and the response as it is then; closing this ends the generation. Raises MotetError."""
-        writer = ResponseWriter(self.chat.generation.text, self.response, self.logprobs)
+        writer = ResponseWriter(self.chat.generation.text, self.response, self.logprobs, self.tools)
         yield writer.begin(), writer.response
         reason, events = "stop", list[Event]()
         async with aclosing(self.chat.deltas(services)) as deltas:

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from motet.api.schemas import (
+    MAX_DEFINITION,
     MAX_STOP_STRINGS,
     MAX_TOOLS,
     AdapterChoice,
@@ -20,6 +21,7 @@ from motet.api.schemas import (
     StreamOptions,
     Text64,
     Text512,
+    TextInput,
     Verbosity,
 )
 from motet.core.sampling import MAX_TOP_LOGPROBS
@@ -27,6 +29,7 @@ from motet.core.sampling import MAX_TOP_LOGPROBS
 MAX_ITEMS = 4096
 MAX_METADATA = 16
 
+ToolName: TypeAlias = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 Includable: TypeAlias = Literal[
     "message.output_text.logprobs",
     "reasoning.encrypted_content",
@@ -55,13 +58,35 @@ class TextConfig(msgspec.Struct, frozen=True):
     ] = None
 
 
-class FlatTool(msgspec.Struct, frozen=True):
+class FlatTool(msgspec.Struct, frozen=True, tag_field="type", tag="function"):
     """A function that the model may call."""
 
-    type: Literal["function"]
-    name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    name: ToolName
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+    description: str | None = None
+
+
+class FlatGrammarInput(msgspec.Struct, frozen=True, tag_field="type", tag="grammar"):
+    """Input that follows a grammar."""
+
+    syntax: Literal["lark", "regex"]
+    definition: Annotated[str, Meta(min_length=1, max_length=MAX_DEFINITION)]
+
+
+class FlatCustomTool(msgspec.Struct, frozen=True, tag_field="type", tag="custom"):
+    """A tool whose input is text."""
+
+    name: ToolName
+    description: str | None = None
+    format: Annotated[TextInput | FlatGrammarInput | None, _says("What the input is like; absent: any text.")] = None
+
+
+class NamespaceTool(msgspec.Struct, frozen=True, tag_field="type", tag="namespace"):
+    """Tools with a common name in front; their calls come back with `namespace` and `name` apart."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=256)]
+    tools: Annotated[list[FlatTool | FlatCustomTool | None], Meta(max_length=MAX_TOOLS)]
     description: str | None = None
 
 
@@ -95,7 +120,10 @@ class _ResponseFields(AdapterChoice, frozen=True, kw_only=True):
         list[Includable] | None,
         _says("What to tell beside the text: message.output_text.logprobs; of the others there is nothing."),
     ] = None
-    tools: Annotated[list[FlatTool], Meta(max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[
+        Annotated[list[FlatTool | FlatCustomTool | NamespaceTool | None], Meta(max_length=MAX_TOOLS)] | None,
+        _says("What the model may call. Hosted tools, such as web_search, are left out and named in the header."),
+    ] = None
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
     parallel_tool_calls: Annotated[bool | None, _says("False: one call at the most.")] = None
     reasoning: Reasoning | None = None

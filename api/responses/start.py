@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TypeVar
@@ -19,7 +19,8 @@ from motet.api.responses.items import chat_messages, input_items, unknown_in_ite
 from motet.api.responses.run import ResponseRun, new_id, new_response
 from motet.api.responses.schemas import Asked, CountedRequest, ResponseRequest
 from motet.api.responses.store import ResponseStore
-from motet.api.schemas import ChatRequest, FunctionDefinition, FunctionTool, Message
+from motet.api.responses.tools import FlatTools, hosted_names, refuse_hosted_choice, without_hosted
+from motet.api.schemas import ChatRequest, Message
 from motet.api.services import Services
 from motet.api.unsupported import RESPONSES, refuse_unsupported
 from motet.core.errors import InvalidRequest, MotetError
@@ -55,13 +56,14 @@ def parse_counted(body: dict[str, Any]) -> Parsed[CountedRequest]:
 
 def _ignored(body: dict[str, Any], request: Asked) -> tuple[str, ...]:
     own = unknown_fields(body, type(request), RESPONSES)
-    return (*own, *islice(unknown_in_items(request.input), MAX_IGNORED_NAMES))
+    hosted = islice(hosted_names(body), MAX_IGNORED_NAMES)
+    return (*hosted, *own, *islice(unknown_in_items(request.input), MAX_IGNORED_NAMES))
 
 
 def _parsed(body: dict[str, Any], kind: type[T]) -> T:
     refuse_unsupported(body, RESPONSES)
-    _refuse_tools(body)
-    request = convert(body, kind)
+    refuse_hosted_choice(body)
+    request = convert(without_hosted(body), kind)
     check_adapters(request)
     if request.stream_options is not None and not request.stream:
         raise InvalidRequest("stream_options needs stream to be true", param="stream_options")
@@ -70,24 +72,15 @@ def _parsed(body: dict[str, Any], kind: type[T]) -> T:
     return request
 
 
-def _refuse_tools(body: Mapping[str, Any]) -> None:
-    tools = body.get("tools")
-    for index, tool in enumerate(tools) if isinstance(tools, list) else ():
-        kind = tool.get("type") if isinstance(tool, dict) else None
-        if isinstance(kind, str) and kind != "function":
-            raise InvalidRequest(
-                "functions are the only tools here", param=f"tools[{index}].type", code="unsupported_value"
-            )
-
-
 async def start_response(services: Services, request: Asked, caller: Caller) -> ResponseRun:
     """Everything that can be refused before work starts has been, once this returns. Raises MotetError."""
     store, id = ResponseStore(services.database), new_id()
     items = await _items(store, request, caller)
-    messages = await _messages(store, request, items, caller)
-    with own_names():
-        chat = await _begun(services, chat_request(request, messages), id, caller, request.truncation == "auto")
-    return ResponseRun(chat, new_response(request, id, chat), items, request.wants_logprobs, caller)
+    tools = FlatTools.of(request)
+    messages = await _messages(store, request, items, caller, tools)
+    with own_names(tools):
+        chat = await _begun(services, chat_request(request, messages, tools), id, caller, request.truncation == "auto")
+    return ResponseRun(chat, new_response(request, id, chat), items, request.wants_logprobs, caller, tools)
 
 
 async def _items(store: ResponseStore, request: Asked, caller: Caller) -> list[dict[str, Any]]:
@@ -98,11 +91,13 @@ async def _items(store: ResponseStore, request: Asked, caller: Caller) -> list[d
     return with_own_ids(stored[item["id"]] if item["type"] == "item_reference" else item for item in items)
 
 
-async def _messages(store: ResponseStore, request: Asked, items: list[dict[str, Any]], caller: Caller) -> list[Message]:
+async def _messages(
+    store: ResponseStore, request: Asked, items: list[dict[str, Any]], caller: Caller, tools: FlatTools
+) -> list[Message]:
     before: list[dict[str, Any]] = []
     if request.previous_response_id is not None:
         before = await store.conversation(caller.owner, request.previous_response_id)
-    messages = chat_messages([*before, *items])
+    messages = chat_messages([*before, *items], tools.name_of)
     if request.instructions:
         messages.insert(0, Message("system", request.instructions))
     if not messages:
@@ -126,18 +121,14 @@ async def _begun(services: Services, chat: ChatRequest, id: str, caller: Caller,
     return await (Fitting(chat.messages, start, may_fit).run() if truncates else start(chat.messages))
 
 
-def chat_request(request: Asked, messages: list[Message]) -> ChatRequest:
+def chat_request(request: Asked, messages: list[Message], tools: FlatTools) -> ChatRequest:
     """`request` as a chat request with these messages. Raises InvalidRequest."""
-    tools = [
-        FunctionTool("function", FunctionDefinition(tool.name, tool.description, tool.parameters, tool.strict))
-        for tool in request.tools or ()
-    ]
     same = {name: getattr(request, name) for name in _SAME}
     return ChatRequest(
         messages=messages,
         max_completion_tokens=request.max_output_tokens,
-        tools=tools or None,
-        tool_choice=_tool_choice(request.tool_choice),
+        tools=tools.tools or None,
+        tool_choice=tools.choice(request.tool_choice),
         response_format=_format(request),
         logprobs=request.wants_logprobs,
         top_logprobs=request.top_logprobs if request.wants_logprobs else None,
@@ -154,30 +145,6 @@ _SAME = tuple(
 )
 
 
-def _tool_choice(choice: Any) -> Any:
-    """OpenAI writes it flat here, and nested in chat. Raises InvalidRequest."""
-    if not isinstance(choice, dict):
-        return choice
-    match choice:
-        case {"type": "function"}:
-            return _function(choice, "tool_choice")
-        case {"type": "allowed_tools", "mode": "auto" | "required" as mode, "tools": list(tools)}:
-            nested = [_function(tool, f"tool_choice.tools[{index}]") for index, tool in enumerate(tools)]
-            return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": nested}}
-    raise InvalidRequest(
-        'tool_choice must be "none", "auto", "required", {"type": "function", "name": …} or '
-        '{"type": "allowed_tools", "mode": "auto" or "required", "tools": […]}',
-        param="tool_choice",
-    )
-
-
-def _function(choice: object, where: str) -> dict[str, Any]:
-    match choice:
-        case {"type": "function", "name": str(name)}:
-            return {"type": "function", "function": {"name": name}}
-    raise InvalidRequest(f'{where} must be {{"type": "function", "name": …}}', param=where)
-
-
 def _format(request: Asked) -> dict[str, Any] | None:
     """`text.format` as chat's `response_format`."""
     form = request.text.format if request.text else None
@@ -187,7 +154,7 @@ def _format(request: Asked) -> dict[str, Any] | None:
 
 
 @contextmanager
-def own_names() -> Iterator[None]:
+def own_names(tools: FlatTools) -> Iterator[None]:
     """Inside, errors name the fields of the response request, not the chat request's."""
     try:
         yield
@@ -195,7 +162,7 @@ def own_names() -> Iterator[None]:
         error.message = _renamed(error.message)
         if error.param is not None:
             # Which item a message was made of is not known any more; what is wrong with one was found before.
-            error.param = "input" if error.param.startswith("messages") else _renamed(error.param)
+            error.param = "input" if error.param.startswith("messages") else _renamed(tools.field(error.param))
             error.param = "include" if error.param == "logprobs" else error.param
         raise
 

@@ -127,7 +127,7 @@ def test_a_mistake_is_named(fields: dict[str, Any], param: str, code: str) -> No
         ({"messages": [{"role": "human", "content": "a"}]}, "assistant"),
         ({"service_tier": "fast"}, "service_tier: 'fast' is not one of auto, default"),
         ({"tool_choice": "f"}, "'f' is not one of"),
-        ({"tools": [{"type": "web_search"}]}, "tools[0].type: 'web_search' is not one of function"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type: 'web_search' is not one of function, custom"),
         ({"functions": [{"name": "f"}]}, "use tools, or leave it out"),
         ({"messages": [{"role": "assistant", "content": "a", "function_call": {}}]}, "use tool_calls, or"),
         ({"guided_json": {}, "guided_choice": ["a"]}, "use response_format, or leave it out"),

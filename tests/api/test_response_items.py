@@ -10,6 +10,7 @@ from support.caller import Caller, drive, prompt_of
 from support.responses import CALL, RESPONSES, WEATHER, events_of
 
 from motet.api.responses.items import chat_messages, input_items
+from motet.api.responses.tools import FlatTools
 from motet.engine.client.text_model import GenerationDefaults
 
 CALLED: dict[str, Any] = {"type": "function_call", "call_id": "c", "name": "weather", "arguments": "{}"}
@@ -86,7 +87,8 @@ def test_a_text_after_a_call_does_not_part_it_from_its_result() -> None:
         return {"role": role, "content": content}
 
     said = [text("assistant", "Wait."), CALLED, text("assistant", "So."), {**CALLED, "call_id": "d"}]
-    messages = chat_messages(input_items([*said, RESULT, {**RESULT, "call_id": "d"}, text("assistant", "Wet.")]))
+    items = input_items([*said, RESULT, {**RESULT, "call_id": "d"}, text("assistant", "Wet.")])
+    messages = chat_messages(items, FlatTools().name_of)
     assert [(m.role, m.content) for m in messages] == [
         ("assistant", "Wait.\nSo."),
         ("tool", "wet"),
@@ -100,7 +102,13 @@ def test_a_text_after_a_call_does_not_part_it_from_its_result() -> None:
     ("fields", "param", "words"),
     [
         ({"max_output_tokens": 9999}, "max_output_tokens", "max_output_tokens asks for 9999"),
-        ({"tool_choice": {"type": "web_search_preview"}}, "tool_choice", '{"type": "function", "name": …}'),
+        ({"tool_choice": {"type": "web_search_preview"}}, "tool_choice", "asks for web_search_preview, a hosted tool"),
+        ({"tool_choice": {"type": "fortune"}}, "tool_choice", '{"type": "function", "name": …}'),
+        (
+            {"tool_choice": "required", "tools": [{"type": "web_search"}]},
+            "tool_choice",
+            "asks for web_search, a hosted tool",
+        ),
         ({"tool_choice": {"type": "function"}}, "tool_choice", '{"type": "function", "name": …}'),
         (
             {"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function"}]}},

@@ -164,6 +164,46 @@ def test_a_strict_grammar_lets_text_and_calls_through(parser: ToolParser) -> Non
         assert accepts(spec, text), text
 
 
+LINES = GrammarSpec("lark", 'start: "begin" LF line+\nline: /(.+)/ LF\n%import common.LF')
+RAW = (TOOLS[1], Tool("patch", None, {}, True, LINES), Tool("code", None, {}, True, GrammarSpec("regex", '[0-9]+/"x')))
+
+
+@pytest.mark.parametrize("parser", [Hermes(), Llama3Json()], ids=["hermes", "llama3"])
+@pytest.mark.parametrize("places", [[], [1], list(range(200))], ids=str)
+def test_a_raw_input_goes_on_to_the_end_of_the_answer(parser: ToolParser, places: list[int]) -> None:
+    before, call = ("\n", "<tool_call>\n") if isinstance(parser, Hermes) else ("; ", "")
+    patch = 'begin\na "quoted" {line}\n\\ and </tool_call>\n'
+    raw, plain = f'{call}{{"name": "patch"}}\n{patch}', parser.call_text("stop", {})
+    for spec in (parser.grammar(RAW, True, ()), parser.text_or_calls(RAW, ())):
+        for text in (raw, plain + before + raw, plain, f'{call}{{"name": "code"}}\n12/"x'):
+            assert accepts(spec, text), text
+        for text in (raw + "\n", raw.replace("begin", "end"), f'{call}{{"name": "code"}}\nx'):
+            assert not accepts(spec, text), text
+    assert not accepts(parser.grammar(RAW, False, ()), plain + before + raw)
+    reader = parser.reader(RAW)
+    found = [item for piece in cut(plain + before + raw, places) for item in reader.push(piece)] + reader.finish()
+    pieces = [piece for piece in found if isinstance(piece, CallPiece)]
+    assert [(piece.name, piece.raw) for piece in pieces if piece.name] == [("stop", False), ("patch", True)]
+    assert "".join(piece.arguments for piece in pieces if piece.index == 1) == patch
+
+
+@pytest.mark.parametrize(
+    ("parameters", "admits"),
+    [
+        ({}, False),
+        ({"type": "object", "properties": {}}, False),
+        ({"type": "object", "properties": {}, "required": []}, False),
+        ({"type": "object", "properties": {}, "additionalProperties": True}, True),
+        ({"type": "object", "properties": {}, "patternProperties": {"^a": {}}}, True),
+        ({"type": "object"}, True),
+    ],
+)
+def test_a_function_without_parameters_is_called_with_an_empty_object(parameters: Any, admits: bool) -> None:
+    spec = Hermes().grammar((Tool("f", None, parameters),), False, ())
+    assert accepts(spec, Hermes().call_text("f", {}))
+    assert accepts(spec, Hermes().call_text("f", {"a": 1})) is admits
+
+
 def test_what_no_grammar_can_say_binds_strict_functions_alone() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
     for strict in (False, True):
