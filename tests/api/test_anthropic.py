@@ -195,7 +195,7 @@ CHOICES: list[tuple[dict[str, Any], bool, bool]] = [
 def test_tool_choice(tmp_path: Path) -> None:
     async def scenario(caller: Caller) -> None:
         for choice, forced, offered in CHOICES:
-            caller.api.engine.script = lambda request: CALL + CALL
+            caller.api.engine.script = lambda request: CALL + CALL.replace("Oslo", "Bergen")
             answer = await message(caller, tools=[WEATHER], tool_choice=choice)
             assert (caller.api.engine.submits[-1].grammar is not None) == forced
             assert ('"name": "weather"' in prompt_of(caller)) == offered

@@ -101,7 +101,7 @@ def test_a_text_after_a_call_does_not_part_it_from_its_result() -> None:
 @pytest.mark.parametrize(
     ("fields", "param", "words"),
     [
-        ({"max_output_tokens": 9999}, "max_output_tokens", "max_output_tokens asks for 9999"),
+        ({"max_output_tokens": 9999}, "max_output_tokens", "max_output_tokens can be"),
         ({"tool_choice": {"type": "web_search_preview"}}, "tool_choice", "asks for web_search_preview, a hosted tool"),
         ({"tool_choice": {"type": "fortune"}}, "tool_choice", '{"type": "function", "name": …}'),
         (
