@@ -15,12 +15,15 @@ from motet.api.prompts import encode, refuse_hopeless
 from motet.api.schemas import ChatRequest, Message
 from motet.api.services import Services
 from motet.api.tools import ToolUse, tool_parser
-from motet.core.errors import InvalidRequest
+from motet.core.errors import InvalidRequest, Unavailable
 from motet.core.templates import ChatTemplate, TemplateContext
 from motet.core.tools import ToolParser
 
 MARK = "\ue000the answer goes on here\ue001 "
 """Stands in a rendered prompt where the last message ends; of characters that nobody has a use for."""
+
+TEMPLATE_SECONDS = 5.0
+"""How long the files of a template may take: an adapter's directory may lie on a mount that hangs."""
 
 RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token")
 
@@ -38,7 +41,15 @@ async def find_template(services: Services, adapter: ServedAdapter | None) -> Ch
     def find() -> ChatTemplate | None:
         return next((found for finder in finders if (found := finder.find(context)) is not None), None)
 
-    template = await asyncio.to_thread(find)
+    try:
+        async with asyncio.timeout(TEMPLATE_SECONDS):
+            template = await services.templates.run(context.adapter_directory, find)
+    except TimeoutError:
+        raise Unavailable(
+            f"the chat template's files did not respond within {TEMPLATE_SECONDS:g} s; check the adapter's mount",
+            param="model",
+            code="source_unavailable",
+        ) from None
     if template is None:
         raise InvalidRequest(
             "neither the adapter nor the base model has a chat template: use /v1/completions, or add "

@@ -14,6 +14,7 @@ from motet.api.adapters.messages import ServedAdapter
 from motet.api.database import Database
 from motet.api.drain import Drain
 from motet.api.grammar import GrammarChecker
+from motet.core.blocking import BlockingCalls
 from motet.core.errors import Unavailable
 from motet.core.models import ModelInfo
 from motet.core.registry import PluginRegistry
@@ -40,6 +41,7 @@ class Services:
     database: Database
     drain: Drain = field(default_factory=Drain)
     grammars: GrammarChecker = field(default_factory=GrammarChecker)
+    templates: BlockingCalls = field(default_factory=lambda: BlockingCalls("chat-templates", per_key=4))
     tokenising: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(TOKENISERS, "tokenising"))
     started: int = field(default_factory=lambda: int(time.time()))
 

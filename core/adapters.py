@@ -51,10 +51,12 @@ class AdapterSource(ABC):
     """One place that adapters come from. Methods run in the server's event loop: block in threads only.
 
     `local_files`: `resolve` is cheap and looks at files of this machine, so it is called for every request, and a
-    changed file is seen at once.
+    changed file is seen at once. `max_adapter_bytes`, which the server sets before any `fetch`, is the size of the
+    largest file of weights that it could load: fetch no larger one.
     """
 
     local_files: bool = False
+    max_adapter_bytes: int = 8 << 30
 
     def configure(self, settings: Settings) -> None:  # noqa: B027 (most sources need no settings)
         """Take what this source needs from the server's settings; called once, before any other method.

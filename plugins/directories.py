@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Hashable, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,17 +16,15 @@ from motet.core.blocking import BlockingCalls
 from motet.core.errors import AdapterRefused, NotFound, Unavailable
 from motet.plugins.adapter_roots import CONFIG_FILE, AdapterRoots
 
-WEIGHT_FILES = "adapter_model*.safetensors"
-ADAPTER_FILES = (CONFIG_FILE, WEIGHT_FILES, "tokenizer*", "chat_template*", "generation_config.json")
-MAX_FILES = 64
+WEIGHTS_FILE = "adapter_model.safetensors"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
+ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE, "generation_config.json", *TOKENIZER_FILES, *TEMPLATE_FILES)
+"""All that is read of an adapter, by the loader or by template finders."""
+
 RESPONSE_SECONDS = 5.0
 
 T = TypeVar("T")
-
-
-def is_adapter_file(name: str) -> bool:
-    """Whether a file of this name (no directories) belongs to an adapter and is worth reading."""
-    return any(fnmatchcase(name, pattern) for pattern in ADAPTER_FILES)
 
 
 class DirectoryAdapters(AdapterSource):
@@ -95,9 +92,7 @@ class DirectoryAdapters(AdapterSource):
     def _stamp(self, ref: AdapterRef, directory: Path) -> str:
         """A hash that changes whenever one of the adapter's files does. Raises AdapterRefused, Unavailable."""
         try:
-            names = sorted(path.name for path in directory.iterdir() if is_adapter_file(path.name))
-            if len(names) > MAX_FILES:
-                raise AdapterRefused(f"{directory.name} has more than {MAX_FILES} adapter files", param="model")
+            names = sorted(path.name for path in directory.iterdir() if path.name in ADAPTER_FILES)
             digest = hashlib.sha256()
             for name in names:
                 if not self.roots.admits(directory / name):

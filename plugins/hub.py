@@ -14,30 +14,30 @@ import asyncio
 import os
 import re
 import shutil
-import threading
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import urlsplit
 
+import msgspec
 from huggingface_hub import HfApi, hf_hub_url
-from huggingface_hub.utils.tqdm import tqdm
 
 from motet.core.adapters import AdapterRef, AdapterSource, ResolvedAdapter
+from motet.core.blocking import BlockingCalls
 from motet.core.errors import AdapterRefused, MotetError, NotFound, StartupError, Unauthenticated, Unavailable
 from motet.core.hookspecs import Register, hookimpl
 from motet.core.models import ModelLocation, ModelSource
 from motet.core.settings import Settings
 from motet.plugins.adapter_roots import CONFIG_FILE
-from motet.plugins.directories import MAX_FILES, is_adapter_file
+from motet.plugins.directories import ADAPTER_FILES, WEIGHTS_FILE
 from motet.plugins.hub_errors import HUB_FAILURES, SEND_TOKEN, as_motet_error
+from motet.plugins.hub_transfers import Cancelled, Transfers
 
 NAME = "hub"
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 TOKEN = re.compile(r"[!-~]{1,512}", re.ASCII)
 REQUEST_SECONDS = 10.0
-MAX_ADAPTER_BYTES = 8 << 30
+MAX_METADATA_BYTES = 16 << 20
 MAX_SMALL_FILE_BYTES = 64 << 20  # everything but weights
 MODEL_FILES = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"]
 MODEL_FILES += ["tokenizer*", "special_tokens_map.json", "chat_template*"]
@@ -46,8 +46,17 @@ OTHER_LAYOUTS = ["*/*", "consolidated*"]  # the same weights once more, in other
 T = TypeVar("T")
 
 
-class _Cancelled(Exception):
-    """The download's request is gone."""
+class _File(msgspec.Struct):
+    """A file as the hub's metadata has it."""
+
+    rfilename: str
+    size: int | None = None
+
+
+class _Repository(msgspec.Struct):
+    """The part of a repository's metadata that is used."""
+
+    siblings: list[_File] = []
 
 
 def _api() -> HfApi:
@@ -58,20 +67,6 @@ def _api() -> HfApi:
     return HfApi(endpoint=endpoint, library_name="motet")
 
 
-def _stoppable(cancelled: threading.Event) -> type[tqdm]:
-    """A progress bar that shows nothing, and ends its download once `cancelled` is set."""
-
-    class Progress(tqdm):
-        def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
-
-        def update(self, n: float | None = 1) -> None:
-            if cancelled.is_set():
-                raise _Cancelled
-
-    return Progress
-
-
 class HubAdapters(AdapterSource):
     """Adapters as hub repositories, `org/name`; a revision is a branch, a tag or a commit."""
 
@@ -79,10 +74,9 @@ class HubAdapters(AdapterSource):
         """Read HF_ENDPOINT and MOTET_HUB_TOKEN. Raises StartupError."""
         self._hub = _api()
         self._stand_in = os.environ.get("MOTET_HUB_TOKEN", "").strip()
-        # Threads of their own: a slow hub must not take those that other sources work in, nor slow downloads
-        # those that authorise callers.
-        self._resolvers = ThreadPoolExecutor(16, "hub-resolve")
-        self._fetchers = ThreadPoolExecutor(4, "hub-fetch")
+        # Places of their own: slow downloads must not take those that authorise callers.
+        self._resolvers = BlockingCalls("hub-resolve")
+        self._fetchers = BlockingCalls("hub-fetch")
 
     async def resolve(self, ref: AdapterRef, token: str | None) -> ResolvedAdapter:
         """The commit that `ref` means. Raises as any source, and AdapterRefused if it is no adapter."""
@@ -94,11 +88,13 @@ class HubAdapters(AdapterSource):
 
     async def fetch(self, adapter: ResolvedAdapter, token: str | None, into: Path) -> Path:
         """Download the adapter's files. Raises as `resolve` does."""
-        sent, cancelled = self._token(token), threading.Event()
+        sent = self._token(token)
+        headers = {"user-agent": "motet", **({"authorization": f"Bearer {sent}"} if sent else {})}
+        transfers = Transfers(headers, REQUEST_SECONDS)
         try:
-            await self._in_thread(self._fetchers, adapter.ref, lambda: self._download(adapter, sent, into, cancelled))
+            await self._in_thread(self._fetchers, adapter.ref, lambda: self._download(adapter, transfers, into))
         except asyncio.CancelledError:
-            cancelled.set()
+            transfers.cancelled.set()
             raise
         return into
 
@@ -108,7 +104,7 @@ class HubAdapters(AdapterSource):
             raise Unauthenticated("the hub token has characters that no token has", param="api_token")
         return token or self._stand_in or False
 
-    async def _in_thread(self, pool: ThreadPoolExecutor, ref: AdapterRef, work: Callable[[], T]) -> T:
+    async def _in_thread(self, calls: BlockingCalls, ref: AdapterRef, work: Callable[[], T]) -> T:
         def translated() -> T:
             try:
                 return work()
@@ -116,7 +112,7 @@ class HubAdapters(AdapterSource):
                 # The library's messages may quote headers: what the caller sees is ours.
                 raise as_motet_error(error, str(ref)) from None
 
-        return await asyncio.get_running_loop().run_in_executor(pool, translated)
+        return await calls.run(ref.id, translated)
 
     def _commit(self, ref: AdapterRef, token: str | bool) -> str:
         url = hf_hub_url(ref.id, CONFIG_FILE, revision=ref.revision, endpoint=self._hub.endpoint)
@@ -125,55 +121,46 @@ class HubAdapters(AdapterSource):
             raise Unavailable(f"{ref}: the hub's answer names no commit", param="model", code="source_unavailable")
         return commit
 
-    def _download(self, adapter: ResolvedAdapter, token: str | bool, into: Path, cancelled: threading.Event) -> None:
+    def _download(self, adapter: ResolvedAdapter, transfers: Transfers, into: Path) -> None:
         try:
-            for name in self._files(adapter, token):
-                self._hub.hf_hub_download(
-                    adapter.ref.id,
-                    name,
-                    revision=adapter.revision,
-                    local_dir=into,
-                    token=token,
-                    etag_timeout=REQUEST_SECONDS,
-                    tqdm_class=_stoppable(cancelled),
-                )
-            shutil.rmtree(into / ".cache", ignore_errors=True)  # the library's notes about the download
-        except _Cancelled:
+            for name, size in self._files(adapter, transfers).items():
+                url = hf_hub_url(adapter.ref.id, name, revision=adapter.revision, endpoint=self._hub.endpoint)
+                transfers.save(url, into / name, size)
+        except Cancelled:
             pass
         finally:
-            if cancelled.is_set():  # nobody waits, and whoever made `into` has removed it already
+            if transfers.cancelled.is_set():  # whoever made `into` has removed it already
                 shutil.rmtree(into, ignore_errors=True)
 
-    def _files(self, adapter: ResolvedAdapter, token: str | bool) -> list[str]:
-        """The names of the files to download. Raises AdapterRefused."""
-        info = self._hub.model_info(
-            adapter.ref.id,
-            revision=adapter.revision,
-            files_metadata=True,
-            token=token,
-            timeout=REQUEST_SECONDS,
-        )
-        sizes = {file.rfilename: file.size for file in info.siblings or ()}
-        wanted = {name: size for name, size in sizes.items() if "/" not in name and is_adapter_file(name)}
-        _check_files(str(adapter.ref), sizes, wanted)
-        return list(wanted)
+    def _files(self, adapter: ResolvedAdapter, transfers: Transfers) -> dict[str, int]:
+        """The names and sizes of the files to download. Raises AdapterRefused."""
+        url = f"{self._hub.endpoint}/api/models/{adapter.ref.id}/revision/{adapter.revision}?blobs=true"
+        metadata = transfers.read(url, MAX_METADATA_BYTES)
+        sizes = {file.rfilename: file.size for file in msgspec.json.decode(metadata, type=_Repository).siblings}
+        wanted = {name: size or 0 for name, size in sizes.items() if name in ADAPTER_FILES}
+        _check_files(str(adapter.ref), sizes, wanted, self.max_adapter_bytes)
+        return wanted
 
 
-def _check_files(ref: str, every: Iterable[str], wanted: dict[str, int | None]) -> None:
-    """Raise AdapterRefused unless `wanted` (name: bytes) is a complete adapter of an acceptable size."""
-    weights = [name for name in wanted if name.endswith(".safetensors")]
-    if not weights:
-        pickled = any(name.endswith((".bin", ".pt", ".pth")) for name in every)
-        reason = "its weights are pickled (.bin), and only safetensors is read" if pickled else "no weights"
-        raise AdapterRefused(f"{ref} has no adapter_model.safetensors: {reason}", param="model")
-    if len(wanted) > MAX_FILES:
-        raise AdapterRefused(f"{ref} has more than {MAX_FILES} adapter files", param="model")
+def _check_files(ref: str, every: Iterable[str], wanted: Mapping[str, int], limit: int) -> None:
+    """Raise AdapterRefused unless `wanted` (name: bytes) is a complete adapter whose weights are within `limit`."""
+    if not wanted.get(WEIGHTS_FILE):
+        raise AdapterRefused(f"{ref} has no {WEIGHTS_FILE}: {_instead(every)}", param="model")
     for name, size in wanted.items():
-        limit = MAX_ADAPTER_BYTES if name in weights else MAX_SMALL_FILE_BYTES
-        if size is None or size > limit:
-            raise AdapterRefused(f"{name} of {ref} has {size} bytes; {limit} are allowed", param="model")
-    if (total := sum(size or 0 for size in wanted.values())) > MAX_ADAPTER_BYTES:
-        raise AdapterRefused(f"{ref} has {total} bytes; {MAX_ADAPTER_BYTES} are allowed", param="model")
+        allowed = limit if name == WEIGHTS_FILE else MAX_SMALL_FILE_BYTES
+        if size > allowed:
+            raise AdapterRefused(f"{name} of {ref} has {size} bytes; {allowed} are allowed", param="model")
+
+
+def _instead(every: Iterable[str]) -> str:
+    """What a repository without the one file of weights has instead."""
+    names = [name for name in every if "/" not in name]
+    shards = [name for name in names if name.startswith("adapter_model-") and name.endswith(".safetensors")]
+    if shards:
+        return f"its weights are split over {len(shards)} files; join them into one"
+    if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
+        return "its weights are pickled (.bin), and only safetensors is read"
+    return "no weights"
 
 
 class HubModels(ModelSource):

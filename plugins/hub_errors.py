@@ -14,10 +14,14 @@ from motet.core.errors import (
     Unauthenticated,
     Unavailable,
 )
+from motet.plugins.hub_transfers import BadAnswer, TooSlow
 
-# What a call of the hub's library may raise for reasons that lie outside this server; RuntimeError comes from
-# hf_xet, through which it downloads large files.
-HUB_FAILURES = (OSError, ValueError, RuntimeError, httpx2.HTTPError, hub.EntryNotFoundError)
+# What a call of the hub's library may raise for reasons that lie outside this server: RuntimeError comes from
+# hf_xet, through which it downloads base models, LookupError, TypeError and AttributeError from malformed metadata.
+HUB_FAILURES = (
+    *(OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError),
+    *(httpx2.HTTPError, hub.EntryNotFoundError),
+)
 
 SEND_TOKEN = "send a hub token as api_token in the body or as the header x-adapter-token"
 
@@ -37,6 +41,10 @@ def as_motet_error(error: BaseException, ref: str) -> MotetError:
             return SourceOffline(
                 f"{ref} is not on this server's disk, and the server stays offline (HF_HUB_OFFLINE)", param="model"
             )
+        case TooSlow():
+            return _unavailable(f"{ref}: the hub sends too slowly")
+        case BadAnswer():
+            return _unavailable(f"{ref}: the hub's answer is damaged, or larger than it said ({error})")
         case hub.HfHubHTTPError():
             return _from_status(error, ref)
         case httpx2.TimeoutException():

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 from support.caller import CHAT, COMPLETIONS, MESSAGES, Caller, drive, prompt_of
 from support.scripted_api import CONTEXT
+
+from motet.api import chat_prompts
+from motet.core.templates import ChatTemplate, ChatTemplateFinder, TemplateContext
 
 
 def test_messages_become_a_prompt_by_the_template(tmp_path: Path) -> None:
@@ -159,5 +164,29 @@ def test_many_prompts_are_tokenised_at_once(tmp_path: Path) -> None:
         answer = await caller.answer(COMPLETIONS, {"prompt": [f"{n} and some more" for n in range(128)]})
         assert answer["usage"]["prompt_tokens"] == sum(len(f"{n} and some more") for n in range(128))
         assert calls == [(128, False)]
+
+    drive(tmp_path, scenario)
+
+
+def test_a_template_whose_files_hang_holds_up_no_other_chat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+
+    class Hangs(ChatTemplateFinder):
+        def find(self, context: TemplateContext) -> ChatTemplate | None:
+            if context.adapter_id == "one":
+                released.wait(30)
+            return None
+
+    monkeypatch.setattr(chat_prompts, "TEMPLATE_SECONDS", 0.2)
+
+    async def scenario(caller: Caller) -> None:
+        caller.api.services.plugins.chat_templates.adder("tests")("hangs", Hangs())
+        body = {"messages": MESSAGES}
+        hung = [asyncio.create_task(caller.error(CHAT, {"model": "one", **body})) for _ in range(40)]
+        await asyncio.sleep(0.05)
+        assert (await caller.answer(CHAT, {"model": "shelf:two", **body}))["choices"]
+        assert (await caller.answer(CHAT, body))["choices"]
+        assert set(await asyncio.gather(*hung)) == {(503, "source_unavailable", "model")}
+        released.set()
 
     drive(tmp_path, scenario)

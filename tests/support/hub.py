@@ -7,6 +7,7 @@ with Hub() as hub:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import threading
@@ -38,6 +39,9 @@ class Hub:
     requests: list[tuple[str, str]] = field(default_factory=list)
     failing: int | None = None
     delay: float = 0.0
+    drip: float | None = None  # seconds between the bytes of a GET's answer
+    page: bytes | None = None  # the metadata of every repository, instead of the true one
+    headers: dict[str, str] = field(default_factory=dict)  # further ones of every GET's answer
 
     def __enter__(self) -> Self:
         hub = self
@@ -126,6 +130,8 @@ class _Handler(BaseHTTPRequestHandler):
             entries = [{"type": "file", "path": f, "size": s, "oid": "0" * 40} for f, s in sizes.items()]
             return self._send(json.dumps(entries).encode())
         siblings = [{"rfilename": file, "size": size} for file, size in sizes.items()]
+        if self.world.page is not None:
+            return self._send(self.world.page)
         page = {"id": name, "sha": found.commit, "gated": found.gated, "siblings": siblings}
         return self._send(json.dumps(page).encode())
 
@@ -141,11 +147,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, content: bytes, headers: Mapping[str, str] | None = None, status: int = 200) -> None:
         self.send_response(status)
-        for key, value in {**(headers or {}), "Content-Length": str(len(content))}.items():
+        more = self.world.headers if self.command == "GET" else {}
+        for key, value in {**(headers or {}), **more, "Content-Length": str(len(content))}.items():
             self.send_header(key, value)
         self.end_headers()
-        if self.command != "HEAD":
+        if self.command == "HEAD":
+            return
+        if self.world.drip is None or not self.path.count("/resolve/"):
             self.wfile.write(content)
+            return
+        with contextlib.suppress(OSError):  # the client has gone
+            for byte in content:
+                self.wfile.write(bytes([byte]))
+                self.wfile.flush()
+                time.sleep(self.world.drip)
 
     def _refuse(self, status: int, code: str, message: str = "") -> None:
         self._send(b"{}", {"X-Error-Code": code, "X-Error-Message": message}, status)
