@@ -71,7 +71,9 @@ class Listings:
         if not running and now < self._due:
             return
         seconds = LISTING_WAIT if self._listed else LISTING_TIMEOUT
-        if running and now - self._began > seconds:
+        if not running:
+            self._began = now
+        elif now - self._began > seconds:
             return
         try:
             async with asyncio.timeout(seconds):
@@ -80,7 +82,6 @@ class Listings:
             return
 
     async def _list(self) -> None:
-        self._began = time.monotonic()
         await asyncio.gather(*map(self._list_one, self._sources))
         took = time.monotonic() - self._began
         self._due = time.monotonic() + max(LISTING_SECONDS, 10 * took)

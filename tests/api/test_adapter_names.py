@@ -203,6 +203,16 @@ def test_a_listing_that_fails_is_logged_once_with_its_message(tmp_path: Path, mo
     assert "AdapterListing" in listed[2]
 
 
+def test_the_first_requests_all_wait_for_the_first_listing(tmp_path: Path) -> None:
+    async def body() -> None:
+        s = Setup(tmp_path)
+        s.listed(s.demo, "demo", "terse")
+        found = await asyncio.gather(*(s.adapters.name("terse", None) for _ in range(20)))
+        assert set(found) == {AdapterRef("demo", "terse")}
+
+    run(body)
+
+
 def test_a_source_that_hangs_delays_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("motet.api.adapters.listings.LISTING_SECONDS", 0.0)
     monkeypatch.setattr("motet.api.adapters.listings.LISTING_WAIT", 0.01)
