@@ -12,12 +12,14 @@ from collections.abc import Mapping
 import msgspec
 
 from motet.api.echo import shortened
-from motet.core.errors import InvalidRequest
+from motet.core.blocking import BlockingCalls
+from motet.core.errors import InvalidRequest, MotetError, Unavailable
 from motet.core.formats import GrammarSpec, OutputFormat
 from motet.engine.client.lane import Crashed, Lane, TooSlow
 
 MAX_GRAMMAR_CHARACTERS = 256 * 1024
 MAX_SECONDS = 3.0
+FORMAT_SECONDS = 5.0
 BAN_SECONDS = 60.0
 MAX_WAITING = 64
 REMEMBERED = 256
@@ -34,6 +36,7 @@ class GrammarChecker:
     """
 
     def __init__(self) -> None:
+        self._formats = BlockingCalls("output-formats", per_key=8)
         self._known: OrderedDict[GrammarSpec, tuple[str, float]] = OrderedDict()
         # Who sends grammars that take their whole time has one of the two, at times, and nothing else of the server.
         self._lanes = [Lane(_WORKER, _TASK, MAX_SECONDS, MAX_WAITING) for _ in range(2)]
@@ -57,9 +60,25 @@ class GrammarChecker:
             raise InvalidRequest(
                 f"no output format is called {kind[:64]!r}; this server has: {known}", param="response_format.type"
             )
-        spec = formats[kind].grammar(response_format)
+        spec = await self._written(kind, formats[kind], response_format)
         if spec is not None:
             await self.check(spec)
+        return spec
+
+    async def _written(
+        self, kind: str, form: OutputFormat, response_format: Mapping[str, object]
+    ) -> GrammarSpec | None:
+        """What the output format makes of the request, in a thread: a plugin's may block. Raises MotetError."""
+        try:
+            async with asyncio.timeout(FORMAT_SECONDS):
+                spec = await self._formats.run(kind, lambda: form.grammar(response_format))
+        except TimeoutError:
+            raise Unavailable(
+                f"the output format {kind!r} did not answer within {FORMAT_SECONDS:g} s", param="response_format.type"
+            ) from None
+        if not isinstance(spec, GrammarSpec | None):
+            name = f"{type(form).__module__}.{type(form).__qualname__}"
+            raise MotetError(f"{name}.grammar returned {type(spec).__name__}; expected GrammarSpec or None")
         return spec
 
     async def check(self, spec: GrammarSpec, param: str = "response_format") -> None:

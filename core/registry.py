@@ -39,13 +39,24 @@ class Shelf(Generic[T]):
     """The objects of one kind, by name, in the order in which they are tried (latest registered first)."""
 
     kind: str
+    base: type[object]
     items: dict[str, T] = field(default_factory=dict)
     owners: dict[str, str] = field(default_factory=dict)
 
     def adder(self, owner: str) -> Callable[[str, T], None]:
-        """The `register` function for one plugin. Raises StartupError on a name that is taken."""
+        """The `register` function for one plugin. Raises StartupError for a taken name and for no object of `base`."""
 
         def register(name: str, item: T) -> None:
+            if isinstance(item, type):
+                raise StartupError(
+                    f"plugin {owner} registers the class {item.__qualname__} as {self.kind} {name!r}; "
+                    f"register an object of it: register({name!r}, {item.__qualname__}())"
+                )
+            if not isinstance(item, self.base):
+                raise StartupError(
+                    f"plugin {owner} registers a {type(item).__qualname__} as {self.kind} {name!r}; "
+                    f"its class must be derived from {self.base.__module__}.{self.base.__qualname__}"
+                )
             if name in self.items:
                 raise StartupError(
                     f"plugins {self.owners[name]} and {owner} both register the {self.kind} {name!r}; "
@@ -61,11 +72,11 @@ class PluginRegistry:
     """Everything that plugins have registered. `PluginRegistry.load()` is the usual way to make one."""
 
     def __init__(self) -> None:
-        self.adapter_sources: Shelf[AdapterSource] = Shelf("adapter source")
-        self.model_sources: Shelf[ModelSource] = Shelf("model source")
-        self.chat_templates: Shelf[ChatTemplateFinder] = Shelf("chat template")
-        self.output_formats: Shelf[OutputFormat] = Shelf("output format")
-        self.tool_parsers: Shelf[ToolParser] = Shelf("tool parser")
+        self.adapter_sources: Shelf[AdapterSource] = Shelf("adapter source", AdapterSource)
+        self.model_sources: Shelf[ModelSource] = Shelf("model source", ModelSource)
+        self.chat_templates: Shelf[ChatTemplateFinder] = Shelf("chat template", ChatTemplateFinder)
+        self.output_formats: Shelf[OutputFormat] = Shelf("output format", OutputFormat)
+        self.tool_parsers: Shelf[ToolParser] = Shelf("tool parser", ToolParser)
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
 

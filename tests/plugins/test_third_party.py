@@ -45,6 +45,18 @@ def register_adapter_sources(register):
     register("needy", source)
 """
 
+A_CLASS = """
+@hookimpl
+def register_adapter_sources(register):
+    register("needy", Source)
+"""
+
+NOT_DERIVED = """
+@hookimpl
+def register_output_formats(register):
+    register("yes_no", Source())
+"""
+
 MISSPELT = """
 @hookimpl
 def register_adaptor_sources(register): ...
@@ -76,6 +88,8 @@ def test_an_installed_plugin_registers_its_objects_under_its_name() -> None:
         ("raise KeyError('no such luck')", ["rival (rival)", "failed to import", "no such luck"]),
         ("import no_such_module_anywhere", ["rival (rival)", "no_such_module_anywhere"]),
         (HOOK + MISSPELT, ["rival (rival)", "register_adaptor_sources"]),
+        (HOOK + A_CLASS, ["rival (rival)", "the class Source", "register('needy', Source())"]),
+        (HOOK + NOT_DERIVED, ["rival (rival)", "'yes_no'", "motet.core.formats.OutputFormat"]),
         (HOOK + NEEDS_MORE, ["rival (rival)", "'needy'", "no_such_setting"]),
     ],
 )
