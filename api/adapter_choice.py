@@ -40,7 +40,7 @@ async def chosen_adapter(services: Services, request: AdapterChoice, caller: Cal
         if ref is None:
             return None
         caller.record.adapter = str(ref)
-        served = await services.adapters.serve(ref, caller.source_token(ref.source, request.api_token))
+        served = await services.adapters.serve(ref, caller.source_token(ref.source, request.api_token), caller.owner)
     caller.record.generation = served.prepared.fingerprint[:GENERATION_CHARACTERS]
     return served
 
@@ -59,7 +59,7 @@ async def _merged(services: Services, request: AdapterChoice, caller: Caller) ->
     weights = merged.weights or [1.0] * len(refs)
     tokens = [caller.source_token(ref.source, request.api_token) for ref in refs]
     caller.record.adapter = "+".join(map(str, refs))
-    served = await services.adapters.serve_merged(list(zip(refs, weights, strict=True)), tokens)
+    served = await services.adapters.serve_merged(list(zip(refs, weights, strict=True)), tokens, caller.owner)
     caller.record.generation = served.prepared.fingerprint[:GENERATION_CHARACTERS]
     return served
 

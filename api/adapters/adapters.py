@@ -52,23 +52,23 @@ class Adapters:
         """What `ref` is right now, if `token` may use it; nothing is loaded. Raises as `serve` does."""
         return await self._registry.ask(Resolve(ref, token))
 
-    async def serve(self, ref: AdapterRef, token: str | None) -> ServedAdapter:
-        """`ref`, authorised for `token`, loaded, and known to the engine.
+    async def serve(self, ref: AdapterRef, token: str | None, owner: str = "") -> ServedAdapter:
+        """`ref`, authorised for `token`, loaded as one of `owner`'s, and known to the engine.
 
         Raises NotFound, Unauthenticated, Forbidden, AdapterRefused, Overloaded or Unavailable; a load that
         failed for another reason than the caller's token is not tried again for some seconds.
         """
-        return await self._known(await self._registry.ask(Serve(ref, token)))
+        return await self._known(await self._registry.ask(Serve(ref, token, owner)))
 
     async def serve_merged(
-        self, parts: Sequence[tuple[AdapterRef, float]], tokens: Sequence[str | None]
+        self, parts: Sequence[tuple[AdapterRef, float]], tokens: Sequence[str | None], owner: str = ""
     ) -> ServedAdapter:
         """The weighted sum of `parts`, each authorised for its own token, loaded, and known to the engine.
 
         Raises as `serve` does for the first part that fails, naming it; InvalidRequest for no parts, more than
         MAX_PARTS, or a weight that is no finite number; AdapterRefused if the ranks come to too much.
         """
-        return await self._known(await self._registry.ask(ServeMerged(tuple(parts), tuple(tokens))))
+        return await self._known(await self._registry.ask(ServeMerged(tuple(parts), tuple(tokens), owner)))
 
     async def listing(self) -> Sequence[AdapterListing]:
         """The adapters that can be named up front, sorted by canonical id, with their unambiguous aliases."""

@@ -130,7 +130,7 @@ class Authorisations:
                 )
         except MotetError as error:
             if not _is_outage(error):
-                await self._refused(key, error)
+                self._refused(key, error)
             raise
         check_result(self._source, "resolve", found, ResolvedAdapter)
         public = not token and not found.used_credentials
@@ -139,10 +139,10 @@ class Authorisations:
         self._unknown.pop(key, None)
         return grant
 
-    async def _refused(self, key: Key, error: MotetError) -> None:
+    def _refused(self, key: Key, error: MotetError) -> None:
         self._grants.pop(key, None)
         if not key[1]:
-            await asyncio.to_thread(self._records.forget, key[0])
+            self._records.forget(key[0])  # one small file: not in a thread, during which others would join this answer
         if isinstance(error, NotFound) and self._unknown_seconds > 0:
             self._keep(self._unknown, key, (self._clock() + self._unknown_seconds, error))
 

@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import TypeAlias
 import msgspec
 
 from motet.api.adapters.copies import copy_directory
+from motet.api.adapters.fetches import FetchSlots, watched
 from motet.api.adapters.load_log import load_stage
 from motet.api.adapters.outcomes import OF_THE_CALLER, Loaded, LoadLimits, Outcomes
 from motet.api.adapters.preparer import Preparer
@@ -25,7 +27,7 @@ from motet.api.adapters.single_flight import SingleFlight
 from motet.api.adapters.source_calls import call_source, check_result
 from motet.core.adapters import AdapterSource, ResolvedAdapter
 from motet.core.blocking import BlockingCalls
-from motet.core.errors import AdapterRefused, MotetError, NotFound, Unavailable
+from motet.core.errors import AdapterRefused, MotetError, NotFound, Overloaded, Unavailable
 from motet.core.messages import AdapterPart, PreparedAdapter
 
 Key: TypeAlias = tuple[str, str]  # id and revision at one source
@@ -43,10 +45,26 @@ class SourceLoads:
         self._source = source
         self._cache = cache
         self._limits = limits
-        self._fetching = asyncio.Semaphore(limits.fetches)
+        self._fetching = FetchSlots(limits.fetches, limits.slot_seconds)
+        self._owners: Counter[str] = Counter()
         self._files = BlockingCalls("adapter-files")
-        self.running: SingleFlight[Key, Loaded] = SingleFlight(limits.waiting)
+        self.running: SingleFlight[Key, Loaded] = SingleFlight(limits.waiting, limits.abandoned_seconds)
         self.outcomes: Outcomes[Key] = Outcomes(limits)
+
+    def check_share(self, owner: str) -> None:
+        """Raise Overloaded if the API key `owner` has half of all loads; without keys there is one caller for all."""
+        if owner and self._owners[owner] >= max(1, self._limits.waiting // 2):
+            raise Overloaded("you have too many adapters being loaded; try again in a moment", param="model")
+
+    async def load_for(self, owner: str, adapter: ResolvedAdapter, token: str | None, preparer: Preparer) -> Loaded:
+        """`load`, counted as `owner`'s."""
+        self._owners[owner] += 1
+        try:
+            return await self.load(adapter, token, preparer)
+        finally:
+            self._owners[owner] -= 1
+            if not self._owners[owner]:
+                del self._owners[owner]
 
     async def load(self, adapter: ResolvedAdapter, token: str | None, preparer: Preparer) -> Loaded:
         """Fetch and prepare `adapter`, and remember how that went."""
@@ -121,7 +139,7 @@ class SourceLoads:
         if target.is_dir():
             return target
         try:
-            async with self._fetching:
+            async with self._fetching.taken():
                 return await self._fetch(adapter, token, target)
         except OSError as error:
             raise MotetError(f"the adapter cache cannot be written: {error.strerror}") from error
@@ -135,7 +153,9 @@ class SourceLoads:
                     adapter.ref,
                     token,
                     self._limits.fetch_seconds,
-                    lambda: self._source.fetch(adapter, token, scratch),
+                    lambda: watched(
+                        str(adapter.ref), self._source.fetch(adapter, token, scratch), scratch, self._limits
+                    ),
                 )
                 check_result(self._source, "fetch", directory, Path)
                 fields |= {
@@ -156,17 +176,21 @@ class AdapterLoads:
         self, sources: Mapping[str, AdapterSource], preparer: Preparer, cache: Path, limits: LoadLimits
     ) -> None:
         _sweep(cache)
+        for source in sources.values():
+            source.max_adapter_bytes = limits.largest_adapter
         self._sources = {name: SourceLoads(source, cache, limits) for name, source in sources.items()}
         self._preparer = preparer
 
-    async def get(self, adapter: ResolvedAdapter, token: str | None) -> Loaded:
-        """The loaded `adapter`, of a known source. Raises MotetError, Overloaded when too many wait."""
+    async def get(self, adapter: ResolvedAdapter, token: str | None, owner: str = "") -> Loaded:
+        """The loaded `adapter`, of a known source. Raises MotetError; Overloaded where there are too many loads."""
         loads = self._sources[adapter.ref.source]
         key = (adapter.ref.id, adapter.revision)
         while (loaded := loads.outcomes.known(key)) is None:
             others = key in loads.running
+            if not others:
+                loads.check_share(owner)
             try:
-                return await loads.running.run(key, lambda: loads.load(adapter, token, self._preparer))
+                return await loads.running.run(key, lambda: loads.load_for(owner, adapter, token, self._preparer))
             except OF_THE_CALLER:
                 if not others:
                     raise

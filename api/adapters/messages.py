@@ -49,17 +49,19 @@ class Resolve(Question[ResolvedAdapter], frozen=True):
 
 
 class Serve(Question[ServedAdapter], frozen=True):
-    """Load `ref` for whoever has `token`."""
+    """Load `ref` for the caller with `token`, whose API key is `owner`'s."""
 
     ref: AdapterRef
     token: str | None
+    owner: str = ""
 
 
 class ServeMerged(Question[ServedAdapter], frozen=True):
-    """Load the weighted sum of `parts` for whoever has `tokens`, one a part."""
+    """Load the weighted sum of `parts` for the caller with `tokens`, one per part, whose API key is `owner`'s."""
 
     parts: tuple[tuple[AdapterRef, float], ...]
     tokens: tuple[str | None, ...]
+    owner: str = ""
 
 
 class ListAdapters(Question[tuple[AdapterListing, ...]], frozen=True):

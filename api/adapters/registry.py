@@ -72,16 +72,16 @@ class AdapterRegistry:
             case Resolve():
                 return self._resolve(question.ref, question.token)
             case Serve():
-                return self._serve(question.ref, question.token)
+                return self._serve(question)
             case ServeMerged():
                 return self._serve_merged(question)
             case ListAdapters():
                 return self._names.listing()
         raise TypeError(question)
 
-    async def _serve(self, ref: AdapterRef, token: str | None) -> ServedAdapter:
-        loaded = await self._load(ref, token)
-        return ServedAdapter(ref, loaded.directory, loaded.prepared)
+    async def _serve(self, question: Serve) -> ServedAdapter:
+        loaded = await self._load(question.ref, question.token, question.owner)
+        return ServedAdapter(question.ref, loaded.directory, loaded.prepared)
 
     async def _serve_merged(self, question: ServeMerged) -> ServedAdapter:
         if not 1 <= len(question.parts) <= MAX_PARTS:
@@ -91,18 +91,19 @@ class AdapterRegistry:
         refs, weights = zip(*question.parts, strict=True)
         if not all(map(math.isfinite, weights)):
             raise InvalidRequest("every weight must be a finite number", param="merged_adapters")
-        loads = (self._load(ref, token) for ref, token in zip(refs, question.tokens, strict=True))
+        owner = question.owner
+        loads = (self._load(ref, token, owner) for ref, token in zip(refs, question.tokens, strict=True))
         outcomes = await asyncio.gather(*loads, return_exceptions=True)
         parts = [_loaded(ref, outcome) for ref, outcome in zip(refs, outcomes, strict=True)]
         merged = await self._merges.get(list(zip(parts, weights, strict=True)))
         return ServedAdapter(refs[0], merged.directory, merged.prepared)
 
-    async def _load(self, ref: AdapterRef, token: str | None) -> Loaded:
+    async def _load(self, ref: AdapterRef, token: str | None, owner: str) -> Loaded:
         token = token or None
         authorisations = self._authorisations[ref.source]
         grant = await self._authorise(ref, token)
         try:
-            loaded = await self._loads.get(grant.resolved, token)
+            loaded = await self._loads.get(grant.resolved, token, owner)
         except OF_THE_CALLER:
             authorisations.end(ref, token)
             raise

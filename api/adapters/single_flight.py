@@ -13,11 +13,16 @@ Result = TypeVar("Result")
 
 
 class SingleFlight(Generic[Key, Result]):
-    """One running task a key. A caller that gives up leaves the task to the others, or to its own end."""
+    """One running task per key. A caller that gives up leaves the task to the others.
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    A task for which nobody waits any more goes on, or, where there is a `linger`, is cancelled after so many seconds.
+    """
+
+    def __init__(self, limit: int, linger: float | None = None) -> None:
+        self._limit, self._linger = limit, linger
         self._tasks: dict[Key, asyncio.Task[Result]] = {}
+        self._waiting: dict[Key, int] = {}
+        self._abandoned: set[asyncio.Task[Result]] = set()
 
     def __contains__(self, key: Key) -> bool:
         return key in self._tasks
@@ -30,12 +35,14 @@ class SingleFlight(Generic[Key, Result]):
 
         Raises what the task raises, Overloaded when `limit` other tasks are running, and Unavailable after `close`.
         """
-        task = self._tasks.get(key)
+        while (task := self._tasks.get(key)) in self._abandoned:
+            await asyncio.wait({task})  # its end, and then a new one
         if task is None:
             if len(self._tasks) >= self._limit:
                 raise Overloaded("too many adapters are being looked up or loaded; try again in a moment")
             task = self._tasks[key] = asyncio.create_task(work())
             task.add_done_callback(lambda done: self._ended(key, done))
+        self._waiting[key] = self._waiting.get(key, 0) + 1
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -43,6 +50,8 @@ class SingleFlight(Generic[Key, Result]):
             if task.cancelled() and caller is not None and not caller.cancelling():
                 raise Unavailable("the server is shutting down; try again", code="shutting_down") from None
             raise
+        finally:
+            self._leave(key, task)
 
     async def close(self) -> None:
         """Cancel what still runs and wait for its end."""
@@ -51,7 +60,21 @@ class SingleFlight(Generic[Key, Result]):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _leave(self, key: Key, task: asyncio.Task[Result]) -> None:
+        """One caller fewer waits for `task`."""
+        self._waiting[key] -= 1
+        if not self._waiting[key]:
+            del self._waiting[key]
+            if self._linger is not None and not task.done():
+                asyncio.get_running_loop().call_later(self._linger, self._abandon, key, task)
+
+    def _abandon(self, key: Key, task: asyncio.Task[Result]) -> None:
+        if key not in self._waiting and not task.done():
+            self._abandoned.add(task)
+            task.cancel()
+
     def _ended(self, key: Key, task: asyncio.Task[Result]) -> None:
         del self._tasks[key]
+        self._abandoned.discard(task)
         if not task.cancelled():
             task.exception()  # it has been seen, even if every caller has gone

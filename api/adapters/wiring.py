@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from motet.api.adapters.adapters import Adapters, Engine
 from motet.api.adapters.client import RegistryClient
 from motet.api.adapters.names import NameRules
 from motet.api.adapters.outcomes import LoadLimits
 from motet.api.adapters.registry import AdapterRegistry
+from motet.api.adapters.size_limit import largest_adapter
 from motet.api.deployment import Deployment
 from motet.core.paths import cache_directory
 from motet.core.registry import PluginRegistry
@@ -22,7 +24,9 @@ async def own_registry(deployment: Deployment, plugins: PluginRegistry) -> Async
     loader = LoaderClient(deployment.loader_address)
     settings = deployment.settings
     limits = LoadLimits(
-        authorisation_seconds=settings.authorisation_seconds, stale_seconds=settings.stale_authorisation_seconds
+        authorisation_seconds=settings.authorisation_seconds,
+        stale_seconds=settings.stale_authorisation_seconds,
+        largest_adapter=largest_adapter(Path(deployment.model_directory), settings.max_adapter_rank),
     )
     registry = AdapterRegistry(plugins.adapter_sources.items, loader, name_rules(deployment), limits)
     await loader.start()

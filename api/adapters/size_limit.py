@@ -1,0 +1,45 @@
+"""How large an adapter's file of weights may be for this server, by the base model's config.json; without torch.
+
+No smaller than what the loader takes: that knows the exact size, and this ends downloads that can come to nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from motet.core.paths import read_regular
+
+MAX_CONFIG_BYTES = 1 << 20
+LARGEST = 8 << 30
+FP32 = 4
+
+
+class _Config(msgspec.Struct):
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    vocab_size: int
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+
+
+def largest_adapter(model: Path, max_rank: int) -> int:
+    """Bytes of every linear layer's pair at `max_rank`, and of a copy of all base weights, in fp32; at most 8 GiB.
+
+    Adapters are saved with copies of base weights: PEFT writes embeddings, and some layers' own weights, on its own.
+    """
+    try:
+        config = msgspec.json.decode(read_regular(model / "config.json", MAX_CONFIG_BYTES), type=_Config)
+    except (OSError, ValueError):
+        return LARGEST
+    hidden, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    head = config.head_dim or hidden // max(config.num_attention_heads, 1)
+    heads = head * config.num_attention_heads
+    kv_heads = head * (config.num_key_value_heads or config.num_attention_heads)
+    pairs = max_rank * (7 * hidden + 2 * heads + 2 * kv_heads + 3 * inner)
+    weights = hidden * (2 * heads + 2 * kv_heads + 3 * inner)
+    size = FP32 * (layers * (pairs + weights) + 2 * config.vocab_size * hidden) + MAX_CONFIG_BYTES
+    return min(size, LARGEST)
