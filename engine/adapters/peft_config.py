@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import json
 import math
-import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import regex
+from typing import Any, TypeVar
 
 from motet.core.errors import AdapterRefused
+from motet.engine.adapters.patterns import first_matches
+
+T = TypeVar("T")
 
 MAX_CONFIG_BYTES = 1 << 20
-MAX_PATTERN = 4096
-MAX_NUMBER = 1e30
-PATTERN_SECONDS = 5.0
-"""What all of a config's patterns together may take: a large model's adapter has hundreds, for hundreds of modules."""
+MAX_NAMES = 10_000
+"""Entries of a list of modules, or of a table of patterns."""
 
-_RECURSION = regex.compile(r"\(\?(R|&|P>|[+-]?[0-9])")
-"""Calls of groups, which Python's own regexes, and so PEFT's, do not have; they eat memory faster than time."""
+MAX_NUMBER = 1e30
+MAX_RANK = 1_000_000
+ALL_LINEAR = "all-linear"
 
 NEUTRAL = frozenset(
     [
@@ -49,6 +49,7 @@ NEUTRAL = frozenset(
 HONOURED = frozenset(
     [
         "alpha_pattern",
+        "bias",
         "exclude_modules",
         "fan_in_fan_out",
         "init_lora_weights",
@@ -64,7 +65,6 @@ HONOURED = frozenset(
 REFUSED = {
     "alora_invocation_tokens": "aLoRA is not supported",
     "arrow_config": "Arrow routing is not supported",
-    "bias": "adapters with trained biases are not supported; train with bias='none'",
     "corda_config": "",
     "eva_config": "",
     "kasa_config": "KaSA is not supported",
@@ -83,34 +83,20 @@ REFUSED = {
 }
 """Refused unless empty. An empty reason: the field only describes how training began, so it is let pass."""
 
-PLAIN_INITS = (True, False, "true", "false", "gaussian", "eva", "orthogonal")
+BIASES = ("none", "all", "lora_only")
+"""What PEFT trains beside LoRA. Many models have no biases, so the tensors decide: a trained bias is refused there."""
+
+PLAIN_INITS = (True, False, None, "true", "false", "gaussian", "eva", "orthogonal")
 """Other initialisations change the base weights, so that the adapter fits none but its own altered base."""
 
 
-class Patterns:
-    """Matches a config's foreign regexes against modules: each is compiled once, all together are limited in time."""
+@dataclass(frozen=True)
+class ModuleConfig:
+    """What a config says about one module: whether LoRA applies to it, the rank, and what its delta is multiplied by."""
 
-    def __init__(self) -> None:
-        self._compiled: dict[str, regex.Pattern[str]] = {}
-        self._left = PATTERN_SECONDS
-
-    def match(self, what: str, pattern: str, module: str) -> bool:
-        """Whether `pattern`, of the field `what`, matches the whole of `module`. Raises AdapterRefused naming it."""
-        if len(pattern) > MAX_PATTERN:
-            raise AdapterRefused(f"adapter_config.json: a pattern in {what} is longer than {MAX_PATTERN}", param=what)
-        if _RECURSION.search(pattern):
-            raise AdapterRefused(f"adapter_config.json: a pattern in {what} calls itself", param=what)
-        began = time.monotonic()
-        try:
-            if self._left <= 0:
-                raise TimeoutError("matching takes too long")
-            if pattern not in self._compiled:
-                self._compiled[pattern] = regex.compile(pattern, cache_pattern=False)
-            return self._compiled[pattern].fullmatch(module, timeout=self._left) is not None
-        except (regex.error, TimeoutError, RecursionError, MemoryError) as error:
-            raise AdapterRefused(f"adapter_config.json: {what} has a bad pattern: {error}", param=what) from error
-        finally:
-            self._left -= time.monotonic() - began
+    targeted: bool
+    rank: int
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -120,46 +106,62 @@ class LoraConfig:
     r: int
     lora_alpha: float
     use_rslora: bool
-    target_modules: str | tuple[str, ...]
-    exclude_modules: str | tuple[str, ...] | None = None
+    target_modules: str | frozenset[str]
+    exclude_modules: str | frozenset[str] = frozenset()
     layers_to_transform: tuple[int, ...] | None = None
     rank_pattern: dict[str, int] = field(default_factory=dict)
     alpha_pattern: dict[str, float] = field(default_factory=dict)
-    patterns: Patterns = field(default_factory=Patterns, repr=False, compare=False)
 
-    def rank(self, module: str) -> int:
-        """The rank of a module such as `model.layers.0.self_attn.q_proj`."""
-        return int(self._by_pattern("rank_pattern", self.rank_pattern, module, self.r))
+    def modules(self, layers: Mapping[str, int]) -> dict[str, ModuleConfig]:
+        """What PEFT would do with the modules in `layers`, names such as `model.layers.0.self_attn.q_proj`.
 
-    def scale(self, module: str) -> float:
-        """alpha / r, or alpha / sqrt(r) (Kalajdzievski, "rsLoRA", 2023), with the module's own alpha and r."""
-        rank = self.rank(module)
-        alpha = self._by_pattern("alpha_pattern", self.alpha_pattern, module, self.lora_alpha)
-        return float(alpha / (math.sqrt(rank) if self.use_rslora else rank))
+        `layers` has each module's decoder layer. The scale is alpha / r, or alpha / sqrt(r) (Kalajdzievski,
+        "rsLoRA", 2023), with the module's own alpha and r. Raises AdapterRefused for a pattern that cannot be used.
+        """
+        names = list(layers)
+        targeted, excluded = self._targeted(layers), self._named("exclude_modules", self.exclude_modules, names)
+        ranks = _by_pattern("rank_pattern", self.rank_pattern, names, self.r)
+        alphas = _by_pattern("alpha_pattern", self.alpha_pattern, names, self.lora_alpha)
+        return {
+            name: ModuleConfig(
+                targeted=name in targeted and name not in excluded,
+                rank=ranks[name],
+                scale=alphas[name] / (math.sqrt(ranks[name]) if self.use_rslora else ranks[name]),
+            )
+            for name in names
+        }
 
-    def targets(self, module: str, layer: int) -> bool:
-        """Whether PEFT would put LoRA on this module of this decoder layer."""
-        excluded, targeted = self.exclude_modules, self.target_modules
-        if isinstance(excluded, str):
-            if self.patterns.match("exclude_modules", excluded, module):
-                return False
-        elif excluded is not None and _listed(excluded, module):
-            return False
-        if isinstance(targeted, str) and targeted != "all-linear":
-            return self.patterns.match("target_modules", targeted, module)
-        # PEFT asks for the layers only where modules are listed, and not by their full names.
-        if not isinstance(targeted, str) and module in targeted:
-            return True
-        layers = self.layers_to_transform
-        named = isinstance(targeted, str) or _listed(targeted, module)
-        return named and (layers is None or layer in layers)
+    def _targeted(self, layers: Mapping[str, int]) -> set[str]:
+        """The modules that `target_modules` and `layers_to_transform` choose."""
+        chosen = self.layers_to_transform
+        targets = self.target_modules
+        if isinstance(targets, str) and targets != ALL_LINEAR:
+            return self._named("target_modules", targets, list(layers))
+        named = set(layers) if isinstance(targets, str) else self._named("target_modules", targets, list(layers))
+        # PEFT considers the layers only where modules are listed, and not by their full names.
+        full = targets if isinstance(targets, frozenset) else frozenset()
+        return {name for name in named if chosen is None or layers[name] in chosen or name in full}
 
-    def _by_pattern(self, what: str, table: dict[str, Any], module: str, default: Any) -> Any:
-        """The first entry whose key, as a regex, matches the end of `module` at a dot; as PEFT looks it up."""
-        for key, value in table.items():
-            if self.patterns.match(what, rf"(.*\.)?({key})", module):
-                return value
-        return default
+    def _named(self, what: str, names: str | frozenset[str], modules: list[str]) -> set[str]:
+        """The modules that match a regex, or that a list names by their last parts."""
+        if isinstance(names, frozenset):
+            return {module for module in modules if names and not names.isdisjoint(_endings(module))}
+        return {m for m, found in zip(modules, first_matches(what, [names], modules), strict=True) if found >= 0}
+
+
+def _endings(module: str) -> list[str]:
+    """`a.b.c` as a.b.c, b.c and c."""
+    parts = module.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts))]
+
+
+def _by_pattern(what: str, table: Mapping[str, T], modules: list[str], default: T) -> dict[str, T]:
+    """For each module the value of the first key that matches its end, as a regex; as PEFT looks it up."""
+    if not table:
+        return dict.fromkeys(modules, default)
+    values = [*table.values(), default]  # no match is -1
+    found = first_matches(what, list(table), modules, suffix=True)
+    return {module: values[index] for module, index in zip(modules, found, strict=True)}
 
 
 def read_config(directory: Path) -> LoraConfig:
@@ -169,13 +171,15 @@ def read_config(directory: Path) -> LoraConfig:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise AdapterRefused(f"adapter_config.json is larger than {MAX_CONFIG_BYTES} bytes")
         raw = json.loads(path.read_bytes())
+        if not isinstance(raw, dict):
+            raise AdapterRefused("adapter_config.json is not a JSON object")
+        return parse_config(raw)
     except OSError as error:
         raise AdapterRefused("the adapter has no readable adapter_config.json") from error
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:  # what can just be read may still be too deep to be shown in an error
+        raise AdapterRefused("adapter_config.json is nested too deeply") from error
+    except ValueError as error:
         raise AdapterRefused(f"adapter_config.json is not JSON: {error}", code="adapter_unreadable") from error
-    if not isinstance(raw, dict):
-        raise AdapterRefused("adapter_config.json is not a JSON object")
-    return parse_config(raw)
 
 
 def parse_config(raw: dict[str, Any]) -> LoraConfig:
@@ -187,15 +191,17 @@ def parse_config(raw: dict[str, Any]) -> LoraConfig:
     if not targets:
         raise AdapterRefused("target_modules is empty; the adapter applies to nothing")
     exclude = raw.get("exclude_modules")
-    rslora = raw.get("use_rslora", False)
-    if not isinstance(rslora, bool):
-        raise AdapterRefused(f"use_rslora is {rslora!r}; it must be true or false")
+    rslora = raw.get("use_rslora")
+    if not isinstance(rslora, bool | None):
+        raise AdapterRefused(
+            f"adapter_config.json: use_rslora is {rslora!r}"[:300] + "; it must be true or false", param="use_rslora"
+        )
     return LoraConfig(
         r=_rank("r", raw.get("r")),
         lora_alpha=_number("lora_alpha", raw.get("lora_alpha")),
-        use_rslora=rslora,
+        use_rslora=bool(rslora),
         target_modules=_names("target_modules", targets),
-        exclude_modules=_names("exclude_modules", exclude) if exclude else None,
+        exclude_modules=_names("exclude_modules", exclude or []),
         layers_to_transform=_layers(raw.get("layers_to_transform")),
         rank_pattern={k: _rank(f"rank_pattern[{k!r}]", v) for k, v in _table(raw, "rank_pattern").items()},
         alpha_pattern={k: _number(f"alpha_pattern[{k!r}]", v) for k, v in _table(raw, "alpha_pattern").items()},
@@ -204,12 +210,16 @@ def parse_config(raw: dict[str, Any]) -> LoraConfig:
 
 def _check_refused(raw: dict[str, Any]) -> None:
     for name, value in raw.items():
-        if name in NEUTRAL or name in HONOURED or not value or (name == "bias" and value == "none"):
+        if name in NEUTRAL or name in HONOURED or not value:
             continue
         reason = REFUSED.get(name, "the field is not known here, and may change what the adapter computes")
         if reason:
             raise AdapterRefused(f"adapter_config.json: {name} = {value!r}"[:300] + f": {reason}", param=name)
-    init = raw.get("init_lora_weights", True)
+    if (bias := raw.get("bias")) and bias not in BIASES:
+        raise AdapterRefused(
+            f"adapter_config.json: bias = {bias!r}"[:300] + f": it must be one of {', '.join(BIASES)}", param="bias"
+        )
+    init = raw.get("init_lora_weights")
     if init not in PLAIN_INITS:
         raise AdapterRefused(
             f"adapter_config.json: init_lora_weights = {init!r} alters the base weights; convert the adapter to a "
@@ -218,27 +228,30 @@ def _check_refused(raw: dict[str, Any]) -> None:
         )
 
 
-def _listed(names: tuple[str, ...], module: str) -> bool:
-    return any(module == name or module.endswith(f".{name}") for name in names)
-
-
 def _rank(name: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise AdapterRefused(f"adapter_config.json: {name} is {value!r}; it must be a whole number above 0", param=name)
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_RANK:
+        raise AdapterRefused(
+            f"adapter_config.json: {name} is {value!r}"[:300] + f"; it must be a whole number from 1 to {MAX_RANK}",
+            param=name,
+        )
     return value
 
 
 def _number(name: str, value: Any) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) <= MAX_NUMBER:
-        raise AdapterRefused(f"adapter_config.json: {name} is {value!r}; it must be a number"[:300], param=name)
+        raise AdapterRefused(f"adapter_config.json: {name} is {value!r}"[:300] + "; it must be a number", param=name)
     return float(value)
 
 
-def _names(name: str, value: Any) -> str | tuple[str, ...]:
+def _names(name: str, value: Any) -> str | frozenset[str]:
     if isinstance(value, str):
         return value
+    if isinstance(value, list) and len(value) > MAX_NAMES:
+        raise AdapterRefused(
+            f"adapter_config.json: {name} lists {len(value)} modules; the limit is {MAX_NAMES}", param=name
+        )
     if isinstance(value, list) and all(isinstance(v, str) for v in value):
-        return tuple(value)
+        return frozenset(value)
     raise AdapterRefused(f"adapter_config.json: {name} must be a string or a list of strings", param=name)
 
 
@@ -255,6 +268,8 @@ def _layers(value: Any) -> tuple[int, ...] | None:
 
 def _table(raw: dict[str, Any], name: str) -> dict[str, Any]:
     value = raw.get(name) or {}
-    if not isinstance(value, dict) or len(value) > 10_000:
-        raise AdapterRefused(f"adapter_config.json: {name} must be an object of patterns", param=name)
+    if not isinstance(value, dict) or len(value) > MAX_NAMES:
+        raise AdapterRefused(
+            f"adapter_config.json: {name} must be an object of at most {MAX_NAMES} patterns", param=name
+        )
     return value

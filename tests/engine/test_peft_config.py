@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import time
 import warnings
 from pathlib import Path
@@ -18,8 +19,16 @@ from peft.utils.other import get_pattern_key
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from motet.core.errors import AdapterRefused
-from motet.engine.adapters import peft_config
-from motet.engine.adapters.peft_config import HONOURED, NEUTRAL, REFUSED, LoraConfig, parse_config, read_config
+from motet.engine.adapters import patterns
+from motet.engine.adapters.peft_config import (
+    HONOURED,
+    NEUTRAL,
+    REFUSED,
+    LoraConfig,
+    ModuleConfig,
+    parse_config,
+    read_config,
+)
 
 PLAIN: dict[str, Any] = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
 
@@ -27,7 +36,6 @@ PLAIN: dict[str, Any] = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_
 IN_USE: dict[str, Any] = {
     "alora_invocation_tokens": [1, 2],
     "arrow_config": {"top_k": 3},
-    "bias": "all",
     "kasa_config": {"beta": 1e-4},
     "layer_replication": [[0, 4], [2, 5]],
     "lora_bias": True,
@@ -78,8 +86,7 @@ def test_fields_in_use_are_refused_by_name(name: str) -> None:
     error = refusal(**{name: IN_USE[name]})
     assert (error.param, error.status) == (name, 422)
     assert name in error.message
-    empty = "none" if name == "bias" else type(IN_USE[name])()
-    assert config(**{name: empty}) == config(**{name: None}) == config()
+    assert config(**{name: type(IN_USE[name])()}) == config(**{name: None}) == config()
 
 
 @pytest.mark.parametrize("name", sorted(name for name, reason in REFUSED.items() if not reason))
@@ -93,14 +100,28 @@ def test_unknown_fields_must_be_empty(value: Any) -> None:
     assert config(a_field_from_the_future=type(value)()) == config()
 
 
-@pytest.mark.parametrize("init", ["pissa", "pissa_niter_16", "olora", "corda", "loftq", "lora_ga", "new", None, 3, [1]])
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_16", "olora", "corda", "loftq", "lora_ga", "new", 3, [1]])
 def test_initialisations_that_change_the_base(init: Any) -> None:
     assert refusal(init_lora_weights=init).param == "init_lora_weights"
 
 
-@pytest.mark.parametrize("init", [True, False, "gaussian", "eva", "orthogonal"])
+@pytest.mark.parametrize("init", [True, False, None, "gaussian", "eva", "orthogonal"])
 def test_plain_initialisations(init: Any) -> None:
     assert config(init_lora_weights=init) == config()
+
+
+@pytest.mark.parametrize("bias", [None, "none", "all", "lora_only"])
+def test_the_tensors_decide_on_biases(bias: str | None) -> None:
+    assert config(bias=bias) == config()
+
+
+def test_null_is_the_default_as_in_peft() -> None:
+    optional = ["use_rslora", "rank_pattern", "alpha_pattern", "layers_to_transform", "exclude_modules"]
+    assert config(**dict.fromkeys(optional)) == config()
+
+
+def test_a_module_may_be_listed_twice() -> None:
+    assert config(target_modules=["q_proj", "q_proj"]) == config()
 
 
 @pytest.mark.parametrize("name", sorted(NEUTRAL - {"peft_type"}))
@@ -116,6 +137,9 @@ def test_neutral_fields_change_nothing(name: str) -> None:
         ({"r": True}, "r"),
         ({"r": None}, "r"),
         ({"r": 2.0}, "r"),
+        ({"r": 10**4000}, "r"),
+        ({"bias": "some"}, "bias"),
+        ({"use_rslora": 1}, "use_rslora"),
         ({"lora_alpha": "x"}, "lora_alpha"),
         ({"lora_alpha": float("nan")}, "lora_alpha"),
         ({"lora_alpha": float("inf")}, "lora_alpha"),
@@ -125,6 +149,8 @@ def test_neutral_fields_change_nothing(name: str) -> None:
         ({"alpha_pattern": {"q_proj": None}}, "alpha_pattern['q_proj']"),
         ({"alpha_pattern": {str(i): 1 for i in range(10_001)}}, "alpha_pattern"),
         ({"target_modules": [1]}, "target_modules"),
+        ({"target_modules": ["q_proj"] * 10_001}, "target_modules"),
+        ({"exclude_modules": ["q_proj"] * 10_001}, "exclude_modules"),
         ({"target_modules": {"q_proj": 1}}, "target_modules"),
         ({"exclude_modules": 3}, "exclude_modules"),
         ({"layers_to_transform": ["1"]}, "layers_to_transform"),
@@ -137,9 +163,7 @@ def test_wrong_values_are_named(changes: dict[str, Any], param: str) -> None:
     assert len(error.message) < 400
 
 
-@pytest.mark.parametrize(
-    "changes", [{"target_modules": None}, {"target_modules": []}, {"peft_type": "IA3"}, {"use_rslora": 1}]
-)
+@pytest.mark.parametrize("changes", [{"target_modules": None}, {"target_modules": []}, {"peft_type": "IA3"}])
 def test_what_is_no_lora_is_refused(changes: dict[str, Any]) -> None:
     assert next(iter(changes)) in refusal(**changes).message
 
@@ -149,7 +173,8 @@ def test_what_is_no_lora_is_refused(changes: dict[str, Any]) -> None:
     [
         (None, "no readable"),
         (b"{", "not JSON"),
-        (b"[" * 100_000, "not JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"peft_type": "LORA", "new": ' + b"[" * 990 + b"]" * 990 + b"}", "nested too deeply|new = "),
         (b"[1]", "not a JSON object"),
         (b"\xff\xfe", "not JSON"),
         (b" " * (1 << 20) + b"{}", "larger"),
@@ -191,6 +216,11 @@ def is_regex(pattern: str) -> bool:
 VALID_PATTERNS = PATTERNS.filter(is_regex)
 
 
+def module_config(ours: LoraConfig, module: str) -> ModuleConfig:
+    """What a config says about one module."""
+    return ours.modules({module: int(module.split(".")[2])})[module]
+
+
 @settings(max_examples=300, deadline=None)
 @given(module=DECODER_NAMES, keys=st.lists(VALID_PATTERNS, max_size=4, unique=True))
 def test_rank_and_alpha_patterns_are_looked_up_as_peft_does(module: str, keys: list[str]) -> None:
@@ -198,8 +228,9 @@ def test_rank_and_alpha_patterns_are_looked_up_as_peft_does(module: str, keys: l
     alphas = {key: i + 100 for i, key in enumerate(keys)}
     ours = config(rank_pattern=ranks, alpha_pattern=alphas)
     key = get_pattern_key(list(keys), module)
-    assert ours.rank(module) == ranks.get(key, 8)
-    assert ours.scale(module) == alphas.get(key, 16) / ranks.get(key, 8)
+    found = module_config(ours, module)
+    assert found.rank == ranks.get(key, 8)
+    assert found.scale == alphas.get(key, 16) / ranks.get(key, 8)
 
 
 @settings(max_examples=400, deadline=None)
@@ -220,7 +251,7 @@ def test_modules_are_targeted_as_peft_does(
     for name, value in raw.items():
         setattr(theirs, name, value)
     expected = bool(check_target_module_exists(theirs, module)) and not is_excluded(theirs, module)
-    assert parse_config(raw).targets(module, int(module.split(".")[2])) == expected
+    assert module_config(parse_config(raw), module).targeted == expected
 
 
 def is_excluded(theirs: peft.LoraConfig, module: str) -> bool:
@@ -235,13 +266,13 @@ def test_ranks_and_scales_are_those_of_a_peft_model(tmp_path: Path) -> None:
             vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=3, num_attention_heads=2, head_dim=4
         )
     )
-    patterns = {
+    by_module = {
         "rank_pattern": {r"layers\.1\..*": 3, "v_proj": 2},
         "alpha_pattern": {r"^model\.layers\.2\..*": 5, "q_proj": 7},
     }
     for rslora in (False, True):
         theirs = peft.LoraConfig(
-            r=4, lora_alpha=6, use_rslora=rslora, target_modules="all-linear", exclude_modules=["o_proj"], **patterns
+            r=4, lora_alpha=6, use_rslora=rslora, target_modules="all-linear", exclude_modules=["o_proj"], **by_module
         )
         model = peft.get_peft_model(base, theirs)
         model.save_pretrained(str(tmp_path))
@@ -249,42 +280,66 @@ def test_ranks_and_scales_are_those_of_a_peft_model(tmp_path: Path) -> None:
         for name, module in model.base_model.model.named_modules():
             if not name.endswith("_proj"):
                 continue
-            layer = int(name.split(".")[2])
-            assert ours.targets(name, layer) == hasattr(module, "lora_A")
+            found = module_config(ours, name)
+            assert found.targeted == hasattr(module, "lora_A")
             if hasattr(module, "lora_A"):
-                assert ours.rank(name) == module.r["default"]
-                assert ours.scale(name) == pytest.approx(module.scaling["default"], rel=1e-12)
+                assert found.rank == module.r["default"]
+                assert found.scale == pytest.approx(module.scaling["default"], rel=1e-12)
         model.unload()
 
 
-@pytest.mark.parametrize("field", ["rank_pattern", "target_modules", "exclude_modules"])
-def test_a_pattern_that_never_ends_is_refused_soon(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peft_config, "PATTERN_SECONDS", 0.3)
-    pattern = "(a|b|c|..|.)+(?<!.)"
-    module = "model.layers.10.self_attn.q_proj"
-    ours = config(**{field: {pattern: 4} if field == "rank_pattern" else pattern})
-    began = time.perf_counter()
-    for _ in range(3):  # however often one asks, the time is spent once
-        with pytest.raises(AdapterRefused, match=field) as caught:
-            (ours.rank(module), ours.targets(module, 10))
-        assert caught.value.param == field
-    assert time.perf_counter() - began < 5
+MODULES = {f"model.layers.{i}.self_attn.{m}_proj": i for i in range(80) for m in "qkvo"}
+FIELDS = ["target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"]
 
 
-@pytest.mark.parametrize("pattern", ["(", "a{2,1}", "x" * 5000])
-def test_broken_patterns_are_named(pattern: str) -> None:
-    for field in ("rank_pattern", "alpha_pattern"):
-        with pytest.raises(AdapterRefused, match=field):
-            config(**{field: {pattern: 4}}).scale("model.layers.0.self_attn.q_proj")
+def pattern_config(field: str, pattern: str) -> LoraConfig:
+    """A config with a regex in `field`."""
+    return config(**{field: {pattern: 4} if field.endswith("pattern") else pattern})
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_pattern_that_takes_all_memory_is_refused(field: str) -> None:
+    """It would need gigabytes; where patterns are matched, it gets 256 MiB, and this process notices nothing."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(AdapterRefused, match=field) as caught:
+        pattern_config(field, "(?:(?:a?){4294967}){429496}x").modules(MODULES)
+    assert caught.value.param == field
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
+
+
+def test_a_pattern_that_never_ends_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patterns, "_SECONDS", 0.5)
+    patterns._matcher.cache_clear()  # the next worker has the shorter time
+    ours = pattern_config("target_modules", "(a|b|c|..|.)+(?<!.)")
+    try:
+        with pytest.raises(AdapterRefused, match="target_modules") as caught:
+            ours.modules(MODULES)
+    finally:
+        patterns._matcher.cache_clear()
+    assert caught.value.param == "target_modules"
+    assert pattern_config("target_modules", ".*q_proj").modules(MODULES), "the next one finds a fresh worker"
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("pattern", ["(", "a{2,1}", "x" * 5000, "(" * 4000, "a{99999999999}", "\ud800"])
+def test_broken_patterns_are_named(pattern: str, field: str) -> None:
+    with pytest.raises(AdapterRefused, match=field):
+        pattern_config(field, pattern).modules(MODULES)
 
 
 def test_many_patterns_for_a_large_model_are_no_burden() -> None:
     """A rank for each module of 80 layers, by full name, as adaptive-rank methods write them."""
-    names = [f"model.layers.{i}.self_attn.{m}_proj" for i in range(80) for m in "qkvo"]
-    ours = config(rank_pattern={name: i + 1 for i, name in enumerate(names)})
-    began = time.perf_counter()
-    assert [ours.rank(name) for name in names] == list(range(1, len(names) + 1))
-    assert time.perf_counter() - began < 5
+    ours = config(rank_pattern={name: i + 1 for i, name in enumerate(MODULES)})
+    assert [found.rank for found in ours.modules(MODULES).values()] == list(range(1, len(MODULES) + 1))
+
+
+def test_a_long_list_costs_no_more_for_many_modules() -> None:
+    names = [f"x{i}" for i in range(9_999)]
+    ours = config(target_modules=[*names, "self_attn.v_proj"], exclude_modules=names)
+    began = time.process_time()
+    targeted = {name for name, found in ours.modules(MODULES).items() if found.targeted}
+    assert time.process_time() - began < 1, "comparing each name with each module takes many seconds"
+    assert targeted == {name for name in MODULES if name.endswith("v_proj")}
 
 
 def test_config_round_trips_through_a_file(tmp_path: Path) -> None:

@@ -1,0 +1,56 @@
+"""A process that matches an adapter's regexes: a short one may ask for endless time and memory (patterns.py calls it).
+
+Requests and answers are msgpack structs. The patterns are Python's own, as they are in PEFT.
+"""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from motet.engine.client.worker_process import serve
+
+CPU_SECONDS = 5
+"""CPU time for one field's patterns; a large model's adapter has hundreds of them, for hundreds of modules."""
+
+MEMORY_BYTES = 256 << 20
+_MAX_ERROR_CHARACTERS = 300
+
+
+class MatchRequest(msgspec.Struct):
+    """Match `patterns` against `modules`: whole names, or with `suffix` also what follows a dot in them."""
+
+    patterns: list[str]
+    modules: list[str]
+    suffix: bool = False
+
+
+class MatchAnswer(msgspec.Struct):
+    """For each module the index of the first pattern that matches, -1 for none; or `error`, what is wrong."""
+
+    first: list[int]
+    error: str = ""
+
+
+def match(request: MatchRequest) -> MatchAnswer:
+    """Match one request; whatever is wrong with its patterns becomes an answer."""
+    try:
+        sources = [rf"(.*\.)?({p})" if request.suffix else p for p in request.patterns]
+        patterns = [re.compile(source) for source in sources]
+        first = [next((i for i, p in enumerate(patterns) if p.fullmatch(m)), -1) for m in request.modules]
+    except MemoryError:
+        return MatchAnswer([], f"it needs more than {MEMORY_BYTES >> 20} MiB of memory")
+    except (re.error, OverflowError, RecursionError) as error:
+        return MatchAnswer([], str(error)[:_MAX_ERROR_CHARACTERS])
+    return MatchAnswer(first)
+
+
+def main() -> None:
+    """Serve stdin until it ends."""
+    decoder, encoder = msgspec.msgpack.Decoder(MatchRequest), msgspec.msgpack.Encoder()
+    serve(lambda request: encoder.encode(match(decoder.decode(request))), MEMORY_BYTES, CPU_SECONDS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Matches an adapter's regexes against module names, in worker processes with limits on memory and time."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from functools import cache
+
+import msgspec
+
+from motet.core.errors import AdapterRefused
+from motet.engine.adapters.pattern_worker import CPU_SECONDS, MatchAnswer, MatchRequest
+from motet.engine.client.lane import Crashed, Lane, TooSlow
+
+MAX_PATTERN = 4096
+_WORKERS = 2  # as many as adapters are prepared at once
+_QUEUE = 64
+_SECONDS = 60.0
+"""Wall-clock time for one request. The limit that counts is of CPU time, which a busy machine does not shorten."""
+
+_decode = msgspec.msgpack.Decoder(MatchAnswer).decode
+
+
+class _Matcher:
+    """The workers, and an event loop in a thread of its own that talks to them for callers from any thread."""
+
+    def __init__(self) -> None:
+        name = "motet.engine.adapters.pattern_worker"
+        self._lanes = [Lane(name, "an adapter's patterns matched", _SECONDS, _QUEUE) for _ in range(_WORKERS)]
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="patterns", daemon=True).start()
+
+    def exchange(self, frame: bytes) -> bytes:
+        """Send one frame to a worker and return its answer. Raises TooSlow, Crashed, Overloaded, Unavailable."""
+        return asyncio.run_coroutine_threadsafe(self._exchange(frame), self._loop).result()
+
+    async def _exchange(self, frame: bytes) -> bytes:
+        lane = min(self._lanes, key=lambda lane: lane.waiting)
+        async with lane.turn():
+            return await lane.exchange(frame)
+
+
+@cache
+def _matcher() -> _Matcher:
+    return _Matcher()
+
+
+def first_matches(field: str, patterns: Sequence[str], modules: Sequence[str], *, suffix: bool = False) -> list[int]:
+    """For each module the index of the first of `patterns` that matches its whole name, -1 for none.
+
+    With `suffix`, a pattern may also match what follows a dot in the name. `field` is the config's field that has
+    the patterns. Raises AdapterRefused naming it if they are wrong or take too much time or memory.
+    """
+    if any(len(pattern) > MAX_PATTERN for pattern in patterns):
+        raise AdapterRefused(
+            f"adapter_config.json: a pattern in {field} is longer than {MAX_PATTERN} characters", param=field
+        )
+    request = MatchRequest(list(patterns), list(modules), suffix)
+    try:
+        answer = _decode(_matcher().exchange(msgspec.msgpack.encode(request)))
+    except UnicodeEncodeError as error:  # half a surrogate pair, which no module's name has
+        raise AdapterRefused(f"adapter_config.json: a pattern in {field} is not valid Unicode", param=field) from error
+    except (TooSlow, Crashed) as error:
+        raise AdapterRefused(
+            f"adapter_config.json: {field} has a bad pattern: matching takes more than {CPU_SECONDS} s; "
+            "list the modules' names instead",
+            param=field,
+        ) from error
+    if answer.error:
+        raise AdapterRefused(f"adapter_config.json: {field} has a bad pattern: {answer.error}", param=field)
+    return answer.first
