@@ -39,7 +39,7 @@ class PreparedAdapter(msgspec.Struct, frozen=True, tag=True):
 
     `fingerprint` is over config, weights and base; `files[rank]` are safetensors in the engine's dtype. `tokens` is
     where the adapter's tokenizer differs from the base's; `name` is `source:id`, for log lines; `digests`
-    are the files' (core/digests.py).
+    are the files' (core/digests.py); `warnings` are for the log, too: what may be wrong although it can be served.
     """
 
     id: str
@@ -51,6 +51,7 @@ class PreparedAdapter(msgspec.Struct, frozen=True, tag=True):
     name: str = ""
     tokens: AdapterTokens = AdapterTokens()
     digests: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 class AdapterPart(msgspec.Struct, frozen=True, array_like=True):

@@ -122,7 +122,7 @@ class EngineProcesses:
         return start_child("motet.engine.rank", self._rank_spec(rank, epoch), start, variables=public_environment())
 
     def _launch_loader(self, start: ChildStart) -> subprocess.Popen[bytes]:
-        spec = LoaderSpec(self.spec, self.shards, self.loader_address, str(cache_directory()))
+        spec = LoaderSpec(self.spec, self.shards, self.loader_address, str(cache_directory()), (self.name,))
         return start_child("motet.engine.adapters.loader", spec, start, variables=public_environment())
 
     def _lost(self, codes: list[int]) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import msgspec
+from loguru import logger
 
 from motet.api.adapters.copies import copy_directory
 from motet.api.adapters.fetches import FetchSlots, watched
@@ -88,11 +89,13 @@ class SourceLoads:
             with load_stage("prepare", adapter.ref.source, name) as fields:
                 prepared = await preparer.prepare(name, [AdapterPart(str(directory))])
                 fields |= {"revision": adapter.revision, "bytes": prepared.bytes}
-            return msgspec.structs.replace(prepared, name=name)
         except AdapterRefused:
             if directory == self._target(adapter):  # our copy, and never the source's own files
                 await asyncio.to_thread(_discard, directory)
             raise
+        for warning in prepared.warnings:
+            logger.warning("adapter {}: {}", name, warning)
+        return msgspec.structs.replace(prepared, name=name)
 
     async def _prepare_in_place(
         self, adapter: ResolvedAdapter, token: str | None, directory: Path, preparer: Preparer

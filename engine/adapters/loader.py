@@ -9,24 +9,35 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import zmq
 import zmq.asyncio
 from loguru import logger
 
-from motet.core.errors import MotetError
+from motet.core.errors import MotetError, Unavailable
 from motet.core.heartbeat import SERVING, Heartbeat
 from motet.core.lifeline import follow_parent, run_child
 from motet.core.logs import configure_logging
 from motet.core.messages import FromLoader, LoaderFailure, PrepareAdapter
 from motet.engine.spec import EngineSpec
 
+if TYPE_CHECKING:
+    from motet.engine.adapters.prepare import Target
+
 PARALLEL = 2
 """Adapters prepared at once."""
+
+COPIES = 8
+"""How often the largest adapter may be in memory for each: its file, a merge of twice its size in fp32, shards."""
+
+SPARE_BYTES = 2 << 30
+"""For everything else: tokenizers, blocks of the base's tensors, intermediate results."""
 
 MAX_MESSAGE = 1000
 """Characters of an error message; some quote what an adapter's files say."""
@@ -39,46 +50,78 @@ class LoaderSpec(msgspec.Struct, frozen=True):
     shards: int
     address: str
     cache: str
+    names: tuple[str, ...] = ()
+    """What the base model is called, to compare with what adapters say."""
 
 
-async def serve(spec: LoaderSpec, heartbeat: Heartbeat) -> None:
-    """Answer questions until SIGTERM."""
-    heartbeat.enter("importing PyTorch")
-    from motet.engine.adapters.prepare import Target, prepare_adapter
+def make_target(spec: LoaderSpec) -> Target:
+    """What to prepare adapters for. Raises StartupError."""
+    from motet.engine.adapters.prepare import Target
     from motet.engine.adapters.tokens import BaseTokens
     from motet.engine.models.config import read_config
     from motet.engine.runner import resolve_device, resolve_dtype
 
     directory = Path(spec.engine.directory)
     model = read_config(directory)
-    target = Target(
+    return Target(
         model=model,
         base_fingerprint=hashlib.sha256((directory / "config.json").read_bytes()).hexdigest(),
         shards=spec.shards,
         dtype=resolve_dtype(spec.engine, model, resolve_device(spec.engine, 0)),
         max_rank=spec.engine.max_adapter_rank,
         cache=Path(spec.cache),
+        directory=directory,
+        names=(*spec.names, str(directory)),
         tokens=BaseTokens(directory),
     )
+
+
+def limit_memory(target: Target) -> None:
+    """Limit this process's memory to what the largest adapters take, so that no file can take the machine's."""
+    from motet.engine.adapters.tensors import largest_adapter
+
+    status = Path("/proc/self/status").read_text()
+    now = int(status.partition("VmData:")[2].split()[0]) << 10
+    limit = now + PARALLEL * COPIES * largest_adapter(target.model, target.max_rank) + SPARE_BYTES
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard == resource.RLIM_INFINITY or limit < hard:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+def prepare(question: PrepareAdapter, target: Target) -> FromLoader:
+    """The answer to one question; whatever is wrong with an adapter becomes a failure of its own."""
+    from motet.engine.adapters.prepare import prepare_adapter
+
+    try:
+        return msgspec.structs.replace(prepare_adapter(question.parts, target), id=question.id)
+    except MotetError as error:
+        info = error.info()
+        return LoaderFailure(
+            question.id, msgspec.structs.replace(info, message=_plain(info.message), param=_plain(info.param))
+        )
+    except Exception as error:  # one adapter's trouble must not end the loader
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # Python's, or torch's
+            failure: MotetError = Unavailable(
+                "preparing the adapter needs more memory than the adapter loader may use; try again", param="model"
+            )
+        else:
+            logger.exception("preparing an adapter failed")
+            failure = MotetError(f"preparing the adapter failed: {type(error).__name__}")
+        return LoaderFailure(question.id, failure.info())
+
+
+async def serve(spec: LoaderSpec, heartbeat: Heartbeat) -> None:
+    """Answer questions until SIGTERM."""
+    heartbeat.enter("importing PyTorch")
+    target = make_target(spec)
+    limit_memory(target)
     socket = zmq.asyncio.Context().socket(zmq.ROUTER)
     socket.bind(spec.address)
     gate = asyncio.Semaphore(PARALLEL)
 
     async def answer(client: bytes, question: PrepareAdapter) -> None:
         async with gate:
-            reply: FromLoader
-            try:
-                prepared = await asyncio.to_thread(prepare_adapter, question.parts, target)
-                reply = msgspec.structs.replace(prepared, id=question.id)
-            except MotetError as error:
-                info = error.info()
-                reply = LoaderFailure(
-                    question.id, msgspec.structs.replace(info, message=_plain(info.message), param=_plain(info.param))
-                )
-            except Exception as error:  # one adapter's trouble must not end the loader
-                logger.exception("preparing an adapter failed")
-                failure = MotetError(f"preparing the adapter failed: {type(error).__name__}")
-                reply = LoaderFailure(question.id, failure.info())
+            reply = await asyncio.to_thread(prepare, question, target)
         await socket.send_multipart([client, msgspec.msgpack.encode(reply)])
 
     heartbeat.enter(SERVING)

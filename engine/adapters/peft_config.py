@@ -6,14 +6,17 @@ either computed as PEFT computes it, or refused by name. Knows no tensors.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from motet.core.errors import AdapterRefused
+from motet.core.paths import read_regular
+from motet.engine.adapters.directory_advice import MLX, no_config
 from motet.engine.adapters.patterns import first_matches
 
 T = TypeVar("T")
@@ -72,7 +75,7 @@ REFUSED = {
     "loftq_config": "",
     "lora_bias": "biases in lora_B are not supported",
     "lora_ga_config": "",
-    "modules_to_save": "fully trained modules are not supported; train them with LoRA instead",
+    "modules_to_save": "fully trained modules are not supported; train without modules_to_save",
     "monteclora_config": "MonteCLoRA is not supported",
     "target_parameters": "LoRA on bare parameters is not supported",
     "trainable_token_indices": "trained token embeddings are not supported",
@@ -83,6 +86,8 @@ REFUSED = {
 }
 """Refused unless empty. An empty reason: the field only describes how training began, so it is let pass."""
 
+CLASSIFIERS = ("SEQ_CLS", "TOKEN_CLS")
+
 BIASES = ("none", "all", "lora_only")
 """What PEFT trains beside LoRA. Many models have no biases, so the tensors decide: a trained bias is refused there."""
 
@@ -92,7 +97,7 @@ PLAIN_INITS = (True, False, None, "true", "false", "gaussian", "eva", "orthogona
 
 @dataclass(frozen=True)
 class ModuleConfig:
-    """What a config says about one module: whether LoRA applies to it, the rank, and what its delta is multiplied by."""
+    """What a config says about one module: whether LoRA applies to it, its rank, and the scale of its delta."""
 
     targeted: bool
     rank: int
@@ -111,6 +116,11 @@ class LoraConfig:
     layers_to_transform: tuple[int, ...] | None = None
     rank_pattern: dict[str, int] = field(default_factory=dict)
     alpha_pattern: dict[str, float] = field(default_factory=dict)
+    base_model: object = field(default=None, compare=False)
+    """What base_model_name_or_path says, whatever that is."""
+
+    digest: bytes = field(default=b"", compare=False)
+    """SHA-256 of the file."""
 
     def modules(self, layers: Mapping[str, int]) -> dict[str, ModuleConfig]:
         """What PEFT would do with the modules in `layers`, names such as `model.layers.0.self_attn.q_proj`.
@@ -168,14 +178,18 @@ def read_config(directory: Path) -> LoraConfig:
     """The config in `directory`. Raises AdapterRefused naming the field that is missing, wrong or unsupported."""
     path = directory / "adapter_config.json"
     try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise AdapterRefused(f"adapter_config.json is larger than {MAX_CONFIG_BYTES} bytes")
-        raw = json.loads(path.read_bytes())
+        content = read_regular(path, MAX_CONFIG_BYTES)
+    except FileNotFoundError as error:
+        raise AdapterRefused(no_config(directory)) from error
+    except OSError as error:
+        raise AdapterRefused(f"adapter_config.json cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise AdapterRefused(str(error)) from error
+    try:
+        raw = json.loads(content)
         if not isinstance(raw, dict):
             raise AdapterRefused("adapter_config.json is not a JSON object")
-        return parse_config(raw)
-    except OSError as error:
-        raise AdapterRefused("the adapter has no readable adapter_config.json") from error
+        return replace(parse_config(raw), digest=hashlib.sha256(content).digest())
     except RecursionError as error:  # what can just be read may still be too deep to be shown in an error
         raise AdapterRefused("adapter_config.json is nested too deeply") from error
     except ValueError as error:
@@ -184,12 +198,17 @@ def read_config(directory: Path) -> LoraConfig:
 
 def parse_config(raw: dict[str, Any]) -> LoraConfig:
     """`raw`, checked against the three tables. Raises AdapterRefused naming the field."""
+    if raw.get("peft_type") is None and ("lora_parameters" in raw or "fine_tune_type" in raw):
+        raise AdapterRefused(f"adapter_config.json is MLX's, not PEFT's; {MLX}", param="peft_type")
     if raw.get("peft_type") != "LORA":
-        raise AdapterRefused(f"peft_type is {raw.get('peft_type')!r}; only LORA is supported")
+        raise AdapterRefused(
+            f"adapter_config.json: peft_type is {raw.get('peft_type')!r}"[:300] + "; only LORA is supported",
+            param="peft_type",
+        )
     _check_refused(raw)
     targets = raw.get("target_modules")
     if not targets:
-        raise AdapterRefused("target_modules is empty; the adapter applies to nothing")
+        raise AdapterRefused("target_modules is empty; the adapter applies to nothing", param="target_modules")
     exclude = raw.get("exclude_modules")
     rslora = raw.get("use_rslora")
     if not isinstance(rslora, bool | None):
@@ -205,6 +224,7 @@ def parse_config(raw: dict[str, Any]) -> LoraConfig:
         layers_to_transform=_layers(raw.get("layers_to_transform")),
         rank_pattern={k: _rank(f"rank_pattern[{k!r}]", v) for k, v in _table(raw, "rank_pattern").items()},
         alpha_pattern={k: _number(f"alpha_pattern[{k!r}]", v) for k, v in _table(raw, "alpha_pattern").items()},
+        base_model=raw.get("base_model_name_or_path"),
     )
 
 
@@ -213,6 +233,8 @@ def _check_refused(raw: dict[str, Any]) -> None:
         if name in NEUTRAL or name in HONOURED or not value:
             continue
         reason = REFUSED.get(name, "the field is not known here, and may change what the adapter computes")
+        if name == "modules_to_save":
+            reason = _saved_modules_reason(value, raw.get("task_type"))
         if reason:
             raise AdapterRefused(f"adapter_config.json: {name} = {value!r}"[:300] + f": {reason}", param=name)
     if (bias := raw.get("bias")) and bias not in BIASES:
@@ -226,6 +248,16 @@ def _check_refused(raw: dict[str, Any]) -> None:
             "plain LoRA (PEFT: save_pretrained(path_initial_model_for_weight_conversion=…))",
             param="init_lora_weights",
         )
+
+
+def _saved_modules_reason(modules: Any, task: Any) -> str:
+    """Why fully trained modules are refused, and what to do."""
+    names = {str(name).split(".")[-1] for name in modules} if isinstance(modules, list) else set()
+    if task in CLASSIFIERS or names & {"score", "classifier"}:
+        return "the adapter is a classifier, whose head is trained; Motet serves text generation and embeddings only"
+    if names & {"embed_tokens", "lm_head"}:
+        return "trained embeddings and heads are not supported yet; train without them in modules_to_save"
+    return REFUSED["modules_to_save"]
 
 
 def _rank(name: str, value: Any) -> int:

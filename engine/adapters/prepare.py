@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,23 +15,26 @@ from torch import Tensor
 from motet.core.errors import AdapterRefused
 from motet.core.messages import MAX_PARTS, AdapterPart, PreparedAdapter
 from motet.core.tokens import AdapterTokens
+from motet.engine.adapters.base_name import base_name_warning
+from motet.engine.adapters.base_weights import check_copies
+from motet.engine.adapters.end_tokens import end_tokens
 from motet.engine.adapters.merge import Merge
-from motet.engine.adapters.peft_config import MAX_CONFIG_BYTES, LoraConfig, read_config
+from motet.engine.adapters.peft_config import read_config
 from motet.engine.adapters.prepared_files import find_prepared, write_prepared
+from motet.engine.adapters.tensor_names import read_layout
 from motet.engine.adapters.tensors import (
     LoraPair,
+    check_magnitudes,
     check_rank,
-    largest_adapter,
-    match_pairs,
-    parse_weights,
-    read_weights,
+    open_weights,
+    read_pairs,
     shard_pair,
 )
 from motet.engine.adapters.tokens import BaseTokens, read_tokens
 from motet.engine.models.config import ModelConfig
 from motet.engine.parallel import ShardGroup
 
-LAYOUT = 2
+LAYOUT = 3
 """Part of the fingerprint: raise it when prepared files change."""
 
 MERGE_LAYOUT = 1
@@ -43,7 +45,8 @@ MERGE_LAYOUT = 1
 class Target:
     """What adapters are prepared for: the model, its sharding and dtype, the rank limit, and where files go.
 
-    `tokens` are the base model's; without them, adapters' tokenizers are not looked at.
+    `directory` has the model's files, and `names` are those by which an adapter may call it; `tokens` are its own:
+    without them, adapters' tokenizers are not looked at.
     """
 
     model: ModelConfig
@@ -52,7 +55,18 @@ class Target:
     dtype: torch.dtype
     max_rank: int
     cache: Path
+    directory: Path
+    names: tuple[str, ...] = ()
     tokens: BaseTokens | None = None
+
+
+@dataclass(frozen=True)
+class _AdapterFiles:
+    """What an adapter's files hold: its pairs, the base that it names, and a fingerprint of all that matters."""
+
+    pairs: list[LoraPair]
+    base_model: object
+    fingerprint: str
 
 
 def prepare_adapter(parts: Sequence[AdapterPart], target: Target) -> PreparedAdapter:
@@ -66,38 +80,69 @@ def prepare_adapter(parts: Sequence[AdapterPart], target: Target) -> PreparedAda
         raise AdapterRefused(f"{len(parts)} adapters cannot be merged; it takes 1 to {MAX_PARTS}")
     first = parts[0]
     if len(parts) == 1 and first.weight == 1:
-        config, data, fingerprint = _read(Path(first.directory), target)
-        prepared = _kept(fingerprint, target) or _built(fingerprint, _pairs(config, data, target), target)
+        files = _read(Path(first.directory), target)
+        prepared = _kept(files.fingerprint, target) or _built(files.fingerprint, files.pairs, target)
+        named = [files.base_model]
     else:
-        fingerprint, pairs = _merged(parts, target)
+        fingerprint, pairs, named = _merged(parts, target)
         prepared = _kept(fingerprint, target, "merged") or _built(fingerprint, pairs, target, "merged")
     for entry in prepared.entries:  # the record may be of a server with a higher limit
         check_rank(f"layer {entry.layer}, {entry.module}", entry.rank, target.max_rank)
-    directory, vocab_size = Path(first.directory), target.model.vocab_size
+    warnings = (base_name_warning(name, target.names) for name in named)
+    eos, tokens = _text(Path(first.directory), target)
+    return msgspec.structs.replace(
+        prepared, eos_token_ids=eos, tokens=tokens, warnings=tuple(dict.fromkeys(filter(None, warnings)))
+    )
+
+
+def check_adapter(directory: Path, target: Target) -> tuple[str, ...]:
+    """Whether the adapter in `directory` can be served, without writing anything; returns its warnings.
+
+    Raises AdapterRefused with what is wrong.
+    """
+    files = _read(directory, target)
+    check_magnitudes(files.pairs, target.dtype)
+    _text(directory, target)
+    warning = base_name_warning(files.base_model, target.names)
+    return (warning,) if warning else ()
+
+
+def _text(directory: Path, target: Target) -> tuple[tuple[int, ...], AdapterTokens]:
+    """The adapter's own end-of-text ids and tokens."""
+    vocab_size = target.model.vocab_size
     tokens = read_tokens(directory, target.tokens, vocab_size) if target.tokens else AdapterTokens()
-    return msgspec.structs.replace(prepared, eos_token_ids=_eos(directory, vocab_size), tokens=tokens)
+    return end_tokens(directory, vocab_size), tokens
 
 
-def _read(directory: Path, target: Target) -> tuple[LoraConfig, bytes, str]:
-    """The adapter's config, its file of weights, and the fingerprint of both."""
+def _read(directory: Path, target: Target) -> _AdapterFiles:
+    """The adapter's files. What was changed between two looks cannot matter: what is used is what is hashed."""
     config = read_config(directory)
-    data = read_weights(directory, largest_adapter(target.model, target.max_rank))
-    return config, data, _fingerprint(directory, data, target)
+    with open_weights(directory) as weights:
+        layout = read_layout(weights.tensors, target.model)
+        pairs = read_pairs(weights, layout, config, target.model, target.max_rank)
+        check_copies(weights, layout.copies, target.directory)
+    digest = hashlib.sha256(f"{LAYOUT} {target.base_fingerprint} {target.shards} {target.dtype}".encode())
+    digest.update(config.digest)
+    digest.update(weights.header)
+    for pair in pairs:
+        for tensor in (pair.a, pair.b):
+            digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return _AdapterFiles(pairs, config.base_model, digest.hexdigest()[:32])
 
 
-def _pairs(config: LoraConfig, data: bytes, target: Target) -> list[LoraPair]:
-    return match_pairs(parse_weights(data), config, target.model, target.max_rank)
+def _merged(parts: Sequence[AdapterPart], target: Target) -> tuple[str, list[LoraPair], list[object]]:
+    """The merged adapter's fingerprint and pairs, and the bases that its parts name.
 
-
-def _merged(parts: Sequence[AdapterPart], target: Target) -> tuple[str, list[LoraPair]]:
-    """The merged adapter's fingerprint and pairs. Reads every part, also where the result has been kept: what a
-    part's directory holds may be another adapter by now."""
+    Reads every part, also where the result has been kept: a part's directory may hold another adapter by now.
+    """
     merge, digest = Merge(target.max_rank), hashlib.sha256(f"linear {MERGE_LAYOUT}".encode())
+    named = []
     for part in parts:
-        config, data, fingerprint = _read(Path(part.directory), target)
-        digest.update(f" {fingerprint} {float(part.weight).hex()}".encode())
-        merge.add(_pairs(config, data, target), part.weight)
-    return digest.hexdigest()[:32], merge.pairs()
+        files = _read(Path(part.directory), target)
+        digest.update(f" {files.fingerprint} {float(part.weight).hex()}".encode())
+        merge.add(files.pairs, part.weight)
+        named.append(files.base_model)
+    return digest.hexdigest()[:32], merge.pairs(), named
 
 
 def _kept(fingerprint: str, target: Target, folder: str = "prepared") -> PreparedAdapter | None:
@@ -107,6 +152,7 @@ def _kept(fingerprint: str, target: Target, folder: str = "prepared") -> Prepare
 
 def _built(fingerprint: str, pairs: list[LoraPair], target: Target, folder: str = "prepared") -> PreparedAdapter:
     """`pairs` as one file a rank, and a record of them."""
+    check_magnitudes(pairs, target.dtype)
 
     def tensors(rank: int) -> dict[str, Tensor]:
         shards = [shard_pair(pair, ShardGroup(rank, target.shards), target.dtype) for pair in pairs]
@@ -115,25 +161,3 @@ def _built(fingerprint: str, pairs: list[LoraPair], target: Target, folder: str 
     prepared = PreparedAdapter("", fingerprint, (), tuple(pair.entry for pair in pairs), 0)
     ranks = [partial(tensors, rank) for rank in range(target.shards)]
     return write_prepared(target.cache / folder / fingerprint, prepared, ranks)
-
-
-def _fingerprint(directory: Path, data: bytes, target: Target) -> str:
-    digest = hashlib.sha256(f"{LAYOUT} {target.base_fingerprint} {target.shards} {target.dtype}".encode())
-    digest.update((directory / "adapter_config.json").read_bytes())
-    digest.update(data)
-    return digest.hexdigest()[:32]
-
-
-def _eos(directory: Path, vocab_size: int) -> tuple[int, ...]:
-    """The adapter's own end-of-text ids, from its generation_config.json if it has one."""
-    path = directory / "generation_config.json"
-    if not path.is_file() or path.stat().st_size > MAX_CONFIG_BYTES:
-        return ()
-    try:
-        eos = json.loads(path.read_bytes()).get("eos_token_id")
-    except (ValueError, AttributeError) as error:
-        raise AdapterRefused(f"the adapter's generation_config.json is not a JSON object: {error}") from error
-    ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < vocab_size for i in ids):
-        raise AdapterRefused(f"the adapter's generation_config.json: eos_token_id must be ids in 0..{vocab_size - 1}")
-    return tuple(ids)

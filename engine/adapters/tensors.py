@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor
 
 from motet.core.errors import AdapterRefused
 from motet.core.messages import LoraEntry
+from motet.engine.adapters.directory_advice import no_weights
 from motet.engine.adapters.peft_config import LoraConfig
+from motet.engine.adapters.tensor_names import AdapterLayout, LoraNames, lora_modules
+from motet.engine.adapters.weights_file import DamagedFile, TensorPlace, WeightsFile
 from motet.engine.layers.linear import LinearSpec
 from motet.engine.models.config import ModelConfig
 from motet.engine.models.decoder import linear_specs
 from motet.engine.parallel import ShardGroup
 
-HEADER_BYTES = 1 << 20
+WEIGHTS = "adapter_model.safetensors"
+_BLOCK = 1 << 24
+"""Elements of a delta that are computed at once."""
 
-# One spelling for each: a second one would give a module two pairs.
-_NAME = re.compile(r"base_model\.model\.(model\.layers\.(0|[1-9][0-9]{0,5})\.(\w+\.\w+))\.lora_([AB])\.weight")
-_PLACES = ("self_attn", "self_attn", "mlp", "mlp")
-"""Where in a layer the decoder's fused projections are."""
+MAX_DELTA = torch.finfo(torch.float32).max ** 0.5
+"""Beyond it, the square that the next norm takes overflows."""
 
 
 @dataclass(frozen=True)
@@ -38,71 +40,52 @@ class LoraPair:
 
 
 def largest_adapter(model: ModelConfig, max_rank: int) -> int:
-    """Bytes of the largest adapter that can be of use: every module at the highest rank, in fp32, and its header."""
+    """Bytes of the largest adapter that can be of use: every module at the highest rank, in fp32."""
     width = sum(spec.inputs + part.outputs for spec in linear_specs(model) for part in spec.parts)
-    return model.num_layers * width * max_rank * 4 + HEADER_BYTES
+    return model.num_layers * width * max_rank * 4
 
 
-def read_weights(directory: Path, limit: int) -> bytes:
-    """The adapter's one safetensors file. Raises AdapterRefused if it is absent, over `limit` bytes, or pickled."""
-    path = directory / "adapter_model.safetensors"
-    if not path.is_file():
-        pickled = [name for name in ("adapter_model.bin", "adapter_model.pt") if (directory / name).exists()]
-        hint = f"; {pickled[0]} is not read, since unpickling runs code: save with safetensors" if pickled else ""
-        raise AdapterRefused(
-            f"the adapter has no adapter_model.safetensors{hint}", code=None if pickled else "adapter_unreadable"
-        )
-    if path.stat().st_size > limit:
-        raise AdapterRefused(
-            f"adapter_model.safetensors is larger than {limit} bytes, which the highest rank that this server takes "
-            "(--max-adapter-rank) comes to"
-        )
-    return path.read_bytes()
-
-
-def parse_weights(data: bytes) -> dict[str, Tensor]:
-    """The file's tensors. Raises AdapterRefused if it is cut short or damaged."""
+@contextmanager
+def open_weights(directory: Path) -> Iterator[WeightsFile]:
+    """The adapter's one safetensors file. Raises AdapterRefused if it is absent, pickled or damaged, also later."""
     try:
-        return load(data)
-    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise AdapterRefused(
-            f"adapter_model.safetensors cannot be read (cut short or damaged): {error}", code="adapter_unreadable"
-        ) from error
+        weights = WeightsFile.open(directory / WEIGHTS)
+    except FileNotFoundError as error:
+        raise no_weights(directory) from error
+    except (OSError, ValueError) as error:
+        raise _unreadable(error) from error
+    try:
+        yield weights
+    except (OSError, ValueError) as error:
+        raise _unreadable(error) from error
+    finally:
+        weights.close()
 
 
-def match_pairs(tensors: dict[str, Tensor], config: LoraConfig, model: ModelConfig, max_rank: int) -> list[LoraPair]:
-    """The adapter's pairs, in the model's order. Raises AdapterRefused naming the tensor that does not fit."""
-    modules = {
-        f"{place}.{part.name}": (spec, part)
-        for place, spec in zip(_PLACES, linear_specs(model), strict=True)
-        for part in spec.parts
-    }
-    sides: dict[tuple[int, str], dict[str, str]] = {}
-    for name in tensors:
-        found = _NAME.fullmatch(name)
-        if found is None or found[3] not in modules or int(found[2]) >= model.num_layers:
+def read_pairs(
+    weights: WeightsFile, layout: AdapterLayout, config: LoraConfig, model: ModelConfig, max_rank: int
+) -> list[LoraPair]:
+    """The adapter's pairs, in the model's order. Raises AdapterRefused naming the tensor that does not fit.
+
+    Everything that the file's header says is checked before any tensor is read, so no more is read than the highest
+    rank comes to.
+    """
+    modules = lora_modules(model)
+    stated = config.modules({names.peft_module: layer for (layer, _), names in layout.pairs.items()})
+    fitting: list[tuple[LoraEntry, LinearSpec, LoraNames]] = []
+    for (layer, module), names in sorted(layout.pairs.items()):
+        spec, part = modules[module]
+        found = stated[names.peft_module]
+        if not found.targeted:
             raise AdapterRefused(
-                f"tensor {name[:200]} belongs to nothing that this server adapts: {_advice(name, model)}"
+                f"tensor {names.a} is in the file but adapter_config.json does not target {names.peft_module}; "
+                "add it to target_modules"
             )
-        if not config.targets(found[1], int(found[2])):
-            raise AdapterRefused(f"tensor {name} is there but adapter_config.json does not target {found[1]}")
-        sides.setdefault((int(found[2]), found[1]), {})[found[4]] = name
-    if not sides:
-        raise AdapterRefused("the adapter has no LoRA tensors; it would have no effect")
-    pairs = []
-    for (layer, module), names in sorted(sides.items()):
-        spec, part = modules[".".join(module.split(".")[3:])]
-        if set(names) != {"A", "B"}:
-            raise AdapterRefused(
-                f"tensor {next(iter(names.values()))} has no counterpart; lora_A and lora_B go together"
-            )
-        rank = config.rank(module)
-        check_rank(module, rank, max_rank)
-        a = _checked(names["A"], tensors, (rank, spec.inputs))
-        b = _checked(names["B"], tensors, (part.outputs, rank))
-        entry = LoraEntry(layer, part.name, rank, config.scale(module))
-        pairs.append(LoraPair(entry, spec, a, b))
-    return pairs
+        check_rank(names.peft_module, found.rank, max_rank)
+        _check_place(names.a, weights.tensors[names.a], (found.rank, spec.inputs))
+        _check_place(names.b, weights.tensors[names.b], (part.outputs, found.rank))
+        fitting.append((LoraEntry(layer, part.name, found.rank, found.scale), spec, names))
+    return [LoraPair(entry, spec, _finite(weights, n.a), _finite(weights, n.b)) for entry, spec, n in fitting]
 
 
 def check_rank(module: str, rank: int, max_rank: int) -> None:
@@ -111,6 +94,28 @@ def check_rank(module: str, rank: int, max_rank: int) -> None:
         raise AdapterRefused(
             f"{module} has rank {rank} and this server takes up to {max_rank} (--max-adapter-rank)", param="r"
         )
+
+
+def check_magnitudes(pairs: Iterable[LoraPair], dtype: torch.dtype) -> None:
+    """Raise AdapterRefused if an adapter is so large that it overflows in `dtype`, naming the module and side."""
+    largest_number = torch.finfo(dtype).max
+    limit = min(largest_number, MAX_DELTA)
+    for pair in pairs:
+        scale = abs(pair.entry.scale)
+        where = f"layer {pair.entry.layer}, {pair.entry.module}"
+        largest = {side: float(tensor.abs().max()) for side, tensor in (("A", pair.a.float()), ("B", pair.b.float()))}
+        for side, value in largest.items():
+            if value > largest_number or value * (scale if side == "A" else 1.0) > MAX_DELTA:
+                raise AdapterRefused(
+                    f"{where}: lora_{side} has values up to {value:.3g} (scale {pair.entry.scale:.3g}), which overflow "
+                    f"in {_name(dtype)}"
+                )
+        bound = largest["A"] * largest["B"] * pair.entry.rank * scale
+        if bound > limit and (delta := _largest_delta(pair) * scale) > limit:
+            raise AdapterRefused(
+                f"{where}: lora_B lora_A times the scale {pair.entry.scale:.3g} has values up to {delta:.3g}, which "
+                f"overflow in {_name(dtype)}"
+            )
 
 
 def shard_pair(pair: LoraPair, group: ShardGroup, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -124,22 +129,40 @@ def shard_pair(pair: LoraPair, group: ShardGroup, dtype: torch.dtype) -> dict[st
     return {f"{name}.A": a.to(dtype).contiguous(), f"{name}.B": b.to(dtype).contiguous()}
 
 
-def _checked(name: str, tensors: dict[str, Tensor], shape: tuple[int, int]) -> Tensor:
-    tensor = tensors[name]
-    if tuple(tensor.shape) != shape:
-        raise AdapterRefused(f"tensor {name} has shape {tuple(tensor.shape)}, and {shape} fits this model and rank")
-    if not tensor.is_floating_point():
-        raise AdapterRefused(f"tensor {name} is {tensor.dtype}; it must be floating point")
+def _largest_delta(pair: LoraPair) -> float:
+    """The largest magnitude in B A, before the scale, in fp64."""
+    a, rows = pair.a.double(), max(1, _BLOCK // pair.a.shape[1])
+    return max(float((block.double() @ a).abs().max()) for block in pair.b.split(rows))
+
+
+def _check_place(name: str, place: TensorPlace, shape: tuple[int, int]) -> None:
+    """Raise AdapterRefused unless the tensor has that shape and is floating point."""
+    if 0 in place.shape:
+        raise AdapterRefused(
+            f"tensor {name} was saved empty, with shape {list(place.shape)}; DeepSpeed ZeRO-3 does that unless the "
+            "weights are gathered: set stage3_gather_16bit_weights_on_model_save and save again"
+        )
+    if place.shape != shape:
+        raise AdapterRefused(
+            f"tensor {name} has shape {list(place.shape)}; this model and adapter_config.json's rank expect "
+            f"{list(shape)}"
+        )
+    if not place.dtype.is_floating_point:
+        raise AdapterRefused(f"tensor {name} is {_name(place.dtype)}; it must be floating point")
+
+
+def _finite(weights: WeightsFile, name: str) -> Tensor:
+    tensor = weights.read(name)
     if not bool(torch.isfinite(tensor.float()).all()):
         raise AdapterRefused(f"tensor {name} contains NaN or infinity")
     return tensor
 
 
-def _advice(name: str, model: ModelConfig) -> str:
-    if "lora_embedding" in name or "embed_tokens" in name or "lm_head" in name:
-        return "adapters on the embedding or the head are not supported"
-    if "lora_magnitude_vector" in name:
-        return "DoRA is not supported"
-    if "modules_to_save" in name:
-        return "fully trained modules are not supported"
-    return f"it may be for another base model (this one is {model.architecture}, {model.num_layers} layers)"
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _unreadable(error: OSError | ValueError) -> AdapterRefused:
+    reason = (error.strerror or type(error).__name__) if isinstance(error, OSError) else str(error)
+    code = "adapter_unreadable" if isinstance(error, DamagedFile) else None
+    return AdapterRefused(f"{WEIGHTS} cannot be read: {reason}", code=code)

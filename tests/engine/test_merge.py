@@ -118,7 +118,7 @@ def assert_sum(prepared: PreparedAdapter, parts: list[Part]) -> None:
 @given(parts=st.lists(PARTS, min_size=1, max_size=4), shards=st.sampled_from([1, 2]))
 def test_the_delta_is_the_weighted_sum_of_the_deltas(parts: list[Part], shards: int) -> None:
     with tempfile.TemporaryDirectory() as place:
-        target = Target(MODEL, "base", shards, torch.float32, MAX_RANK, Path(place) / "cache")
+        target = Target(MODEL, "base", shards, torch.float32, MAX_RANK, Path(place) / "cache", Path(place) / "model")
         merged = prepare_adapter([part.write(Path(place) / f"{n}") for n, part in enumerate(parts)], target)
         assert_sum(merged, parts)
         for entry in merged.entries:
@@ -129,7 +129,7 @@ def test_the_delta_is_the_weighted_sum_of_the_deltas(parts: list[Part], shards: 
 @pytest.fixture
 def target(tmp_path: Path) -> Target:
     """One rank, and an empty cache."""
-    return Target(MODEL, "base", 1, torch.float32, MAX_RANK, tmp_path / "cache")
+    return Target(MODEL, "base", 1, torch.float32, MAX_RANK, tmp_path / "cache", tmp_path / "model")
 
 
 def test_the_largest_adapter_keeps_its_numbers(tmp_path: Path, target: Target) -> None:
@@ -143,8 +143,8 @@ def test_the_largest_adapter_keeps_its_numbers(tmp_path: Path, target: Target) -
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_sixteen_bits_lose_little_of_the_sum(tmp_path: Path, dtype: torch.dtype) -> None:
-    parts = [Part(4, 1e-4, 0), Part(4, 300.0, 1, config={"lora_alpha": 4000}), Part(4, -2.0, 2)]
-    target = Target(MODEL, "base", 1, dtype, MAX_RANK, tmp_path / "cache")
+    parts = [Part(4, 1e-4, 0), Part(4, 3.0, 1, config={"lora_alpha": 4000}), Part(4, -2.0, 2)]
+    target = Target(MODEL, "base", 1, dtype, MAX_RANK, tmp_path / "cache", tmp_path / "model")
     merged = prepare_adapter([part.write(tmp_path / f"{n}") for n, part in enumerate(parts)], target)
     expected = sum(part.delta(0, "q_proj") for part in parts)
     error = (whole(merged, 0, "q_proj") - expected).abs().max() / expected.abs().max()

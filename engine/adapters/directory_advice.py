@@ -1,0 +1,72 @@
+"""Says of a directory that lacks one of PEFT's two files what it holds instead, and what to do."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from motet.core.errors import AdapterRefused
+
+_SHARD = re.compile(r"adapter_model-\d+-of-(\d+)\.safetensors")
+NO_WEIGHTS = "has no adapter_model.safetensors"
+_PICKLED = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth", "pytorch_model.bin")
+_MAX_ENTRIES = 4096
+
+
+def no_weights(directory: Path) -> AdapterRefused:
+    """The error for a `directory` without adapter_model.safetensors; it may come yet if nothing else is there."""
+    reason = _instead_of_weights(_names(directory))
+    return AdapterRefused(f"the adapter {reason or NO_WEIGHTS}", code=None if reason else "adapter_unreadable")
+
+
+def _instead_of_weights(names: list[str]) -> str:
+    if shards := [found[1] for name in names if (found := _SHARD.fullmatch(name))]:
+        return (
+            f"has its weights split over {int(shards[0])} files ({_first(names, _SHARD)}, …); join them into one "
+            "adapter_model.safetensors, for instance by loading and saving the adapter with PEFT"
+        )
+    if pickled := [name for name in _PICKLED if name in names]:
+        return f"{NO_WEIGHTS}; {pickled[0]} is not read, since unpickling runs code: save with safetensors"
+    if "adapters.safetensors" in names or "adapters.npz" in names:
+        return f"{NO_WEIGHTS}, but MLX's adapters file; {MLX}"
+    other = other_formats(names)
+    return NO_WEIGHTS + other if other else ""
+
+
+MLX = (
+    "convert it to PEFT's format: transpose lora_a and lora_b, save them as "
+    "base_model.model.<module>.lora_A.weight and .lora_B.weight, and write an adapter_config.json with r and "
+    "lora_alpha = r times scale"
+)
+
+
+def no_config(directory: Path) -> str:
+    """Why `directory` has no adapter_config.json."""
+    return "the adapter has no adapter_config.json" + other_formats(_names(directory))
+
+
+def other_formats(names: list[str]) -> str:
+    """What files called `names` are instead of PEFT's, as the end of a sentence; nothing if that is not known."""
+    if gguf := [name for name in names if name.endswith(".gguf")]:
+        return f", but {gguf[0]}; GGUF adapters are not read: use the PEFT adapter that it was converted from"
+    if "lora.safetensors" in names:
+        return ", but lora.safetensors, as mistral-finetune writes it; that format is not read: train with PEFT"
+    if checkpoints := [name for name in names if name.startswith("checkpoint-")]:
+        return f", but {checkpoints[0]}; use that directory"
+    if "model.safetensors" in names or "pytorch_model.bin" in names or "model.safetensors.index.json" in names:
+        return ", but a whole model; only LoRA adapters can be served beside the base"
+    return ""
+
+
+def _names(directory: Path) -> list[str]:
+    """The names in `directory`, sorted; some of them, if there are very many."""
+    try:
+        with os.scandir(directory) as entries:
+            return sorted(entry.name for entry, _ in zip(entries, range(_MAX_ENTRIES), strict=False))
+    except OSError:
+        return []
+
+
+def _first(names: list[str], pattern: re.Pattern[str]) -> str:
+    return next(name for name in names if pattern.fullmatch(name))

@@ -1,0 +1,88 @@
+"""What the names of an adapter's tensors mean: LoRA pairs, copies of the base's weights, or neither, and why."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from motet.core.errors import AdapterRefused
+from motet.engine.adapters.name_advice import advice, shown
+from motet.engine.layers.linear import LinearSpec, Part
+from motet.engine.models.config import ModelConfig
+from motet.engine.models.decoder import linear_specs
+
+_PLACES = ("self_attn", "self_attn", "mlp", "mlp")
+"""Where in a layer the decoder's fused projections are."""
+
+# One spelling for each: a second one would give a module two pairs. PEFT names modules as the class that it wraps
+# does: AutoModelForCausalLM has `model.` before its layers, AutoModel has not.
+_LAYER = r"(?P<root>model\.)?layers\.(?P<layer>0|[1-9][0-9]{0,5})\.(?P<module>\w+\.\w+)"
+_PAIR = re.compile(rf"base_model\.model\.(?P<peft>{_LAYER})\.lora_(?P<side>[AB])\.weight", re.ASCII)
+_COPIES = [
+    re.compile(rf"base_model\.model\.{_LAYER}\.(base_layer\.(?P<of>weight|bias)|(?P<own>bias))", re.ASCII),
+    re.compile(r"base_model\.model\.((?P<root>model\.)?embed_tokens|lm_head)\.(base_layer\.)?weight"),
+]
+
+
+@dataclass
+class LoraNames:
+    """One module's pair by its tensors' names; `peft_module` is what PEFT calls the module."""
+
+    peft_module: str
+    a: str = ""
+    b: str = ""
+
+
+@dataclass
+class AdapterLayout:
+    """The pairs by (layer, module), such as (0, "self_attn.q_proj"), and the copies with their names in the base."""
+
+    pairs: dict[tuple[int, str], LoraNames] = field(default_factory=dict)
+    copies: dict[str, str] = field(default_factory=dict)
+
+
+def lora_modules(model: ModelConfig) -> dict[str, tuple[LinearSpec, Part]]:
+    """The modules of a layer that LoRA can target, such as `self_attn.q_proj`."""
+    return {
+        f"{place}.{part.name}": (spec, part)
+        for place, spec in zip(_PLACES, linear_specs(model), strict=True)
+        for part in spec.parts
+    }
+
+
+def read_layout(names: Iterable[str], model: ModelConfig) -> AdapterLayout:
+    """What the tensors called `names` are. Raises AdapterRefused naming the first that LoRA here does not have."""
+    modules, layout = lora_modules(model), AdapterLayout()
+    for name in sorted(names):
+        if copied := _copied(name, model, modules):
+            layout.copies[name] = copied
+            continue
+        found = _PAIR.fullmatch(name)
+        if found is None or found["module"] not in modules or int(found["layer"]) >= model.num_layers:
+            raise AdapterRefused(
+                f"tensor {shown(name)} matches no module that LoRA can target here: {advice(name, model, modules)}"
+            )
+        pair = layout.pairs.setdefault((int(found["layer"]), found["module"]), LoraNames(found["peft"]))
+        if pair.peft_module != found["peft"]:
+            raise AdapterRefused(
+                f"tensor {name} is for the same module as those of {pair.peft_module}; keep one of the two"
+            )
+        setattr(pair, found["side"].lower(), name)
+    for pair in layout.pairs.values():
+        if not pair.a or not pair.b:
+            raise AdapterRefused(f"tensor {pair.a or pair.b} has no counterpart; lora_A and lora_B go together")
+    if not layout.pairs:
+        raise AdapterRefused("the adapter has no LoRA tensors; it would have no effect")
+    return layout
+
+
+def _copied(name: str, model: ModelConfig, modules: Iterable[str]) -> str | None:
+    """The base's name of the tensor that `name` may be a copy of, as PEFT saves some beside LoRA's own."""
+    if (found := _COPIES[1].fullmatch(name)) is not None:
+        tied = "lm_head" in name and model.tied_embeddings
+        return "lm_head.weight" if "lm_head" in name and not tied else "model.embed_tokens.weight"
+    found = _COPIES[0].fullmatch(name)
+    if found is None or found["module"] not in modules or int(found["layer"]) >= model.num_layers:
+        return None
+    return f"model.layers.{found['layer']}.{found['module']}.{found['of'] or found['own']}"
