@@ -105,7 +105,7 @@ class AdapterRoots:
         below = list(itertools.islice(_Scan(self, directory, MAX_SCANNED_FOR_ERROR).names(), MAX_NAMED))
         shown = directory.name if directory != root else "the adapter root"
         hint = f"; there are adapters below it: {', '.join(below)}" if below else ""
-        return f"the directory {shown!r} has no {CONFIG_FILE}{hint}"
+        return f"the directory {shown!r} has no adapter_config.json{hint}"
 
 
 @dataclass

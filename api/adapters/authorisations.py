@@ -115,6 +115,8 @@ class Authorisations:
         except MotetError as error:
             if not _is_outage(error):
                 raise
+            if self._source.local_files:  # a file that is being replaced: it may be back for the next request
+                return grant
         grant.ask_after = self._clock() + self._limits.retry_seconds
         return grant
 

@@ -206,6 +206,11 @@ def test_a_source_of_local_files_is_asked_each_time(tmp_path: Path) -> None:
         for revision in ("r1", "r2"):
             source.published["org/pirate"] = Published(revision)
             assert (await authorisations.authorise(PIRATE, None)).resolved.revision == revision
+        source.errors["resolve"] = Unavailable("a file is being replaced")
+        assert (await authorisations.authorise(PIRATE, None)).resolved.revision == "r2"
+        source.published["org/pirate"] = Published("r3")
+        del source.errors["resolve"]
+        assert (await authorisations.authorise(PIRATE, None)).resolved.revision == "r3"
         await authorisations.close()
 
     run(body)
