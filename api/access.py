@@ -14,6 +14,7 @@ from werkzeug.datastructures import Headers
 from motet.api.access_log import answered, begin
 from motet.api.anthropic.errors import is_anthropic
 from motet.api.caller import Caller, hub_bearer
+from motet.api.cors import Origins
 from motet.api.ignored import ignored_header
 from motet.api.keys import KeyRing
 from motet.api.request_record import RequestRecord
@@ -29,7 +30,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 def install_access(app: Quart, settings: Settings) -> None:
     """Give every request of `app` an id and a caller. Raises StartupError if the file of keys is wrong."""
     keys = KeyRing(Path(settings.api_keys)) if settings.api_keys else None
-    hosts = _own_hosts(settings)
+    origins = Origins(settings.cors_origin)
+    hosts = _own_hosts(settings, origins)
 
     @app.before_request
     async def identify() -> None:
@@ -38,7 +40,7 @@ def install_access(app: Quart, settings: Settings) -> None:
         _refuse_two_lengths(request)
         if keys is None:
             if not _is_open(request):
-                _refuse_strange_pages(request, settings, hosts)
+                _refuse_strange_pages(request, origins, hosts)
             g.caller = Caller(
                 admin=True,
                 request_id=g.request_id,
@@ -83,13 +85,13 @@ def _refuse_two_lengths(asked: Request) -> None:
         )
 
 
-def _refuse_strange_pages(asked: Request, settings: Settings, hosts: frozenset[str]) -> None:
+def _refuse_strange_pages(asked: Request, origins: Origins, hosts: frozenset[str]) -> None:
     """Where there are no keys, keep pages of other sites out, which browsers would let send much without asking.
 
     Raises Forbidden for a Host that is a name of none of `hosts`: a page whose site's name was turned into this
     machine's address sends that; and for a change that a page of a foreign origin asks for.
     """
-    if "*" in settings.cors_origin:
+    if origins.any:
         return
     host = asked.headers.get("host", "")
     name = _host_name(host)
@@ -98,18 +100,18 @@ def _refuse_strange_pages(asked: Request, settings: Settings, hosts: frozenset[s
             f"this server has no API keys, and was called {name[:200]!r}, which is not a name that it knows; if it is "
             f"right, start the server with --allowed-host {name[:200]}, or give it API keys"
         )
-    origin = asked.headers.get("origin")
-    own = {f"http://{host}", f"https://{host}", *settings.cors_origin}
-    if asked.method not in ("GET", "HEAD") and origin is not None and origin not in own:
+    origin = asked.headers.get("origin", f"http://{host}")  # no browser: as if by a page of this server
+    is_own = origin in (f"http://{host}", f"https://{host}")
+    if asked.method not in ("GET", "HEAD") and not is_own and not origins.allow(origin):
         raise Forbidden(
             f"pages of {origin[:200]} may not call this server; --cors-origin lets them, and API keys keep others out"
         )
 
 
-def _own_hosts(settings: Settings) -> frozenset[str]:
+def _own_hosts(settings: Settings, origins: Origins) -> frozenset[str]:
     """The names by which this server may be called."""
     machine = socket.gethostname()
-    named = (*settings.allowed_host, *(entry.partition("//")[2] for entry in settings.cors_origin))
+    named = (*settings.allowed_host, *origins.hosts)
     return frozenset(map(_host_name, ("", "localhost", settings.host, machine, machine.partition(".")[0], *named)))
 
 

@@ -15,7 +15,7 @@ from motet.api import unsupported
 from motet.api.echo import shortened
 from motet.api.ignored import MAX_IGNORED_NAMES
 from motet.api.schemas import MAX_MESSAGES, MAX_PIECES, AdapterChoice, ChatRequest, CompletionRequest
-from motet.api.unknown import choices, unknown_names
+from motet.api.unknown import choices, unknown_names, with_integers
 from motet.core.errors import InvalidRequest, JsonInvalid, UnsupportedMediaType
 
 MAX_CONTAINERS = 100_000
@@ -26,6 +26,9 @@ _PLACE = re.compile(r" - at (?:`key` in )?`\$\.?([^`]*)`$")
 # Possessive, and one that is never closed goes to the end: what is no JSON takes no longer than what is.
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _STRANGE = re.compile(r"Invalid (?:enum )?value (.+)", re.DOTALL)
+_WITHOUT = dict.fromkeys(
+    ("max_tokens", "max_completion_tokens", "max_output_tokens"), "to have no limit but the context's"
+)
 _MISSING = re.compile(r"missing required field `([^`]+)`")
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -122,7 +125,7 @@ def check_chat(request: ChatRequest) -> None:
             raise InvalidRequest(
                 "continue_final_message needs the last message to be an assistant's", param="continue_final_message"
             )
-    if request.top_logprobs is not None and not request.logprobs:
+    if request.top_logprobs and not request.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs to be true", param="top_logprobs")
     if request.max_tokens != request.max_completion_tokens and None not in (
         request.max_tokens,
@@ -136,8 +139,7 @@ def check_chat(request: ChatRequest) -> None:
             "reasoning_effort and reasoning.effort say different things; send one of them", param="reasoning.effort"
         )
     for index, message in enumerate(request.messages):
-        said = message.tool_calls or message.refusal
-        if message.content is None and not (message.role == "assistant" and said):
+        if message.content is None and message.role != "assistant":
             raise InvalidRequest(
                 f"messages[{index}].content is missing",
                 param=f"messages[{index}].content",
@@ -200,6 +202,11 @@ def convert(body: Mapping[str, object], kind: type[T]) -> T:
     try:
         return msgspec.convert(body, kind)
     except msgspec.ValidationError as error:
+        if ", got `float`" not in str(error):
+            raise field_error(str(error), kind) from None
+    try:  # some languages write every number with a fraction
+        return msgspec.convert(with_integers(body, kind), kind)
+    except msgspec.ValidationError as error:
         raise field_error(str(error), kind) from None
 
 
@@ -215,4 +222,6 @@ def field_error(message: str, kind: type[msgspec.Struct]) -> InvalidRequest:
     if (strange := _STRANGE.search(text)) and (allowed := choices(kind, param)):
         return InvalidRequest(f"{param}: {strange[1]} is not one of {', '.join(allowed)}", param=param)
     code = "invalid_type" if ", got `" in text else "invalid_value"
+    if code == "invalid_value" and (limit := _WITHOUT.get(param)) and ">= " in text:
+        text += f"; leave it out {limit if kind is not CompletionRequest else 'for the default of 16'}"
     return InvalidRequest(f"{param}: {text[:1].lower()}{text[1:]}", param=param or None, code=code)

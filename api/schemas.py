@@ -65,6 +65,14 @@ class TextPart(msgspec.Struct, frozen=True, tag_field="type", tag="text"):
     text: str
 
 
+class InputTextPart(TextPart, frozen=True, tag_field="type", tag="input_text"):
+    """The Responses API's name for a piece of text that was sent."""
+
+
+class OutputTextPart(TextPart, frozen=True, tag_field="type", tag="output_text"):
+    """The Responses API's name for a piece of text that was answered."""
+
+
 class RefusalPart(msgspec.Struct, frozen=True, tag_field="type", tag="refusal"):
     """What an assistant said when it refused; text as any other."""
 
@@ -106,7 +114,8 @@ class Message(msgspec.Struct, frozen=True):
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Annotated[
-        str | list[TextPart | RefusalPart] | None, _says("Text, or a list of text parts, which are joined.", "Ahoy!")
+        str | list[TextPart | InputTextPart | OutputTextPart | RefusalPart] | None,
+        _says("Text, or a list of text parts, which are joined; null from an assistant is empty.", "Ahoy!"),
     ] = None
     refusal: Annotated[str | None, _says("What an assistant said when it refused.")] = None
     name: Annotated[str | None, _says("Who speaks; most chat templates ignore it.")] = None

@@ -16,6 +16,8 @@ from motet.api.unsupported import MESSAGE
 _ELSEWHERE: Mapping[type, frozenset[str]] = {
     schemas.Message: frozenset({*MESSAGE, "annotations"}),
     schemas.TextPart: frozenset({"prompt_cache_breakpoint"}),
+    schemas.InputTextPart: frozenset({"prompt_cache_breakpoint"}),
+    schemas.OutputTextPart: frozenset({"annotations", "logprobs"}),
 }
 
 
@@ -41,6 +43,28 @@ def _unknown(value: object, info: inspect.Type, where: str) -> Iterator[str]:
                     yield from _unknown(entry, known[name], f"{where}{name}.")
                 elif name not in _ELSEWHERE.get(info.cls, ()) and name != info.tag_field:
                     yield f"{where}{name}"
+
+
+def with_integers(body: object, kind: type[msgspec.Struct]) -> object:
+    """`body` with whole numbers such as 8.0 as integers where `kind` has an integer there."""
+    return _with_integers(body, _described(kind))
+
+
+def _with_integers(value: object, info: inspect.Type) -> object:
+    kinds = list(_plain(info))
+    match value:
+        case float() if value.is_integer() and any(isinstance(kind, inspect.IntType) for kind in kinds):
+            return value if any(isinstance(kind, inspect.FloatType) for kind in kinds) else int(value)
+        case list():
+            lists = [kind for kind in kinds if isinstance(kind, inspect.ListType)]
+            return [_with_integers(entry, lists[0].item_type) for entry in value] if lists else value
+        case dict():
+            structs = [kind for kind in kinds if isinstance(kind, inspect.StructType)]
+            known = _fields(structs[0].cls) if len(structs) == 1 else {}
+            return {
+                name: _with_integers(entry, known[name]) if name in known else entry for name, entry in value.items()
+            }
+    return value
 
 
 def choices(kind: type[msgspec.Struct], place: str) -> tuple[str, ...]:

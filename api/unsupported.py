@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from motet.core.errors import InvalidRequest
 
+TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 _OFF = (None, False)
 _EMPTY: tuple[object, ...] = (None, [], {})
 
@@ -192,9 +193,10 @@ def refuse_parts(message: Mapping[str, object], where: str) -> None:
     content = message.get("content")
     for index, part in enumerate(content) if isinstance(content, list) else ():
         kind = part.get("type") if isinstance(part, dict) else None
-        if isinstance(kind, str) and kind not in ("text", "refusal"):
+        if isinstance(kind, str) and kind not in TEXT_PARTS:
             raise InvalidRequest(
-                "this server reads text parts only",
+                f"{kind[:64]!r} parts are not supported, since the model reads text only; supported parts are "
+                f"{', '.join(TEXT_PARTS)}",
                 param=f"{where}content[{index}].type",
                 code="unsupported_value",
             )

@@ -23,7 +23,13 @@ SIMILAR = 0.85
 """How much alike (difflib's ratio, 0 to 1) two names are of which one is a slip for the other."""
 
 _LIST = "tuple[str, ...]"
-_ORIGIN = r"\*|null|[a-z][a-z0-9+.-]*://[^/\s,A-Z]+"
+_PORT = r"[1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5]"
+_DOMAIN = r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*"
+# Nothing that no browser sends: a path, a capital, the scheme's own port, `*` within a name.
+_ORIGIN = (
+    r"\*|null|(?!http://.*:80\Z|https://.*:443\Z)"
+    rf"[a-z][a-z0-9+.-]*://(?:\*|(?:\*\.)?{_DOMAIN}|\[[0-9a-f:.]+\])(?::(?:\*|{_PORT}))?"
+)
 _HOST = r"[^/\s,]+"
 
 _UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
@@ -70,11 +76,12 @@ class Settings:
     )
     cors_origin: tuple[str, ...] = _setting(
         (),
-        "an origin whose pages may call this server from a browser, or * (repeatable)",
+        "an origin whose pages may call this server from a browser, such as http://localhost:*, or * (repeatable)",
         metavar="ORIGIN",
         separator=",",
         pattern=_ORIGIN,
-        expected="an origin as browsers send it, such as https://app.example or http://localhost:3000 (no path), or *",
+        expected="an origin as browsers send it (no path, no default port, no capitals), such as https://app.example, "
+        "http://localhost:* (any port), https://*.example.com (any subdomain) or null; or *",
     )
     allowed_host: tuple[str, ...] = _setting(
         (),

@@ -91,6 +91,49 @@ def test_pages_of_named_origins_alone_may_call(tmp_path: Path) -> None:
     drive(tmp_path, scenario, settings=Settings(cors_origin=("https://app.example",)))
 
 
+@pytest.mark.parametrize(
+    ("entry", "allowed", "refused"),
+    [
+        (
+            "http://localhost:*",
+            ["http://localhost:3000", "http://localhost"],
+            [
+                "https://localhost:3000",
+                "http://localhost.evil.example:80",
+                "http://xlocalhost:1",
+                "http://localhost:1x",
+            ],
+        ),
+        (
+            "https://*.app.example",
+            ["https://a.app.example", "https://a.b.app.example"],
+            [
+                "https://app.example",
+                "https://app.example.evil",
+                "https://evilapp.example",
+                "https://a.app.example:8443",
+            ],
+        ),
+        ("chrome-extension://*", ["chrome-extension://abc"], ["https://abc", "chrome-extension://abc/x"]),
+    ],
+)
+def test_pages_of_origins_with_wildcards_may_call(
+    tmp_path: Path, entry: str, allowed: list[str], refused: list[str]
+) -> None:
+    async def scenario(caller: Caller) -> None:
+        for origin in (*allowed, *refused):
+            asked = await caller.client.options(CHAT, headers={"origin": origin, **PREFLIGHT})
+            answered = await caller.post(CHAT, {"messages": MESSAGES}, origin=origin)
+            expected = origin if origin in allowed else None
+            assert asked.headers.get("access-control-allow-origin") == expected, origin
+            assert answered.headers.get("access-control-allow-origin") == expected, origin
+            assert answered.status_code == (200 if origin in allowed else 403), origin
+        rebound = await caller.post(CHAT, {"messages": MESSAGES}, host="evil.example")
+        assert rebound.status_code == 403  # `*` in an origin is no `*` for the server's own names
+
+    drive(tmp_path, scenario, settings=Settings(cors_origin=(entry,)))
+
+
 def test_by_default_no_page_of_another_origin_may(tmp_path: Path) -> None:
     async def scenario(caller: Caller) -> None:
         asked = await caller.client.options(CHAT, headers={"origin": "https://app.example", **PREFLIGHT})

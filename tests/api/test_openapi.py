@@ -89,7 +89,11 @@ def test_answers_have_the_documented_fields(tmp_path: Path) -> None:
             client = create_app(api.services).test_client()
             messages = [{"role": "user", "content": "hi"}]
             for path, body, kind in (
-                ("/v1/chat/completions", {"messages": messages, "logprobs": True}, ChatCompletion),
+                (
+                    "/v1/chat/completions",
+                    {"messages": messages, "logprobs": True, "return_token_ids": True},
+                    ChatCompletion,
+                ),
                 ("/v1/completions", {"prompt": "hi", "logprobs": 1}, Completion),
                 ("/v1/completions", {"prompt": 1}, ErrorBody),
             ):

@@ -32,7 +32,7 @@ BAD_CHAT = [
     ({"messages": [{"content": "x"}]}, "messages[0].role", "missing_required_parameter"),
     ({"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].role", "invalid_value"),
     ({"messages": [{"role": "user"}]}, "messages[0].content", "missing_required_parameter"),
-    ({"messages": [*MESSAGES, {"role": "assistant"}]}, "messages[1].content", "missing_required_parameter"),
+    ({"messages": [{"role": "tool", "content": None}]}, "messages[0].content", "missing_required_parameter"),
     ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "invalid_type"),
     (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
@@ -137,6 +137,11 @@ def test_a_mistake_is_named(fields: dict[str, Any], param: str, code: str) -> No
         ({"format": "json"}, 'use response_format, such as {"type": "json_object"}, or'),
         ({"extra_body": {"top_k": 1}}, "at the top level of the body; send them there"),
         ({"n_predict": 5}, "use max_tokens, or"),
+        ({"max_tokens": -1}, "max_tokens: expected `int` >= 1; leave it out to have no limit but the context's"),
+        *(
+            ({"messages": [{"role": "user", "content": [{"type": kind}]}]}, f"{kind!r} parts are not supported")
+            for kind in ("image_url", "input_image", "input_audio", "thinking", "file")
+        ),
     ],
 )
 def test_a_mistake_comes_with_its_mend(fields: dict[str, Any], told: str) -> None:
@@ -240,6 +245,42 @@ def test_a_refusal_is_text() -> None:
     messages = [*MESSAGES, {"role": "assistant", "content": parts}, {"role": "assistant", "refusal": "No!"}]
     request = parse_chat({**CHAT, "messages": messages}).request
     assert [message.text() for message in request.messages[-2:]] == ["No.", "No!"]
+
+
+def test_whole_numbers_are_integers() -> None:
+    floats = {"max_tokens": 8.0, "top_k": 3.0, "seed": -1.0, "n": 1.0, "top_logprobs": 2.0, "stop_token_ids": [1.0, 2]}
+    parsed = parse_chat({**CHAT, "logprobs": True, "temperature": 1.0, **floats})
+    assert {name: getattr(parsed.request, name) for name in floats} == {
+        "max_tokens": 8,
+        "top_k": 3,
+        "seed": -1,
+        "n": 1,
+        "top_logprobs": 2,
+        "stop_token_ids": [1, 2],
+    }
+    assert type(parsed.request.max_tokens) is int
+    assert type(parsed.request.temperature) is float
+    assert parse_completion({**PROMPT, "prompt": [[1.0, 2], [3]], "logprobs": 0.0}).request.prompt == [[1, 2], [3]]
+    assert parse_completion({**PROMPT, "prompt": [1.0]}).request.prompt == [1]
+    for fields in ({"max_tokens": 8.5}, {"seed": 1e300}, {"stop_token_ids": [0.5]}, {"max_tokens": float("inf")}):
+        with pytest.raises(InvalidRequest) as caught:
+            parse_chat({**CHAT, **fields})
+        assert (caught.value.param or "").startswith(next(iter(fields)))
+    with pytest.raises(InvalidRequest, match="for the default of 16"):
+        parse_completion({**PROMPT, "max_tokens": -1})
+
+
+def test_null_from_an_assistant_is_empty_and_zero_alternatives_are_none() -> None:
+    messages = [*MESSAGES, {"role": "assistant", "content": None}, {"role": "assistant"}, *MESSAGES]
+    request = parse_chat({**CHAT, "messages": messages, "logprobs": False, "top_logprobs": 0}).request
+    assert [message.text() for message in request.messages] == ["hi", "", "", "hi"]
+
+
+def test_text_parts_of_the_responses_api_are_text() -> None:
+    parts = [{"type": "input_text", "text": "a"}, {"type": "output_text", "text": "b", "annotations": []}]
+    parsed = parse_chat({**CHAT, "messages": [{"role": "user", "content": [*parts, {"type": "text", "text": "c"}]}]})
+    assert parsed.request.messages[0].text() == "abc"
+    assert parsed.ignored == ()
 
 
 def test_what_is_unknown_is_listed() -> None:

@@ -70,6 +70,15 @@ def test_types_are_converted(config: Path) -> None:
         ("cors_origin", "localhost:3000"),
         ("cors_origin", "https://app.example/"),
         ("cors_origin", "https://App.example"),
+        *(
+            ("cors_origin", f"http://{rest}")
+            for rest in ("a:80", "a:65536", "a:0", "a:*:*", "loc*lhost", "a*", "*a:1", "é")
+        ),
+        ("cors_origin", "https://a:443"),
+        ("cors_origin", "http://localhost:30*"),
+        ("cors_origin", "http://user@a"),
+        ("cors_origin", "*.example"),
+        ("cors_origin", "file://"),
         ("allowed_host", "http://motet.example"),
         ("allowed_host", "a.example,b.example"),
         ("drain_seconds", "nan"),
@@ -179,3 +188,14 @@ def test_auto_is_no_size() -> None:
 def test_size_units_are_exact(number: int, unit: str) -> None:
     factor = parse_size(f"1{unit}")
     assert parse_size(f"{number}{unit}") == pytest.approx(number * factor, rel=1e-15)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        *("http://localhost:*", "http://127.0.0.1:*", "http://[::1]:3000", "https://*.example.com", "http://a:443"),
+        *("app://obsidian.md", "chrome-extension://*", "tauri://localhost", "vscode-webview://*", "https://*.a:8443"),
+    ],
+)
+def test_origins_may_have_wildcards(origin: str) -> None:
+    assert load_settings({"cors_origin": [origin]}, {}).cors_origin == (origin,)
