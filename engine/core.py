@@ -58,6 +58,7 @@ class EngineCore:
         self._awaiting: dict[str, list[Installed]] = {}  # fingerprint -> what the ranks have reported so far
         self._refused: dict[str, ErrorInfo] = {}  # fingerprint -> why it can never be placed here
         self._sampler = Sampler(model.vocab_size)
+        self._sampler.warm_up()
         self._grammars = Grammars(GrammarCompiler(runner.directory, model.vocab_size, model.eos_token_ids))
         self._prompts = PromptResults()
         self._reporter = Reporter(scheduler)
@@ -228,7 +229,7 @@ class EngineCore:
         told: list[tuple[Sequence, Choice, bool]] = []
         to_take: list[tuple[Sequence, Choice, bool]] = []
         for sequence, choice in zip(step.rows, choices, strict=True):
-            ends = choice.token in sequence.request.params.ending_ids()
+            ends = choice.token in sequence.ending_ids
             if self._grammars.follows(sequence.id) and not ends:
                 to_take.append((sequence, choice, self._full(sequence)))
             else:
@@ -257,7 +258,7 @@ class EngineCore:
     def _event(self, sequence: Sequence, choice: Choice, complete: bool) -> TokenEvent:
         """What to tell about a sampled token."""
         finish: FinishReason | None = "stop" if complete else "length" if self._full(sequence) else None
-        stop_id = choice.token if choice.token in sequence.request.params.ending_ids() else None
+        stop_id = choice.token if choice.token in sequence.ending_ids else None
         scores = self._prompts.take_scores(sequence)
         assert sequence.started is not None, "it has just run"
         waited = sequence.started - sequence.arrived if len(sequence.output) == 1 else 0.0

@@ -150,9 +150,12 @@ def _load(spec: RankSpec, heartbeat: Heartbeat) -> Runner:
 
 
 def _has_kernels(cache: Path) -> bool:
-    """Whether `cache` has compiled CPU kernels that are not older than their source."""
-    source = Path(__file__).with_name("kernels") / "cpu.py"
-    return any(file.stat().st_mtime >= source.stat().st_mtime for file in cache.glob("*/cpu.*.nbi"))
+    """Whether `cache` has compiled CPU kernels that are not older than their sources."""
+    sources = [Path(__file__).with_name("kernels") / name for name in ("cpu.py", "sampling.py")]
+    newest = max(source.stat().st_mtime for source in sources)
+    return all(
+        any(file.stat().st_mtime >= newest for file in cache.glob(f"*/{source.stem}.*.nbi")) for source in sources
+    )
 
 
 def _run(spec: RankSpec, heartbeat: Heartbeat) -> None:

@@ -28,6 +28,10 @@ class Sequence:
     sampled_row: int | None = None
     started: float | None = None
     held: bool = False
+    ending_ids: frozenset[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ending_ids = self.request.params.ending_ids()  # once: every step looks at it
 
     @property
     def precedence(self) -> tuple[int, int]:

@@ -24,7 +24,7 @@ _SMALL = 1 << 16
 _THREADS = _current = get_num_threads()
 
 
-def _kernel(work: Callable[..., int], fastmath: Any = _FAST) -> Callable[[Any], Any]:
+def row_kernel(work: Callable[..., int], fastmath: Any = _FAST) -> Callable[[Any], Any]:
     """Compile a row kernel, and run it on one thread where `work(*arguments)` elements are few.
 
     It is the same compiled code on any number of threads, so that the choice does not show in the bits.
@@ -60,7 +60,7 @@ def _pages(x: Any, y: Any, rows: Any, *_: Any) -> int:
     return int(rows.size * (x.shape[1] + y.shape[1]) * 16) if rows.size > 1 else 0
 
 
-@_kernel(_first)
+@row_kernel(_first)
 def rms_norm(x, weight, eps, out):
     """out[T, n] = x / rms(x) * weight, one row at a time (Zhang and Sennrich, "RMSNorm", 2019)."""
     for t in prange(x.shape[0]):
@@ -73,7 +73,7 @@ def rms_norm(x, weight, eps, out):
             out[t, j] = weight[j] * (row[j] * factor)
 
 
-@_kernel(_first)
+@row_kernel(_first)
 def add_rms_norm(x, residual, weight, eps, out):
     """residual += x, then out = rms_norm(residual)."""
     for t in prange(x.shape[0]):
@@ -88,7 +88,7 @@ def add_rms_norm(x, residual, weight, eps, out):
             out[t, j] = weight[j] * (row[j] * factor)
 
 
-@_kernel(_first)
+@row_kernel(_first)
 def head_norm(x, first, heads, weight, eps):
     """RMS-normalise `heads` heads of size len(weight) in place, from column `first` of x[T, n]."""
     size = weight.shape[0]
@@ -103,7 +103,7 @@ def head_norm(x, first, heads, weight, eps):
                 row[j] = weight[j] * (row[j] * factor)
 
 
-@_kernel(_first)
+@row_kernel(_first)
 def silu_mul(gate_up, out):
     """out[T, n] = silu(gate) * up for gate_up[T, 2n] (Shazeer, "GLU variants", 2020)."""
     n = out.shape[1]
@@ -113,7 +113,7 @@ def silu_mul(gate_up, out):
             out[t, j] = gate / (np.float32(1) + math.exp(-gate)) * gate_up[t, n + j]
 
 
-@_kernel(_first)
+@row_kernel(_first)
 def rotate(qkv, heads, positions, cos, sin):
     """Rotate the first `heads` heads of every row of qkv[T, (H + 2 KV) D] in place, halves as in transformers."""
     half = cos.shape[1]
@@ -128,7 +128,7 @@ def rotate(qkv, heads, positions, cos, sin):
                 high[j] = b * cos[p, j] + a * sin[p, j]
 
 
-@_kernel(_first, fastmath=False)
+@row_kernel(_first, fastmath=False)
 def store(qkv, heads, cache_rows, keys, values):
     """Copy each row's keys and values into the caches [blocks, KV, block size, D], at flat row cache_rows[t]."""
     kv_heads, block_size, size = keys.shape[1], keys.shape[2], keys.shape[3]
@@ -143,7 +143,7 @@ def store(qkv, heads, cache_rows, keys, values):
                 values[block, h, offset, j] = qkv[t, v + j]
 
 
-@_kernel(_context)
+@row_kernel(_context)
 def decode_attention(qkv, keys, values, tables, lengths, window, out):
     """One query token a sequence against its paged context.
 
@@ -188,7 +188,7 @@ def decode_attention(qkv, keys, values, tables, lengths, window, out):
                     result[g * size + j] += weight * value[j]
 
 
-@_kernel(_pages)
+@row_kernel(_pages)
 def lora_rows(x, y, rows, slots, pools, tables):
     """y[row] += scale * (x[row] A) B for single rows, each with the adapter in its own slot.
 

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from motet.core.messages import Submit
 from motet.core.sampling import MAX_TOP_LOGPROBS, SamplingParams, uniform
+from motet.engine.sampling.draw import draw_tokens
 from motet.engine.sequence import Sequence
-
-CANDIDATES = (1024, 8192)
-"""top_k, top_p and min_p look at so many best tokens first, then, and at all only when those do not settle it."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +27,33 @@ class Choice:
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass
 class _History:
-    """A penalised request's tokens as vectors over V: seen anywhere (bool), and counts in the output (fp32)."""
+    """The distinct tokens of a penalised request, and how often each is in the output (0: in the prompt alone)."""
 
-    seen: Tensor
-    counts: Tensor
+    def __init__(self, request: Submit, output: list[int], device: torch.device) -> None:
+        ids = np.unique([*request.prompt, *output])
+        counts = np.bincount(np.searchsorted(ids, np.array(output, np.int64)), minlength=len(ids))
+        self._places = {int(id): place for place, id in enumerate(ids)}
+        self._ids = torch.from_numpy(ids).to(device)
+        self._counts = torch.from_numpy(counts).float().to(device)
+
+    def add(self, token: int) -> None:
+        """Count a sampled token."""
+        place = self._places.setdefault(token, len(self._places))
+        if place == len(self._ids):  # full: room for as many again
+            self._ids = torch.cat([self._ids, torch.zeros_like(self._ids)])
+            self._counts = torch.cat([self._counts, torch.zeros_like(self._counts)])
+        self._ids[place] = token
+        self._counts[place] += 1
+
+    def penalise(self, line: Tensor, p: SamplingParams) -> None:
+        """Lower logits [V] in place: Keskar et al., "CTRL", 2019 (repetition); OpenAI (presence and frequency)."""
+        size = len(self._places)
+        ids, counts = self._ids[:size], self._counts[:size]
+        seen = line[ids]
+        if p.repetition_penalty != 1:
+            seen = torch.where(seen > 0, seen / p.repetition_penalty, seen * p.repetition_penalty)
+        line[ids] = seen - (p.frequency_penalty * counts + p.presence_penalty * (counts > 0))
 
 
 @dataclass
@@ -58,19 +78,22 @@ class Sampler:
             logits[j].masked_fill_(~mask.to(logits.device), -torch.inf)
         for j, p in enumerate(params):
             if len(rows[j].output) < p.min_tokens:
-                self._refuse_ending(logits[j], p)
+                self._refuse_ending(logits[j], rows[j].ending_ids)
         tokens = _choose(logits, params, [len(row.output) for row in rows])
         chosen: list[Choice] = []
         for j, (row, token) in enumerate(zip(rows, tokens, strict=True)):
             if history := self._histories.get(row.id):
-                history.seen[token] = True
-                history.counts[token] += 1
+                history.add(token)
             if j in reported:
                 logprobs, top = reported[j]
                 chosen.append(Choice(token, float(logprobs[token]), top))
             else:
                 chosen.append(Choice(token))
         return chosen
+
+    def warm_up(self) -> None:
+        """Compile the kernels, so that no request waits for it."""
+        draw_tokens(torch.ones(1, 8), [SamplingParams(max_tokens=1)], [0.0])
 
     def forget(self, id: str) -> None:
         """A request has ended."""
@@ -83,34 +106,23 @@ class Sampler:
             self._biases[id] = ids, torch.tensor(list(p.logit_bias.values()), device=device)
         return self._biases[id]
 
-    def _refuse_ending(self, line: Tensor, p: SamplingParams) -> None:
+    def _refuse_ending(self, line: Tensor, ending_ids: frozenset[int]) -> None:
         """Rule out the ids that end the text, unless nothing else is left: a grammar's end comes first."""
-        ending = [id for id in p.ending_ids() if id < self.vocab_size]
+        ending = [id for id in ending_ids if id < self.vocab_size]
         kept = line[ending]
         line[ending] = -torch.inf
         if bool(torch.isneginf(line).all()):
             line[ending] = kept
 
     def _penalise(self, logits: Tensor, rows: list[Sequence]) -> None:
-        """Repetition penalty as Keskar et al., "CTRL", 2019; presence and frequency as OpenAI documents them."""
         for j, row in enumerate(rows):
             p = row.request.params
             if p.repetition_penalty == 1 and not p.presence_penalty and not p.frequency_penalty:
                 continue
             history = self._histories.get(row.id)
             if history is None:
-                history = self._histories[row.id] = self._new_history(row.request, row.output, logits.device)
-            line = logits[j]
-            if p.repetition_penalty != 1:
-                penalised = torch.where(line > 0, line / p.repetition_penalty, line * p.repetition_penalty)
-                line.copy_(torch.where(history.seen, penalised, line))
-            line -= p.frequency_penalty * history.counts + p.presence_penalty * (history.counts > 0)
-
-    def _new_history(self, request: Submit, output: list[int], device: torch.device) -> _History:
-        seen = torch.zeros(self.vocab_size, dtype=torch.bool, device=device)
-        seen[torch.tensor([*request.prompt, *output], dtype=torch.long, device=device)] = True
-        written = torch.tensor(output, dtype=torch.long, device=device)
-        return _History(seen, torch.bincount(written, minlength=self.vocab_size).float())
+                history = self._histories[row.id] = _History(row.request, row.output, logits.device)
+            history.penalise(logits[j], p)
 
 
 def _report(logits: Tensor, params: list[SamplingParams]) -> dict[int, tuple[Tensor, tuple[tuple[int, float], ...]]]:
@@ -142,52 +154,7 @@ def _choose(logits: Tensor, params: list[SamplingParams], positions: list[int]) 
     warped = logits[drawing]
     warped = (warped - warped.amax(dim=-1, keepdim=True)) / temperatures[:, None]
     probabilities = torch.softmax(warped, dim=-1)
-    for i, j in enumerate(drawing):
-        draw = uniform(params[j].seed, positions[j])
-        tokens[j] = _draw(probabilities[i], params[j], draw)
+    draws = [uniform(params[j].seed, positions[j]) for j in drawing]
+    for j, token in zip(drawing, draw_tokens(probabilities, [params[j] for j in drawing], draws), strict=True):
+        tokens[j] = token
     return tokens
-
-
-def _draw(probabilities: Tensor, p: SamplingParams, draw: float) -> int:
-    """The id at which the truncated distribution's CDF passes `draw`; best ids first if it is truncated.
-
-    As in transformers, top_p is of what top_k has left, typical_p of what the others have, and the likeliest id
-    always stays, but for typical_p.
-    """
-    if p.top_k == 0 and p.top_p >= 1 and p.min_p == 0:
-        return _invert(_typical(probabilities, p.typical_p), draw)
-    size = len(probabilities)
-    for width in (*(min(max(count, p.top_k), size) for count in CANDIDATES), size):
-        values, ids = torch.topk(probabilities, width)
-        mass = values.double()
-        before = mass.cumsum(0) - mass  # mass of the better ids
-        left = mass[: p.top_k].sum() if p.top_k else 1.0
-        keep = (before < p.top_p * left) & (values >= p.min_p * values[0])
-        keep[0] = True
-        if p.top_k:
-            keep[p.top_k :] = False
-        if width == size or 0 < p.top_k <= width or not bool(keep[-1]):
-            return int(ids[_invert(_typical(values * keep, p.typical_p), draw)])
-    raise AssertionError("unreachable: the widest pass always answers")
-
-
-def _typical(weights: Tensor, mass: float) -> Tensor:
-    """`weights` [n] without those that are not locally typical: whose information is far from the mean.
-
-    Meister et al., "Locally typical sampling", TACL 2023. The typical ones have a share of `mass` or more.
-    """
-    if mass >= 1:
-        return weights
-    p = weights.double() / weights.double().sum()
-    information = -p.log()
-    distance = (information - torch.nansum(p * information)).abs()
-    nearest, order = distance.sort()
-    last = min(int((p[order].cumsum(0) < mass).sum()), len(p) - 1)
-    return weights * (distance <= nearest[last])
-
-
-def _invert(weights: Tensor, draw: float) -> int:
-    """The index where the running sum of `weights` [n] first exceeds `draw` times its total."""
-    running = weights.double().cumsum(0)
-    index = int(torch.searchsorted(running, draw * running[-1], right=True))
-    return min(index, len(weights) - 1)

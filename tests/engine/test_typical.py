@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import TopKLogitsWarper, TopPLogitsWarper, TypicalLogitsWarper
 
 from motet.core.sampling import SamplingParams
-from motet.engine.sampling.sampler import _draw, _typical
+from motet.engine.sampling.draw import draw_tokens
 
 ROWS = st.integers(0, 10_000).map(lambda seed: torch.randn(1, 97, generator=torch.Generator().manual_seed(seed)) * 3)
 NOBODY = torch.zeros(1, 0, dtype=torch.long)
@@ -17,16 +17,19 @@ NOBODY = torch.zeros(1, 0, dtype=torch.long)
 @settings(deadline=None)
 @given(ROWS, st.floats(0.05, 0.99))
 def test_the_same_tokens_are_kept(logits: torch.Tensor, mass: float) -> None:
-    ours = _typical(torch.softmax(logits[0], -1), mass)
-    theirs = TypicalLogitsWarper(mass)(NOBODY, logits)[0]
-    assert torch.equal(ours > 0, torch.isfinite(theirs))
+    """A draw in the middle of each kept token's share comes out as that token, so exactly those are kept."""
+    kept = torch.softmax(TypicalLogitsWarper(mass)(NOBODY, logits)[0].double(), -1)
+    ids = kept.nonzero()[:, 0]
+    draws = (kept.cumsum(0) - kept / 2)[ids].tolist()
+    rows = torch.softmax(logits, -1).repeat(len(draws), 1)
+    assert draw_tokens(rows, [SamplingParams(max_tokens=1, typical_p=mass)] * len(draws), draws) == ids.tolist()
 
 
 @settings(deadline=None)
 @given(ROWS, st.floats(0.1, 0.95), st.integers(1, 97), st.floats(0.2, 1.0), st.floats(0, 0.999))
 def test_it_comes_after_top_k_and_top_p(logits: torch.Tensor, mass: float, k: int, p: float, draw: float) -> None:
     params = SamplingParams(max_tokens=1, top_k=k, top_p=p, typical_p=mass)
-    chosen = _draw(torch.softmax(logits[0], -1), params, draw)
+    (chosen,) = draw_tokens(torch.softmax(logits, -1), [params], [draw])
     warped = TopPLogitsWarper(p)(NOBODY, TopKLogitsWarper(k)(NOBODY, logits))
     kept = TypicalLogitsWarper(mass)(NOBODY, warped)[0]
     assert torch.isfinite(kept[chosen])
