@@ -2,12 +2,16 @@
 
 Continuous batching (Yu et al., "Orca", OSDI 2022) over paged blocks (Kwon et al., "PagedAttention", SOSP 2023):
 each step takes the running sequences' next tokens, then prefill chunks, then whoever is waiting and fits.
-When blocks run out, the sequence that goes last gives its blocks back and is computed again later. Who goes first is
-said by priority, then by arrival; the choices of one request share the blocks of their prompt.
+When blocks run out, the sequence that goes last gives its blocks back and is computed again later. Priority decides
+which goes first, then the owner's turn, then arrival; the choices of one request share the blocks of their prompt.
+
+Owners (API keys) take turns, sequence by sequence, as flows do in start-time fair queueing (Goyal et al., SIGCOMM
+1996): whatever one of them queues, another's next sequence starts as soon as one can. Without keys all are one owner.
 """
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections import Counter
 from dataclasses import dataclass, field
@@ -51,11 +55,13 @@ class Scheduler:
 
     def __post_init__(self) -> None:
         self._numbers = 0
+        self._turn = 0  # of the sequence that started last
+        self._next_turns: dict[str, int] = {}  # owner -> the turn of its next sequence, at the earliest
         self._by_id: dict[str, Sequence] = {}
         self._adapters: dict[str, PreparedAdapter] = {}
         # Adapters that are let run dry, each for the waiting sequence of this precedence, which needs their room. They
         # stay so until that sequence's adapter has its place, or the sequence is gone.
-        self._draining: dict[str, tuple[int, int]] = {}
+        self._draining: dict[str, tuple[int, int, int]] = {}
         self._rooms: dict[int, float] = {}  # priority -> blocks to be had, while the batch stays as it is
 
     def register(self, adapter: PreparedAdapter) -> None:
@@ -74,7 +80,9 @@ class Scheduler:
 
     def add(self, request: Submit, client: bytes, now: float) -> Sequence:
         """Queue a sequence."""
-        sequence = Sequence(request, client, self._numbers, now)
+        turn = max(self._turn, self._next_turns.get(request.owner, 0))
+        self._next_turns[request.owner] = turn + 1
+        sequence = Sequence(request, client, self._numbers, now, turn=turn)
         if request.adapter is not None:  # last in line to be forgotten
             self._adapters[request.adapter] = self._adapters.pop(request.adapter)
         self._numbers += 1
@@ -92,7 +100,10 @@ class Scheduler:
         sequence = self._by_id.pop(id, None)
         if sequence is None:
             return None
-        self.owned[sequence.request.owner] -= 1
+        owner = sequence.request.owner
+        self.owned[owner] -= 1
+        if not self.owned[owner]:  # it owes nothing for sequences that never ran
+            del self.owned[owner], self._next_turns[owner]
         if sequence in self.running:
             self.running.remove(sequence)
             self._free(sequence)
@@ -168,11 +179,8 @@ class Scheduler:
         step.drop(victim)
 
     def _queue(self, sequence: Sequence) -> None:
-        """Put a sequence into its place in the waiting queue: nearly always the last."""
-        position = len(self.waiting)
-        while position and self.waiting[position - 1].precedence > sequence.precedence:
-            position -= 1
-        self.waiting.insert(position, sequence)
+        """Put a sequence into its place in the waiting queue."""
+        bisect.insort(self.waiting, sequence, key=lambda s: s.precedence)
 
     def _admit(self, now: float, step: StepBuilder) -> None:
         """Start waiting sequences, in their order, passing over what cannot run yet."""
@@ -285,6 +293,7 @@ class Scheduler:
         self.waiting.remove(sequence)
         self.running.append(sequence)
         self._rooms.clear()
+        self._turn = max(self._turn, sequence.turn)
         sequence.started = now if sequence.started is None else sequence.started
         if donor is not None:
             sequence.blocks = self.blocks.share(donor.blocks[: self._shareable(sequence)])

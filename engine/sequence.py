@@ -14,7 +14,7 @@ class Sequence:
     `computed` tokens (prompt first, then output) have their keys and values in `blocks`. `sampled_row` is the
     row of the last step that sampled the newest output token, while that token exists on the ranks only as
     "what row j sampled"; None once it has to be fed literally. `started` is when it ran first. While it is `held` it
-    sits out: what may follow its newest token is not known yet.
+    sits out: what may follow its newest token is not known yet. `turn` is its place among the sequences of all owners.
     """
 
     request: Submit
@@ -28,15 +28,16 @@ class Sequence:
     sampled_row: int | None = None
     started: float | None = None
     held: bool = False
+    turn: int = 0
     ending_ids: frozenset[int] = field(init=False)
 
     def __post_init__(self) -> None:
         self.ending_ids = self.request.params.ending_ids()  # once: every step looks at it
 
     @property
-    def precedence(self) -> tuple[int, int]:
-        """Lower goes first: by priority, then in the order of arrival."""
-        return self.request.priority, self.number
+    def precedence(self) -> tuple[int, int, int]:
+        """Lower goes first: by priority, then by the owner's turn, then in the order of arrival."""
+        return self.request.priority, self.turn, self.number
 
     @property
     def wants_scores(self) -> bool:

@@ -28,7 +28,7 @@ def draw_tokens(probabilities: Tensor, params: Sequence[SamplingParams], draws: 
     if probabilities.device.type == "cpu":
         tokens = np.empty(len(params), np.int64)
         draw_rows(probabilities.numpy(), top_k, cuts, np.array(draws, np.float64), tokens)
-        return tokens.tolist()  # type: ignore[no-any-return]
+        return tokens.tolist()
     device = probabilities.device
     chosen = draw_batch(
         probabilities,
@@ -36,7 +36,7 @@ def draw_tokens(probabilities: Tensor, params: Sequence[SamplingParams], draws: 
         torch.from_numpy(cuts).to(device),
         torch.tensor(draws, dtype=torch.float64, device=device),
     )
-    return chosen.tolist()  # type: ignore[no-any-return]
+    return chosen.tolist()
 
 
 def draw_batch(probabilities: Tensor, top_k: Tensor, cuts: Tensor, draws: Tensor) -> Tensor:

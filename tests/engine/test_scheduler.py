@@ -40,7 +40,8 @@ class Scheduling(RuleBasedStateMachine):
         prompt = data.draw(st.integers(1, context - 1))
         output = data.draw(st.integers(1, context - prompt))
         n, priority = data.draw(st.integers(1, 3)), data.draw(st.integers(0, 1))
-        self.rank.submit(prompt, output, data.draw(st.sampled_from(self.adapters)), n, priority=priority)
+        group = data.draw(st.sampled_from(("one:a", "one:b", "two:a")))
+        self.rank.submit(prompt, output, data.draw(st.sampled_from(self.adapters)), n, priority=priority, group=group)
 
     @precondition(lambda self: self.rank.texts)
     @rule(data=st.data())
@@ -259,3 +260,30 @@ def test_a_held_sequence_sits_out() -> None:
     assert step.plan.sequences[0].tokens == (7,), "after sitting out, the token is fed as it is"
     scheduler.finish("b")
     assert scheduler.schedule(0.0) is None
+
+
+def test_owners_take_turns_whatever_one_of_them_queues() -> None:
+    rank = Room(blocks=40, budget=8, sequences=2).rank()
+    alice = [rank.submit(1, 2, None, n=4, group=f"alice:{i}") for i in range(5)]
+    rank.step(0.0)
+    bob = [rank.submit(1, 2, None, group=f"bob:{i}") for i in range(3)]
+    while not rank.finished.issuperset(bob):
+        rank.step(0.0)
+    # Two of alice's ran already, and each of bob's goes beside one more of hers.
+    assert len(rank.finished - set(bob)) <= 2 + 3
+    finish_everything(rank)
+    assert rank.finished.issuperset(alice)
+
+
+def test_an_owner_owes_nothing_for_what_never_ran() -> None:
+    rank = Room(blocks=40, budget=8, sequences=1).rank()
+    rank.submit(1, 9, None, group="bob:0")
+    rank.step(0.0)
+    for id in [rank.submit(1, 9, None, group=f"alice:{i}") for i in range(20)]:
+        rank.abort(id)
+    rank.submit(1, 1, None, group="bob:1")
+    first, second = rank.submit(1, 1, None, group="alice:x"), rank.submit(1, 1, None, group="bob:2")
+    while first not in rank.finished:
+        rank.step(0.0)
+    assert second not in rank.finished
+    finish_everything(rank)

@@ -40,7 +40,10 @@ class ModelRank:
         self._sampled: list[int] = []  # what each row of the last step sampled
 
     def submit(self, prompt: int, output: int, adapter: str | None, n: int = 1, **others: Any) -> str:
-        """Queue `n` choices of a prompt of that many fresh tokens; returns the first one's id."""
+        """Queue `n` choices of a prompt of that many fresh tokens; returns the first one's id.
+
+        `others` are fields of Submit; without a `group`, the request has an owner of its own.
+        """
         ids = [f"s{next(self._ids)}" for _ in range(n)]
         tokens = tuple(next(self._tokens) for _ in range(prompt))
         for id in ids:
@@ -48,7 +51,7 @@ class ModelRank:
             self.limits[id] = prompt + output
             leader = ids[0] if id != ids[0] else None
             params = SamplingParams(max_tokens=output)
-            request = Submit(id, tokens, params, adapter, group=ids[0], leader=leader, **others)
+            request = Submit(id, tokens, params, adapter, leader=leader, **{"group": ids[0]} | others)
             self.scheduler.add(request, b"", self.now)
         return ids[0]
 
