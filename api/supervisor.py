@@ -22,6 +22,7 @@ from motet.api.deployment import Deployment
 from motet.api.keys import read_keys
 from motet.api.processes import TICK_SECONDS, ApiProcesses
 from motet.core.errors import ALREADY_SAID, StartupError
+from motet.core.machine import cpu_count
 from motet.core.models import ModelLocation
 from motet.core.paths import cache_directory
 from motet.core.registry import PluginRegistry
@@ -45,7 +46,7 @@ def supervise(settings: Settings) -> None:
         _check_data_directory(Path(settings.data_dir))
     listener = _listen(settings.host, settings.port)
     location = _locate(settings)
-    directory = _directory(location)
+    directory = _directory(location, settings)
     stop = threading.Event()  # only now: until here, Ctrl-C ends a long download at once
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
@@ -174,14 +175,15 @@ def _check_plugins(settings: Settings, plugins: PluginRegistry) -> None:
         )
 
 
-def _directory(location: ModelLocation) -> Path:
+def _directory(location: ModelLocation, settings: Settings) -> Path:
     """The model as a transformers directory; a GGUF file is converted first, by a process that may use torch."""
     if location.kind == "transformers":
         return location.path.resolve()
     target = converted_directory(location.path, cache_directory())
     if not target.is_dir():
         command = [sys.executable, "-m", "motet.engine.models.convert", str(location.path), str(cache_directory())]
-        if code := subprocess.run(command, stdout=subprocess.DEVNULL, env=public_environment()).returncode:
+        variables = public_environment() | {"OMP_NUM_THREADS": str(settings.threads or cpu_count())}
+        if code := subprocess.run(command, stdout=subprocess.DEVNULL, env=variables).returncode:
             raise StartupError(
                 f"converting {location.path.name} failed (exit code {code}); its message is above",
                 code=ALREADY_SAID if code == 2 else None,

@@ -93,6 +93,9 @@ class Settings:
     tls_certificate: str = _setting("", "certificate chain (PEM): serve HTTPS", metavar="FILE")
     tls_key: str = _setting("", "the certificate's private key (PEM)", metavar="FILE")
     shards: int = _setting(1, "ranks that share the model by tensor parallelism", low=1, high=64, group="Engine")
+    threads: int = _setting(
+        0, "CPU threads of all ranks together (0: the CPUs that the machine or its cgroup grants)", low=0, high=1024
+    )
     device: str = _setting("auto", "where the engine computes", choices=("auto", "cpu", "cuda"))
     dtype: str = _setting(
         "auto",

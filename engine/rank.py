@@ -138,6 +138,7 @@ def _load(spec: RankSpec, heartbeat: Heartbeat) -> Runner:
     from motet.engine.parallel import ShardGroup, join
     from motet.engine.runner import Runner, resolve_device
 
+    _set_torch_threads(spec.engine.threads)
     device = resolve_device(spec.engine, spec.rank)
     heartbeat.enter("loading the model")
     runner = Runner(spec.engine, join(ShardGroup(spec.rank, spec.size), spec.store, device), device)
@@ -147,6 +148,14 @@ def _load(spec: RankSpec, heartbeat: Heartbeat) -> Runner:
         heartbeat.enter("running a first step")
     runner.warm_up()
     return runner
+
+
+def _set_torch_threads(threads: int) -> None:
+    """What OMP_NUM_THREADS says, also where MKL would take no more than there are cores."""
+    import torch
+
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 def _has_kernels(cache: Path) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,8 @@ from torch import Tensor
 from motet.core.errors import StartupError
 from motet.engine.context import forward_context
 from motet.engine.layers.attention import CacheShape, attention_backend
-from motet.engine.lora.pool import LoraPool, PoolSize, page_bytes
+from motet.engine.lora.pool import LoraPool, PoolSize
+from motet.engine.memory import MemoryPlan
 from motet.engine.models.checkpoint import Checkpoint
 from motet.engine.models.config import ModelConfig, read_config
 from motet.engine.models.decoder import Decoder, module_shapes
@@ -23,23 +23,8 @@ from motet.engine.plan import SequencePlan, StepPlan
 from motet.engine.sampling.scores import Scores, score
 from motet.engine.spec import EngineSpec
 
-CPU_BLOCK, CUDA_BLOCK = 32, 256
-"""Tokens in a cache block; flash-attn's paged cache wants multiples of 256."""
-
 SCORED_ROWS = 64
 """Rows of logits that exist at once for a prompt's logprobs; a row is the vocabulary's size."""
-
-CPU_CACHE_SHARE, CUDA_CACHE_SHARE = 0.1, 0.8
-"""What the cache takes unless told: of the machine's memory, and of what a GPU has left (steps need some too)."""
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """The key-value cache: blocks and their size in tokens, and the longest context in tokens."""
-
-    blocks: int
-    block_size: int
-    max_context: int
 
 
 def resolve_device(spec: EngineSpec, rank: int) -> torch.device:
@@ -71,47 +56,6 @@ def resolve_dtype(spec: EngineSpec, config: ModelConfig, device: torch.device) -
     return torch.bfloat16 if spec.dtype == "bfloat16" else torch.float16
 
 
-def pool_pages(spec: EngineSpec, config: ModelConfig, group: ShardGroup, dtype: torch.dtype) -> int:
-    """Pages that every module's adapter pool gets. Raises StartupError if that is less than one adapter takes."""
-    page = page_bytes(module_shapes(config, group), dtype.itemsize)
-    memory = spec.adapter_memory
-    pages = spec.adapter_slots * config.num_layers if memory is None else memory // page
-    if pages < config.num_layers:
-        raise StartupError(
-            f"--adapter-memory: {memory} bytes do not hold one adapter of rank 16; it takes {page * config.num_layers}",
-            param="adapter_memory",
-        )
-    return pages
-
-
-def cache_capacity(
-    spec: EngineSpec, config: ModelConfig, group: ShardGroup, dtype: torch.dtype, device: torch.device
-) -> Capacity:
-    """The cache blocks that fit, equal on every rank. Raises StartupError if a setting leaves no room."""
-    if spec.max_context > config.max_context:
-        raise StartupError(
-            f"--max-context {spec.max_context}: the model's context is {config.max_context}", param="max_context"
-        )
-    block_size = CPU_BLOCK if device.type == "cpu" else CUDA_BLOCK
-    token = 2 * config.num_layers * (config.num_kv_heads // group.size) * config.head_dim * dtype.itemsize
-    memory = spec.kv_memory
-    if memory is None and device.type == "cuda":
-        memory = int(torch.cuda.mem_get_info(device)[0] * CUDA_CACHE_SHARE)
-    elif memory is None:
-        memory = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * CPU_CACHE_SHARE)
-    blocks = group.smallest(memory // (token * block_size))
-    wanted = spec.max_context or config.max_context
-    context = min(wanted, blocks * block_size)
-    if context < (spec.max_context or 1):
-        raise StartupError(
-            f"--kv-memory: {memory} bytes hold {blocks * block_size} tokens and one request may need {wanted}; "
-            f"give at least {token * (wanted + block_size)} bytes or lower --max-context",
-            param="kv_memory",
-        )
-    # More than every sequence's whole context is never used.
-    return Capacity(min(blocks, spec.sequences * -(-context // block_size)), block_size, context)
-
-
 @dataclass(frozen=True)
 class StepOutput:
     """What a step leaves on rank 0: fp32 logits [sample rows, vocab] (None if no row samples), the scores of the
@@ -132,16 +76,17 @@ class Runner:
         self.config = config = read_config(self.directory)
         config.check_shards(group.size)
         self.dtype = resolve_dtype(spec, config, device)
+        plan = MemoryPlan(spec, config, group, self.dtype, device)
+        plan.check()
         self._decoder = Decoder(config, group, device)
         self._decoder.load(Checkpoint(self.directory, self.dtype, device))
-        pages = pool_pages(spec, config, group, self.dtype)
         shapes = module_shapes(config, group)
         self.modules = [shape.name for fused in shapes for shape in fused]
-        size = PoolSize(config.num_layers, spec.adapter_slots, pages, spec.max_adapter_rank)
+        size = PoolSize(config.num_layers, spec.adapter_slots, plan.pages, spec.max_adapter_rank)
         self.pool = LoraPool(shapes, size, device, self.dtype)
         self._decoder.attach(self.pool)
         # Last, since it takes what the weights and the pool have left.
-        self.capacity = cache_capacity(spec, config, group, self.dtype, device)
+        self.capacity = plan.capacity()
         shape = CacheShape(
             layers=config.num_layers,
             blocks=self.capacity.blocks,
@@ -150,7 +95,7 @@ class Runner:
             kv_heads=config.num_kv_heads // group.size,
             head_dim=config.head_dim,
         )
-        self.pages = pages
+        self.pages = plan.pages
         self.attention = attention_backend(shape, device, self.dtype)
         self._sampled = torch.zeros(spec.sequences, dtype=torch.long, device=device)
 

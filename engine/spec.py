@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
 
+from motet.core.machine import cpu_count
 from motet.core.settings import Settings
 
 
@@ -39,5 +39,5 @@ def engine_spec(settings: Settings, directory: Path) -> EngineSpec:
         kv_memory=settings.size("kv_memory"),
         batch_tokens=settings.max_batch_tokens,
         sequences=settings.max_sequences,
-        threads=max(1, (os.cpu_count() or 1) // settings.shards),
+        threads=max(1, (settings.threads or cpu_count()) // settings.shards),
     )

@@ -1,0 +1,138 @@
+"""How one rank divides the memory that it may use: weights, the adapters' pools, and the key-value cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from motet.core.errors import StartupError
+from motet.core.machine import memory_bytes
+from motet.core.settings import flag
+from motet.engine.lora.pool import page_bytes
+from motet.engine.models.config import ModelConfig
+from motet.engine.models.decoder import module_shapes
+from motet.engine.parallel import ShardGroup
+from motet.engine.spec import EngineSpec
+
+CPU_BLOCK, CUDA_BLOCK = 32, 256
+"""Tokens in a cache block; flash-attn's paged cache wants multiples of 256."""
+
+CPU_CACHE_SHARE, CUDA_CACHE_SHARE = 0.1, 0.8
+"""The default for the cache: of the machine's memory, and of what a GPU has left (steps need some, too)."""
+
+CPU_ADAPTER_SHARE = 0.25
+"""The default for all ranks' adapters is at most this share of the machine's memory."""
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """The key-value cache: blocks and their size in tokens, and the longest context in tokens."""
+
+    blocks: int
+    block_size: int
+    max_context: int
+
+
+class MemoryPlan:
+    """The sizes for one rank; `pages` is what every module's adapter pool gets."""
+
+    def __init__(
+        self, spec: EngineSpec, config: ModelConfig, group: ShardGroup, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """Raises StartupError if --adapter-memory is less than one adapter takes."""
+        self._spec, self._config, self._group, self._device = spec, config, group, device
+        self._machine = memory_bytes()
+        self._shapes = module_shapes(config, group)
+        self._page = page_bytes(self._shapes, dtype.itemsize)
+        self._item = dtype.itemsize
+        self._block_size = CPU_BLOCK if device.type == "cpu" else CUDA_BLOCK
+        heads = config.num_kv_heads // group.size
+        self._token = 2 * config.num_layers * heads * config.head_dim * dtype.itemsize
+        self.pages = self._pages()
+
+    def check(self) -> None:
+        """Raise StartupError if weights, adapters and cache cannot be in memory together; before they are loaded."""
+        available = self._available()
+        cache_memory = self._cache_memory()
+        blocks = 0 if cache_memory is None else self._blocks(cache_memory // (self._token * self._block_size))
+        weights, adapters = self._weights(), self.pages * self._page
+        cache = blocks * self._block_size * self._token
+        if weights + adapters + cache <= available:
+            return
+        name, remedy = "model", "choose a smaller model, or a machine or container with more memory"
+        if weights < available and cache >= adapters:
+            name, remedy = "kv_memory", "lower --kv-memory or --max-sequences"
+        elif weights < available:
+            name, remedy = "adapter_memory", "lower --adapter-memory or --adapter-slots"
+        raise StartupError(
+            f"{flag(name)}: each rank needs about {_shown(weights)} for weights, {_shown(adapters)} for adapters and "
+            f"{_shown(cache)} for the key-value cache, and {_shown(available)} are available to it; {remedy}",
+            param=name,
+        )
+
+    def capacity(self) -> Capacity:
+        """The cache blocks that fit, equal on every rank. Raises StartupError if a setting leaves no room."""
+        spec, config = self._spec, self._config
+        if spec.max_context > config.max_context:
+            raise StartupError(
+                f"--max-context {spec.max_context}: the model's context is {config.max_context}", param="max_context"
+            )
+        memory = self._cache_memory()
+        if memory is None:
+            memory = int(torch.cuda.mem_get_info(self._device)[0] * CUDA_CACHE_SHARE)
+        blocks = self._group.smallest(memory // (self._token * self._block_size))
+        context = self._context(blocks)
+        if context < (spec.max_context or 1):
+            wanted = spec.max_context or config.max_context
+            raise StartupError(
+                f"--kv-memory: {memory} bytes hold {blocks * self._block_size} tokens and one request may need "
+                f"{wanted}; give at least {self._token * (wanted + self._block_size)} bytes or lower --max-context",
+                param="kv_memory",
+            )
+        return Capacity(self._blocks(blocks), self._block_size, context)
+
+    def _pages(self) -> int:
+        memory, layers = self._spec.adapter_memory, self._config.num_layers
+        if memory is None:
+            pages = self._spec.adapter_slots * layers
+            if self._device.type == "cpu":
+                share = self._machine * CPU_ADAPTER_SHARE / self._group.size
+                pages = min(pages, int(share) // self._page)
+            return max(pages, layers)
+        if memory // self._page < layers:
+            raise StartupError(
+                f"--adapter-memory: {memory} bytes do not hold one adapter of rank 16; it takes {self._page * layers}",
+                param="adapter_memory",
+            )
+        return memory // self._page
+
+    def _cache_memory(self) -> int | None:
+        """Bytes for the cache; None where that depends on what a GPU has left."""
+        if self._spec.kv_memory is None and self._device.type == "cpu":
+            return int(self._machine * CPU_CACHE_SHARE)
+        return self._spec.kv_memory
+
+    def _context(self, blocks: int) -> int:
+        return min(self._spec.max_context or self._config.max_context, blocks * self._block_size)
+
+    def _blocks(self, blocks: int) -> int:
+        """Of `blocks`, those that can be used: every sequence's whole context is the most."""
+        return min(blocks, self._spec.sequences * -(-self._context(blocks) // self._block_size))
+
+    def _weights(self) -> int:
+        """Bytes that the weights take on this rank, norms and biases not counted."""
+        config = self._config
+        layer = sum(shape.inputs * shape.outputs for shapes in self._shapes for shape in shapes)
+        vocabulary = config.vocab_size * config.hidden_size * (1 if config.tied_embeddings else 2)
+        return (config.num_layers * layer + vocabulary // self._group.size) * self._item
+
+    def _available(self) -> int:
+        """Bytes that this rank may have: on the CPU all share the memory, and each GPU has its own."""
+        if self._device.type == "cpu":
+            return self._machine // self._group.size
+        return int(torch.cuda.mem_get_info(self._device)[0])
+
+
+def _shown(size: int) -> str:
+    return f"{size / (1 << 30):.1f} GiB" if size >= 1 << 30 else f"{size / (1 << 20):.1f} MiB"

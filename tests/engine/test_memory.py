@@ -1,0 +1,109 @@
+"""What weights, adapters and cache may take: defaults that follow the machine, and settings that cannot fit."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from support.tiny_models import family_config
+
+from motet.core.errors import StartupError
+from motet.core.settings import Settings
+from motet.engine import memory, spec
+from motet.engine.memory import MemoryPlan
+from motet.engine.models.config import from_transformers
+from motet.engine.parallel import ShardGroup
+from motet.engine.rank import RankSpec
+from motet.engine.spec import engine_spec
+
+MIB = 1 << 20
+TOKEN = 4 * 2 * 6 * 8 * 4
+"""Bytes of a token in the tiny model's cache: 4 layers, keys and values, 6 heads of size 8, fp32."""
+
+
+def plan(machine: int, monkeypatch: pytest.MonkeyPatch, shards: int = 1, **settings: object) -> MemoryPlan:
+    """The plan for the tiny Llama on a machine with that much memory."""
+    monkeypatch.setattr(memory, "memory_bytes", lambda: machine)
+    config = family_config("llama")
+    config.architectures = ["LlamaForCausalLM"]
+    engine = engine_spec(Settings(shards=shards, **settings), Path("tiny"))  # type: ignore[arg-type]
+    device = torch.device("cpu")
+    return MemoryPlan(engine, from_transformers(config), ShardGroup(0, shards), torch.float32, device)
+
+
+def test_defaults_follow_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = plan(8 * MIB, monkeypatch), plan(4096 * MIB, monkeypatch)
+    small.check()
+    large.check()
+    assert small.capacity().blocks == int(0.8 * MIB) // (TOKEN * 32)
+    assert large.capacity().blocks > 64 * small.capacity().blocks
+    assert small.pages < large.pages == 32 * 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"kv_memory": "90GiB", "max_sequences": 4096},
+            r"--kv-memory: .* 3\.0 GiB for the key-value cache, and 1\.0 GiB are available",
+        ),
+        ({"adapter_memory": "2GiB"}, r"--adapter-memory: .* 2\.0 GiB for adapters.* 1\.0 GiB are available"),
+        ({"adapter_memory": "900MiB", "kv_memory": "400MiB", "max_sequences": 4096}, "lower --adapter-memory"),
+    ],
+)
+def test_sizes_that_cannot_fit_are_refused(
+    settings: dict[str, object], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(StartupError, match=said):
+        plan(1024 * MIB, monkeypatch, **settings).check()
+    plan(64 * 1024 * MIB, monkeypatch, **settings).check()
+
+
+def test_what_cannot_be_used_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 sequences of 512 tokens take 12 MiB, however much is allowed."""
+    plan(1024 * MIB, monkeypatch, kv_memory="90GiB", max_sequences=16).check()
+
+
+def test_ranks_share_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    fits = {"adapter_memory": "600MiB"}
+    plan(1024 * MIB, monkeypatch, **fits).check()
+    with pytest.raises(StartupError, match=r"512\.0 MiB are available"):
+        plan(1024 * MIB, monkeypatch, shards=2, **fits).check()
+
+
+def test_a_model_that_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StartupError, match="--model: each rank needs about"):
+        plan(MIB, monkeypatch).check()
+
+
+def test_ranks_share_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spec, "cpu_count", lambda: 7)
+
+    def threads(**settings: int) -> int:
+        return engine_spec(Settings(**settings), Path("tiny")).threads  # type: ignore[arg-type]
+
+    assert threads() == 7
+    assert threads(shards=2) == 3
+    assert threads(shards=2, threads=16) == 8
+    assert threads(shards=4, threads=2) == 1
+
+
+def test_threads_reach_torch_numba_and_openmp() -> None:
+    rank = RankSpec(0, 1, "", "", engine_spec(Settings(threads=3), Path("tiny")), "", "", "", "/nowhere")
+    code = f"""
+import msgspec, os
+from motet.engine.rank import RankSpec, _prepare_environment, _set_torch_threads
+spec = msgspec.json.decode({msgspec.json.encode(rank)!r}, type=RankSpec)
+_prepare_environment(spec)
+import numba, torch
+_set_torch_threads(spec.engine.threads)
+print(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, os.environ["OMP_NUM_THREADS"])
+"""
+    variables = {name: value for name, value in os.environ.items() if "THREADS" not in name}
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["3", "3", "3"]
