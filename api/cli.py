@@ -16,7 +16,7 @@ from loguru import logger
 from motet.core.errors import ALREADY_SAID, StartupError
 from motet.core.logs import configure_logging
 from motet.core.registry import PluginRegistry
-from motet.core.settings import Settings, flag, load_settings, misspelt_variables
+from motet.core.settings import Settings, flag, load_settings, misspelt_variables, service_links
 
 _METAVARS = {"int": "N", "float": "NUMBER", "str": "TEXT"}
 
@@ -68,6 +68,8 @@ def _serve(arguments: argparse.Namespace) -> None:
 
     settings = settings_from(arguments)
     configure_logging(settings.log_format, settings.log_level, process="supervisor")
+    if links := service_links(os.environ):
+        logger.info("ignored, since Kubernetes sets them for a Service called motet: {}", ", ".join(links))
     for name, meant in misspelt_variables(os.environ).items():
         logger.warning("the variable {} is no setting; did you mean {}?", name, meant)
     supervise(settings)

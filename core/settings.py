@@ -22,6 +22,11 @@ OTHER_VARIABLES = ("MOTET_CONFIG", "MOTET_CACHE", "MOTET_HUB_TOKEN")
 SIMILAR = 0.85
 """How much alike (difflib's ratio, 0 to 1) two names are of which one is a slip for the other."""
 
+_SERVICE_LINK = re.compile(
+    r"MOTET_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+_SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://.*")
+
 _LIST = "tuple[str, ...]"
 _PORT = r"[1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5]"
 _DOMAIN = r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*"
@@ -215,6 +220,7 @@ def load_settings(flags: Mapping[str, Any], environ: Mapping[str, str], config: 
     Raises StartupError naming the flag, variable or key that is wrong, or unknown in the file.
     """
     known = {f.name: f for f in dataclasses.fields(Settings)}
+    links = service_links(environ)
     chosen: dict[str, Any] = {}
     for key, value in _read_toml(config).items() if config else ():
         name = key.replace("-", "_")
@@ -223,16 +229,29 @@ def load_settings(flags: Mapping[str, Any], environ: Mapping[str, str], config: 
         chosen[name] = _convert(known[name], value, f"{config}: {key}")
     for name, setting in known.items():
         variable = f"MOTET_{name.upper()}"
-        if variable in environ:
+        if variable in environ and variable not in links:
             chosen[name] = _convert(setting, environ[variable], variable)
         if name in flags:
             chosen[name] = _convert(setting, flags[name], flag(name))
     return Settings(**chosen)
 
 
+def service_links(environ: Mapping[str, str]) -> list[str]:
+    """MOTET_… variables that describe a Kubernetes Service or a linked container, such as MOTET_PORT=tcp://10.0.0.1:80.
+
+    They are in each pod whose namespace has a Service called `motet`, or `motet-` and something.
+    """
+    return sorted(
+        name
+        for name, value in environ.items()
+        if _SERVICE_LINK.fullmatch(name) or (re.fullmatch(r"MOTET_(\w+_)?PORT", name) and _SERVICE_ADDRESS.match(value))
+    )
+
+
 def misspelt_variables(environ: Mapping[str, str]) -> dict[str, str]:
     """MOTET_… variables that are no setting but much like one, each with the one; plugins may have others."""
     known = [f"MOTET_{setting.name.upper()}" for setting in dataclasses.fields(Settings)]
+    known += service_links(environ)
     strange = (name for name in environ if name.startswith("MOTET_") and name not in (*known, *OTHER_VARIABLES))
     near = {name: difflib.get_close_matches(name, known, n=1, cutoff=SIMILAR) for name in strange}
     return {name: found[0] for name, found in near.items() if found}

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from motet.core.errors import StartupError
-from motet.core.settings import Settings, flag, load_settings, misspelt_variables, parse_size
+from motet.core.settings import Settings, flag, load_settings, misspelt_variables, parse_size, service_links
 
 KNOWN = [setting.name for setting in dataclasses.fields(Settings)]
 
@@ -150,6 +150,30 @@ def test_a_slip_in_a_variables_name_is_found() -> None:
     slips = {"MOTET_API_KEY": "MOTET_API_KEYS", "MOTET_ADAPTER_ROOTS": "MOTET_ADAPTER_ROOT", "MOTET_PROT": "MOTET_PORT"}
     right = {"MOTET_PORT": "1", "MOTET_CACHE": "/c", "MOTET_CONFIG": "f", "MOTET_HUB_TOKEN": "t", "PORT": "2"}
     assert misspelt_variables({**dict.fromkeys(slips, "x"), **right, "MOTET_SAMPLE_ROOT": "/plugins"}) == slips
+
+
+def test_variables_of_kubernetes_services_are_no_settings() -> None:
+    """What a pod gets for Services called `motet` and `motet-api`; a port that was meant is still read."""
+    links = {
+        "MOTET_SERVICE_HOST": "10.0.0.1",
+        "MOTET_SERVICE_PORT": "8080",
+        "MOTET_SERVICE_PORT_HTTP": "8080",
+        "MOTET_PORT": "tcp://10.0.0.1:8080",
+        "MOTET_PORT_8080_TCP": "tcp://10.0.0.1:8080",
+        "MOTET_PORT_8080_TCP_PROTO": "tcp",
+        "MOTET_PORT_8080_TCP_PORT": "8080",
+        "MOTET_PORT_8080_TCP_ADDR": "10.0.0.1",
+        "MOTET_API_PORT": "udp://10.0.0.2:80",
+        "MOTET_API_SERVICE_HOST": "10.0.0.2",
+    }
+    meant = {"MOTET_HOST": "::1", "MOTET_CACHE": "/c", "MOTET_MODEL": "tcp://x", "PORT": "tcp://10.0.0.1:1"}
+    assert service_links(links | meant) == sorted(links)
+    assert misspelt_variables(links | meant) == {}
+    settings = load_settings({}, links | meant)
+    assert (settings.port, settings.host) == (8080, "::1")
+    assert load_settings({"port": "9000"}, links).port == 9000
+    assert load_settings({}, links | {"MOTET_PORT": "9000"}).port == 9000
+    assert "MOTET_PORT" not in service_links(links | {"MOTET_PORT": "9000"})
 
 
 def test_settings_cannot_be_changed() -> None:
