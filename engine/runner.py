@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from motet.core.errors import StartupError
 from motet.engine.context import forward_context
-from motet.engine.layers.attention import CacheShape, attention_backend
+from motet.engine.layers.attention import CacheShape, attention_backend, flash_attention
 from motet.engine.lora.pool import LoraPool, PoolSize
 from motet.engine.memory import MemoryPlan
 from motet.engine.models.checkpoint import Checkpoint
@@ -31,13 +30,14 @@ def resolve_device(spec: EngineSpec, rank: int) -> torch.device:
     """The rank's device; `auto` is CUDA where it can be used. Raises StartupError if CUDA is asked for and absent."""
     kind = spec.device
     if kind == "auto":
-        usable = torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
+        usable = torch.cuda.is_available() and flash_attention() is not None
         if torch.cuda.is_available() and not usable:
             logger.warning("there is a GPU but no flash-attn, so the CPU is used; see `make install-cuda`")
         kind = "cuda" if usable else "cpu"
     if kind == "cuda" and torch.cuda.device_count() <= rank:
         raise StartupError(
-            f"--device cuda: rank {rank} needs a GPU of its own and {torch.cuda.device_count()} are visible",
+            f"--device cuda: rank {rank} needs a GPU of its own and {torch.cuda.device_count()} are visible to PyTorch "
+            f"(built for CUDA {torch.version.cuda}); check the driver's version with nvidia-smi, or lower --shards",
             param="device",
         )
     return torch.device("cpu") if kind == "cpu" else torch.device("cuda", rank)

@@ -6,12 +6,14 @@ context: a sequence's tokens see its cache up to themselves, at most `window` ba
 
 from __future__ import annotations
 
-import importlib.util
+import functools
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from loguru import logger
 from torch import Tensor
 
 from motet.core.errors import StartupError
@@ -92,6 +94,22 @@ def _chunk_mask(start: int, count: int, window: int) -> Tensor:
     return mask & (key > query - window) if window else mask
 
 
+@functools.cache
+def flash_attention() -> Callable[..., Tensor] | None:
+    """flash-attn's function for paged caches, or None where it cannot be imported: its log line says why.
+
+    Another distribution, flash-attn-4, has the same package name without this function, and a build for another version
+    of PyTorch fails while it is loaded.
+    """
+    try:
+        from flash_attn import flash_attn_varlen_func
+    except (ImportError, OSError) as error:
+        logger.warning("flash-attn cannot be used: {}: {}", type(error).__name__, error)
+        return None
+    function: Callable[..., Tensor] = flash_attn_varlen_func
+    return function
+
+
 class FlashAttention(AttentionBackend):
     """flash-attn's variable-length kernel over a block table (Dao, "FlashAttention-2", 2023).
 
@@ -107,8 +125,8 @@ class FlashAttention(AttentionBackend):
         self._values = torch.empty(size, dtype=dtype, device="cuda")
 
     def __call__(self, layer: int, window: int, qkv: Tensor, context: ForwardContext) -> Tensor:
-        from flash_attn import flash_attn_varlen_func
-
+        attend = flash_attention()
+        assert attend is not None, "attention_backend has checked it"
         heads, kv, size = self._shape.heads, self._shape.kv_heads, self._shape.head_dim
         query, key, value = qkv.unflatten(1, (heads + 2 * kv, size)).split((heads, kv, kv), dim=1)
         keys, values = self._keys[layer], self._values[layer]
@@ -116,7 +134,7 @@ class FlashAttention(AttentionBackend):
         values.flatten(0, 1).index_copy_(0, context.cache_rows, value.contiguous())
         starts = torch.zeros(len(context.lengths) + 1, dtype=torch.int32, device=qkv.device)
         starts[1:] = context.lengths.cumsum(0)
-        result: Tensor = flash_attn_varlen_func(
+        result: Tensor = attend(
             query.contiguous(),
             keys,
             values,
@@ -135,6 +153,6 @@ def attention_backend(shape: CacheShape, device: torch.device, dtype: torch.dtyp
     """The backend for a device. Raises StartupError where flash-attn is missing."""
     if device.type == "cpu":
         return CpuAttention(shape)
-    if importlib.util.find_spec("flash_attn") is None:
+    if flash_attention() is None:
         raise StartupError("--device cuda needs flash-attn; install it with `make install-cuda`", param="device")
     return FlashAttention(shape, dtype)

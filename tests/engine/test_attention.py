@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loguru import logger
 from torch import Tensor
 
+from motet.core.errors import StartupError
 from motet.engine.context import forward_context
-from motet.engine.layers.attention import CacheShape, CpuAttention, attention_backend
+from motet.engine.layers.attention import CacheShape, CpuAttention, attention_backend, flash_attention
 from motet.engine.plan import SequencePlan, StepPlan
 
 BLOCKS, BLOCK_SIZE = 64, 4
@@ -151,3 +155,35 @@ def test_context_of_a_plan() -> None:
     assert context.query_starts.tolist() == [0, 1, 2, 5]
     assert context.sample_rows.tolist() == [0, 4]
     assert (context.decodes, context.spans, context.lora) == (2, ((4, 1), (0, 1), (3, 3)), None)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({}, "No module named"),
+        ({"flash_attn/cute/interface.py": ""}, "cannot import name"),  # flash-attn-4: a namespace package
+        ({"flash_attn/__init__.py": "raise ImportError('undefined symbol: _ZN3c10')"}, "undefined symbol"),
+        ({"flash_attn/__init__.py": "raise OSError('libcudart.so.12: no such file')"}, "libcudart"),
+    ],
+)
+def test_flash_attention_is_what_can_be_imported(
+    files: dict[str, str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{message}")
+    flash_attention.cache_clear()
+    try:
+        assert flash_attention() is None
+        with pytest.raises(StartupError, match="make install-cuda"):
+            attention_backend(CacheShape(1, 1, 256, 1, 1, 8), torch.device("cuda"), torch.float16)
+    finally:
+        flash_attention.cache_clear()
+        logger.remove(sink)
+        sys.modules.pop("flash_attn", None)
+    (line,) = lines
+    assert said in line

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -17,12 +16,13 @@ from support.tiny_models import FAMILIES, write_model
 
 from motet.core.sampling import SamplingParams
 from motet.core.settings import Settings
+from motet.engine.layers.attention import flash_attention
 from motet.engine.library import Engine
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(
-        not torch.cuda.is_available() or importlib.util.find_spec("flash_attn") is None,
+        not torch.cuda.is_available() or flash_attention() is None,
         reason="needs a GPU and flash-attn",
     ),
 ]
