@@ -12,8 +12,8 @@ import socket
 import ssl
 import subprocess
 import sys
-import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from loguru import logger
@@ -24,7 +24,7 @@ from motet.api.processes import TICK_SECONDS, ApiProcesses
 from motet.core.errors import ALREADY_SAID, StartupError
 from motet.core.machine import cpu_count
 from motet.core.models import ModelLocation
-from motet.core.paths import cache_directory
+from motet.core.paths import cache_directory, check_writable, data_directory
 from motet.core.registry import PluginRegistry
 from motet.core.settings import Settings
 from motet.engine.child_process import public_environment
@@ -42,8 +42,7 @@ def supervise(settings: Settings) -> None:
     scheme = _scheme(settings)
     if settings.api_keys:
         read_keys(Path(settings.api_keys))
-    if settings.data_dir:
-        _check_data_directory(Path(settings.data_dir))
+    check_directories(settings)
     listener = _listen(settings.host, settings.port)
     location = _locate(settings)
     directory = _directory(location, settings)
@@ -112,15 +111,21 @@ def _scheme(settings: Settings) -> str:
     return "https"
 
 
-def _check_data_directory(path: Path) -> None:
-    """Raise StartupError if `path`, which was asked for, cannot be used. Without the default's, chat still works."""
+def check_directories(settings: Settings) -> None:
+    """Raise StartupError unless the cache and the data directory, the default ones too, can be written into."""
+    _check_directory("the cache", "MOTET_CACHE", cache_directory)
+    _check_directory("the data directory", "--data-dir", lambda: data_directory(settings.data_dir))
+
+
+def _check_directory(what: str, setting: str, path: Callable[[], Path]) -> None:
+    directory: Path | str = "in the home directory"
     try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        tempfile.TemporaryFile(dir=path).close()
-    except OSError as error:
+        directory = path()
+        check_writable(directory)
+    except (OSError, RuntimeError) as error:  # RuntimeError: this user has no home directory
+        reason = error.strerror if isinstance(error, OSError) else str(error)
         raise StartupError(
-            f"--data-dir {path} cannot be used: {error.strerror}; it must be a directory to write into",
-            param="data_dir",
+            f"{what} {directory} cannot be used: {reason}; set {setting} to a directory to write into"
         ) from error
 
 

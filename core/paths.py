@@ -27,6 +27,15 @@ def data_directory(chosen: str = "") -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "motet"
 
 
+def check_writable(directory: Path) -> None:
+    """Make `directory` if it is missing, and write a little into it. Raises OSError, also where the disk is full."""
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryFile(dir=directory) as file:
+        file.write(bytes(4096))
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def build_directory(target: Path, fill: Callable[[Path], None]) -> Path:
     """Make `target` by calling `fill` on a fresh directory beside it, then renaming: whole or not there at all.
 

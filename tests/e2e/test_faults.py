@@ -140,12 +140,13 @@ def test_a_port_in_use() -> None:
         (("--max-context", "100000"), "--max-context"),
         (("--kv-memory", "lots"), "--kv-memory"),
         (("--kv-memory", "1MiB", "--max-context", "4096"), "--kv-memory"),
+        (("--kv-memory", "900GiB", "--max-sequences", "4096"), "--kv-memory"),
         (("--api-keys", "/nowhere/keys"), "--api-keys"),
         (("--no-such-flag",), "--no-such-flag"),
         (("--default-source", "nowhere"), "--default-source"),
         (("--tool-parser", "nobody"), "--tool-parser nobody"),
-        (("--data-dir", "/proc/nowhere"), "--data-dir /proc/nowhere"),
-        (("--data-dir", "/dev/null"), "--data-dir /dev/null"),
+        (("--data-dir", "/proc/nowhere"), "/proc/nowhere cannot be used"),
+        (("--data-dir", "/dev/null"), "/dev/null cannot be used"),
     ],
 )
 def test_a_start_that_cannot_work(arguments: tuple[str, ...], named: str) -> None:
