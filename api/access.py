@@ -15,13 +15,17 @@ from motet.api.access_log import answered, begin
 from motet.api.anthropic.errors import is_anthropic
 from motet.api.caller import Caller, hub_bearer
 from motet.api.cors import Origins
+from motet.api.health import HEALTH_PATHS, LIVE_PATHS, READY_PATHS
 from motet.api.ignored import ignored_header
 from motet.api.keys import KeyRing
 from motet.api.request_record import RequestRecord
 from motet.core.errors import Forbidden, InvalidRequest, Unauthenticated
 from motet.core.settings import Settings
 
-OPEN_PATHS = ("/", "/health", "/ready", "/live", "/ping", "/startup", "/docs", "/openapi.json")
+OPEN_PATHS = (
+    *("/", *HEALTH_PATHS, *READY_PATHS, *LIVE_PATHS, "/ping", "/startup"),
+    *("/docs", "/openapi.json", "/version"),
+)
 """GET of these needs no key, nor a host name that is known: they tell of the server, not of what it does."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")

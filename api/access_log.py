@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from loguru import logger
 from quart import Request, Response
 
+from motet.api.health import HEALTH_PATHS, LIVE_PATHS, READY_PATHS
 from motet.api.metrics.request_metrics import count_request
 from motet.api.request_record import RequestRecord
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 KEY = "motet.record"
 """Where the ASGI scope has the request's record."""
 
-QUIET_ROUTES = ("/", "/health", "/ready", "/live", "/ping", "/startup", "/metrics")
+QUIET_ROUTES = ("/", *HEALTH_PATHS, *READY_PATHS, *LIVE_PATHS, "/ping", "/startup", "/metrics")
 """Probes and scrapes: GETs of these that go well are `debug` lines."""
 
 STREAM_TYPES = ("text/event-stream", "application/x-ndjson")

@@ -20,6 +20,7 @@ from motet.api import (
     metrics,
     models,
     responses,
+    server_facts,
 )
 from motet.api.access import install_access
 from motet.api.access_log import recorded
@@ -28,6 +29,9 @@ from motet.api.error_shapes import response_by_client
 from motet.api.errors import DEFAULT_MAX_BODY, install_error_handlers
 from motet.api.keep_alive import kept_alive
 from motet.api.native import about, embed, generate, tokens
+from motet.api.ollama import chat as ollama_chat
+from motet.api.ollama import generate as ollama_generate
+from motet.api.ollama import show, tags, version
 from motet.api.request_limits import LimitedRequest
 from motet.api.services import Services
 
@@ -37,7 +41,8 @@ SURFACES = (
     *(chat, completions, embeddings, responses, files, batches, models, cancelling),
     *(generate, embed, about, tokens),
     anthropic,
-    *(metrics, elsewhere, health),
+    *(version, tags, show, ollama_chat, ollama_generate),
+    *(metrics, elsewhere, health, server_facts),
 )
 """The modules with routes: each has `routes(services)`, a blueprint, and OPERATIONS, which describes them."""
 

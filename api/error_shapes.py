@@ -9,6 +9,7 @@ from quart import Quart, Response, request
 from motet.api.anthropic.errors import anthropic_error_response, is_anthropic
 from motet.api.errors import error_response
 from motet.api.native.errors import PREFIX, native_error_response
+from motet.api.ollama.errors import is_ollama, ollama_error_response
 from motet.core.errors import ErrorInfo
 
 
@@ -19,6 +20,8 @@ def response_by_client(app: Quart) -> Callable[[ErrorInfo], Response]:
     def respond(info: ErrorInfo) -> Response:
         if request.path in native:
             return native_error_response(info)
+        if is_ollama(request):
+            return ollama_error_response(info)
         return anthropic_error_response(info) if is_anthropic(request) else error_response(info)
 
     return respond

@@ -15,10 +15,21 @@ from motet.core.errors import Unavailable
 ANSWER_SECONDS = 5.0
 """The engine answers between two steps; a step that takes longer than this is not normal."""
 
+HEALTH_PATHS = ("/health", "/healthz", "/v1/health")
+READY_PATHS = ("/ready", "/readyz")
+LIVE_PATHS = ("/live", "/livez")
+"""Each route under its own name, then under the names that other servers and probes use."""
+
 OPERATIONS = (
-    Operation("get", "/health", "Can requests be answered now?", "server", Health, says="Yes.", unavailable=Health),
-    Operation("get", "/ready", "Should requests be sent here?", "server", Health, says="Yes.", unavailable=Health),
-    Operation("get", "/live", "Does the process answer?", "server", Live, says="It does."),
+    *(
+        Operation("get", path, "Can requests be answered now?", "server", Health, says="Yes.", unavailable=Health)
+        for path in HEALTH_PATHS
+    ),
+    *(
+        Operation("get", path, "Should requests be sent here?", "server", Health, says="Yes.", unavailable=Health)
+        for path in READY_PATHS
+    ),
+    *(Operation("get", path, "Does the process answer?", "server", Live, says="It does.") for path in LIVE_PATHS),
 )
 
 
@@ -26,17 +37,18 @@ def routes(services: Services) -> Blueprint:
     """The route, bound to `services`."""
     blueprint = Blueprint("health", __name__)
 
-    @blueprint.get("/health")
-    @blueprint.get("/ready")
     async def health() -> Response:
         return await health_response(services)
 
-    @blueprint.get("/live")
     async def live() -> Response:
         response = Response(ENCODER.encode(Live()), content_type="application/json")
         response.headers["cache-control"] = "no-store"
         return response
 
+    for path in (*HEALTH_PATHS, *READY_PATHS):
+        blueprint.add_url_rule(path, path, health)
+    for path in LIVE_PATHS:
+        blueprint.add_url_rule(path, path, live)
     return blueprint
 
 

@@ -83,6 +83,8 @@ def _success(operation: Operation) -> dict[str, Any]:
     }
     if operation.chunk is not None:
         success["content"]["text/event-stream"] = {"schema": _event(operation.chunk, operation.failure)}
+    if operation.lines:
+        success["content"]["application/x-ndjson"] = {}
     return success
 
 

@@ -56,7 +56,8 @@ class Operation:
     """One method of one route.
 
     `body` is the request's JSON struct, `answer` the 200's: a struct, a JSON schema, or None for a body that has a
-    media type (`media`) and no schema. `chunk` is what the events of a stream hold. `refused` are the known fields
+    media type (`media`) and no schema. `chunk` is what the events of a stream hold; `lines` says that a stream is JSON
+    lines, each of the kind `answer`. `refused` are the known fields
     that are refused unless their value changes nothing. `errors` are the statuses that may come beside 200 and those
     of every route; their bodies are of the kind `failure`. `parts` are structs that a JSON schema among these refers
     to; `meanings` say what a status means here, if not what it means elsewhere.
@@ -80,3 +81,4 @@ class Operation:
     parts: tuple[type[msgspec.Struct], ...] = ()
     meanings: Mapping[int, str] = field(default_factory=dict)
     multipart: Mapping[str, Any] | None = field(default=None)
+    lines: bool = False

@@ -16,6 +16,9 @@ from motet.api.request_record import RequestRecord, current_record
 from motet.core.errors import ErrorInfo, MotetError
 
 DONE = b"data: [DONE]\n\n"
+EVENTS = "text/event-stream; charset=utf-8"
+LINES = "application/x-ndjson"
+"""The content types of streams: events, or JSON lines."""
 
 
 def event(data: msgspec.Struct) -> bytes:
@@ -57,16 +60,15 @@ async def guarded(
 
 
 async def stream_response(
-    events: AsyncGenerator[bytes, None], drain: Drain, failed: ErrorFrame = error_event
+    events: AsyncGenerator[bytes, None], drain: Drain, failed: ErrorFrame = error_event, content_type: str = EVENTS
 ) -> Response:
     """The response that sends `events` as they come, once the first is there; `failed` makes the event of a failure.
 
     Raises what fails before that, so that it is answered with its own status.
     """
     first = await anext(events, b"")
-    response = Response(
-        guarded(first, events, drain, failed, current_record()), content_type="text/event-stream; charset=utf-8"
-    )
+    frames = guarded(first, events, drain, failed, current_record())
+    response = Response(frames, content_type=content_type)
     response.headers["cache-control"] = "no-store"
     response.headers["x-accel-buffering"] = "no"
     response.timeout = None  # the framework would cut the stream silently after 60 s

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from motet.api.custom_tools import custom_tool
 from motet.api.schemas import ChatRequest, CustomTool, FunctionTool, GrammarInput
 from motet.api.services import Services
@@ -15,6 +17,7 @@ from motet.core.templates import ChatTemplate
 from motet.core.tools import Tool, ToolParser
 
 FALLBACK = "hermes"
+NO_ARGUMENTS = msgspec.Raw(b"{}")
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,15 @@ def _function(tool: Tool) -> dict[str, Any]:
 def tool_name(tool: FunctionTool | CustomTool) -> str:
     """What the model calls it."""
     return tool.custom.name if isinstance(tool, CustomTool) else tool.function.name
+
+
+def complete_arguments(text: str) -> msgspec.Raw:
+    """A call's arguments as JSON; an empty object where they are not complete."""
+    try:
+        msgspec.json.decode(text, type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError):
+        return NO_ARGUMENTS
+    return msgspec.Raw(text.encode())
 
 
 def tool_parser(services: Services, template: ChatTemplate) -> ToolParser:

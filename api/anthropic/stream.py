@@ -6,7 +6,6 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-import msgspec
 from msgspec.structs import replace
 
 from motet.api.answers import ENCODER
@@ -23,9 +22,8 @@ from motet.api.caller import Caller
 from motet.api.chat_run import CallDelta, ChatDelta, ChatRun
 from motet.api.generation import finished
 from motet.api.services import Services
+from motet.api.tools import NO_ARGUMENTS, complete_arguments
 from motet.core.errors import ErrorInfo
-
-EMPTY_INPUT = msgspec.Raw(b"{}")
 
 
 class MessageWriter:
@@ -68,7 +66,7 @@ class MessageWriter:
         events: list[MessageEvent] = []
         if call.id is not None and call.name is not None:
             id = f"toolu_{call.id.removeprefix('call_')}"
-            events += self._begin_block(AnsweredToolUse(id, call.name, EMPTY_INPUT))
+            events += self._begin_block(AnsweredToolUse(id, call.name, NO_ARGUMENTS))
         if call.arguments:
             events.append(self._delta({"type": "input_json_delta", "partial_json": call.arguments}, call.arguments))
         return events
@@ -93,7 +91,11 @@ class MessageWriter:
             return []
         text, event = "".join(self._pieces), MessageEvent(type="content_block_stop", index=self._index)
         self._pieces.clear()
-        whole = replace(block, text=text) if isinstance(block, AnsweredText) else replace(block, input=_input(text))
+        whole = (
+            replace(block, text=text)
+            if isinstance(block, AnsweredText)
+            else replace(block, input=complete_arguments(text))
+        )
         self.message.content.append(whole)
         return [event]
 
@@ -111,15 +113,6 @@ class MessageWriter:
         if delta.finish_reason == "length":
             return "max_tokens" if self._limit == self._max_tokens else "model_context_window_exceeded"
         return "stop_sequence" if isinstance(delta.stop_reason, str) else "end_turn"
-
-
-def _input(arguments: str) -> msgspec.Raw:
-    """A call's arguments, if they are complete."""
-    try:
-        msgspec.json.decode(arguments, type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError):
-        return EMPTY_INPUT
-    return msgspec.Raw(arguments.encode())
 
 
 class MessageStream:

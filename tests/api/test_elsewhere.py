@@ -18,14 +18,40 @@ from support.caller import CHAT, Caller, drive
         ("GET", CHAT, "stored chat completions"),
         ("DELETE", f"{CHAT}/chatcmpl-1", "stored chat completions"),
         ("POST", "/v1/responses/compact", "compaction"),
+        ("POST", f"{CHAT}/render", "POST /tokenize with messages"),
+        ("POST", "/v1/messages/batches", "POST /v1/batches"),
+        ("POST", "/v1/rerank", "POST /v1/embeddings"),
+        ("POST", "/score", "POST /v1/embeddings"),
+        ("POST", "/v1/load_lora_adapter", "name the adapter as model"),
+        ("POST", "/v1/unload_lora_adapter", "none is needed"),
+        ("GET", "/lora-adapters", "merged_adapters"),
+        ("GET", "/props", "GET /info"),
+        ("GET", "/slots", "GET /health"),
+        ("POST", "/infill", "suffix"),
+        ("POST", "/pooling", "POST /v1/embeddings"),
     ],
 )
 def test_what_is_not_offered_says_so(tmp_path: Path, method: str, path: str, what: str) -> None:
     async def scenario(caller: Caller) -> None:
         response = await caller.client.open(path, method=method, json={})
-        error = (await response.get_json())["error"]
-        assert (response.status_code, error["code"], error["type"]) == (404, "not_offered", "invalid_request_error")
+        body = await response.get_json()
+        error = body["error"]
+        if path.startswith("/v1/messages"):
+            assert (response.status_code, body["type"], error["type"]) == (404, "error", "not_found_error")
+        else:
+            assert (response.status_code, error["code"], error["type"]) == (404, "not_offered", "invalid_request_error")
         assert what in error["message"]
+
+    drive(tmp_path, scenario)
+
+
+def test_what_ollama_has_and_is_not_offered_says_so_in_its_shape(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        for path, what in (("/api/pull", "GET /api/tags"), ("/api/embed", "POST /v1/embeddings")):
+            response = await caller.client.post(path, json={})
+            body = await response.get_json()
+            assert (response.status_code, set(body)) == (404, {"error"})
+            assert what in body["error"]
 
     drive(tmp_path, scenario)
 
@@ -42,7 +68,7 @@ def test_what_is_not_offered_says_so(tmp_path: Path, method: str, path: str, wha
         ("GET", "/v1/models/", "/v1/models"),
         ("GET", "/models/org/name", "/v1/models/org/name"),
         ("GET", "/docs/", "/docs"),
-        ("GET", "/v1/health", "/health"),
+        ("GET", "/health/", "/health"),
     ],
 )
 def test_a_slip_in_the_path_is_told(tmp_path: Path, method: str, path: str, meant: str) -> None:

@@ -1,0 +1,79 @@
+"""POST /api/show: one model as Ollama's clients see it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+from quart import Blueprint, Response
+
+from motet.api.answers import ENCODER, ModelCard
+from motet.api.body import read_body
+from motet.api.models import model_card
+from motet.api.ollama.errors import OllamaError
+from motet.api.ollama.objects import OllamaShow, architecture, details, timestamp
+from motet.api.ollama.requests import model_name, parsed
+from motet.api.operations import ERRORS, TOKEN, Operation
+from motet.api.parsing import Parsed
+from motet.api.services import Services
+from motet.core.errors import InvalidRequest
+
+
+class ShowRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of POST /api/show."""
+
+    model: Annotated[Annotated[str, Meta(max_length=1024)] | None, Meta(description="The model; required.")] = None
+    name: Annotated[Annotated[str, Meta(max_length=1024)] | None, Meta(description="The older name of `model`.")] = None
+    verbose: Annotated[bool | None, Meta(description="Accepted; has no effect.")] = None
+
+
+OPERATIONS = (
+    Operation(
+        "post",
+        "/api/show",
+        "One model",
+        "ollama",
+        OllamaShow,
+        body=ShowRequest,
+        example={"model": ""},
+        errors=ERRORS,
+        parameters=(TOKEN,),
+        failure=OllamaError,
+    ),
+)
+
+
+def routes(services: Services) -> Blueprint:
+    """The route, bound to `services`."""
+    blueprint = Blueprint("ollama_show", __name__)
+
+    @blueprint.post("/api/show")
+    async def show() -> Response:
+        asked = await read_body(_parse)
+        card = await model_card(services, model_name(services, asked.model or asked.name or ""))
+        return Response(ENCODER.encode(_shown(services, card)), content_type="application/json")
+
+    return blueprint
+
+
+def _parse(body: dict[str, Any]) -> Parsed[ShowRequest]:
+    asked = parsed(body, ShowRequest)
+    if asked.request.model is None and asked.request.name is None:
+        raise InvalidRequest("model is missing", param="model", code="missing_required_parameter")
+    return asked
+
+
+def _shown(services: Services, card: ModelCard) -> OllamaShow:
+    model, family = services.model(), architecture(services)
+    return OllamaShow(
+        details=details(services, card.parent),
+        model_info={
+            "general.architecture": family,
+            "general.basename": card.alias or card.id,
+            f"{family}.context_length": model.max_context,
+            f"{family}.embedding_length": model.hidden_size,
+        },
+        capabilities=["completion", "tools"],
+        modified_at=timestamp(card.created),
+    )

@@ -1,0 +1,47 @@
+"""GET /api/tags: the models as Ollama's clients list them."""
+
+from __future__ import annotations
+
+import hashlib
+
+from quart import Blueprint, Response
+
+from motet.api.answers import ENCODER
+from motet.api.models import model_cards
+from motet.api.ollama.errors import OllamaError
+from motet.api.ollama.objects import OllamaModel, OllamaTags, details, timestamp
+from motet.api.operations import Operation
+from motet.api.services import Services
+
+OPERATIONS = (
+    Operation(
+        "get",
+        "/api/tags",
+        "The base model and the adapters that can be listed",
+        "ollama",
+        OllamaTags,
+        errors=(503,),
+        failure=OllamaError,
+    ),
+)
+
+
+def routes(services: Services) -> Blueprint:
+    """The route, bound to `services`."""
+    blueprint = Blueprint("ollama_tags", __name__)
+
+    @blueprint.get("/api/tags")
+    async def tags() -> Response:
+        models = [
+            OllamaModel(
+                name=card.id,
+                model=card.id,
+                modified_at=timestamp(card.created),
+                digest=hashlib.sha256(f"{services.fingerprint}\n{card.id}".encode()).hexdigest(),
+                details=details(services, card.parent),
+            )
+            for card in await model_cards(services)
+        ]
+        return Response(ENCODER.encode(OllamaTags(models)), content_type="application/json")
+
+    return blueprint

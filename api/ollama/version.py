@@ -1,0 +1,29 @@
+"""GET /api/version."""
+
+from __future__ import annotations
+
+from quart import Blueprint, Response
+
+from motet.api.answers import ENCODER
+from motet.api.ollama.errors import OllamaError
+from motet.api.ollama.objects import OllamaVersion
+from motet.api.operations import Operation
+from motet.api.services import Services
+
+VERSION = "0.9.0"
+"""The version of Ollama whose API this is. Editors refuse versions before 0.6.4."""
+
+OPERATIONS = (
+    Operation("get", "/api/version", "The version of Ollama's API", "ollama", OllamaVersion, failure=OllamaError),
+)
+
+
+def routes(services: Services) -> Blueprint:
+    """The route; it needs nothing of `services`."""
+    blueprint = Blueprint("ollama_version", __name__)
+
+    @blueprint.get("/api/version")
+    async def api_version() -> Response:
+        return Response(ENCODER.encode(OllamaVersion(VERSION)), content_type="application/json")
+
+    return blueprint
