@@ -1,18 +1,21 @@
-"""The command line: `motet serve`, `plugins`, `key` and `bench`. Every setting becomes a flag by itself."""
+"""The command line: `motet serve`, `check`, `plugins`, `key` and `bench`. Every setting becomes a flag by itself."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from loguru import logger
 
+from motet.core.adapter_check import CheckRequest, Verdict
 from motet.core.errors import ALREADY_SAID, StartupError
 from motet.core.logs import configure_logging
 from motet.core.registry import PluginRegistry
@@ -95,6 +98,40 @@ def _bench(arguments: argparse.Namespace) -> None:
     run_bench(arguments)
 
 
+def _check(arguments: argparse.Namespace) -> None:
+    from motet.api.check import find_adapters, report
+
+    os.environ["HF_HUB_OFFLINE"] = "1"  # before any plugin imports the hub's library
+    from motet.api.supervisor import locate_model, model_directory
+    from motet.engine.adapters.loader import LoaderSpec
+    from motet.engine.child_process import public_environment
+    from motet.engine.spec import engine_spec
+
+    given = vars(arguments)
+    directories, output = given.pop("directories"), given.pop("format")
+    settings = load_settings(given, os.environ, None)
+    found = find_adapters(directories)
+    location = locate_model(settings)
+    spec = LoaderSpec(
+        engine=engine_spec(settings, model_directory(location, settings)),
+        shards=settings.shards,
+        address="",
+        cache="",
+        names=(settings.model_name or location.name,),
+    )
+    request = CheckRequest(msgspec.to_builtins(spec), tuple(found))
+    command = [sys.executable, "-m", "motet.engine.adapters.checker"]
+    done = subprocess.run(
+        command, input=msgspec.json.encode(request), stdout=subprocess.PIPE, env=public_environment(), check=False
+    )
+    if done.returncode:
+        raise StartupError(f"the checker ended with code {done.returncode}; its message is above", code=ALREADY_SAID)
+    verdicts = msgspec.json.decode(done.stdout, type=list[Verdict])
+    print(report(verdicts, location.name, output))
+    if not all(verdict.fits for verdict in verdicts):
+        raise SystemExit(1)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the `motet` command."""
     parser = argparse.ArgumentParser(prog="motet", description="Many LoRA fine-tunes of one base model, one server.")
@@ -114,6 +151,10 @@ def build_parser() -> argparse.ArgumentParser:
     serve.usage = "motet serve [--FLAG VALUE …]"
     add_settings(serve)
     command("plugins", _plugins, "list what is registered, and by which plugin")
+    check = command("check", _check, "say which adapters fit a base model, and why others do not, without serving")
+    from motet.api.check import add_check_arguments
+
+    add_check_arguments(check)
     key = command("key", _key, "make an API key: a line for the --api-keys file, and the key itself on stderr")
     key.add_argument("name", help="whose key it is: letters, digits, or any of _.@-")
     key.add_argument("--admin", action="store_true", help="it may end everybody's requests")

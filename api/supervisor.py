@@ -44,8 +44,8 @@ def supervise(settings: Settings) -> None:
         read_keys(Path(settings.api_keys))
     check_directories(settings)
     listener = _listen(settings.host, settings.port)
-    location = _locate(settings)
-    directory = _directory(location, settings)
+    location = locate_model(settings)
+    directory = model_directory(location, settings)
     stop = threading.Event()  # only now: until here, Ctrl-C ends a long download at once
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
@@ -151,7 +151,8 @@ def _shown(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _locate(settings: Settings) -> ModelLocation:
+def locate_model(settings: Settings) -> ModelLocation:
+    """The base model that `settings` name, by whichever plugin claims it. Raises StartupError."""
     plugins = PluginRegistry.load()
     plugins.configure(settings)
     _check_plugins(settings, plugins)
@@ -180,7 +181,7 @@ def _check_plugins(settings: Settings, plugins: PluginRegistry) -> None:
         )
 
 
-def _directory(location: ModelLocation, settings: Settings) -> Path:
+def model_directory(location: ModelLocation, settings: Settings) -> Path:
     """The model as a transformers directory; a GGUF file is converted first, by a process that may use torch."""
     if location.kind == "transformers":
         return location.path.resolve()

@@ -20,7 +20,7 @@ import zmq
 import zmq.asyncio
 from loguru import logger
 
-from motet.core.errors import MotetError, Unavailable
+from motet.core.errors import ErrorInfo, MotetError, Unavailable
 from motet.core.heartbeat import SERVING, Heartbeat
 from motet.core.lifeline import follow_parent, run_child
 from motet.core.logs import configure_logging
@@ -94,20 +94,19 @@ def prepare(question: PrepareAdapter, target: Target) -> FromLoader:
 
     try:
         return msgspec.structs.replace(prepare_adapter(question.parts, target), id=question.id)
-    except MotetError as error:
-        info = error.info()
-        return LoaderFailure(
-            question.id, msgspec.structs.replace(info, message=_plain(info.message), param=_plain(info.param))
-        )
     except Exception as error:  # one adapter's trouble must not end the loader
-        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # Python's, or torch's
-            failure: MotetError = Unavailable(
-                "preparing the adapter needs more memory than the adapter loader may use; try again", param="model"
-            )
-        else:
-            logger.exception("preparing an adapter failed")
-            failure = MotetError(f"preparing the adapter failed: {type(error).__name__}")
-        return LoaderFailure(question.id, failure.info())
+        return LoaderFailure(question.id, error_info(error))
+
+
+def error_info(error: Exception) -> ErrorInfo:
+    """A failure to prepare an adapter as data; one that nobody expected is logged."""
+    if isinstance(error, MotetError):
+        info = error.info()
+        return msgspec.structs.replace(info, message=_plain(info.message), param=_plain(info.param))
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # Python's, or torch's
+        return Unavailable("preparing the adapter needs more memory than the adapter loader may use; try again").info()
+    logger.opt(exception=error).error("preparing an adapter failed")
+    return MotetError(f"preparing the adapter failed: {type(error).__name__}").info()
 
 
 async def serve(spec: LoaderSpec, heartbeat: Heartbeat) -> None:
