@@ -24,6 +24,15 @@ BAN_SECONDS = 60.0
 MAX_WAITING = 64
 REMEMBERED = 256
 _SCHEMA = re.compile(r"at \d+\(\d+\): failed to compile JSON schema: (.*?)\n +\d+ \| .*", re.DOTALL)
+_SCHEMAS = {"json_schema": "response_format.json_schema.schema", "json_object": "response_format.schema"}
+"""Where the schema of an output format stands."""
+
+_ADVICE = {
+    "oneOf constraints": "oneOf with alternatives that overlap cannot be enforced; use anyOf, or leave strict out",
+    "Resource ": "$ref to another document is not followed; put the definition under $defs",
+}
+"""The library's messages that advise what a caller cannot do, by their beginnings, and what to say instead."""
+
 TOO_SLOW = "it takes too long to compile"
 
 _WORKER, _TASK = "motet.engine.client.grammar_worker", "their grammar compiled"
@@ -62,7 +71,7 @@ class GrammarChecker:
             )
         spec = await self._written(kind, formats[kind], response_format)
         if spec is not None:
-            await self.check(spec)
+            await self.check(spec, schema=_SCHEMAS.get(kind, "response_format"))
         return spec
 
     async def _written(
@@ -81,14 +90,18 @@ class GrammarChecker:
             raise MotetError(f"{name}.grammar returned {type(spec).__name__}; expected GrammarSpec or None")
         return spec
 
-    async def check(self, spec: GrammarSpec, param: str = "response_format") -> None:
-        """Raise InvalidRequest naming `param` if `spec` is too large, takes too long to compile, or is wrong."""
+    async def check(self, spec: GrammarSpec, param: str = "response_format", schema: str | None = None) -> None:
+        """Raise InvalidRequest naming `param` if `spec` is too large, takes too long to compile, or is wrong.
+
+        Where a part of a JSON schema is at fault, that is named instead; `schema` is the field that holds the schema.
+        """
         if len(spec.text) > MAX_GRAMMAR_CHARACTERS:
             raise _refused(f"it has {len(spec.text)} characters; {MAX_GRAMMAR_CHARACTERS} are allowed", param)
         if (problem := self._remembered(spec)) is None:
             problem = await self._compiled(spec)
         if problem:
-            raise _refused(problem, param)
+            path, _, why = problem.rpartition("\0")
+            raise _refused(why, f"{schema or param}.{shortened(path)}" if path else param, bool(path))
 
     def _remembered(self, spec: GrammarSpec) -> str | None:
         problem, until = self._known.get(spec, (None, 0.0))
@@ -114,7 +127,9 @@ class GrammarChecker:
         return problem
 
 
-def _refused(why: str, param: str) -> InvalidRequest:
+def _refused(why: str, param: str, located: bool = False) -> InvalidRequest:
     if (within := _SCHEMA.fullmatch(why)) is not None:  # the lines that follow are none that the caller wrote
         why = within[1]
-    return InvalidRequest(f"the output grammar is refused: {shortened(why)}", param=param, code="invalid_grammar")
+    why = next((advice for start, advice in _ADVICE.items() if why.startswith(start)), shortened(why))
+    where = f"{param}: " if located else ""
+    return InvalidRequest(f"the output grammar is refused: {where}{why}", param=param, code="invalid_grammar")

@@ -1,20 +1,31 @@
 """A process that compiles grammars: a small one may ask for endless work, which only a process's end can stop.
 
-A request is a GrammarSpec as msgpack, the answer a text: what is wrong with it, "" if nothing is.
+A request is a GrammarSpec as msgpack, the answer a string: what is wrong with it, "" if nothing is. For a JSON schema,
+it begins with the path of the part at fault and a zero byte.
 """
 
 from __future__ import annotations
+
+import json
+import re
+import time
 
 import msgspec
 from llguidance import LLMatcher
 
 from motet.core.formats import GrammarSpec
 from motet.engine.client.grammar import LIMITS, grammar_source
+from motet.engine.client.schema_fault import fault_path
 from motet.engine.client.worker_process import serve
 
 CPU_SECONDS = 10
 _MEMORY_BYTES = 1 << 30
 _MAX_CHARACTERS = 2000
+_WITHIN = re.compile(r"\n  while processing json-schema:///\S*")
+"""Where the library was when it failed, in its own terms."""
+
+QUICK_SECONDS = 0.2
+"""A schema that takes longer is not compiled again and again to find its fault."""
 
 
 def problem(spec: GrammarSpec) -> str:
@@ -23,7 +34,17 @@ def problem(spec: GrammarSpec) -> str:
         wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar_source(spec), limits=LIMITS)
     except ValueError as error:
         return str(error)
-    return "\n".join(messages) if wrong else ""
+    return _WITHIN.sub("", "\n".join(messages)) if wrong else ""
+
+
+def located(spec: GrammarSpec) -> str:
+    """What is wrong with `spec`, and where."""
+    began = time.monotonic()
+    message = problem(spec)
+    if not message or spec.kind != "json_schema" or time.monotonic() - began > QUICK_SECONDS:
+        return message
+    path = fault_path(json.loads(spec.text), message, lambda part: problem(GrammarSpec(spec.kind, json.dumps(part))))
+    return f"{path}\0{message}"
 
 
 def main() -> None:
@@ -32,7 +53,7 @@ def main() -> None:
 
     def answer(request: bytes) -> bytes:
         try:
-            return problem(decoder.decode(request))[:_MAX_CHARACTERS].encode(errors="replace")
+            return located(decoder.decode(request))[:_MAX_CHARACTERS].encode(errors="replace")
         except MemoryError:
             return b"it needs too much memory"
 

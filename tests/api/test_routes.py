@@ -114,8 +114,12 @@ def test_output_formats(tmp_path: Path) -> None:
             ({}, "missing_required_parameter", "response_format.type"),
             ({"type": 3}, "invalid_type", "response_format.type"),
             ({"type": "haiku"}, "invalid_value", "response_format.type"),
-            ({"type": "json_object", "schema": {"type": "objekt"}}, "invalid_grammar", "response_format"),
-            ({"type": "json_object", "schema": {"$ref": "http://x/y"}}, "invalid_grammar", "response_format"),
+            ({"type": "json_object", "schema": {"type": "objekt"}}, "invalid_grammar", "response_format.schema.type"),
+            (
+                {"type": "json_object", "schema": {"$ref": "http://x/y"}},
+                "invalid_grammar",
+                "response_format.schema.$ref",
+            ),
         ]
         for response_format, code, param in bad:
             found = await caller.error(CHAT, {"messages": MESSAGES, "response_format": response_format, "stream": True})

@@ -74,7 +74,32 @@ def test_schemas_that_no_grammar_can_say_do_not_count_unless_strict(tmp_path: Pa
             assert '"integer"' in spec.text, "the rest does"
         strict = {**form, "json_schema": {**form["json_schema"], "strict": True}}  # type: ignore[dict-item]
         found = await caller.error(CHAT, {"messages": MESSAGES, "response_format": strict})
-        assert found == (400, "invalid_grammar", "response_format")
+        assert found[:2] == (400, "invalid_grammar")
+        assert (found[2] or "").startswith("response_format")
+
+    drive(tmp_path, scenario)
+
+
+def test_the_part_of_a_schema_that_is_refused_is_named(tmp_path: Path) -> None:
+    overlap = {"oneOf": [{"type": "object", "properties": {name: {"type": "string"}}} for name in "ab"]}
+    schema = {"type": "object", "properties": {"x": overlap}}
+
+    async def scenario(caller: Caller) -> None:
+        form = {"type": "json_schema", "json_schema": {"name": "n", "strict": True, "schema": schema}}
+        error = (await (await caller.post(CHAT, {"messages": MESSAGES, "response_format": form})).get_json())["error"]
+        assert error["param"] == "response_format.json_schema.schema.properties.x.oneOf"
+        assert f"{error['param']}: oneOf with alternatives that overlap" in error["message"]
+        assert "coerce_one_of" not in error["message"]
+        flat = {"type": "json_schema", "name": "n", "strict": True, "schema": schema}
+        error = (await (await caller.post("/v1/responses", {"input": "hi", "text": {"format": flat}})).get_json())[
+            "error"
+        ]
+        assert error["param"] == "text.format.schema.properties.x.oneOf"
+        function = {"name": "f", "strict": True, "parameters": schema}
+        asked = {"messages": MESSAGES, "tools": [{"type": "function", "function": function}], "tool_choice": "required"}
+        error = (await (await caller.post(CHAT, asked)).get_json())["error"]
+        assert error["param"] == "tools[0].function.parameters"
+        assert "oneOf with alternatives that overlap" in error["message"]
 
     drive(tmp_path, scenario)
 

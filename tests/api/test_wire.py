@@ -60,7 +60,7 @@ BAD = [
         {"response_format": {"type": "json_object", "schema": {"type": "objekt"}}},
         400,
         "invalid_grammar",
-        "response_format",
+        "response_format.schema.type",
     ),
     (CHAT, {"model": "no-such-adapter"}, 404, "model_not_found", "model"),
     (CHAT, {"model": "demo:no-such-adapter"}, 404, "model_not_found", "model"),
