@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import resource
 import socket
 from contextlib import suppress
@@ -116,7 +117,7 @@ class ListenerConfig(Config):
         self.ssl_handshake_timeout = FIRST_HEAD_SECONDS
         self.graceful_timeout = LAST_WORDS_SECONDS
         self.h11_max_incomplete_size = 64 << 10
-        self.loglevel = "WARNING"
+        self.errorlog = logging.getLogger("hypercorn.error")
         self.certfile = settings.tls_certificate or None
         self.keyfile = settings.tls_key or None
         self.crowd = Crowd()

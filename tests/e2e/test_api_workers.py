@@ -15,7 +15,9 @@ from pathlib import Path
 import httpx2
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from support.hub import Hub
+from support.promql import queries, selectors
 from support.server import Server, serving
 
 PIRATE = Path(__file__).parents[2] / "plugins" / "demo" / "adapters" / "pirate"
@@ -174,3 +176,34 @@ def test_the_workers_count_together(world: World) -> None:
         assert {answer.status_code for answer in threads.map(world.ask, [""] * 12)} == {200}
     seen = {answered() for _ in range(8)}  # whichever worker it is that tells
     assert seen == {before + 12}
+
+
+def test_the_dashboard_and_the_alerts_read_what_a_real_server_exposes(world: World) -> None:
+    assert world.ask("demo:pirate").status_code == 200
+    assert world.ask("demo:nobody").status_code == 404
+    text = httpx2.get(f"{world.server.url}/metrics", timeout=10).text
+    exposed: dict[str, set[str]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            exposed.setdefault(sample.name, set()).update(sample.labels)
+    read = [s for query in queries().values() for s in selectors(query) if s.metric != "up"]
+    assert {s.metric for s in read} - exposed.keys() == set()
+    assert [s for s in read if s.labels - exposed[s.metric] - {"instance"}] == []
+    (routing,) = [s for f in text_string_to_metric_families(text) for s in f.samples if "lora_requests" in s.name]
+    assert "demo:pirate" in routing.labels["running_lora_adapters"].split(",")
+    assert routing.labels["max_lora"] == "32"
+    assert abs(routing.value - time.time()) < 60
+
+
+def test_each_request_and_each_load_is_a_line(world: World) -> None:
+    headers = {"x-request-id": "e2e-line"}
+    body = {"model": "demo:terse", "messages": [{"role": "user", "content": "Who?"}], "max_tokens": 2}
+    httpx2.post(f"{world.server.url}/v1/chat/completions", json=body, headers=headers, timeout=60)
+    until(lambda: "request_id=e2e-line" in world.server.log.read_text())
+    log = world.server.log.read_text()
+    (line,) = [line for line in log.splitlines() if "request_id=e2e-line" in line]
+    assert "adapter=demo:terse@" in line
+    assert "completion_tokens=2" in line
+    for message in ("adapter fetched adapter=demo:terse", "adapter prepared adapter=demo:terse", "engine ready"):
+        assert message in log, message
+    assert "adapter installed adapter=demo:terse" in log

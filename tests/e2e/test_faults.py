@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,6 +21,8 @@ import pytest
 from support.server import Server, free_port, serving
 
 LONG = {"model": "", "prompt": "Once upon a time", "max_tokens": 4000, "ignore_eos": True, "stream": True}
+
+LINE = re.compile(r"\d\d:\d\d:\d\d (DEBUG|INFO|WARNING|ERROR) ")
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +60,8 @@ def test_a_killed_rank_fails_its_requests_and_the_engine_comes_back(server: Serv
         assert refused.headers["retry-after"]
         server.wait_ready()
         assert client.post("/v1/chat/completions", json=said).status_code == 200, "the adapter is known again"
+    lines = [line for line in server.log.read_text().splitlines() if line and not line.startswith(("Motet", "Try it"))]
+    assert [line for line in lines if not LINE.match(line)] == [], "what happened is one line each"
 
 
 def test_a_client_that_leaves_frees_its_blocks(server: Server) -> None:
