@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 from docs.pages import NAMES, ROOT, anchors, code_words, fences, links, read
 
 from motet.api.cli import build_parser
@@ -90,6 +91,8 @@ def test_code_can_be_read(name: str, tmp_path: Path) -> None:
             case "toml" if fence.file == "motet.toml":
                 (tmp_path / "motet.toml").write_text(fence.text)
                 load_settings({}, {}, tmp_path / "motet.toml")
+            case "yaml":
+                assert yaml.safe_load(fence.text)
             case language:
                 assert language in ("", "toml", "text"), language
 
