@@ -201,12 +201,12 @@ class ChatRun:
 
     async def deltas(self, services: Services) -> AsyncGenerator[tuple[int, ChatDelta], None]:
         """(choice, what it adds) as things come; closing this ends every sequence at once."""
-        streams = [self._choice(stream) for stream in self.generation.streams(services)]
+        streams = [self._choice(index, stream) for index, stream in enumerate(self.generation.streams(services))]
         async with aclosing(merge(streams)) as merged:
             async for indexed in merged:
                 yield indexed
 
-    async def _choice(self, stream: AsyncGenerator[TextDelta, None]) -> AsyncGenerator[ChatDelta, None]:
+    async def _choice(self, index: int, stream: AsyncGenerator[TextDelta, None]) -> AsyncGenerator[ChatDelta, None]:
         """One choice's deltas; its sequence ends with the last of them, though the model may have gone on."""
         reader = CallReader(self.tools) if self.tools else None
         echo = self.echo
@@ -222,6 +222,8 @@ class ChatRun:
                     echo = ""
                 if told.finish_reason is not None:
                     await stream.aclose()  # before the client has read the last of it
+                    if delta.finish_reason is None:
+                        self.generation.timing.take(index, TextDelta("", (), "stop"))
                     yield told
                     return
                 yield told

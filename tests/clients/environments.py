@@ -12,6 +12,7 @@ from pathlib import Path
 from motet.core.paths import build_directory, cache_directory
 
 INSTALL_SECONDS = 300
+CODEX = "0.171.0"
 NODE = Path(__file__).parent / "node"
 
 
@@ -53,6 +54,16 @@ def node_packages() -> Path:
         run(["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=scratch)
 
     return build_directory(clients_directory() / f"node-{hashlib.sha256(wanted).hexdigest()[:12]}", fill)
+
+
+def codex_program() -> Path:
+    """Codex CLI, a native program; kept apart, since it is large and one test alone needs it."""
+
+    def fill(scratch: Path) -> None:
+        (scratch / "package.json").write_text('{"private": true}')
+        run(["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", f"@openai/codex@{CODEX}"], cwd=scratch)
+
+    return build_directory(clients_directory() / f"codex-{CODEX}", fill) / "node_modules" / ".bin" / "codex"
 
 
 def run_apart(script: Path, directory: Path, argument: str) -> str:
