@@ -108,6 +108,7 @@ def test_compose_builds_a_file_that_exists_with_settings_that_are_real(name: str
     mounts = {volume.split(":")[1] for volume in only["volumes"]}
     assert {*settings.adapter_root, "/cache", settings.data_dir} == mounts
     assert int(only["stop_grace_period"].removesuffix("s")) > settings.drain_seconds + 1
+    assert only["restart"] == "on-failure:3", "a setting that cannot work does not loop"
     (port,) = only["ports"]
     assert port == f"127.0.0.1:8080:{settings.port}"
 
