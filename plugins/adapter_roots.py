@@ -21,12 +21,14 @@ from motet.core.errors import NotFound
 from motet.core.paths import read_regular
 
 CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
 HUB_PREFIX, HUB_SEPARATOR = "models--", "--"
 MAX_DEPTH = 4
 MAX_SCANNED = 20_000
 """Directories that one listing looks into."""
 
 MAX_SCANNED_FOR_ERROR = 200
+MAX_NOTED = 20
 MAX_NAMED = 3
 """Adapters below a directory that an error names."""
 
@@ -37,6 +39,8 @@ class AdapterRoots:
     def __init__(self, paths: Sequence[Path], follow_links: bool = False) -> None:
         self.paths = tuple(paths)
         self.follow_links = follow_links
+        self.outside: dict[Path, bool] = {}
+        """Links that lead out of the roots, as listings met them, and whether they have been reported."""
 
     def admits(self, path: Path) -> bool:
         """Whether `path`, its links followed, may be read: it lies in a root, or links may lead anywhere."""
@@ -119,7 +123,7 @@ class _Scan:
     scanned: int = 0
 
     def names(self) -> Iterator[str]:
-        if (self.root / CONFIG_FILE).is_file():
+        if self._is_adapter(self.root):
             yield own_name(self.root)
         level = [self.root]
         for _ in range(MAX_DEPTH):
@@ -153,11 +157,20 @@ class _Scan:
         except OSError:  # a directory that was there a moment ago, or may not be read
             return []
         found = (Path(entry.path) for entry in named)
-        return sorted(path for path in found if not path.is_symlink() or self.roots.admits(path))
+        return sorted(path for path in found if self._stays(path))
+
+    def _stays(self, path: Path) -> bool:
+        """Whether `path` is no link that leads out of the roots; one that is gets noted."""
+        if not path.is_symlink() or self.roots.admits(path):
+            return True
+        if len(self.roots.outside) < MAX_NOTED:
+            self.roots.outside.setdefault(path, False)
+        return False
 
     def _is_adapter(self, directory: Path) -> bool:
         try:
-            return (directory / CONFIG_FILE).is_file()
+            found = (directory / CONFIG_FILE).is_file()
+            return found and all(self._stays(directory / name) for name in (CONFIG_FILE, WEIGHTS_FILE))
         except OSError:
             return False
 

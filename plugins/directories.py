@@ -11,12 +11,13 @@ from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from loguru import logger
+
 from motet.core.adapters import AdapterListing, AdapterRef, AdapterSource, ResolvedAdapter
 from motet.core.blocking import BlockingCalls
 from motet.core.errors import AdapterRefused, NotFound, Unavailable
-from motet.plugins.adapter_roots import CONFIG_FILE, AdapterRoots
+from motet.plugins.adapter_roots import CONFIG_FILE, WEIGHTS_FILE, AdapterRoots
 
-WEIGHTS_FILE = "adapter_model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE, "generation_config.json", *TOKENIZER_FILES, *TEMPLATE_FILES)
@@ -56,9 +57,22 @@ class DirectoryAdapters(AdapterSource):
     async def listing(self) -> Sequence[AdapterListing]:
         """Every adapter in the roots; those directly in a root have their name as alias."""
         names = await self._calls.run(None, self.roots.listed)
+        self._report_links()
         return [
             AdapterListing(AdapterRef(self.source, name), alias=None if "/" in name else name) for name in sorted(names)
         ]
+
+    def _report_links(self) -> None:
+        """Log each link that is not listed, once."""
+        for link, reported in self.roots.outside.items():
+            if not reported:
+                logger.warning(
+                    "adapter source {}: {} is not listed: it is a link that leads out of the adapter roots; "
+                    "--follow-links lets the server follow it",
+                    self.source,
+                    link,
+                )
+                self.roots.outside[link] = True
 
     async def _in_time(self, key: Hashable, look: Callable[[], T]) -> T:
         """`look()` in a thread. Raises Unavailable where the files do not respond, as on a mount that is away."""

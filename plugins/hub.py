@@ -28,8 +28,8 @@ from motet.core.errors import AdapterRefused, MotetError, NotFound, StartupError
 from motet.core.hookspecs import Register, hookimpl
 from motet.core.models import ModelLocation, ModelSource
 from motet.core.settings import Settings
-from motet.plugins.adapter_roots import CONFIG_FILE
-from motet.plugins.directories import ADAPTER_FILES, WEIGHTS_FILE
+from motet.plugins.adapter_roots import CONFIG_FILE, WEIGHTS_FILE
+from motet.plugins.directories import ADAPTER_FILES
 from motet.plugins.hub_errors import HUB_FAILURES, SEND_TOKEN, as_motet_error
 from motet.plugins.hub_transfers import Cancelled, Transfers
 

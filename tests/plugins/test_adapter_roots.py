@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from loguru import logger
 from support.adapter_world import FakeLoader
 
 from motet.api.adapters.messages import ListAdapters, Name, Serve
@@ -82,7 +83,12 @@ def test_a_link_out_of_the_roots_is_named_and_followed_where_it_is_allowed(tmp_p
     assert "support is a link that leads out of the adapter roots" in error.message
     assert "--follow-links" in error.message
     assert str(tmp_path) not in error.message
-    assert listed(strict) == []
+    lines: list[str] = []
+    sink = logger.add(lines.append, level="WARNING")
+    assert listed(strict) + listed(strict) == []
+    logger.remove(sink)
+    assert len(lines) == 1
+    assert "root/support is not listed" in lines[0]
     follows = source_over(tmp_path / "root", follow_links="on")
     assert found(follows, "support") == experiment
     assert listed(follows) == ["support"]
@@ -104,6 +110,9 @@ def test_a_link_of_one_file_is_named(tmp_path: Path) -> None:
     error = refusal(source_over(tmp_path / "root"), "a")
     assert isinstance(error, AdapterRefused)
     assert "chat_template.jinja of a is a link" in error.message
+    (adapter / "adapter_config.json").unlink()
+    (adapter / "adapter_config.json").symlink_to(tmp_path / "secret")
+    assert listed(source_over(tmp_path / "root")) == []
     assert found(source_over(tmp_path / "root", follow_links="on"), "a") == adapter
 
 
