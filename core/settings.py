@@ -148,6 +148,11 @@ class Settings:
         group="Storage and limits",
         metavar="DIR",
     )
+    cache_size: str = _setting(
+        "auto",
+        "disk space for fetched, prepared and merged adapters (auto: 20GiB, or half of what the disk has if less)",
+        size=True,
+    )
     max_body: str = _setting("4MiB", "largest request body", size=True, low=1)
     max_file: str = _setting("200MiB", "largest file that can be uploaded", size=True)
     max_files: str = _setting(

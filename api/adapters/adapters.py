@@ -66,7 +66,8 @@ class Adapters:
         """The weighted sum of `parts`, each authorised for its own token, loaded, and known to the engine.
 
         Raises as `serve` does for the first part that fails, naming it; InvalidRequest for no parts, more than
-        MAX_PARTS, or a weight that is no finite number; AdapterRefused if the ranks come to too much.
+        MAX_PARTS, or a weight that is no finite number; AdapterRefused if the ranks come to too much; Overloaded
+        when `owner` has had too many new merges made.
         """
         return await self._known(await self._registry.ask(ServeMerged(tuple(parts), tuple(tokens), owner)))
 

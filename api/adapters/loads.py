@@ -28,15 +28,15 @@ from motet.api.adapters.single_flight import SingleFlight
 from motet.api.adapters.source_calls import call_source, check_result
 from motet.core.adapters import AdapterSource, ResolvedAdapter
 from motet.core.blocking import BlockingCalls
+from motet.core.disk_space import cache_is_full, is_disk_full
 from motet.core.errors import AdapterRefused, MotetError, NotFound, Overloaded, Unavailable
 from motet.core.messages import AdapterPart, PreparedAdapter
+from motet.core.paths import sync_directory
 
 Key: TypeAlias = tuple[str, str]  # id and revision at one source
 
 UNREADABLE = "adapter_unreadable"
 """The code of a refusal for files that are absent, cut short or damaged, as they are while they are being written."""
-
-LEFTOVER_SECONDS = 24 * 3600
 
 
 class SourceLoads:
@@ -140,11 +140,15 @@ class SourceLoads:
         """The adapter's files: whole in the cache, or wherever the source keeps them."""
         target = self._target(adapter)
         if target.is_dir():
+            with suppress(OSError):
+                os.utime(target)  # in use (disk_cache.py) while it is prepared
             return target
         try:
             async with self._fetching.taken():
                 return await self._fetch(adapter, token, target)
         except OSError as error:
+            if is_disk_full(error):
+                raise cache_is_full() from error
             raise MotetError(f"the adapter cache cannot be written: {error.strerror}") from error
 
     async def _fetch(self, adapter: ResolvedAdapter, token: str | None, target: Path) -> Path:
@@ -178,7 +182,6 @@ class AdapterLoads:
     def __init__(
         self, sources: Mapping[str, AdapterSource], preparer: Preparer, cache: Path, limits: LoadLimits
     ) -> None:
-        _sweep(cache)
         for source in sources.values():
             source.max_adapter_bytes = limits.largest_adapter
         self._sources = {name: SourceLoads(source, cache, limits) for name, source in sources.items()}
@@ -215,16 +218,6 @@ def _last_write(directory: Path) -> float:
     return max((path.stat().st_mtime for path in directory.iterdir()), default=0.0)
 
 
-def _sweep(cache: Path) -> None:
-    """Remove what fetches left that were cut off by the end of their process, a day ago or more."""
-    for scratch in cache.glob(".*"):
-        try:
-            if time.time() - scratch.stat().st_mtime > LEFTOVER_SECONDS:
-                shutil.rmtree(scratch, ignore_errors=True)
-        except OSError:
-            continue  # another process has just removed it
-
-
 def _scratch(target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     return Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -232,6 +225,7 @@ def _scratch(target: Path) -> Path:
 
 def _move(directory: Path, target: Path) -> Path:
     """Rename `directory` to `target`; another process may have done the same with equal files."""
+    sync_directory(directory)
     try:
         directory.rename(target)
     except OSError:

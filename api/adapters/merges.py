@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -11,13 +13,41 @@ from motet.api.adapters.load_log import load_stage
 from motet.api.adapters.outcomes import Loaded, LoadLimits, Outcomes
 from motet.api.adapters.preparer import Preparer
 from motet.api.adapters.single_flight import SingleFlight
-from motet.core.errors import MotetError
+from motet.core.errors import MotetError, Overloaded
 from motet.core.messages import AdapterPart
 
 Key: TypeAlias = tuple[tuple[Loaded, float], ...]  # the adapters and their weights
 
+MINUTE = 60.0
+
 MERGED = "merged"
 """The name of a merge, and the source that metrics give for it."""
+
+
+class MergeRate:
+    """How many new merges each caller has had made within the last minute."""
+
+    def __init__(self, per_minute: int) -> None:
+        self._per_minute = per_minute
+        self._times: OrderedDict[str, deque[float]] = OrderedDict()  # the caller of the latest merge is the last
+
+    def count(self, owner: str) -> None:
+        """Count a new merge. Raises Overloaded if that is too many."""
+        now = time.monotonic()
+        times = self._times.setdefault(owner, deque())
+        while times and times[0] <= now - MINUTE:
+            times.popleft()
+        if len(times) >= self._per_minute:
+            raise Overloaded(
+                f"{self._per_minute} new merges of adapters were made for you within a minute (the maximum); use "
+                f"adapters and weights that were merged before, or try again in {times[0] + MINUTE - now:.0f} s",
+                param="merged_adapters",
+                code="rate_limit_exceeded",
+            )
+        times.append(now)
+        self._times.move_to_end(owner)
+        while self._times and next(iter(self._times.values()))[-1] <= now - MINUTE:
+            self._times.popitem(last=False)
 
 
 class AdapterMerges:
@@ -25,13 +55,21 @@ class AdapterMerges:
 
     def __init__(self, preparer: Preparer, limits: LoadLimits) -> None:
         self._preparer = preparer
+        self._rate = MergeRate(limits.merges_per_minute)
         self._running: SingleFlight[Key, Loaded] = SingleFlight(limits.waiting)
         self._outcomes: Outcomes[Key] = Outcomes(limits)
 
-    async def get(self, parts: Sequence[tuple[Loaded, float]]) -> Loaded:
-        """The weighted sum of `parts`, with the first one's directory. Raises MotetError as a load does."""
+    async def get(self, parts: Sequence[tuple[Loaded, float]], owner: str = "") -> Loaded:
+        """The weighted sum of `parts`, with the first one's directory. Raises MotetError as a load does.
+
+        Raises Overloaded when `owner` has had too many new ones made: each takes up to an adapter's size of the disk.
+        """
         key = tuple(parts)
-        return self._outcomes.known(key) or await self._running.run(key, lambda: self._merge(key))
+        if (known := self._outcomes.known(key)) is not None:
+            return known
+        if key not in self._running:
+            self._rate.count(owner)
+        return await self._running.run(key, lambda: self._merge(key))
 
     async def close(self) -> None:
         """Give up every merge."""

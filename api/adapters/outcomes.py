@@ -22,7 +22,10 @@ OF_THE_CALLER = (Unauthenticated, Forbidden, NotFound)
 
 
 class LoadLimits(msgspec.Struct, frozen=True):
-    """Limits on loading. Times are in seconds; counts are for each source, but for the caches'."""
+    """Limits on loading. Times are in seconds; counts are for each source, but for the caches'.
+
+    `merges_per_minute` are new merges of one caller; `cache_bytes` is --cache-size (None: auto).
+    """
 
     authorisation_seconds: float = 60.0
     stale_seconds: float = 24 * 3600.0
@@ -46,6 +49,8 @@ class LoadLimits(msgspec.Struct, frozen=True):
     waiting: int = 64
     remembered: int = 1024
     authorisations: int = 8192
+    merges_per_minute: int = 30
+    cache_bytes: int | None = None
 
 
 class Loaded(msgspec.Struct, frozen=True):

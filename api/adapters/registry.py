@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from motet.api.adapters.authorisations import Authorisations, Grant
+from motet.api.adapters.disk_cache import DiskCache
 from motet.api.adapters.generations import Generations
 from motet.api.adapters.loads import AdapterLoads
 from motet.api.adapters.merges import AdapterMerges
@@ -48,6 +49,8 @@ class AdapterRegistry:
         self._loads = AdapterLoads(sources, preparer, names.cache / "adapters", self._limits)
         self._generations = Generations(self._limits.remembered)
         self._merges = AdapterMerges(preparer, self._limits)
+        self._cache = DiskCache(names.cache, self._limits.cache_bytes)
+        self._cache.make_room()  # of what earlier servers left
         self._records = PublicRecords(names.cache)
         self._authorisations = {
             name: Authorisations(source, self._limits, self._records, clock) for name, source in sources.items()
@@ -64,6 +67,7 @@ class AdapterRegistry:
         await self._names.close()
         await self._loads.close()
         await self._merges.close()
+        await asyncio.to_thread(self._cache.close)
 
     def _answer(self, question: Question[T]) -> Awaitable[Any]:
         match question:
@@ -95,7 +99,8 @@ class AdapterRegistry:
         loads = (self._load(ref, token, owner) for ref, token in zip(refs, question.tokens, strict=True))
         outcomes = await asyncio.gather(*loads, return_exceptions=True)
         parts = [_loaded(ref, outcome) for ref, outcome in zip(refs, outcomes, strict=True)]
-        merged = await self._merges.get(list(zip(parts, weights, strict=True)))
+        merged = await self._merges.get(list(zip(parts, weights, strict=True)), question.owner)
+        self._cache.use(merged)
         return ServedAdapter(refs[0], merged.directory, merged.prepared)
 
     async def _load(self, ref: AdapterRef, token: str | None, owner: str) -> Loaded:
@@ -108,8 +113,11 @@ class AdapterRegistry:
             authorisations.end(ref, token)
             raise
         except (Unavailable, Overloaded) as error:
+            if error.code == "storage_full":
+                self._cache.make_room()
             return self._generations.earlier(ref, error)
         self._generations.loaded(ref, loaded)
+        self._cache.use(loaded)
         if grant.public and loaded.copied and not self._records.is_noted(ref, grant.resolved.revision):
             await asyncio.to_thread(self._records.note, ref, grant.resolved.revision)
         return loaded

@@ -27,6 +27,7 @@ async def own_registry(deployment: Deployment, plugins: PluginRegistry) -> Async
         authorisation_seconds=settings.authorisation_seconds,
         stale_seconds=settings.stale_authorisation_seconds,
         largest_adapter=largest_adapter(Path(deployment.model_directory), settings.max_adapter_rank),
+        cache_bytes=settings.size("cache_size"),
     )
     registry = AdapterRegistry(plugins.adapter_sources.items, loader, name_rules(deployment), limits)
     await loader.start()

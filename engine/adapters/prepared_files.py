@@ -7,7 +7,6 @@ A copy that is damaged is removed when it is looked up, and made again.
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import tempfile
@@ -23,12 +22,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from motet.core.digests import digest, file_digest
-from motet.core.errors import MotetError, Unavailable
+from motet.core.disk_space import cache_is_full, is_disk_full
+from motet.core.errors import MotetError
 from motet.core.messages import PreparedAdapter
 from motet.core.paths import build_directory
 
 RECORD = "adapter.json"
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Shards: TypeAlias = Sequence[Callable[[], dict[str, Tensor]]]
 """What gives each rank's tensors; called one after another, so that only one rank's are in memory."""
@@ -93,13 +92,8 @@ def _full_disk(home: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        full = isinstance(error, OSError) and error.errno in FULL
-        if full or any(f"os error {number}" in str(error) for number in FULL):
-            raise Unavailable(
-                "the disk of the adapter cache is full; make room there, or start the server with a smaller "
-                "--cache-size",
-                code="storage_full",
-            ) from error
+        if is_disk_full(error):
+            raise cache_is_full() from error
         if isinstance(error, OSError):
             raise MotetError(f"the adapter cache cannot be written: {os.strerror(error.errno or 0)}") from error
         raise
