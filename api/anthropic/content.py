@@ -79,7 +79,7 @@ class ContentReader:
             place = f"{where}[{index}]"
             kind = entry.get("type")
             if kind in _SERVER_BLOCKS:
-                self.ignored.append(place)
+                self.ignored.append(f"{place}.{kind}")
                 continue
             known = _KINDS.get(kind) if isinstance(kind, str) else None
             if known is None:

@@ -33,6 +33,12 @@ class OfferedTools:
 
     def choice(self, asked: ToolChoice | None) -> Any:
         """The chat request's tool_choice. Raises InvalidRequest."""
+        if asked is not None and asked.type == "any" and self.left_out and not self.functions:
+            raise InvalidRequest(
+                "tool_choice asks for a call, and all tools are ones that Anthropic runs; they are not available here",
+                param="tool_choice",
+                code="unsupported_value",
+            )
         if asked is None or asked.type != "tool":
             return None if asked is None else {"any": "required"}.get(asked.type, asked.type)
         if asked.name is None:
@@ -55,7 +61,7 @@ def offered_tools(given: Sequence[Mapping[str, Any]]) -> OfferedTools:
         where, kind = f"tools[{index}]", entry.get("type")
         if isinstance(kind, str) and _SERVER_TYPE.fullmatch(kind):
             left_out.add(str(entry.get("name", kind)))
-            ignored.append(where)
+            ignored.append(f"{where}.{kind}")
             continue
         if kind not in (None, "custom"):
             raise InvalidRequest(

@@ -225,11 +225,11 @@ def test_what_has_no_effect_is_named_in_the_header(tmp_path: Path) -> None:
         ignored = response.headers["x-motet-ignored"].split(",")
         assert sorted(ignored) == [
             "context_management",
-            "messages[1].content[0]",
+            "messages[1].content[0].server_tool_use",
             "messages[1].content[1].mood",
             "output_config.effort",
             "thinking",
-            "tools[0]",
+            "tools[0].web_search_20250305",
             "tools[1].defer_loading",
         ]
         assert "web_search" not in prompt_of(caller)

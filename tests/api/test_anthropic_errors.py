@@ -58,6 +58,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "tool_choice names 'web_search', a tool that Anthropic runs",
     ),
     ({"tool_choice": {"type": "any"}}, "tool_choice"),
+    ({"tools": [SEARCH], "tool_choice": {"type": "any"}}, "tool_choice asks for a call, and all tools are ones"),
     ({"output_config": {"format": {"type": "xml"}}}, "output_config.format must be"),
     ({"messages": [*MESSAGES, {"role": "assistant", "content": ""}]}, "messages: the last message has no text"),
     ({"messages": [{"role": "user", "content": "x" * 5000}]}, "prompt is too long: "),
