@@ -29,15 +29,15 @@ def chat() -> None:
 
 
 def generate() -> None:
-    whole = client.generate("", "Once upon a time", raw=True, options=SHORT)
-    pieces = list(client.generate("", "Once upon a time", raw=True, options=SHORT, stream=True))
+    whole = client.generate("smollm2", "Once upon a time", raw=True, options=SHORT)
+    pieces = list(client.generate("smollm2", "Once upon a time", raw=True, options=SHORT, stream=True))
     assert "".join(piece.response for piece in pieces) == whole.response
     assert client.generate("pirate").done_reason == "load"
 
 
 def formats() -> None:
     schema: Any = {"type": "object", "properties": {"deep": {"type": "boolean"}}, "required": ["deep"]}
-    answer = client.chat("", messages=MESSAGES, format=schema, options={"num_predict": 64})
+    answer = client.chat("smollm2", messages=MESSAGES, format=schema, options={"num_predict": 64})
     assert '"deep"' in (answer.message.content or "")
 
 
