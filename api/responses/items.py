@@ -160,9 +160,13 @@ def _content(content: Any, where: str) -> list[dict[str, str]]:
         )
     parts: list[dict[str, str]] = []
     for index, part in enumerate(content):
-        if not isinstance(part, dict) or part.get("type") not in TEXT_PARTS:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if not isinstance(part, dict) or kind not in TEXT_PARTS:
             raise InvalidRequest(
-                "this server reads text parts only", param=f"{where}[{index}].type", code="unsupported_value"
+                f"{str(kind)[:64]!r} parts are not supported, since the model reads text only; supported parts are "
+                f"{', '.join(TEXT_PARTS)}",
+                param=f"{where}[{index}].type",
+                code="unsupported_value",
             )
         field = "refusal" if part["type"] == "refusal" else "text"
         parts.append({"text": _text(part.get(field), f"{where}[{index}].{field}")})
