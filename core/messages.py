@@ -71,6 +71,22 @@ class PrepareAdapter(msgspec.Struct, frozen=True, tag=True):
     parts: tuple[AdapterPart, ...]
 
 
+class CheckConfig(msgspec.Struct, frozen=True, tag=True):
+    """Ask the loader whether the config of the adapter in `directory` can be served; nothing else is read."""
+
+    id: str
+    directory: str
+
+
+class ConfigAccepted(msgspec.Struct, frozen=True, tag=True):
+    """The answer to CheckConfig where nothing is wrong."""
+
+    id: str
+
+
+ToLoader: TypeAlias = PrepareAdapter | CheckConfig
+
+
 class LoaderFailure(msgspec.Struct, frozen=True, tag=True):
     """The loader refused an adapter."""
 
@@ -78,7 +94,7 @@ class LoaderFailure(msgspec.Struct, frozen=True, tag=True):
     error: ErrorInfo
 
 
-FromLoader: TypeAlias = PreparedAdapter | LoaderFailure
+FromLoader: TypeAlias = PreparedAdapter | ConfigAccepted | LoaderFailure
 
 
 class Hello(msgspec.Struct, frozen=True, tag=True):

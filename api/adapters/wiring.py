@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from motet.api.adapters.adapters import Adapters, Engine
 from motet.api.adapters.client import RegistryClient
+from motet.api.adapters.inventory import log_inventory
 from motet.api.adapters.names import NameRules
 from motet.api.adapters.outcomes import LoadLimits
 from motet.api.adapters.registry import AdapterRegistry
@@ -31,9 +33,12 @@ async def own_registry(deployment: Deployment, plugins: PluginRegistry) -> Async
     )
     registry = AdapterRegistry(plugins.adapter_sources.items, loader, name_rules(deployment), limits)
     await loader.start()
+    inventory = asyncio.create_task(log_inventory(plugins.adapter_sources.items, loader))
     try:
         yield registry
     finally:
+        inventory.cancel()
+        await asyncio.gather(inventory, return_exceptions=True)
         await registry.close()
         await loader.close()
 

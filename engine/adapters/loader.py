@@ -24,7 +24,7 @@ from motet.core.errors import ErrorInfo, MotetError, Unavailable
 from motet.core.heartbeat import SERVING, Heartbeat
 from motet.core.lifeline import follow_parent, run_child
 from motet.core.logs import configure_logging
-from motet.core.messages import FromLoader, LoaderFailure, PrepareAdapter
+from motet.core.messages import CheckConfig, ConfigAccepted, FromLoader, LoaderFailure, ToLoader
 from motet.engine.spec import EngineSpec
 
 if TYPE_CHECKING:
@@ -88,11 +88,15 @@ def limit_memory(target: Target) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
-def prepare(question: PrepareAdapter, target: Target) -> FromLoader:
+def respond(question: ToLoader, target: Target) -> FromLoader:
     """The answer to one question; whatever is wrong with an adapter becomes a failure of its own."""
+    from motet.engine.adapters.peft_config import read_config
     from motet.engine.adapters.prepare import prepare_adapter
 
     try:
+        if isinstance(question, CheckConfig):
+            read_config(Path(question.directory))
+            return ConfigAccepted(question.id)
         return msgspec.structs.replace(prepare_adapter(question.parts, target), id=question.id)
     except Exception as error:  # one adapter's trouble must not end the loader
         return LoaderFailure(question.id, error_info(error))
@@ -118,16 +122,16 @@ async def serve(spec: LoaderSpec, heartbeat: Heartbeat) -> None:
     socket.bind(spec.address)
     gate = asyncio.Semaphore(PARALLEL)
 
-    async def answer(client: bytes, question: PrepareAdapter) -> None:
+    async def answer(client: bytes, question: ToLoader) -> None:
         async with gate:
-            reply = await asyncio.to_thread(prepare, question, target)
+            reply = await asyncio.to_thread(respond, question, target)
         await socket.send_multipart([client, msgspec.msgpack.encode(reply)])
 
     heartbeat.enter(SERVING)
     tasks: set[asyncio.Task[None]] = {asyncio.create_task(heartbeat.keep_beating())}
     while True:
         client, body = await socket.recv_multipart()
-        task = asyncio.create_task(answer(client, msgspec.msgpack.decode(body, type=PrepareAdapter)))
+        task = asyncio.create_task(answer(client, msgspec.msgpack.decode(body, type=ToLoader)))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 

@@ -8,7 +8,16 @@ from collections.abc import Sequence
 import msgspec
 
 from motet.core.errors import from_info
-from motet.core.messages import AdapterPart, FromLoader, LoaderFailure, PrepareAdapter, PreparedAdapter
+from motet.core.messages import (
+    AdapterPart,
+    CheckConfig,
+    ConfigAccepted,
+    FromLoader,
+    LoaderFailure,
+    PrepareAdapter,
+    PreparedAdapter,
+    ToLoader,
+)
 from motet.engine.client.asker import Asker
 
 _decode = msgspec.msgpack.Decoder(FromLoader).decode
@@ -33,7 +42,18 @@ class LoaderClient:
 
         Raises AdapterRefused with the config field, tensor or file at fault, Unavailable when the loader goes away.
         """
-        question = PrepareAdapter(uuid.uuid4().hex, tuple(parts))
+        reply = await self._ask(PrepareAdapter(uuid.uuid4().hex, tuple(parts)))
+        assert isinstance(reply, PreparedAdapter), "the answer to PrepareAdapter"
+        return reply
+
+    async def check_config(self, directory: str) -> None:
+        """Raise AdapterRefused if the config of the adapter in `directory` cannot be served, whatever its weights are.
+
+        Raises Unavailable when the loader goes away.
+        """
+        await self._ask(CheckConfig(uuid.uuid4().hex, directory))
+
+    async def _ask(self, question: ToLoader) -> PreparedAdapter | ConfigAccepted:
         reply = await self._asker.ask(question.id, [msgspec.msgpack.encode(question)])
         if isinstance(reply, LoaderFailure):
             raise from_info(reply.error)

@@ -22,6 +22,7 @@ from support.server import Server, serving
 
 PIRATE = Path(__file__).parents[2] / "plugins" / "demo" / "adapters" / "pirate"
 TOKEN = "hf_crew"
+REFUSED_CONFIG = {"peft_type": "LORA", "r": 8, "target_modules": ["q_proj"], "arrow_config": {"top_k": 3}}
 LONG = {"model": "", "prompt": "Once upon a time", "max_tokens": 8000, "ignore_eos": True, "stream": True}
 
 
@@ -69,7 +70,10 @@ def world(smollm2_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         hub.add("org/late", files)
         hub.known_tokens.add("hf_stranger")
         env = {**os.environ, "HF_ENDPOINT": hub.url, "MOTET_CACHE": str(cache)}
-        model = ("--model", str(smollm2_directory), "--drain-seconds", "2")
+        root = tmp_path_factory.mktemp("adapters")
+        (root / "arrow").mkdir()
+        (root / "arrow" / "adapter_config.json").write_text(json.dumps(REFUSED_CONFIG))
+        model = ("--model", str(smollm2_directory), "--drain-seconds", "2", "--adapter-root", str(root))
         with serving("--api-workers", "2", *model, env=env) as server:
             yield World(server, hub, cache)
 
@@ -204,6 +208,11 @@ def test_each_request_and_each_load_is_a_line(world: World) -> None:
     (line,) = [line for line in log.splitlines() if "request_id=e2e-line" in line]
     assert "adapter=demo:terse@" in line
     assert "completion_tokens=2" in line
+    until(lambda: "adapter cannot be served: " in world.server.log.read_text())
+    log = world.server.log.read_text()
+    assert "adapters found source=demo adapters=3" in log
+    (refused,) = [line for line in log.splitlines() if "adapter cannot be served: " in line]
+    assert "Arrow routing is not supported adapter=local:arrow" in refused
     for message in ("adapter fetched adapter=demo:terse", "adapter prepared adapter=demo:terse", "engine ready"):
         assert message in log, message
     assert "adapter installed adapter=demo:terse" in log
