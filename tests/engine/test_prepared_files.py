@@ -23,7 +23,7 @@ from motet.engine.plan import InstallAdapter
 
 @pytest.fixture
 def target(tmp_path: Path) -> Target:
-    return Target(MODEL, "base", 2, torch.float32, 8, tmp_path / "cache")
+    return Target(MODEL, "base", 2, torch.float32, 8, tmp_path / "cache", tmp_path)
 
 
 @pytest.fixture
