@@ -10,7 +10,7 @@ from quart_cors import cors
 
 from motet.core.settings import Settings
 
-EXPOSED = ("x-request-id", "x-motet-ignored", "retry-after")
+EXPOSED = ("x-request-id", "request-id", "x-motet-ignored", "retry-after")
 ANY_PORT = r"(?::\d+)?"
 ANY_HOST = r"[^/:]+"
 """In place of `*` in `scheme://*`: browsers send neither a path nor a user."""
