@@ -1,6 +1,6 @@
 """An orderly end: the server reports that it is not ready, then refuses new work while work in flight may finish.
 
-What is left then is told why it ends.
+What is still running then gets an error.
 """
 
 from __future__ import annotations

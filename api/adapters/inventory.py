@@ -37,7 +37,7 @@ class ConfigChecker(Protocol):
 
 
 async def log_inventory(sources: Mapping[str, AdapterSource], loader: ConfigChecker) -> None:
-    """Log what there is. Whatever fails is left out: requests will say more."""
+    """Log how many adapters each source lists and which configs are refused; a source that fails is left out."""
     for name, source in sorted(sources.items()):
         try:
             async with asyncio.timeout(LISTING_SECONDS):

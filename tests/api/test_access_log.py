@@ -9,9 +9,13 @@ from typing import Any
 
 import httpx2
 import pytest
+from openai import AsyncOpenAI
+from prometheus_client import REGISTRY
+from support import batches
+from support.batches import finished, jsonl, line, upload
 from support.caller import CHAT, COMPLETIONS, MESSAGES, Caller, drive
 from support.log_lines import log_lines
-from support.scripted_server import scripted_server
+from support.scripted_server import Running, scripted_server
 
 from motet.api.keys import key_line
 from motet.core.errors import Conflict, MotetError
@@ -38,11 +42,11 @@ def test_a_request_is_one_line_with_its_adapter_tokens_times_and_end(tmp_path: P
         with log_lines("DEBUG") as lines:
             response = await caller.client.post(CHAT, json=body, headers=headers)
             await response.get_data()
-        (line,) = requests(lines)
-        del line["time"], line["process"]
-        times = [line.pop(name) for name in ("queue_seconds", "first_token_seconds", "duration_seconds")]
+        (written,) = requests(lines)
+        del written["time"], written["process"]
+        times = [written.pop(name) for name in ("queue_seconds", "first_token_seconds", "duration_seconds")]
         assert 0 <= times[0] <= times[1] <= times[2]
-        assert line == {
+        assert written == {
             "level": "info",
             "message": "request",
             "request_id": "mine",
@@ -71,8 +75,8 @@ def test_how_a_request_ended_is_said(tmp_path: Path) -> None:
             engine.fail_after, engine.failure = (None if failure is None else 2), failure or engine.failure
             with log_lines() as lines:
                 await (await caller.post(path, body)).get_data()
-            (line,) = requests(lines)
-            return line["status"], line["ended"]
+            (written,) = requests(lines)
+            return written["status"], written["ended"]
 
         cut = {"messages": MESSAGES, "max_tokens": 2}
         stream = {"messages": MESSAGES, "stream": True}
@@ -150,6 +154,31 @@ def test_probes_are_quiet_and_the_access_log_can_be_switched_off(tmp_path: Path)
 
     drive(tmp_path / "on", probed)
     drive(tmp_path / "off", silent, settings=Settings(access_log="off"))
+
+
+def test_each_line_of_a_batch_has_a_line_and_counts_without_its_latency(tmp_path: Path) -> None:
+    def counted(name: str, **labels: str) -> float:
+        return REGISTRY.get_sample_value(name, labels) or 0.0
+
+    async def scenario(client: AsyncOpenAI, server: Running) -> None:
+        answered = counted("motet_adapter_requests_total", adapter="shelf:one", outcome="stop")
+        timed = counted("motet_time_to_first_token_seconds_count", stream="false")
+        with log_lines() as lines:
+            work = jsonl(line("good", PROMPT, model="shelf:one"), line("bad", PROMPT, top_p=7))
+            file = await upload(client, work)
+            made = await client.batches.create(
+                input_file_id=file, endpoint="/v1/chat/completions", completion_window="24h"
+            )
+            assert (await finished(client, made.id)).request_counts.failed == 1
+        own = {entry["request_id"]: entry for entry in requests(lines) if entry["method"] == "BATCH"}
+        good, bad = own[f"{made.id}-1"], own[f"{made.id}-2"]
+        assert (good["status"], good["ended"], good["adapter"]) == (200, "stop", "shelf:one@print-of-one")
+        assert (bad["status"], bad["ended"]) == (400, "invalid_value")
+        assert counted("motet_adapter_requests_total", adapter="shelf:one", outcome="stop") == answered + 1
+        assert counted("motet_time_to_first_token_seconds_count", stream="false") == timed
+        assert PROMPT not in json.dumps(lines)
+
+    batches.drive(tmp_path, scenario)
 
 
 def test_a_response_in_the_background_has_a_line_of_its_own(tmp_path: Path) -> None:
