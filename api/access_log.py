@@ -19,7 +19,7 @@ KEY = "motet.record"
 """Where the ASGI scope has the request's record."""
 
 QUIET_ROUTES = ("/", *HEALTH_PATHS, *READY_PATHS, *LIVE_PATHS, "/ping", "/startup", "/metrics")
-"""Probes and scrapes: GETs of these that go well are `debug` lines."""
+"""Probes and scrapes: GETs of these are `debug` lines unless they are refused, as by a missing key."""
 
 STREAM_TYPES = ("text/event-stream", "application/x-ndjson")
 
@@ -70,7 +70,8 @@ def finish(record: RequestRecord, access_log: bool) -> None:
     count_request(record, seconds)
     if not access_log:
         return
-    quiet = record.method == "GET" and record.route in QUIET_ROUTES and record.status == 200
+    refused = 400 <= record.status < 500
+    quiet = record.method in ("GET", "HEAD") and record.route in QUIET_ROUTES and not refused
     logger.bind(**_fields(record, seconds)).log("DEBUG" if quiet else "INFO", "request")
 
 

@@ -74,8 +74,9 @@ def supervise(settings: Settings) -> None:
             engine.tick()
             api.tick()
         if settings.drain_delay:
-            logger.info("not ready from now on; new requests are answered for {:g} s", settings.drain_delay)
-        logger.info("shutting down; requests may finish for {:g} s", settings.drain_seconds)
+            logger.info("not ready from now on; new requests are answered for {:g} s more", settings.drain_delay)
+        else:
+            logger.info("shutting down; requests may finish for {:g} s", settings.drain_seconds)
         stop.clear()
         api.drain(settings.drain_delay + settings.drain_seconds, stop)
     finally:

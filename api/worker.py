@@ -89,7 +89,9 @@ async def _drain(services: Services, batches: BatchRunner, stopped: asyncio.Even
     """After SIGTERM: go unready, then refuse new requests; running ones may finish for a while, then get an error."""
     await stopped.wait()
     services.drain.leave()
-    await asyncio.sleep(services.settings.drain_delay)
+    if services.settings.drain_delay:
+        await asyncio.sleep(services.settings.drain_delay)
+        logger.info("no new requests from now on; running ones may finish for {:g} s", services.settings.drain_seconds)
     services.drain.begin()
     await batches.close()
     if not await services.drain.wait(services.settings.drain_seconds):

@@ -145,6 +145,8 @@ def test_probes_are_quiet_and_the_access_log_can_be_switched_off(tmp_path: Path)
         with log_lines() as lines:
             for path in ("/health", "/live", "/ready", "/metrics", "/v1/models"):
                 await caller.client.get(path)
+            caller.api.engine.ready = False
+            await caller.client.get("/ready")
         assert [line["route"] for line in requests(lines)] == ["/v1/models"]
 
     async def silent(caller: Caller) -> None:
