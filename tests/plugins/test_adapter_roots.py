@@ -12,10 +12,11 @@ from support.adapter_world import FakeLoader
 from motet.api.adapters.messages import ListAdapters, Name, Serve
 from motet.api.adapters.names import NameRules
 from motet.api.adapters.registry import AdapterRegistry
+from motet.api.cli import build_parser
 from motet.core.adapters import AdapterRef, AdapterSource
 from motet.core.errors import AdapterRefused, MotetError, NotFound, Unavailable
 from motet.core.registry import PluginRegistry
-from motet.core.settings import Settings
+from motet.core.settings import Settings, load_settings
 from motet.plugins import directories
 from motet.plugins.local import LocalAdapters
 
@@ -288,3 +289,11 @@ def test_a_directory_with_the_demo_adapters_base_is_recognised(tmp_path: Path) -
     (tmp_path / "config.json").write_text(config.replace("576", "96"))
     demo.configure(Settings(model=str(tmp_path)))
     assert asyncio.run(demo.listing()) == ()
+
+
+@pytest.mark.parametrize(
+    ("flags", "chosen"), [(["--follow-links"], "on"), (["--follow-links", "off"], "off"), ([], "off")]
+)
+def test_follow_links_is_a_flag_alone_or_with_a_value(flags: list[str], chosen: str) -> None:
+    given = vars(build_parser().parse_args(["serve", *flags, "--port", "0"]))
+    assert load_settings(given, {}).follow_links == chosen
