@@ -72,6 +72,10 @@ test: lint ## lint, type-check and run the tests
 test-all: lint ## the tests with every slow sweep
 	$(BIN)/python -m pytest -q -m "not gpu"
 
+.PHONY: test-wild
+test-wild: $(INSTALLED_DEV) ## adapters, clients and attacks of public reports, row by row (installs some packages)
+	$(BIN)/python -m pytest -q -m "not gpu" tests/wild
+
 .PHONY: gpu-check
 gpu-check: $(INSTALLED_DEV) ## the tests that need a GPU (after make install-cuda)
 	$(BIN)/python -m pytest -q -m gpu

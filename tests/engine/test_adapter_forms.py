@@ -6,93 +6,21 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from support.adapter_forms import FILE, MODULES, AdapterForms, assert_same
 from support.tiny_lora import Tensors
-from support.tiny_models import write_model
 from transformers import AutoModel, AutoModelForCausalLM
 
 from motet.core.errors import AdapterRefused
-from motet.core.messages import AdapterPart
-from motet.engine.adapters.prepare import Target, prepare_adapter
-from motet.engine.models.config import read_config
-
-MODULES = ["q_proj", "v_proj", "down_proj"]
-FILE = "adapter_model.safetensors"
-Deltas = dict[str, torch.Tensor]
-
-
-class World:
-    """A base model, what prepares adapters for it, and a PEFT adapter of it with its deltas."""
-
-    def __init__(self, place: Path) -> None:
-        self.place = place
-        self.model = write_model("qwen2", place / "model")
-        self.target = Target(
-            read_config(self.model), "base", 1, torch.float32, 16, place / "cache", self.model, names=("model",)
-        )
-        self.plain = self.save("plain")
-        self.deltas = self.of_peft(AutoModelForCausalLM, self.plain)
-
-    def save(self, name: str, kind: Any = AutoModelForCausalLM, **options: Any) -> Path:
-        """A random adapter with seeded weights, as PEFT saves it."""
-        base = kind.from_pretrained(self.model)
-        saved = {"save_embedding_layers": options.pop("save_embedding_layers", False)}
-        model = get_peft_model(base, LoraConfig(r=4, lora_alpha=6, target_modules=MODULES, **options))
-        torch.manual_seed(7)
-        with torch.no_grad():
-            for parameter_name, parameter in model.named_parameters():
-                if "lora_" in parameter_name:
-                    parameter.normal_()
-        model.save_pretrained(str(self.place / name), **saved)
-        return self.place / name
-
-    def of_peft(self, kind: Any, directory: Path) -> Deltas:
-        """Each module's delta in PEFT, without the names' `model.`."""
-        model = PeftModel.from_pretrained(kind.from_pretrained(self.model), str(directory))
-        return {
-            name.split("layers.", 1)[1]: module.get_delta_weight("default").detach()
-            for name, module in model.base_model.model.named_modules()
-            if hasattr(module, "get_delta_weight")
-        }
-
-    def of_motet(self, directory: Path) -> Deltas:
-        """Each module's delta here, after preparation."""
-        prepared = prepare_adapter([AdapterPart(str(directory))], self.target)
-        tensors = load_file(prepared.files[0])
-        deltas = {}
-        for entry in prepared.entries:
-            a, b = (tensors[f"{entry.layer}.{entry.module}.{side}"] for side in "AB")
-            place = "mlp" if entry.module == "down_proj" else "self_attn"
-            deltas[f"{entry.layer}.{place}.{entry.module}"] = entry.scale * (b.T @ a)
-        return deltas
-
-    def changed(self, change: Callable[[Tensors], Tensors], **fields: Any) -> Path:
-        """The plain adapter with other tensors and config fields, in a directory of its own."""
-        directory = self.place / "changed"
-        shutil.copytree(self.plain, directory, dirs_exist_ok=True)
-        save_file({n: t.contiguous() for n, t in change(load_file(self.plain / FILE)).items()}, directory / FILE)
-        config = json.loads((self.plain / "adapter_config.json").read_text())
-        (directory / "adapter_config.json").write_text(json.dumps(config | fields))
-        return directory
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("forms"))
-
-
-def assert_same(ours: Deltas, theirs: Deltas) -> None:
-    """The same modules, and the same deltas as far as fp32 goes."""
-    assert set(ours) == set(theirs)
-    for name, delta in theirs.items():
-        assert float(delta.abs().max()) > 0.1, "the adapter does something"
-        torch.testing.assert_close(ours[name], delta, rtol=1e-4, atol=1e-4)
+def world(tmp_path_factory: pytest.TempPathFactory) -> AdapterForms:
+    return AdapterForms(tmp_path_factory.mktemp("forms"))
 
 
 @pytest.mark.parametrize(
@@ -106,7 +34,7 @@ def assert_same(ours: Deltas, theirs: Deltas) -> None:
         (AutoModel, {"rank_pattern": {r"^layers\.1\..*q_proj": 3}, "alpha_pattern": {r"layers\.2\..*": 5}}),
     ],
 )
-def test_forms_that_peft_saves(world: World, kind: Any, options: dict[str, Any]) -> None:
+def test_forms_that_peft_saves(world: AdapterForms, kind: Any, options: dict[str, Any]) -> None:
     """Qwen2 has biases, which PEFT saves with `bias`, though LoRA's training did not change them here."""
     directory = world.save("form", kind, **options)
     try:
@@ -128,7 +56,7 @@ def test_forms_that_peft_saves(world: World, kind: Any, options: dict[str, Any])
         {"base_model_name_or_path": "/another/machine/model"},
     ],
 )
-def test_configs_that_peft_reads_as_the_same(world: World, fields: dict[str, Any]) -> None:
+def test_configs_that_peft_reads_as_the_same(world: AdapterForms, fields: dict[str, Any]) -> None:
     assert_same(world.of_motet(world.changed(lambda tensors: tensors, **fields)), world.deltas)
 
 
@@ -151,7 +79,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("form", NAMES)
-def test_following_the_advice_on_names(world: World, form: str) -> None:
+def test_following_the_advice_on_names(world: AdapterForms, form: str) -> None:
     """Rename what each message says, one by one, as a person would with a script."""
     directory = world.changed(NAMES[form])
     tensors = load_file(directory / FILE)
@@ -165,7 +93,7 @@ def test_following_the_advice_on_names(world: World, form: str) -> None:
     assert_same(world.of_motet(directory), world.deltas)
 
 
-def test_following_the_advice_on_mlx(world: World) -> None:
+def test_following_the_advice_on_mlx(world: AdapterForms) -> None:
     def to_mlx(tensors: Tensors) -> Tensors:
         return {
             n.removeprefix("base_model.model.")
@@ -192,7 +120,7 @@ def test_following_the_advice_on_mlx(world: World) -> None:
     assert_same(world.of_motet(directory), world.deltas)
 
 
-def test_following_the_advice_on_fused_projections(world: World) -> None:
+def test_following_the_advice_on_fused_projections(world: AdapterForms) -> None:
     """A fused projection's delta is its parts' deltas, one below the other."""
     prefix = "base_model.model.model.layers.0.self_attn"
     a, b = torch.randn(4, 96), torch.randn(192, 4)
