@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from motet.api.data_directory import open_private
 from motet.core.errors import PayloadTooLarge, StartupError
 
 BUSY_SECONDS = 10.0
@@ -61,8 +62,7 @@ class Database:
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
             try:
-                self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-                self._connection = _opened(self.directory / "motet.db")
+                self._connection = _opened(open_private(self.directory))
             except (OSError, sqlite3.Error) as error:
                 raise StartupError(f"--data-dir {self.directory}: cannot be used: {error}", param="data_dir") from error
         return self._connection

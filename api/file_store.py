@@ -20,6 +20,7 @@ from loguru import logger
 from msgspec import Meta
 from msgspec.structs import replace
 
+from motet.api.data_directory import FILES, PRIVATE_DIRECTORY
 from motet.api.database import Database
 from motet.api.paging import Page, page_rows
 from motet.core.errors import NotFound
@@ -78,7 +79,7 @@ class FileStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._directory = database.directory / "files"
+        self._directory = database.directory / FILES
 
     async def put(self, owner: str, file: FileObject, content: AsyncIterable[bytes]) -> FileObject:
         """Keep a file, whole or not at all, whether or not there is room for it; one of the same id is replaced."""
@@ -145,7 +146,7 @@ class FileStore:
             await asyncio.sleep(SWEEP_SECONDS)
 
     def _create(self, path: Path) -> BinaryIO:
-        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._directory.mkdir(parents=True, exist_ok=True, mode=PRIVATE_DIRECTORY)
         return path.open("wb")
 
     async def _add(self, owner: str, file: FileObject, part: Path) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from loguru import logger
 
+from motet.api.data_directory import check_owners
 from motet.api.deployment import Deployment
 from motet.api.keys import read_keys
 from motet.api.processes import TICK_SECONDS, ApiProcesses
@@ -113,9 +114,10 @@ def _scheme(settings: Settings) -> str:
 
 
 def check_directories(settings: Settings) -> None:
-    """Raise StartupError unless the cache and the data directory, the default ones too, can be written into."""
+    """Raise StartupError unless cache and data directory, the default ones too, can be used by this user."""
     _check_directory("the cache", "MOTET_CACHE", cache_directory)
     _check_directory("the data directory", "--data-dir", lambda: data_directory(settings.data_dir))
+    check_owners(data_directory(settings.data_dir))
 
 
 def _check_directory(what: str, setting: str, path: Callable[[], Path]) -> None:
