@@ -48,6 +48,7 @@ def install_access(app: Quart, settings: Settings) -> None:
             g.caller = Caller(
                 admin=True,
                 request_id=g.request_id,
+                client=request.remote_addr or "",
                 began=record.began,
                 record=record,
                 adapter_token=request.headers.get("x-adapter-token"),

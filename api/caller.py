@@ -21,17 +21,23 @@ class Caller:
     """`owner` is the API key's name ("" where the server has no keys), and owns what this caller stores.
 
     `priority` is added to what requests ask for: higher is later. `began` is when the request came
-    (time.perf_counter).
+    (time.perf_counter), and `client` the address that it came from, where it came over HTTP.
     """
 
     owner: str = ""
     admin: bool = False
     priority: int = 0
     request_id: str = ""
+    client: str = ""
     began: float = field(default_factory=time.perf_counter)
     adapter_token: str | None = field(default=None, repr=False)
     hub_token: str | None = field(default=None, repr=False)
     record: RequestRecord = field(default_factory=RequestRecord, repr=False, compare=False)
+
+    @property
+    def flow(self) -> str:
+        """Whose work this is in the queues that requests share (engine/client/fair_queue.py)."""
+        return self.owner or self.client
 
     def source_token(self, source: str, from_body: str | None = None) -> str | None:
         """The token for the adapter source called `source`: `api_token`, else `x-adapter-token`.

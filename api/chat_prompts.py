@@ -70,11 +70,10 @@ async def chat_prompt(
         raise prompt_too_long(context, size, "messages")
     variables = template_variables(services, request, template, tools)
     if request.continue_final_message:
-        prompt = _opened(await services.renderer.render(template, _marked(variables)))
+        prompt = _opened(await services.renderer.render(template, _marked(variables), services.flow))
     else:
-        prompt = await services.renderer.render(template, variables)
-    if request.truncate_prompt_tokens is None:
-        refuse_hopeless(services, prompt, "messages")
+        prompt = await services.renderer.render(template, variables, services.flow)
+    refuse_hopeless(services, prompt, "messages", truncated=request.truncate_prompt_tokens is not None)
     [tokens] = await encode(services, [prompt], add_special_tokens=False)
     if not tokens:
         raise InvalidRequest("the chat template made an empty prompt of these messages", param="messages")

@@ -257,7 +257,7 @@ class ChatSetup:
     async def of(cls, services: Services, request: ChatRequest, caller: Caller) -> ChatSetup:
         """Find the adapter and the template, and check the tools. Raises MotetError."""
         checked = await check(services, request, caller)
-        services = services.for_adapter(checked.adapter)
+        services = services.for_request(checked.adapter, caller)
         template = await find_template(services, checked.adapter)
         tools = tool_use(services, request, template)
         if tools is not None:
@@ -266,7 +266,7 @@ class ChatSetup:
 
     async def run(self, services: Services, request: ChatRequest, response_id: str | None = None) -> ChatRun:
         """The run of `request`, which differs from the one that this is of in its messages alone. Raises MotetError."""
-        tools, services = self.tools, services.for_adapter(self.checked.adapter)
+        tools, services = self.tools, services.for_request(self.checked.adapter, self.checked.caller)
         prompt = await chat_prompt(services, request, self.template, tools)
         generation = Generation.of(services, request, self.checked, [prompt], response_id)
         last = request.messages[-1]
@@ -281,11 +281,11 @@ async def _with_grammar(services: Services, request: ChatRequest, checked: Check
     if grammar is None:
         return replace(checked, grammar=None)
     try:
-        await services.grammars.check(grammar, "tools")
+        await services.grammars.check(grammar, "tools", owner=services.flow)
     except InvalidRequest:
         for index, tool in enumerate(request.tools or ()):
             if (alone := tools.grammar_of(services, tool_name(tool))) is not None:
-                await services.grammars.check(alone, f"tools[{index}].{PARAMETERS}")
+                await services.grammars.check(alone, f"tools[{index}].{PARAMETERS}", owner=services.flow)
         raise
     return replace(checked, grammar=grammar)
 
@@ -296,7 +296,7 @@ async def _check_inputs(services: Services, request: ChatRequest, tools: ToolUse
     for index, tool in enumerate(request.tools or ()):
         if (grammar := grammars.get(tool_name(tool))) is not None:
             try:
-                await services.grammars.check(grammar, f"tools[{index}].{DEFINITION}")
+                await services.grammars.check(grammar, f"tools[{index}].{DEFINITION}", owner=services.flow)
             except InvalidRequest as error:
                 error.message = f"the tool {tool_name(tool)!r}: {error.message}"
                 raise

@@ -88,7 +88,7 @@ class CompletionRun:
     async def start(cls, services: Services, request: CompletionRequest, caller: Caller) -> CompletionRun:
         """Everything that can be refused before work starts has been, once this returns. Raises MotetError."""
         checked = await check(services, request, caller)
-        services = services.for_adapter(checked.adapter)
+        services = services.for_request(checked.adapter, caller)
         prompts = await completion_prompts(services, request)
         generation = Generation.of(services, request, checked, prompts)
         kept = [submit.prompt for submit in generation.submits[:: generation.runs]]

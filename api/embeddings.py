@@ -151,7 +151,7 @@ async def embed(
     model = services.model()
     rank = priority(request, caller)
     adapter = await chosen_adapter(services, request, caller)
-    prompts = await _prompts(services.for_adapter(adapter), request, model.max_context)
+    prompts = await _prompts(services.for_request(adapter, caller), request, model.max_context)
     group, id = f"{caller.owner}:{caller.request_id}", f"embd-{uuid.uuid4().hex}"
     gate = asyncio.Semaphore(MAX_AT_ONCE)
     fingerprint = adapter.prepared.fingerprint if adapter else None

@@ -72,18 +72,18 @@ async def check(services: Services, request: ChatRequest | CompletionRequest, ca
     eos = {*model.eos_token_ids, *services.text.eos_token_ids}
     vocab_size = min(model.vocab_size, services.text.vocab_size)
     params = sampling_params(request, services.text.generation, eos, vocab_size)
-    grammar = await services.grammars.of(request.response_format, services.plugins.output_formats.items)
+    grammar = await services.grammars.of(request.response_format, services.plugins.output_formats.items, caller.flow)
     adapter = await chosen_adapter(services, request, caller)
     if adapter is None:
         return Checked(model, params, grammar, None, caller)
-    text = services.for_adapter(adapter).text
+    text = services.for_request(adapter, caller).text
     own = {*params.eos_token_ids, *adapter.prepared.eos_token_ids, *text.eos_token_ids}
     return Checked(model, replace(params, eos_token_ids=tuple(sorted(own))), grammar, adapter, caller)
 
 
 def _text_model(services: Services, request: ChatRequest | CompletionRequest, checked: Checked) -> TextModel:
     """The text side of the request's adapter. Raises InvalidRequest where a grammar would be of other tokens."""
-    text = services.for_adapter(checked.adapter).text
+    text = services.for_request(checked.adapter, checked.caller).text
     if checked.grammar is not None and text.renamed_words:
         raise InvalidRequest(
             f"answers of this adapter cannot follow a grammar: its token {text.renamed_words[0]!r} is one that the "

@@ -15,7 +15,8 @@ from motet.api.echo import shortened
 from motet.core.blocking import BlockingCalls
 from motet.core.errors import InvalidRequest, MotetError, Unavailable
 from motet.core.formats import GrammarSpec, OutputFormat
-from motet.engine.client.lane import Crashed, Lane, TooSlow
+from motet.engine.client.lane import Crashed, TooSlow
+from motet.engine.client.lane_pool import LanePool
 
 MAX_GRAMMAR_CHARACTERS = 256 * 1024
 MAX_SECONDS = 3.0
@@ -47,17 +48,20 @@ class GrammarChecker:
     def __init__(self) -> None:
         self._formats = BlockingCalls("output-formats", per_key=8)
         self._known: OrderedDict[GrammarSpec, tuple[str, float]] = OrderedDict()
-        # Who sends grammars that take their whole time has one of the two, at times, and nothing else of the server.
-        self._lanes = [Lane(_WORKER, _TASK, MAX_SECONDS, MAX_WAITING) for _ in range(2)]
+        # Grammars that take their whole time delay no other owner's, and nothing else of the server.
+        self._lanes = LanePool(_WORKER, _TASK, MAX_SECONDS, count=2, room=MAX_WAITING)
 
     async def close(self) -> None:
         """End the processes."""
-        await asyncio.gather(*(lane.close() for lane in self._lanes))
+        await self._lanes.close()
 
     async def of(
-        self, response_format: Mapping[str, object] | None, formats: Mapping[str, OutputFormat]
+        self, response_format: Mapping[str, object] | None, formats: Mapping[str, OutputFormat], owner: str = ""
     ) -> GrammarSpec | None:
-        """The grammar for `response_format`, or None for free text. Raises InvalidRequest naming the field."""
+        """The grammar for `response_format`, or None for free text. Raises InvalidRequest naming the field.
+
+        It is compiled in its turn among those of other owners.
+        """
         if response_format is None:
             return None
         kind = response_format.get("type")
@@ -71,7 +75,7 @@ class GrammarChecker:
             )
         spec = await self._written(kind, formats[kind], response_format)
         if spec is not None:
-            await self.check(spec, schema=_SCHEMAS.get(kind, "response_format"))
+            await self.check(spec, schema=_SCHEMAS.get(kind, "response_format"), owner=owner)
         return spec
 
     async def _written(
@@ -90,7 +94,9 @@ class GrammarChecker:
             raise MotetError(f"{name}.grammar returned {type(spec).__name__}; expected GrammarSpec or None")
         return spec
 
-    async def check(self, spec: GrammarSpec, param: str = "response_format", schema: str | None = None) -> None:
+    async def check(
+        self, spec: GrammarSpec, param: str = "response_format", schema: str | None = None, owner: str = ""
+    ) -> None:
         """Raise InvalidRequest naming `param` if `spec` is too large, takes too long to compile, or is wrong.
 
         Where a part of a JSON schema is at fault, that is named instead; `schema` is the field that holds the schema.
@@ -98,7 +104,7 @@ class GrammarChecker:
         if len(spec.text) > MAX_GRAMMAR_CHARACTERS:
             raise _refused(f"it has {len(spec.text)} characters; {MAX_GRAMMAR_CHARACTERS} are allowed", param)
         if (problem := self._remembered(spec)) is None:
-            problem = await self._compiled(spec)
+            problem = await self._compiled(spec, owner)
         if problem:
             path, _, why = problem.rpartition("\0")
             raise _refused(why, f"{schema or param}.{shortened(path)}" if path else param, bool(path))
@@ -107,10 +113,9 @@ class GrammarChecker:
         problem, until = self._known.get(spec, (None, 0.0))
         return problem if time.monotonic() < until else None
 
-    async def _compiled(self, spec: GrammarSpec) -> str:
+    async def _compiled(self, spec: GrammarSpec, owner: str) -> str:
         """What is wrong with a grammar that is new. Raises Overloaded, Unavailable."""
-        lane = min(self._lanes, key=lambda lane: lane.waiting)
-        async with lane.turn():
+        async with self._lanes.turn(owner) as lane:
             if (known := self._remembered(spec)) is not None:  # somebody else asked meanwhile
                 return known
             until = math.inf

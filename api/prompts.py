@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from functools import partial
 from typing import TypeAlias
@@ -14,6 +13,9 @@ from motet.core.errors import InvalidRequest
 
 # Tokenising more characters than this is worth a thread: the event loop goes on with other requests.
 LONG_TEXT = 1024
+
+# Of a text that will be truncated: this many take about half a second to tokenise.
+MAX_TRUNCATED_CHARACTERS = 1 << 20
 
 Given: TypeAlias = str | list[str | int | list[int]]
 """A text, a list of texts, a list of token ids, or a list of such lists."""
@@ -43,8 +45,7 @@ async def token_lists(services: Services, given: Given, field: str, *, unbounded
     where = [field] if len(prompts) == 1 else [f"{field}[{index}]" for index in range(len(prompts))]
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]  # all of them, or none
     for text, param in zip(texts, where, strict=False):
-        if not unbounded:
-            refuse_hopeless(services, text, param)
+        refuse_hopeless(services, text, param, truncated=unbounded)
     ids = [prompt for prompt in prompts if not isinstance(prompt, str)]
     tokens = await encode(services, texts, add_special_tokens=True) if texts else ids
     vocab_size = min(services.model().vocab_size, services.text.vocab_size)
@@ -107,10 +108,22 @@ def _as_list(given: Given, field: str) -> list[str | list[int]]:
     return [item for item in given if not isinstance(item, int)]
 
 
-def refuse_hopeless(services: Services, text: str, param: str) -> None:
-    """Raise ContextExceeded for a text that is too long even if every token in it is the longest that there is."""
+def refuse_hopeless(services: Services, text: str, param: str, *, truncated: bool = False) -> None:
+    """Raise ContextExceeded for a text that is too long even if every token in it is the longest that there is.
+
+    One that will be `truncated` may be longer, but not by so much that tokenising it delays others. Raises
+    InvalidRequest then.
+    """
     context = services.model().max_context
-    if not services.text.may_fit(text, context):
+    if services.text.may_fit(text, context):
+        return
+    if truncated and len(text) > MAX_TRUNCATED_CHARACTERS:
+        raise InvalidRequest(
+            f"{param} has {len(text)} characters; with truncate_prompt_tokens, at most {MAX_TRUNCATED_CHARACTERS} are "
+            "allowed: send the end of the text",
+            param=param,
+        )
+    if not truncated:
         raise prompt_too_long(context, f"more than {context} tokens ({len(text)} characters)", param)
 
 
@@ -119,4 +132,4 @@ async def encode(services: Services, texts: Sequence[str], *, add_special_tokens
     if sum(map(len, texts)) < LONG_TEXT:
         return services.text.encode_batch(texts, add_special_tokens=add_special_tokens)
     work = partial(services.text.encode_batch, texts, add_special_tokens=add_special_tokens)
-    return await asyncio.get_running_loop().run_in_executor(services.tokenising, work)
+    return await services.tokenising.run(services.flow, sum(map(len, texts)), work)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 
 from motet.api.adapters.adapters import Adapters
 from motet.api.adapters.messages import ServedAdapter
+from motet.api.caller import Caller
 from motet.api.database import Database
 from motet.api.drain import Drain
 from motet.api.grammar import GrammarChecker
+from motet.api.tokenising import Tokenising
 from motet.core.blocking import BlockingCalls
 from motet.core.errors import Unavailable
 from motet.core.models import ModelInfo
@@ -23,8 +24,10 @@ from motet.engine.client.engine_client import EngineClient
 from motet.engine.client.template_renderer import TemplateRenderer
 from motet.engine.client.text_model import TextModel
 
-TOKENISERS = 2
-"""Threads for long texts: few, to leave others the cores, and their own, so that nothing short waits behind them."""
+
+@cache
+def _version() -> str:
+    return version("motet")
 
 
 @dataclass
@@ -42,7 +45,8 @@ class Services:
     drain: Drain = field(default_factory=Drain)
     grammars: GrammarChecker = field(default_factory=GrammarChecker)
     templates: BlockingCalls = field(default_factory=lambda: BlockingCalls("chat-templates", per_key=4))
-    tokenising: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(TOKENISERS, "tokenising"))
+    tokenising: Tokenising = field(default_factory=Tokenising)
+    flow: str = ""  # the caller's, in parts that `for_request` made
     started: int = field(default_factory=lambda: int(time.time()))
 
     def model(self) -> ModelInfo:
@@ -52,16 +56,18 @@ class Services:
             raise Unavailable(self.engine.reason or "the model is still being loaded; try again in a moment")
         return self.engine.model
 
-    def for_adapter(self, adapter: ServedAdapter | None) -> Services:
-        """The same parts with the adapter's text side: its prompts, stops and answers are in its own tokens.
+    def for_request(self, adapter: ServedAdapter | None, caller: Caller) -> Services:
+        """The same parts with the adapter's text side, and the caller's place in the queues.
+
+        The adapter's prompts, stops and answers are in its own tokens.
 
         Raises AdapterRefused if its tokens cannot be used with the base's vocabulary.
         """
         tokens = adapter.prepared.tokens if adapter else None
-        return replace(self, text=self.text.base.for_adapter(tokens)) if tokens else self
+        return replace(self, text=self.text.base.for_adapter(tokens) if tokens else self.text, flow=caller.flow)
 
     @cached_property
     def fingerprint(self) -> str:
         """`system_fingerprint`: the same as long as version, model and tokenizer are."""
-        facts = "\n".join((version("motet"), self.model_name, self.text.fingerprint))
+        facts = "\n".join((_version(), self.model_name, self.text.fingerprint))
         return "fp_" + hashlib.sha256(facts.encode()).hexdigest()[:12]

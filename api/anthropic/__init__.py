@@ -82,5 +82,5 @@ def routes(services: Services) -> Blueprint:
 
 async def _count(services: Services, request: Translated) -> int:
     setup = await ChatSetup.of(services, request.chat, current_caller())
-    services = services.for_adapter(setup.checked.adapter)
+    services = services.for_request(setup.checked.adapter, setup.checked.caller)
     return len(await chat_prompt(services, request.chat, setup.template, setup.tools))

@@ -67,7 +67,7 @@ class NativeRun:
         parameters = body.parameters or GenerateParameters()
         request = completion_request(body.inputs, parameters, stream)
         checked = await check(services, request, caller)
-        services = services.for_adapter(checked.adapter)
+        services = services.for_request(checked.adapter, caller)
         prompt = await _prompt(services, body.inputs, parameters, request, checked)
         kept = truncated(request, prompt, checked.model.max_context)
         room = max(checked.model.max_context - len(kept), 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any
@@ -164,13 +163,14 @@ def routes(services: Services) -> Blueprint:
     async def detokenize() -> Response:
         asked = await read_body(_parse_tokens)
         adapter = await chosen_adapter(services, AdapterChoice(model=asked.model or ""), current_caller())
-        model_text = services.for_adapter(adapter).text
+        services_of = services.for_request(adapter, current_caller())
+        model_text = services_of.text
         size = model_text.vocab_size
         for index, token in enumerate(asked.tokens):
             if token >= size:
                 raise InvalidRequest(f"{token} is not the id of a token (0 to {size - 1})", param=f"tokens[{index}]")
         decode = partial(model_text.decode, asked.tokens, skip_special_tokens=False)
-        text = await asyncio.get_running_loop().run_in_executor(services.tokenising, decode)
+        text = await services.tokenising.run(services_of.flow, len(asked.tokens), decode)
         answer = DetokenizedText(text)
         return Response(ENCODER.encode(answer), content_type="application/json")
 
@@ -209,21 +209,22 @@ async def _spans(services: Services, asked: TokenizeRequest) -> list[TokenSpan]:
     """LoRAX's list: places count characters."""
     text, context = asked.inputs or "", services.model().max_context
     _refuse_long(services, text, "inputs", bounded=asked.truncate_prompt_tokens is None)
-    services = services.for_adapter(await chosen_adapter(services, asked, current_caller()))
+    caller = current_caller()
+    services = services.for_request(await chosen_adapter(services, asked, caller), caller)
 
     def spans() -> list[TokenSpan]:
         found = services.text.spans(text, add_special_tokens=asked.add_special_tokens is not False)
         kept = len(truncated(asked, tuple(id for id, _, _ in found), context))
         return [TokenSpan(id, text[start:stop], start, stop) for id, start, stop in found[len(found) - kept :]]
 
-    return await asyncio.get_running_loop().run_in_executor(services.tokenising, spans)
+    return await services.tokenising.run(services.flow, len(text), spans)
 
 
 async def _listed(services: Services, asked: TokenizeRequest) -> TokenList:
     """vLLM's object."""
     context = services.model().max_context
     adapter = await chosen_adapter(services, asked, current_caller())
-    services = services.for_adapter(adapter)
+    services = services.for_request(adapter, current_caller())
     if asked.prompt is None:
         tokens = await _conversation(services, asked, adapter)
     else:

@@ -113,7 +113,7 @@ async def _begun(services: Services, chat: ChatRequest, id: str, caller: Caller,
     async def start(messages: list[Message]) -> ChatRun:
         return await setup.run(services, replace(chat, messages=messages), id)
 
-    text_model = services.for_adapter(setup.checked.adapter).text
+    text_model = services.for_request(setup.checked.adapter, setup.checked.caller).text
 
     def may_fit(text: str) -> bool:
         return chat.truncate_prompt_tokens is not None or text_model.may_fit(text, services.model().max_context)

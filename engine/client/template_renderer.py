@@ -15,7 +15,8 @@ import msgspec
 
 from motet.core.errors import InvalidRequest
 from motet.core.templates import MAX_TEMPLATE_BYTES, ChatTemplate
-from motet.engine.client.lane import Crashed, Lane, TooSlow
+from motet.engine.client.lane import Crashed, TooSlow
+from motet.engine.client.lane_pool import LanePool
 from motet.engine.client.template_worker import MAX_OUTPUT_BYTES, Render, Rendered
 
 _WORKER, _TASK = "motet.engine.client.template_worker", "their chat template rendered"
@@ -24,28 +25,29 @@ _BAN_SECONDS = 60.0
 _MAX_REQUEST_BYTES = 32 * 1024 * 1024
 _BASE = "base"
 # Renders that may wait for a worker. The base's take a fraction of a millisecond; a foreign one may take its second.
-_BASE_ROOM, _FOREIGN_ROOM = 2048, 64
+_BASE_ROOM, _FOREIGN_ROOM = 2048, 256
+_LARGE_BYTES = 64 * 1024
 
 
 class TemplateRenderer:
     """Renders chat templates in worker processes, each started when first needed.
 
     `base` workers are the base model's own and render nothing else, so that one caller's strange messages do not
-    hold up everybody; the `foreign` ones share what adapters and plugins bring along. Call close() at the end, in
-    the same event loop.
+    hold up everybody; the `foreign` ones share what adapters and plugins bring along. Each kind is shared fairly
+    between owners, templates, and large and small requests. Call close() at the end, in the same event loop.
     """
 
-    def __init__(self, base: int = 2, foreign: int = 1) -> None:
-        self._base = [Lane(_WORKER, _TASK, _SECONDS, _BASE_ROOM) for _ in range(base)]
-        self._foreign = [Lane(_WORKER, _TASK, _SECONDS, _FOREIGN_ROOM) for _ in range(foreign)]
-        self._banned: dict[bytes, float] = {}  # digest of a template -> until when (monotonic seconds)
+    def __init__(self, base: int = 2, foreign: int = 2) -> None:
+        self._base = LanePool(_WORKER, _TASK, _SECONDS, count=base, room=_BASE_ROOM)
+        self._foreign = LanePool(_WORKER, _TASK, _SECONDS, count=foreign, room=_FOREIGN_ROOM)
+        self._banned: dict[bytes, float] = {}  # digest of owner and input -> until when (monotonic seconds)
 
     async def close(self) -> None:
         """End the workers; renders that wait are refused."""
-        await asyncio.gather(*(lane.close() for lane in (*self._base, *self._foreign)))
+        await asyncio.gather(self._base.close(), self._foreign.close())
 
-    async def render(self, template: ChatTemplate, variables: Mapping[str, object]) -> str:
-        """The prompt that `template` makes of `variables` (messages, tools, add_generation_prompt, …).
+    async def render(self, template: ChatTemplate, variables: Mapping[str, object], owner: str = "") -> str:
+        """The prompt that `template` makes of `variables` (messages, tools, add_generation_prompt, …) for `owner`.
 
         `tools` and `documents` default to none, as in transformers. Raises InvalidRequest with the template's own
         message if it refuses, or naming the template's origin if it is broken or goes over a limit (1 s, 512 MiB,
@@ -53,17 +55,17 @@ class TemplateRenderer:
         """
         frame = _frame(template, variables)
         lanes = self._base if template.origin == _BASE else self._foreign
-        lane = min(lanes, key=lambda lane: lane.waiting)
-        digest = hashlib.sha256(template.text.encode()).digest()
-        self._refuse_banned(template, digest)
-        async with lane.turn():
-            self._refuse_banned(template, digest)  # it may have been too slow for somebody else meanwhile
+        size = "large" if len(frame) > _LARGE_BYTES else "small"
+        flow = f"{owner} {size} {hashlib.sha256(template.text.encode()).hexdigest()}"
+        # A template is slow for some messages only, and another owner's may be fine: these alone are not tried again.
+        attempt = hashlib.sha256(owner.encode() + b"\0" + frame).digest()
+        self._refuse_banned(template, attempt)
+        async with lanes.turn(flow) as lane:
+            self._refuse_banned(template, attempt)  # it may have been too slow for the same owner meanwhile
             try:
                 answer = msgspec.msgpack.decode(await lane.exchange(frame), type=Rendered)
             except TooSlow:
-                # Never the base's: one caller's strange messages would lock everybody else out.
-                if template.origin != _BASE:
-                    self._ban(digest)
+                self._ban(attempt)
                 raise _limit(template, f"takes longer than {_SECONDS:g} s") from None
             except Crashed:
                 raise _limit(template, "ended the process that renders it") from None
@@ -71,15 +73,15 @@ class TemplateRenderer:
                 await lane.renew()
         return _text(template, answer)
 
-    def _ban(self, digest: bytes) -> None:
+    def _ban(self, attempt: bytes) -> None:
         now = time.monotonic()
         self._banned = {key: until for key, until in self._banned.items() if until > now}
-        self._banned[digest] = now + _BAN_SECONDS
+        self._banned[attempt] = now + _BAN_SECONDS
 
-    def _refuse_banned(self, template: ChatTemplate, digest: bytes) -> None:
-        left = self._banned.get(digest, 0.0) - time.monotonic()
+    def _refuse_banned(self, template: ChatTemplate, attempt: bytes) -> None:
+        left = self._banned.get(attempt, 0.0) - time.monotonic()
         if left > 0:
-            raise _limit(template, f"was too slow a moment ago and is not tried again for {left:.0f} s")
+            raise _limit(template, f"was too slow for these messages a moment ago; try again after {left:.0f} s")
 
 
 def _limit(template: ChatTemplate, what: str) -> InvalidRequest:

@@ -22,6 +22,7 @@ from jinja2.utils import Namespace
 from motet.engine.client.worker_process import serve
 
 MAX_OUTPUT_BYTES = 4 * 1024 * 1024
+MAX_DEPTH = 64
 _MEMORY_BYTES = 512 * 1024 * 1024
 _CPU_SECONDS = 3  # a render has one; past that nobody waits for it
 _MAX_ERROR_CHARACTERS = 2000
@@ -106,8 +107,26 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
+    # Indenting writes every element's depth in spaces: a deep value costs its size times its depth.
+    if indent is not None and _is_deeper(value, MAX_DEPTH):
+        raise _Raised(f"a value that is nested more than {MAX_DEPTH} levels deep cannot be written as JSON")
     # Not jinja's own filter, which escapes for HTML.
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether lists and objects in `value` are nested more than `levels` deep."""
+    level = [value]
+    for _ in range(levels + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list | tuple)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _strftime_now(pattern: str) -> str:

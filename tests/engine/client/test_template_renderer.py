@@ -138,7 +138,7 @@ def test_a_slow_template_ends_in_time_and_delays_only_its_own_kind() -> None:
         assert "adapter" in str(error)
         assert "1 s" in str(error)
         assert "moment ago" in str(await queued)
-        # The same template is not tried again; another one finds a fresh worker.
+        # The same input is not tried again; another one finds a fresh worker.
         asked = time.perf_counter()
         assert "moment ago" in str(await refusal(renderer, SLOW))
         assert time.perf_counter() - asked < 0.1
@@ -147,7 +147,55 @@ def test_a_slow_template_ends_in_time_and_delays_only_its_own_kind() -> None:
     with_renderer(use)
 
 
-def test_the_bases_template_is_never_banned_and_not_held_up_by_one_caller() -> None:
+def test_what_was_too_slow_for_one_owner_is_tried_for_another_and_for_other_messages() -> None:
+    text = "{% if big %}" + SLOW + "{% endif %}fine"
+
+    async def use(renderer: TemplateRenderer) -> None:
+        template = ChatTemplate(text, "adapter")
+        with pytest.raises(InvalidRequest, match="longer than 1 s"):
+            await renderer.render(template, {"big": True}, "alice")
+        with pytest.raises(InvalidRequest, match="moment ago"):
+            await renderer.render(template, {"big": True}, "alice")
+        assert await renderer.render(template, {"big": False}, "alice") == "fine"
+        with pytest.raises(InvalidRequest, match="longer than 1 s"):
+            await renderer.render(template, {"big": True}, "bob")
+
+    with_renderer(use)
+
+
+def test_slow_renders_of_one_adapter_do_not_hold_up_anothers() -> None:
+    """Thirty that take all of their time are queued; another adapter's next turn comes after those that run."""
+
+    async def use(renderer: TemplateRenderer) -> None:
+        await renderer.render(ChatTemplate("up", "adapter"), {})
+        crowd = [asyncio.create_task(refusal(renderer, SLOW, n=n)) for n in range(30)]
+        await asyncio.sleep(0.1)
+        asked = time.perf_counter()
+        assert await renderer.render(ChatTemplate("other", "adapter"), {}) == "other"
+        assert time.perf_counter() - asked < 3, "one turn, not fifteen"
+        for task in crowd:
+            task.cancel()
+        await asyncio.gather(*crowd, return_exceptions=True)
+
+    with_renderer(use)
+
+
+def test_a_deep_value_is_not_indented() -> None:
+    """Llama's templates write tools with tojson(indent=4), which takes as long as a value is deep and wide."""
+    deep: object = [0] * 40_000
+    for _ in range(600):
+        deep = [deep]
+    template = ChatTemplate("{{ t | tojson(indent=4) }}", "base")
+
+    async def use(renderer: TemplateRenderer) -> None:
+        with pytest.raises(InvalidRequest, match="more than 64 levels"):
+            await renderer.render(template, {"t": deep})
+        assert await renderer.render(template, {"t": [[0]]}) == "[\n    [\n        0\n    ]\n]"
+
+    with_renderer(use)
+
+
+def test_the_bases_template_is_not_held_up_by_one_caller() -> None:
     text = "{% if big %}" + SLOW + "{% endif %}fine"
 
     async def use(renderer: TemplateRenderer) -> None:
@@ -278,9 +326,11 @@ def test_close_ends_everything_and_refuses_what_waits() -> None:
 def test_a_crowd_is_refused_at_the_door() -> None:
     async def use(renderer: TemplateRenderer) -> None:
         template = ChatTemplate("{{ n }}", "adapter")
-        jobs = [renderer.render(template, {"n": n}) for n in range(100)]
-        answers = await asyncio.gather(*jobs, return_exceptions=True)
-        assert answers[:64] == [str(n) for n in range(64)]
-        assert {getattr(answer, "status", None) for answer in answers[64:]} == {429}
+        jobs = [renderer.render(template, {"n": n}) for n in range(150)]
+        other = renderer.render(ChatTemplate("another", "adapter"), {})
+        *answers, beside = await asyncio.gather(*jobs, other, return_exceptions=True)
+        assert answers[:128] == [str(n) for n in range(128)]
+        assert {getattr(answer, "status", None) for answer in answers[128:]} == {429}
+        assert beside == "another", "half of the places are left to others"
 
     with_renderer(use)
