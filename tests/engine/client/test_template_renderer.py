@@ -125,8 +125,7 @@ def test_a_slow_template_ends_in_time_and_delays_only_its_own_kind() -> None:
         for origin in ("base", "adapter"):  # both workers are up
             await renderer.render(ChatTemplate("x", origin), {})
         started = time.perf_counter()
-        slow = asyncio.create_task(refusal(renderer, SLOW))
-        queued = asyncio.create_task(refusal(renderer, SLOW))
+        slow, beside, queued = (asyncio.create_task(refusal(renderer, SLOW)) for _ in range(3))  # for two workers
         await asyncio.sleep(0.2)
         asked = time.perf_counter()
         assert await renderer.render(quick, {"messages": MESSAGES}) == "4"
@@ -138,6 +137,7 @@ def test_a_slow_template_ends_in_time_and_delays_only_its_own_kind() -> None:
         assert "adapter" in str(error)
         assert "1 s" in str(error)
         assert "moment ago" in str(await queued)
+        assert "1 s" in str(await beside)
         # The same input is not tried again; another one finds a fresh worker.
         asked = time.perf_counter()
         assert "moment ago" in str(await refusal(renderer, SLOW))
@@ -312,12 +312,15 @@ def test_close_ends_everything_and_refuses_what_waits() -> None:
     async def main() -> None:
         async with rendering() as renderer:
             await renderer.render(ChatTemplate("up", "adapter"), {})
-            slow = asyncio.create_task(refusal(renderer, SLOW))
-            waits = asyncio.create_task(refusal(renderer, "{{ 1 }}"))
+            await renderer.render(ChatTemplate("up", "adapter"), {})
+            slow, beside = (asyncio.create_task(refusal(renderer, SLOW, n=n)) for n in range(2))
             await asyncio.sleep(0.1)
+            waits = asyncio.create_task(refusal(renderer, "{{ 1 }}"))
+            await asyncio.sleep(0)
             await renderer.close()
             assert workers() == []
             assert isinstance(await slow, InvalidRequest)
+            assert isinstance(await beside, InvalidRequest)
             assert isinstance(await waits, Unavailable)
 
     asyncio.run(main())
