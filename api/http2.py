@@ -9,6 +9,7 @@ import asyncio
 import base64
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from h2.errors import ErrorCodes
 from h2.events import DataReceived, Event, PriorityUpdated, RequestReceived, StreamReset
@@ -16,7 +17,11 @@ from h2.exceptions import ProtocolError
 from hypercorn import protocol
 from hypercorn.events import Closed, RawData
 from hypercorn.events import Event as IOEvent
+from hypercorn.protocol.events import Body, EndBody
+from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h2 import H2Protocol
+
+from motet.api import slow_readers
 
 RESET_BURST = 200
 RESETS_PER_SECOND = 20.0
@@ -52,6 +57,27 @@ class CalmHttp2(H2Protocol):
                 return None
             await super().handle(RawData(event.data[start : start + TURN_BYTES]))
             await asyncio.sleep(0)
+        return None
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        """Send; a stream ends if its client gives it no room, which ends its request."""
+        if not isinstance(event, Body | EndBody):
+            return await super().stream_send(event)
+        stream = event.stream_id
+
+        def waiting() -> int:
+            buffer = self.stream_buffers.get(stream)
+            return len(buffer.buffer) if buffer else 0
+
+        try:
+            async with slow_readers.taking(waiting):
+                await super().stream_send(event)
+        except TimeoutError:
+            with suppress(ProtocolError):
+                self.connection.reset_stream(stream, ErrorCodes.CANCEL)
+            await self._flush()
+            await self._close_stream(stream)
+            await self._window_updated(stream)  # as for a stream that the client resets: its data is dropped
         return None
 
     async def _handle_events(self, events: Sequence[Event]) -> None:

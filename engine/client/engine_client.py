@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import msgspec
 import zmq
 import zmq.asyncio
 from loguru import logger
 
-from motet.core.errors import MotetError, Overloaded, Unavailable, from_info
+from motet.core.errors import Unavailable, from_info
 from motet.core.messages import (
     AdapterUse,
     AskAdapterUse,
@@ -35,6 +36,7 @@ from motet.core.messages import (
     Tokens,
 )
 from motet.core.models import ModelInfo
+from motet.engine.client.inbox import MAX_TURN, Inbox, Lag
 
 Answer = TypeVar("Answer")
 
@@ -42,12 +44,6 @@ _decode = msgspec.msgpack.Decoder(FromEngine).decode
 _decode_state = msgspec.msgpack.Decoder(EngineState).decode
 
 HELLO_SECONDS = 0.2
-
-MAX_LAG = 4096
-"""Tokens that may wait for a slow reader; then its sequence ends."""
-
-MAX_TURN = 64
-"""Tokens that one reader gets at once where it fell behind; then others have their turn."""
 
 MAX_ADAPTERS = 4096
 """Adapters that a client keeps registered; the engine remembers more, so that it knows them all."""
@@ -64,7 +60,8 @@ class EngineClient:
         self._address, self._state_address = address, state_address
         self._context = zmq.asyncio.Context()
         self._encoder = msgspec.msgpack.Encoder()
-        self._queues: dict[str, asyncio.Queue[TokenEvent | MotetError]] = {}
+        self._inboxes: dict[str, Inbox] = {}
+        self._lags: WeakValueDictionary[str, Lag] = WeakValueDictionary()  # by request, whose sequences hold it
         self._vectors: dict[str, asyncio.Future[tuple[float, ...]]] = {}
         self._cancels: dict[str, list[asyncio.Future[int]]] = {}
         self._adapters: dict[str, PreparedAdapter] = {}
@@ -118,13 +115,13 @@ class EngineClient:
         """
         if not self.ready:
             raise Unavailable(f"the engine is not ready: {self.reason}; try again shortly")
-        queue: asyncio.Queue[TokenEvent | MotetError] = asyncio.Queue()
-        self._queues[request.id] = queue
+        inbox = Inbox(self._lags.setdefault(request.id.rpartition("-")[0] or request.id, Lag()))
+        self._inboxes[request.id] = inbox
         ended = False
         try:
             await self._send(request)
             while not ended:
-                events, error = await _waiting(queue)
+                events, error = await inbox.take()
                 ended = error is not None or events[-1].finish is not None
                 if events:
                     yield tuple(events)
@@ -133,7 +130,8 @@ class EngineClient:
                 if len(events) == MAX_TURN:
                     await asyncio.sleep(0)
         finally:
-            self._queues.pop(request.id, None)
+            self._inboxes.pop(request.id, None)
+            inbox.close()
             if not ended:
                 self._abandon(request.id)
 
@@ -213,11 +211,9 @@ class EngineClient:
             match message:
                 case Tokens():
                     for event in message.events:
-                        if queue := self._queues.get(event.id):
-                            queue.put_nowait(event)
-                            if queue.qsize() > MAX_LAG and event.finish is None:
-                                queue.put_nowait(Overloaded("the answer was not read fast enough", code="slow_reader"))
-                                del self._queues[event.id]
+                        if inbox := self._inboxes.get(event.id):
+                            if not inbox.put(event):
+                                del self._inboxes[event.id]
                                 await self._send(Stop(event.id))
                         elif event.finish is None:  # nobody reads it any more, and the engine does not know
                             await self._send(Stop(event.id))
@@ -225,8 +221,8 @@ class EngineClient:
                     if (vector := self._vectors.get(message.id)) and not vector.done():
                         vector.set_result(message.vector)
                 case SequenceFailure():
-                    if queue := self._queues.get(message.id):
-                        queue.put_nowait(from_info(message.error))
+                    if inbox := self._inboxes.get(message.id):
+                        inbox.fail(from_info(message.error))
                     elif (vector := self._vectors.get(message.id)) and not vector.done():
                         vector.set_exception(from_info(message.error))
                 case Cancelled():
@@ -263,8 +259,8 @@ class EngineClient:
 
     def _fail_all(self, reason: str) -> None:
         error = Unavailable(f"{reason}; the request was not completed, try again")
-        for queue in self._queues.values():
-            queue.put_nowait(error)
+        for inbox in self._inboxes.values():
+            inbox.fail(error)
         cancels = [answer for answers in self._cancels.values() for answer in answers]
         waiters: list[asyncio.Future[Any]] = [*self._stats, *self._uses, *self._vectors.values(), *cancels]
         for waiting in waiters:
@@ -279,16 +275,3 @@ def _answer(waiting: list[asyncio.Future[Answer]], answer: Answer) -> None:
     """Give `answer` to the first in `waiting`, who may have given up."""
     if waiting and not (first := waiting.pop(0)).done():
         first.set_result(answer)
-
-
-async def _waiting(queue: asyncio.Queue[TokenEvent | MotetError]) -> tuple[list[TokenEvent], MotetError | None]:
-    """What has come, as soon as anything has: the tokens, at most MAX_TURN, and the error after them."""
-    events: list[TokenEvent] = []
-    item = await queue.get()
-    while True:
-        if isinstance(item, MotetError):
-            return events, item
-        events.append(item)
-        if queue.empty() or len(events) == MAX_TURN:
-            return events, None
-        item = queue.get_nowait()

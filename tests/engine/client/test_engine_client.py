@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,9 @@ from motet.core.errors import ErrorInfo, MotetError, Overloaded
 from motet.core.messages import Hello, Ready, SequenceFailure, Stop, Submit, ToEngine, TokenEvent, Tokens
 from motet.core.models import ModelInfo
 from motet.core.sampling import SamplingParams
-from motet.engine.client.engine_client import MAX_LAG, MAX_TURN, EngineClient
+from motet.engine.client import inbox
+from motet.engine.client.engine_client import EngineClient
+from motet.engine.client.inbox import MAX_LAG, MAX_TURN
 
 MODEL = ModelInfo("tiny", "llama", "/nowhere", 259, 256, "float32", 1, (2,))
 decode = msgspec.msgpack.Decoder(ToEngine).decode
@@ -145,5 +147,37 @@ def test_who_leaves_ends_the_sequence(tmp_path: Path) -> None:
         async with begun(client, rank):
             pass
         assert await rank.hear() == Stop("r")
+
+    talk(tmp_path, scenario)
+
+
+def test_the_sequences_of_a_request_share_the_memory_of_waiting_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With logprobs a token takes many times the memory of one without, and a request may have many sequences."""
+    monkeypatch.setattr(inbox, "MAX_LAG_BYTES", 300_000)
+    top = tuple((token, -1.0) for token in range(20))  # 2700 bytes by the estimate
+
+    async def scenario(client: EngineClient, rank: Rank) -> None:
+        async with AsyncExitStack() as stack:
+            first, second, other = [
+                await stack.enter_async_context(aclosing(client.generate(submit(id)))) for id in ("a-0", "a-1", "b-0")
+            ]
+            readers = [asyncio.create_task(anext(reader)) for reader in (first, second, other)]
+            for _ in readers:
+                await rank.hear()
+            for id in ("a-0", "a-1", "b-0"):
+                await rank.say(Tokens((TokenEvent(id, 0),)))
+            await asyncio.gather(*readers)
+            for id in ("a-0", "b-0", "a-1"):  # each is within the limit
+                await rank.say(Tokens(tuple(TokenEvent(id, token, -1.0, top) for token in range(60))))
+            assert await rank.hear() == Stop("a-1")
+            assert len(await anext(second)) == 300_000 // 2700 - 60 + 1
+            with pytest.raises(Overloaded, match="not read fast enough"):
+                await anext(second)
+            for reader in (first, other):
+                assert len(await anext(reader)) == 60
+            await rank.say(Tokens(tuple(TokenEvent("a-0", token, -1.0, top) for token in range(64))))
+            assert len(await anext(first)) == 64  # what was taken counts no more
 
     talk(tmp_path, scenario)
