@@ -26,9 +26,9 @@ PATHS = ("/", "/v1/responses", CHAT, "/generate", "/no/such/route", "/health")
 
 @pytest.fixture
 def complaints() -> Iterator[list[str]]:
-    """What is logged at INFO and above meanwhile, and what the event loop reports of failed tasks."""
+    """What is logged at WARNING and above meanwhile, and what the event loop reports of failed tasks."""
     lines: list[str] = []
-    number = logger.add(lines.append, level="INFO", format="{message}")
+    number = logger.add(lines.append, level="WARNING", format="{message}")
     yield lines
     logger.remove(number)
 
