@@ -95,7 +95,12 @@ OPERATIONS = (
         "ollama",
         OllamaChatAnswer,
         body=OllamaChatRequest,
-        example={"model": "", "messages": [{"role": "user", "content": "Tell me about the sea."}], "stream": False},
+        example={
+            "model": "",
+            "messages": [{"role": "user", "content": "Tell me about the sea."}],
+            "stream": False,
+            "options": {"num_predict": 32},
+        },
         errors=ERRORS,
         parameters=(TOKEN,),
         failure=OllamaError,

@@ -59,7 +59,7 @@ OPERATIONS = (
         "ollama",
         OllamaText,
         body=OllamaGenerateRequest,
-        example={"model": "", "prompt": "Tell me about the sea.", "stream": False},
+        example={"model": "", "prompt": "Tell me about the sea.", "stream": False, "options": {"num_predict": 32}},
         errors=ERRORS,
         parameters=(TOKEN,),
         failure=OllamaError,
