@@ -15,7 +15,7 @@ from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.config import Config, Sockets
 from hypercorn.events import Closed, Event, RawData, Updated
 
-from motet.api import http2, slow_readers, websockets
+from motet.api import http1, http2, slow_readers, websockets
 from motet.core.settings import Settings
 
 LAST_WORDS_SECONDS = 0.5
@@ -32,6 +32,7 @@ MAX_CONNECTIONS = 8192
 SPARE_FILES = 0.25
 """The part of the files that a process may open which connections leave for everything else."""
 
+http1.install()
 http2.install()
 websockets.install()
 
