@@ -214,19 +214,20 @@ async def scripted_api(
     shelf = Shelf(root / "shelf")
     for name in ("shelf", "hub"):
         plugins.adapter_sources.adder("tests")(name, shelf)
-    names = NameRules("tiny", "shelf", root / "cache")
+    settings = settings or Settings()
+    names = NameRules("tiny", "shelf", root / "cache", settings.model_alias)
     loader = ScriptedLoader(BaseTokens(directory), text.vocab_size)
     registry = AdapterRegistry(plugins.adapter_sources.items, loader, names)
     renderer = TemplateRenderer()
     services = Services(
-        settings=settings or Settings(),
+        settings=settings,
         text=text,
         engine=engine,  # type: ignore[arg-type]
         adapters=Adapters(registry, engine, names),
         renderer=renderer,
         plugins=plugins,
         model_name="tiny",
-        database=Database(root / "data", (settings or Settings()).size("max_files")),
+        database=Database(root / "data", settings.size("max_files")),
     )
     try:
         yield Scripted(services, engine, shelf)
