@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from motet.core.directory_advice import names_in, other_formats
 from motet.core.errors import NotFound
 from motet.core.paths import read_regular
 
@@ -108,7 +109,8 @@ class AdapterRoots:
         """Why `directory`, which has no config, is not an adapter, and which adapters are below it."""
         below = list(itertools.islice(_Scan(self, directory, MAX_SCANNED_FOR_ERROR).names(), MAX_NAMED))
         shown = directory.name if directory != root else "the adapter root"
-        hint = f"; there are adapters below it: {', '.join(below)}" if below else ""
+        named = f"; there are adapters below it: {', '.join(below)}"
+        hint = named if below else other_formats(names_in(directory))
         return f"the directory {shown!r} has no adapter_config.json{hint}"
 
 

@@ -24,6 +24,7 @@ from huggingface_hub import HfApi, hf_hub_url
 
 from motet.core.adapters import AdapterRef, AdapterSource, ResolvedAdapter
 from motet.core.blocking import BlockingCalls
+from motet.core.directory_advice import NO_WEIGHTS, instead_of_weights
 from motet.core.errors import AdapterRefused, MotetError, NotFound, StartupError, Unauthenticated, Unavailable
 from motet.core.hookspecs import Register, hookimpl
 from motet.core.models import ModelLocation, ModelSource
@@ -145,22 +146,12 @@ class HubAdapters(AdapterSource):
 def _check_files(ref: str, every: Iterable[str], wanted: Mapping[str, int], limit: int) -> None:
     """Raise AdapterRefused unless `wanted` (name: bytes) is a complete adapter whose weights are within `limit`."""
     if not wanted.get(WEIGHTS_FILE):
-        raise AdapterRefused(f"{ref} has no {WEIGHTS_FILE}: {_instead(every)}", param="model")
+        names = sorted(name for name in every if "/" not in name)
+        raise AdapterRefused(f"{ref} {instead_of_weights(names) or NO_WEIGHTS}", param="model")
     for name, size in wanted.items():
         allowed = limit if name == WEIGHTS_FILE else MAX_SMALL_FILE_BYTES
         if size > allowed:
             raise AdapterRefused(f"{name} of {ref} has {size} bytes; {allowed} are allowed", param="model")
-
-
-def _instead(every: Iterable[str]) -> str:
-    """What a repository without the one file of weights has instead."""
-    names = [name for name in every if "/" not in name]
-    shards = [name for name in names if name.startswith("adapter_model-") and name.endswith(".safetensors")]
-    if shards:
-        return f"its weights are split over {len(shards)} files; join them into one"
-    if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
-        return "its weights are pickled (.bin), and only safetensors is read"
-    return "no weights"
 
 
 class HubModels(ModelSource):

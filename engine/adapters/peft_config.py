@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from motet.core.directory_advice import MLX, no_config
 from motet.core.errors import AdapterRefused
 from motet.core.paths import read_regular
-from motet.engine.adapters.directory_advice import MLX, no_config
 from motet.engine.adapters.patterns import first_matches
 
 T = TypeVar("T")

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from motet.core.directory_advice import no_weights
 from motet.core.errors import AdapterRefused
 from motet.core.messages import LoraEntry
-from motet.engine.adapters.directory_advice import no_weights
 from motet.engine.adapters.peft_config import LoraConfig
 from motet.engine.adapters.tensor_names import AdapterLayout, LoraNames, lora_modules
 from motet.engine.adapters.weights_file import DamagedFile, TensorPlace, WeightsFile

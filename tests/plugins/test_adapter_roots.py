@@ -216,9 +216,10 @@ def test_an_absolute_path_is_served_inside_the_roots(tmp_path: Path) -> None:
 
 def test_a_directory_without_a_config_says_so(tmp_path: Path) -> None:
     (tmp_path / "gguf").mkdir()
+    (tmp_path / "gguf" / "lora.gguf").touch()
     make_adapter(tmp_path / "run" / "checkpoint-500")
     source = source_over(tmp_path)
-    assert "the directory 'gguf' has no adapter_config.json" in refusal(source, "gguf").message
+    assert "the directory 'gguf' has no adapter_config.json, but lora.gguf" in refusal(source, "gguf").message
     assert "checkpoint-500" in refusal(source, "run").message
     assert "adapter_config.json" not in refusal(source, "absent").message
     second = make_adapter(tmp_path / "second" / "gguf")

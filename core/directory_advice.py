@@ -1,4 +1,4 @@
-"""Says of a directory that lacks one of PEFT's two files what it holds instead, and what to do."""
+"""Describes what a directory or repository without one of PEFT's two files has instead, and what to do."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ _MAX_ENTRIES = 4096
 
 def no_weights(directory: Path) -> AdapterRefused:
     """The error for a `directory` without adapter_model.safetensors; it may come yet if nothing else is there."""
-    reason = _instead_of_weights(_names(directory))
+    reason = instead_of_weights(names_in(directory))
     return AdapterRefused(f"the adapter {reason or NO_WEIGHTS}", code=None if reason else "adapter_unreadable")
 
 
-def _instead_of_weights(names: list[str]) -> str:
+def instead_of_weights(names: list[str]) -> str:
+    """What an adapter of files called `names` has instead of its weights, as a verb phrase; nothing if not known."""
     if shards := [found[1] for name in names if (found := _SHARD.fullmatch(name))]:
         return (
             f"has its weights split over {int(shards[0])} files ({_first(names, _SHARD)}, …); join them into one "
@@ -43,7 +44,7 @@ MLX = (
 
 def no_config(directory: Path) -> str:
     """Why `directory` has no adapter_config.json."""
-    return "the adapter has no adapter_config.json" + other_formats(_names(directory))
+    return "the adapter has no adapter_config.json" + other_formats(names_in(directory))
 
 
 def other_formats(names: list[str]) -> str:
@@ -59,7 +60,7 @@ def other_formats(names: list[str]) -> str:
     return ""
 
 
-def _names(directory: Path) -> list[str]:
+def names_in(directory: Path) -> list[str]:
     """The names in `directory`, sorted; some of them, if there are very many."""
     try:
         with os.scandir(directory) as entries:
