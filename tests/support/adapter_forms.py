@@ -31,21 +31,29 @@ class AdapterForms:
         self.place = place
         self.model = model or write_model("qwen2", place / "model")
         self.target = Target(
-            read_config(self.model), "base", 1, torch.float32, 16, place / "cache", self.model, names=("model",)
+            read_config(self.model),
+            "base",
+            1,
+            torch.float32,
+            16,
+            self.model.parent / "cache",
+            self.model,
+            names=("model",),
         )
         self.plain = self.save("plain")
         self.deltas = self.of_peft(AutoModelForCausalLM, self.plain)
 
     def save(self, name: str, kind: Any = AutoModelForCausalLM, **options: Any) -> Path:
-        """A random adapter with seeded weights, as PEFT saves it."""
+        """A random adapter with seeded weights, as PEFT saves it; `options` are fields of LoraConfig."""
         base = kind.from_pretrained(self.model)
         saved = {"save_embedding_layers": options.pop("save_embedding_layers", False)}
-        model = get_peft_model(base, LoraConfig(r=4, lora_alpha=6, target_modules=MODULES, **options))
+        fields = {"r": 4, "lora_alpha": 6, "target_modules": MODULES} | options
+        model = get_peft_model(base, LoraConfig(**fields))
         torch.manual_seed(7)
         with torch.no_grad():
             for parameter_name, parameter in model.named_parameters():
                 if "lora_" in parameter_name:
-                    parameter.normal_()
+                    parameter.normal_(0, 0.3)
         model.save_pretrained(str(self.place / name), **saved)
         return self.place / name
 
