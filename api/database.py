@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from motet.api.data_directory import open_private
+from motet.api.storage_use import used, used_by
 from motet.core.errors import PayloadTooLarge, StartupError
 
 BUSY_SECONDS = 10.0
@@ -38,11 +39,27 @@ class Database:
         """What `work` returns; it has the connection to itself, in one transaction, undone if it raises."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, work)
 
-    def check_room(self, connection: sqlite3.Connection, size: int, param: str) -> None:
-        """Raise PayloadTooLarge, naming `param`, if there is no room for `size` bytes; inside `run`."""
-        if self._limit is not None and _used(connection) + size > self._limit:
+    def check_room(self, connection: sqlite3.Connection, size: int, param: str, owner: str = "") -> None:
+        """Raise PayloadTooLarge, naming `param`, if there is no room for `size` bytes; inside `run`.
+
+        An `owner` (an API key's name) may use half of what the others leave, so that they find room, too.
+        """
+        if self._limit is None:
+            return
+        advice = "delete files or responses first" + (", or set store to false" if param == "store" else "")
+        total = used(connection)
+        if total + size > self._limit:
             raise PayloadTooLarge(
-                f"the server keeps {self._limit} bytes at most (--max-files); delete files or responses first",
+                f"the server keeps {self._limit} bytes at most (--max-files); {advice}",
+                param=param,
+                code="storage_full",
+            )
+        own = used_by(connection, owner) if owner else 0
+        share = (self._limit - max(total - own, 0)) // 2
+        if owner and own + size > share:
+            raise PayloadTooLarge(
+                f"an API key may use half of what the others leave of --max-files, {share} bytes now; "
+                f"yours uses {own}; {advice}",
                 param=param,
                 code="storage_full",
             )
@@ -66,20 +83,6 @@ class Database:
             except (OSError, sqlite3.Error) as error:
                 raise StartupError(f"--data-dir {self.directory}: cannot be used: {error}", param="data_dir") from error
         return self._connection
-
-
-def _used(connection: sqlite3.Connection) -> int:
-    """Bytes in use: the database's pages that are not free, the files, and what uploads under way have reserved."""
-    pages, free, size = (
-        int(connection.execute(f"PRAGMA {name}").fetchone()[0])
-        for name in ("page_count", "freelist_count", "page_size")
-    )
-    total = (pages - free) * size
-    for table, alive in (("files", "1"), ("uploads", f"until > {time.time()}")):
-        if connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone():
-            query = f"SELECT COALESCE(SUM(MAX(bytes, ?)), 0) FROM {table} WHERE {alive}"
-            total += int(connection.execute(query, (size,)).fetchone()[0])
-    return total
 
 
 def _opened(path: Path) -> sqlite3.Connection:

@@ -23,6 +23,7 @@ from msgspec.structs import replace
 from motet.api.data_directory import FILES, PRIVATE_DIRECTORY
 from motet.api.database import Database
 from motet.api.paging import Page, page_rows
+from motet.api.storage_use import Counted, count_by_owner
 from motet.core.errors import NotFound
 
 SWEEP_SECONDS = 300.0
@@ -38,6 +39,7 @@ _TABLES = (
     ) WITHOUT ROWID""",
     "CREATE INDEX IF NOT EXISTS file_ends_by_id ON file_ends (id)",
 )
+_COUNTED = Counted("files", "MAX({row}.bytes, 4096)")
 T = TypeVar("T")
 
 
@@ -152,8 +154,9 @@ class FileStore:
     async def _add(self, owner: str, file: FileObject, part: Path) -> None:
         def work(connection: sqlite3.Connection) -> None:
             part.rename(self.path(file.id))
+            connection.execute("DELETE FROM files WHERE id = ?", (file.id,))
             connection.execute(
-                "INSERT OR REPLACE INTO files (id, owner, purpose, bytes, file) VALUES (?, ?, ?, ?, ?)",
+                "INSERT INTO files (id, owner, purpose, bytes, file) VALUES (?, ?, ?, ?, ?)",
                 (file.id, owner, file.purpose, file.bytes, msgspec.json.encode(file)),
             )
             connection.execute("DELETE FROM file_ends WHERE id = ?", (file.id,))  # of one that this replaces
@@ -183,6 +186,7 @@ class FileStore:
         def prepared(connection: sqlite3.Connection) -> T:
             for table in _TABLES:
                 connection.execute(table)
+            count_by_owner(connection, _COUNTED)
             self._expire(connection)
             return work(connection)
 

@@ -52,7 +52,7 @@ class Uploads:
                 which = f"{own} uploads of yours" if own >= MAX_UPLOADS_OF_OWNER else f"{everybody} uploads"
                 message = f"{which} are under way, which is the most; wait until one has ended"
                 raise Overloaded(message, code="too_many_uploads")
-            self._database.check_room(connection, size, "file")
+            self._database.check_room(connection, size, "file", owner)
             connection.execute("INSERT INTO uploads VALUES (?, ?, ?, ?)", (id, owner, size, now + LEASE_SECONDS))
 
         def release(connection: sqlite3.Connection) -> None:

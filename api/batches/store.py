@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from motet.api.batches.objects import ACTIVE, BatchObject, RequestCounts
 from motet.api.database import Database
 from motet.api.paging import Page, page_rows
+from motet.api.storage_use import Counted, count_by_owner
 from motet.core.errors import NotFound
 
 LEASE_SECONDS = 20.0
@@ -31,6 +32,10 @@ _TABLES = (
         batch TEXT NOT NULL, line INTEGER NOT NULL, failed INTEGER NOT NULL, result BLOB NOT NULL,
         PRIMARY KEY (batch, line)
     ) WITHOUT ROWID""",
+)
+_COUNTED = (
+    Counted("batches", "LENGTH({row}.batch)"),
+    Counted("batch_results", "LENGTH({row}.result)", "(SELECT owner FROM batches WHERE id = {row}.batch)"),
 )
 T = TypeVar("T")
 
@@ -54,7 +59,7 @@ class BatchStore:
         content = msgspec.json.encode(batch)
 
         def work(connection: sqlite3.Connection) -> None:
-            self._database.check_room(connection, len(content), "input_file_id")
+            self._database.check_room(connection, len(content), "input_file_id", owner)
             connection.execute(
                 "INSERT INTO batches (id, owner, status, batch) VALUES (?, ?, ?, ?)",
                 (batch.id, owner, batch.status, content),
@@ -164,7 +169,8 @@ class BatchStore:
 
         def work(connection: sqlite3.Connection) -> None:
             if checked:  # twice: it is here, and then in the output file
-                self._database.check_room(connection, 2 * len(result), "input_file_id")
+                owner = connection.execute("SELECT owner FROM batches WHERE id = ?", (id,)).fetchone()[0]
+                self._database.check_room(connection, 2 * len(result), "input_file_id", owner)
             connection.execute(
                 "INSERT OR IGNORE INTO batch_results SELECT id, ?, ?, ? FROM batches "
                 "WHERE id = ? AND status IN ('in_progress', 'cancelling')",
@@ -195,6 +201,8 @@ class BatchStore:
         def prepared(connection: sqlite3.Connection) -> T:
             for table in _TABLES:
                 connection.execute(table)
+            for counted in _COUNTED:
+                count_by_owner(connection, counted)
             return work(connection)
 
         return await self._database.run(prepared)

@@ -13,6 +13,7 @@ import msgspec
 from motet.api.database import Database
 from motet.api.responses.conversations import TABLES, Item, conversation, is_stale, keep_turn, stored_items
 from motet.api.responses.objects import ResponseError, ResponseObject, Status
+from motet.api.storage_use import Counted, count_by_owner
 from motet.core.errors import InvalidRequest, NotFound
 
 KEPT_SECONDS = 30 * 24 * 3600
@@ -29,10 +30,16 @@ _TABLES = (
     """CREATE TABLE IF NOT EXISTS response_events (
         response TEXT NOT NULL, number INTEGER NOT NULL, frame BLOB NOT NULL, PRIMARY KEY (response, number)
     ) WITHOUT ROWID""",
-    """CREATE TRIGGER IF NOT EXISTS response_gone AFTER DELETE ON responses BEGIN
+    # Before the response is gone, whose owner the events' bytes are counted for.
+    "DROP TRIGGER IF EXISTS response_gone",
+    """CREATE TRIGGER IF NOT EXISTS response_leaves BEFORE DELETE ON responses BEGIN
         DELETE FROM response_events WHERE response = OLD.id;
     END""",
     *TABLES,
+)
+_COUNTED = (
+    Counted("responses", "LENGTH({row}.response) + LENGTH({row}.input)"),
+    Counted("response_events", "LENGTH({row}.frame)", "(SELECT owner FROM responses WHERE id = {row}.response)"),
 )
 LOST = ResponseError("server_error", "the server was restarted before the response was complete")
 
@@ -73,7 +80,7 @@ class ResponseStore:
         now, kept = time.time(), stored.response
 
         def work(connection: sqlite3.Connection) -> None:
-            self._database.check_room(connection, len(response) + len(items), "store")
+            self._database.check_room(connection, len(response) + len(items), "store", owner)
             connection.execute(
                 "INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (kept.id, owner, now, now, kept.status, kept.previous_response_id, response, items),
@@ -116,7 +123,8 @@ class ResponseStore:
                 "UPDATE responses SET alive = ? WHERE id = ? AND status IN ('queued', 'in_progress')", (time.time(), id)
             )
             if found.rowcount == 1 and frames:
-                self._database.check_room(connection, sum(len(frame) for _, frame in frames), "store")
+                owner = connection.execute("SELECT owner FROM responses WHERE id = ?", (id,)).fetchone()[0]
+                self._database.check_room(connection, sum(len(frame) for _, frame in frames), "store", owner)
                 _add_frames(connection, id, frames)
             return found.rowcount == 1
 
@@ -178,6 +186,8 @@ class ResponseStore:
         def with_tables(connection: sqlite3.Connection) -> T:
             for table in _TABLES:
                 connection.execute(table)
+            for counted in _COUNTED:
+                count_by_owner(connection, counted)
             connection.execute("DELETE FROM responses WHERE created < ?", (time.time() - KEPT_SECONDS,))
             return work(connection)
 
