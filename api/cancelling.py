@@ -5,6 +5,7 @@ An admin key may end everybody's: by KEY_NAME:X_REQUEST_ID.
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 import msgspec
@@ -16,8 +17,9 @@ from motet.api.operations import Operation, path_parameter
 from motet.api.services import Services
 from motet.core.errors import NotFound
 
-# The ids of answers are secrets of those who got them; a request's id may be anything, and so is its owner's alone.
-_ANSWERS = ("chatcmpl-", "cmpl-", "resp_", "embd-")
+# The ids of answers are secrets of those who got them. Nothing else may pass for one: a key may have a name such as
+# `cmpl-svc`, and OWNER:REQUEST_ID names the requests of that key.
+_ANSWER = re.compile(r"(?:chatcmpl-|cmpl-|resp_|embd-|msg_)[0-9a-f]{32}")
 
 
 class CancelledRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +53,7 @@ def routes(services: Services) -> Blueprint:
         owner, colon, _ = request_id.partition(":")
         own = request_id if colon and (caller.admin or owner == caller.owner) else f"{caller.owner}:{request_id}"
         sequences = await services.engine.cancel(own)
-        if not sequences and request_id.startswith(_ANSWERS):
+        if not sequences and _ANSWER.fullmatch(request_id):
             sequences = await services.engine.cancel(request_id)
         if not sequences:
             raise NotFound("no request of this id runs now", param="request_id", code="not_found")

@@ -73,6 +73,24 @@ def test_only_an_admin_ends_what_is_anothers(tmp_path: Path) -> None:
     drive(tmp_path / "api", scenario, settings=Settings(api_keys=str(file)))
 
 
+@pytest.mark.parametrize("name", ["cmpl-svc", "chatcmpl-svc", "resp_svc", "embd-svc", "msg_svc"])
+def test_a_key_whose_name_is_like_an_answers_id_is_no_way_to_its_requests(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "keys"
+    file.write_text("\n".join(key_line(key, f"sk-{key}", False) for key in (name, "bob")))
+
+    async def scenario(caller: Caller) -> None:
+        async def cancel(key: str) -> int:
+            headers = {"authorization": f"Bearer sk-{key}"}
+            response = await caller.client.post(f"/v1/requests/{name}:nightly/cancel", headers=headers)
+            return int(response.status_code)
+
+        running = await begun(caller, **{"x-request-id": "nightly", "authorization": f"Bearer sk-{name}"})
+        assert (await cancel("bob"), await cancel(name)) == (404, 200)
+        running.cancel()
+
+    drive(tmp_path / "api", scenario, settings=Settings(api_keys=str(file)))
+
+
 PREFLIGHT = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,x-stainless-os"}
 
 
