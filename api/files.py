@@ -12,6 +12,7 @@ from quart import Blueprint, Response, request
 from quart.datastructures import FileStorage
 
 from motet.api.answers import ENCODER
+from motet.api.batch_tokens import ADVICE, line_with_token
 from motet.api.caller import current_caller
 from motet.api.file_store import ExpiresAfter, FileObject, FileStore, new_file
 from motet.api.ignored import note_ignored
@@ -141,6 +142,8 @@ def routes(services: Services) -> Blueprint:
         try:
             async with uploads.reserved(owner, _announced(max_file)):
                 form, sent = await _uploaded(max_file)
+                if form.purpose == "batch":
+                    await asyncio.to_thread(_refuse_token, cast(BinaryIO, sent.stream))
                 name = "".join(letter for letter in sent.filename or "" if letter.isprintable())[:MAX_NAME]
                 file = new_file(name or "file", form.purpose, form.expires_after)
                 return _json(await store.put(owner, file, _pieces(cast(BinaryIO, sent.stream))))
@@ -212,6 +215,13 @@ async def _uploaded(max_file: int) -> tuple[UploadForm, FileStorage]:
     file.stream.seek(0)
     note_ignored(parsed.ignored)
     return parsed.request, file
+
+
+def _refuse_token(content: BinaryIO) -> None:
+    """Raise InvalidRequest if a line of a batch's input has an adapter source's token; else rewind `content`."""
+    if (number := line_with_token(content)) is not None:
+        raise InvalidRequest(f"line {number}: {ADVICE}", param="file", code="token_in_file")
+    content.seek(0)
 
 
 def _too_large(max_file: int) -> PayloadTooLarge:

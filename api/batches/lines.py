@@ -12,6 +12,7 @@ import msgspec
 
 from motet.api.access_log import finish
 from motet.api.answers import ENCODER, error_body
+from motet.api.batch_tokens import ADVICE
 from motet.api.batches.objects import BatchError, Line
 from motet.api.caller import Caller
 from motet.api.chat import answer_chat
@@ -97,6 +98,8 @@ def _mistake(number: int, raw: bytes, endpoint: str, seen: set[str]) -> BatchErr
     seen.add(line.custom_id)
     if not isinstance(line.body.get("model"), str):
         return BatchError(code="missing_model", message="body.model is missing", line=number, param="body.model")
+    if line.body.get("api_token") is not None:
+        return BatchError(code="token_in_file", message=ADVICE, line=number, param="body.api_token")
     return None
 
 

@@ -13,7 +13,7 @@ import httpx2
 import openai
 import pytest
 from openai import AsyncOpenAI
-from support.batches import drive
+from support.batches import CHAT, drive, finished, jsonl, line
 from support.scripted_server import Running
 
 from motet.api import request_limits, uploads
@@ -200,3 +200,27 @@ def test_uploads_have_no_part_in_the_limit_of_other_bodies(tmp_path: Path) -> No
         assert (await client.files.create(file=("a", b"x" * 500_000), purpose="batch")).bytes == 500_000
 
     drive(tmp_path, scenario, Settings(max_body="2KB"))
+
+
+def test_a_token_in_the_input_of_a_batch_is_refused_and_not_stored(tmp_path: Path) -> None:
+    async def scenario(client: AsyncOpenAI, server: Running) -> None:
+        tools = [{"type": "function", "function": {"name": "f", "parameters": {"properties": {"api_token": {}}}}}]
+        harmless = jsonl(line("a", content='"api_token"'), line("b", tools=tools), line("c", api_token=None))
+        for content in (harmless + b'\nnot JSON, with "api_token"', b'\xff"api_token"'):
+            await client.files.create(file=("a", content), purpose="batch")
+        secret = harmless + b"\n" + jsonl(line("d", api_token="hf_secret"))
+        with pytest.raises(openai.BadRequestError) as refused:
+            await client.files.create(file=("a", secret), purpose="batch")
+        assert (refused.value.param, refused.value.code) == ("file", "token_in_file")
+        assert "line 4: the input of a batch is stored" in refused.value.message
+        directory = server.api.services.database.directory
+        assert not any(b"hf_secret" in path.read_bytes() for path in directory.rglob("*") if path.is_file())
+
+        hidden = secret.replace(b"api_token", b"api_\\u0074oken")  # found when the line is read
+        file = await client.files.create(file=("a", hidden), purpose="batch")
+        batch = await client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+        ended = await finished(client, batch.id)
+        assert ended.status == "failed"
+        assert [(e.code, e.line, e.param) for e in ended.errors.data] == [("token_in_file", 4, "body.api_token")]
+
+    drive(tmp_path, scenario)
