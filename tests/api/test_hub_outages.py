@@ -5,17 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.adapter_world import FakeLoader, failure
+from support.adapter_world import failure
 from support.hub import Hub
+from support.hub_registry import HubRegistry
 
-from motet.api.adapters.messages import Serve
-from motet.api.adapters.names import NameRules
-from motet.api.adapters.outcomes import LoadLimits
-from motet.api.adapters.registry import AdapterRegistry
 from motet.core.adapters import AdapterRef
 from motet.core.errors import Unavailable
-from motet.core.settings import Settings
-from motet.plugins.hub import HubAdapters
 
 ADAPTER = {"adapter_config.json": b'{"r": 8}', "adapter_model.safetensors": b"weights"}
 GOOD = AdapterRef("hub", "org/good")
@@ -30,27 +25,6 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield running
 
 
-class Server:
-    """A registry over the hub plugin, and its clock."""
-
-    def __init__(self, cache: Path) -> None:
-        source = self.source = HubAdapters()
-        source.configure(Settings())
-        self.now = 0.0
-        names = NameRules("base", "hub", cache)
-        limits = LoadLimits(refresh_wait_seconds=0.1)
-        self.registry = AdapterRegistry({"hub": source}, FakeLoader(), names, limits, lambda: self.now)
-
-    async def serve(self, ref: AdapterRef, token: str | None = None) -> str:
-        return (await self.registry.ask(Serve(ref, token))).prepared.id
-
-    async def __aenter__(self) -> "Server":
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.registry.close()
-
-
 def heads(hub: Hub) -> int:
     return hub.count("HEAD", "adapter_config.json")
 
@@ -58,7 +32,7 @@ def heads(hub: Hub) -> int:
 @pytest.mark.parametrize("trouble", [500, 503, 429, "hang", "away"])
 def test_a_hub_in_trouble_leaves_loaded_adapters_alone(hub: Hub, tmp_path: Path, trouble: int | str) -> None:
     async def body() -> None:
-        async with Server(tmp_path) as server:
+        async with HubRegistry(tmp_path) as server:
             for _ in range(20):
                 await server.serve(GOOD)
             before = heads(hub)
@@ -85,11 +59,11 @@ def test_offline_serves_what_is_on_disk_and_knows_nothing_else(
     pinned = AdapterRef("hub", "org/good", hub.repositories["org/good"].commit)
 
     async def online() -> None:
-        async with Server(tmp_path) as server:
+        async with HubRegistry(tmp_path) as server:
             await server.serve(GOOD)
 
     async def offline() -> None:
-        async with Server(tmp_path) as server:
+        async with HubRegistry(tmp_path) as server:
             assert await server.serve(GOOD) == '{"r": 8}'
             assert await server.serve(pinned, "hf_anybody") == '{"r": 8}'
             error = await failure(server.serve(AdapterRef("hub", "org/unknown")))

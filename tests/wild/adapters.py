@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,9 +77,16 @@ class AdapterServer:
         """The ids in GET /v1/models."""
         return [model["id"] for model in self.client.get("/v1/models").json()["data"]]
 
+    def wait_listed(self, *names: str) -> None:
+        """Return once GET /v1/models, which is kept for some seconds, lists all of `names`."""
+        deadline = time.monotonic() + 60
+        while not set(names) <= set(self.listed()):
+            assert time.monotonic() < deadline, f"{names} are not all in {self.listed()}"
+            time.sleep(0.2)
+
 
 @contextlib.contextmanager
-def adapter_server(place: Path) -> Iterator[AdapterServer]:
+def serve_adapters(place: Path) -> Iterator[AdapterServer]:
     """Start the server; its adapters' root, the hub's cache and its own cache are below `place`."""
     model = write_chat_model(place / "models" / "tiny")
     root, hub_cache = place / "root", place / "hub"

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdapterServer]:
+def adapter_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdapterServer]:
     """A server with an adapter root and a hub, to which each case adds its adapter."""
-    from wild.adapters import adapter_server
+    from wild.adapters import serve_adapters
 
-    with adapter_server(tmp_path_factory.mktemp("wild")) as running:
+    with serve_adapters(tmp_path_factory.mktemp("wild")) as running:
         yield running

@@ -110,10 +110,10 @@ SERVED = {
 
 
 @pytest.mark.parametrize("row", SERVED)
-def test_served_as_peft_does(server: AdapterServer, row: str) -> None:
+def test_served_as_peft_does(adapter_server: AdapterServer, row: str) -> None:
     case = SERVED[row]
-    directory = case.make(server.forms, row)
-    server.assert_served(f"local:{row}", server.forms.plain if case.as_plain else directory)
+    directory = case.make(adapter_server.forms, row)
+    adapter_server.assert_served(f"local:{row}", adapter_server.forms.plain if case.as_plain else directory)
 
 
 ONE = torch.zeros(1, 1)
@@ -269,9 +269,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("row", REFUSED)
-def test_refused_with_the_cause_and_what_to_do(server: AdapterServer, row: str) -> None:
+def test_refused_with_the_cause_and_what_to_do(adapter_server: AdapterServer, row: str) -> None:
     case = REFUSED[row]
-    case.make(server.forms, row)
-    message = server.refusal(f"local:{row}", case.status)
+    case.make(adapter_server.forms, row)
+    message = adapter_server.refusal(f"local:{row}", case.status)
     assert re.search(case.words, message, re.DOTALL), message
-    assert server.refusal(f"local:{row}", case.status) == message, "the same file, the same message"
+    assert adapter_server.refusal(f"local:{row}", case.status) == message, "the same file, the same message"
