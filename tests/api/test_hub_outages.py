@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.adapter_world import failure
+from support.adapter_world import failure, until
 from support.hub import Hub
 from support.hub_registry import HubRegistry
 
@@ -46,6 +46,9 @@ def test_a_hub_in_trouble_leaves_loaded_adapters_alone(hub: Hub, tmp_path: Path,
                 hub.failing = int(trouble)
             for _ in range(20):
                 assert await server.serve(GOOD, "hf_anybody")
+            if trouble != "away":
+                async with asyncio.timeout(20):
+                    await until(lambda: heads(hub) > before)  # the hub is asked beside the requests
             assert heads(hub) - before == (0 if trouble == "away" else 1)
             error = await failure(server.serve(AdapterRef("hub", "org/cold")))
             assert isinstance(error, Unavailable) or trouble in ("hang", "away")
