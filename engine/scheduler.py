@@ -56,7 +56,8 @@ class Scheduler:
     def __post_init__(self) -> None:
         self._numbers = 0
         self._turn = 0  # of the sequence that started last
-        self._next_turns: dict[str, int] = {}  # owner -> the turn of its next sequence, at the earliest
+        # (owner, priority) -> the turn of its next sequence, at the earliest
+        self._next_turns: dict[tuple[str, int], int] = {}
         self._by_id: dict[str, Sequence] = {}
         self._adapters: dict[str, PreparedAdapter] = {}
         # Adapters that are let run dry, each for the waiting sequence of this precedence, which needs their room. They
@@ -80,8 +81,9 @@ class Scheduler:
 
     def add(self, request: Submit, client: bytes, now: float) -> Sequence:
         """Queue a sequence."""
-        turn = max(self._turn, self._next_turns.get(request.owner, 0))
-        self._next_turns[request.owner] = turn + 1
+        flow = (request.owner, request.priority)
+        turn = max(self._turn, self._next_turns.get(flow, 0))
+        self._next_turns[flow] = turn + 1
         sequence = Sequence(request, client, self._numbers, now, turn=turn)
         if request.adapter is not None:  # last in line to be forgotten
             self._adapters[request.adapter] = self._adapters.pop(request.adapter)
@@ -102,14 +104,29 @@ class Scheduler:
             return None
         owner = sequence.request.owner
         self.owned[owner] -= 1
-        if not self.owned[owner]:  # it owes nothing for sequences that never ran
-            del self.owned[owner], self._next_turns[owner]
+        if not self.owned[owner]:
+            del self.owned[owner]
+            self._forget_turns(owner)
         if sequence in self.running:
             self.running.remove(sequence)
             self._free(sequence)
         else:
             self.waiting.remove(sequence)
         return sequence
+
+    def _forget_turns(self, left: str) -> None:
+        """Forget the turns of owners without sequences, of which `left` is the latest, once the others have had theirs.
+
+        Forgotten at once, an owner that sends one sequence after the other would always go before one that has several
+        waiting. An owner without sequences owes one turn at most, and nothing for sequences that never ran.
+        """
+        for (owner, priority), turn in list(self._next_turns.items()):
+            if owner in self.owned:
+                continue
+            if turn <= self._turn:
+                del self._next_turns[owner, priority]
+            elif owner == left:
+                self._next_turns[owner, priority] = self._turn + 1
 
     def runs(self, sequence: Sequence) -> bool:
         """Whether the sequence is in the running batch."""

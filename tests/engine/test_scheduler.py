@@ -287,3 +287,34 @@ def test_an_owner_owes_nothing_for_what_never_ran() -> None:
         rank.step(0.0)
     assert second not in rank.finished
     finish_everything(rank)
+
+
+def test_owners_with_one_request_after_the_other_do_not_starve_one_with_several() -> None:
+    """Two owners, each of which has always exactly one request, use all there is."""
+    rank = Room(blocks=40, budget=8, sequences=1).rank()
+    alice = [rank.submit(1, 2, None, group=f"alice:{i}") for i in range(3)]
+    latest: dict[str, str] = {}
+    for number in range(100):
+        for owner in ("bob", "carol"):
+            if latest.get(owner) not in rank.texts:
+                latest[owner] = rank.submit(1, 2, None, group=f"{owner}:{number}")
+        rank.step(0.0)
+        if rank.finished.issuperset(alice):
+            break
+    assert rank.finished.issuperset(alice)
+    assert len(rank.finished) <= 9
+    finish_everything(rank)
+
+
+def test_an_owners_batch_does_not_delay_its_other_requests() -> None:
+    rank = Room(blocks=40, budget=8, sequences=1).rank()
+    rank.submit(1, 2, None, group="carol:0")
+    rank.step(0.0)
+    for i in range(20):
+        rank.submit(1, 2, None, group=f"alice:{i}", priority=1)
+    bob = [rank.submit(1, 2, None, group=f"bob:{i}") for i in range(8)]
+    urgent = rank.submit(1, 2, None, group="alice:x")
+    while urgent not in rank.finished:
+        rank.step(0.0)
+    assert len(rank.finished & set(bob)) <= 1
+    finish_everything(rank)
