@@ -78,7 +78,7 @@ class ContentReader:
             self._count()
             place = f"{where}[{index}]"
             kind = entry.get("type")
-            if kind in _SERVER_BLOCKS:
+            if isinstance(kind, str) and kind in _SERVER_BLOCKS:
                 self.ignored.append(f"{place}.{kind}")
                 continue
             known = _KINDS.get(kind) if isinstance(kind, str) else None

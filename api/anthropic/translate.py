@@ -31,7 +31,7 @@ _OWN_NAMES = {
     "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
 }
 _CHAT_NAME = re.compile(rf"\b(?:{'|'.join(map(re.escape, _OWN_NAMES))})\b")
-_PARAMETERS = re.compile(r"tools\[(\d+)\]\.function\.parameters")
+_PARAMETERS = re.compile(r"tools\[([0-9]{1,4})\]\.function\.parameters")
 
 
 class Translated(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,5 +128,10 @@ def own_names(tools: tuple[int, ...]) -> Iterator[None]:
 
 
 def _renamed(text: str, tools: tuple[int, ...]) -> str:
-    text = _PARAMETERS.sub(lambda found: f"tools[{tools[int(found[1])]}].input_schema", text)
+    def schema(found: re.Match[str]) -> str:
+        # A message may quote what the caller wrote, which names no tool.
+        index = int(found[1])
+        return f"tools[{tools[index]}].input_schema" if index < len(tools) else found[0]
+
+    text = _PARAMETERS.sub(schema, text)
     return _CHAT_NAME.sub(lambda found: _OWN_NAMES[found[0]], text)

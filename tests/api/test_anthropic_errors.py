@@ -28,6 +28,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": "bot", "content": "hi"}]}, "messages[0].role: "),
     (user(IMAGE), "messages[0].content[0].type: blocks of type 'image' are not supported here; send text"),
     (user({"text": "hi"}), "messages[0].content[0].type is missing"),
+    (user({"type": {"text": 1}}), "messages[0].content[0].type: blocks of type "),
     (user({"type": "text"}), "messages[0].content[0].text is missing"),
     (user({"type": "text", "text": 1}), "messages[0].content[0].text: "),
     (
@@ -52,6 +53,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "tools[1].input_schema",
     ),
     ({"tools": [WEATHER], "tool_choice": {"type": "tool", "name": "x"}}, "tool_choice names 'x'"),
+    (
+        {"tools": [WEATHER], "tool_choice": {"type": "tool", "name": "tools[9].function.parameters"}},
+        "tool_choice names 'tools[9].function.parameters'",
+    ),
     ({"tools": [WEATHER], "tool_choice": {"type": "tool"}}, "tool_choice.name is missing"),
     (
         {"tools": [SEARCH], "tool_choice": {"type": "tool", "name": "web_search"}},
