@@ -1,10 +1,11 @@
-"""The one server that the cases on adapters share."""
+"""The servers that the cases share: one for adapters, and one for clients."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import httpx2
 import pytest
 
 if TYPE_CHECKING:
@@ -17,4 +18,11 @@ def adapter_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Adapter
     from wild.adapters import serve_adapters
 
     with serve_adapters(tmp_path_factory.mktemp("wild")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def client(server_url: str) -> Iterator[httpx2.Client]:
+    """A client of the one real server to which the requests of the field's clients are sent."""
+    with httpx2.Client(base_url=server_url, timeout=120) as running:
         yield running

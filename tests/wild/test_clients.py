@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,6 @@ from support.caller import Caller, drive
 from support.request_rows import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Row, check, send
 
 from motet.core.settings import Settings
-
-
-@pytest.fixture(scope="module")
-def client(server_url: str) -> Iterator[httpx2.Client]:
-    with httpx2.Client(base_url=server_url, timeout=120) as client:
-        yield client
 
 
 def function(name: str, **properties: Any) -> dict[str, Any]:
@@ -204,7 +197,6 @@ CALLS = [
         ("one-tool", [G], {"max_tokens": 400}),
         ("no-parameters", [F], {"max_tokens": 40}),
         ("no-max-tokens", [F], {"max_tokens": ...}),
-        ("not-parallel", [F], {"max_tokens": 60, "parallel_tool_calls": False}),
     )
 ]
 

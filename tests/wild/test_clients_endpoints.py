@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from importlib.metadata import version
 
 import httpx2
@@ -95,12 +94,6 @@ ROWS = [
     not_offered("/v1/chat/completions", "openai", "stored chat completions", method="GET"),
     Row("docs", "a path prefix of a proxy", "/docs", None, has='"openapi.json"'),
 ]
-
-
-@pytest.fixture(scope="module")
-def client(server_url: str) -> Iterator[httpx2.Client]:
-    with httpx2.Client(base_url=server_url, timeout=120) as client:
-        yield client
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.slug)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,12 +142,6 @@ ROWS = [
     Row("effort-none", "LocalAI #10072", CHAT, {"reasoning_effort": "none"}),
     Row("options", "gary #10, obsidian-copilot #233", CHAT, None, method="OPTIONS"),
 ]
-
-
-@pytest.fixture(scope="module")
-def client(server_url: str) -> Iterator[httpx2.Client]:
-    with httpx2.Client(base_url=server_url, timeout=120) as client:
-        yield client
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.slug)
