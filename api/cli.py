@@ -7,7 +7,7 @@ import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from motet.core.adapter_check import CheckRequest, Verdict
 from motet.core.errors import ALREADY_SAID, StartupError
 from motet.core.logs import configure_logging
 from motet.core.registry import PluginRegistry
-from motet.core.settings import Settings, flag, load_settings, misspelt_variables, service_links
+from motet.core.settings import Settings, did_you_mean, flag, load_settings, misspelt_variables, service_links
 
 _METAVARS = {"int": "N", "float": "NUMBER", "str": "TEXT"}
 
@@ -140,7 +140,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     def command(name: str, run: Callable[[argparse.Namespace], None], help: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
-        added.set_defaults(run=run)
+        added.set_defaults(run=run, parser=added)
         return added
 
     serve = command("serve", _serve, "serve a base model and its adapters over HTTP")
@@ -165,9 +165,20 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line as a namespace. Prints the command's usage and leaves with code 2 where it is wrong."""
+    parsed, unknown = build_parser().parse_known_args(arguments)
+    parser: argparse.ArgumentParser = vars(parsed).pop("parser")
+    if unknown:
+        name = unknown[0].split("=")[0]
+        hint = did_you_mean(name, parser._option_string_actions) if name.startswith("--") else ""
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    return parsed
+
+
 def main() -> None:
     """Entry point of the `motet` command. A mistake in the settings is one line and exit code 2."""
-    arguments = build_parser().parse_args()
+    arguments = parse_arguments()
     run = vars(arguments).pop("run")
     try:
         run(arguments)

@@ -11,7 +11,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from motet.core.errors import StartupError
 OTHER_VARIABLES = ("MOTET_CONFIG", "MOTET_CACHE", "MOTET_HUB_TOKEN")
 SIMILAR = 0.85
 """How much alike (difflib's ratio, 0 to 1) two names are of which one is a slip for the other."""
+SIMILAR_TYPED = 0.7
+"""The same for a flag or key, which has to be an error anyway: a wrong guess does less harm there."""
 
 _SERVICE_LINK = re.compile(
     r"MOTET_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
@@ -230,7 +232,7 @@ def load_settings(flags: Mapping[str, Any], environ: Mapping[str, str], config: 
     for key, value in _read_toml(config).items() if config else ():
         name = key.replace("-", "_")
         if name not in known:
-            raise StartupError(f"{config}: unknown setting {key!r}", param=key)
+            raise StartupError(f"{config}: unknown setting {key!r}{did_you_mean(name, known)}", param=key)
         chosen[name] = _convert(known[name], value, f"{config}: {key}")
     for name, setting in known.items():
         variable = f"MOTET_{name.upper()}"
@@ -239,6 +241,12 @@ def load_settings(flags: Mapping[str, Any], environ: Mapping[str, str], config: 
         if name in flags:
             chosen[name] = _convert(setting, flags[name], flag(name))
     return Settings(**chosen)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the known name that is most like it, if one is."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=SIMILAR_TYPED)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def service_links(environ: Mapping[str, str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""`motet serve --help`: every flag with its metavar and default, by topic."""
+"""The command line: help by topic, and what an unknown flag is answered with."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import argparse
 import dataclasses
 import re
 
-from motet.api.cli import build_parser
+import pytest
+
+from motet.api.cli import build_parser, parse_arguments
 from motet.core.settings import Settings, flag
 
 
@@ -32,3 +34,27 @@ def test_every_flag_of_serve_has_a_metavar_a_default_and_a_topic() -> None:
     assert "--drain-delay SECONDS" in topics["Shutdown"]
     assert "--adapter-root DIR" in topics["Adapters"]
     assert "--adapter-root" not in topics["Engine"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("serve --prot 18080", "motet serve: error: unrecognized arguments: --prot 18080; did you mean --port?"),
+        ("serve --adapter-rot=/srv", "unrecognized arguments: --adapter-rot=/srv; did you mean --adapter-root?"),
+        ("serve --weather", "motet serve: error: unrecognized arguments: --weather\n"),
+        ("check runs --modle x", "motet check: error: unrecognized arguments: --modle x; did you mean --model?"),
+    ],
+)
+def test_an_unknown_flag_is_answered_by_its_command_with_the_nearest_one(
+    line: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse_arguments(line.split())
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_known_flags_are_parsed() -> None:
+    arguments = vars(parse_arguments(["serve", "--port", "18080"]))
+    assert arguments.pop("run").__name__ == "_serve"
+    assert arguments == {"port": "18080"}

@@ -99,7 +99,9 @@ def test_wrong_values_name_their_origin(name: str, value: str) -> None:
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("prot = 1", "prot"),
+        ("prot = 1", r"unknown setting 'prot'; did you mean port\?"),
+        ("shard = 2", r"unknown setting 'shard'; did you mean shards\?"),
+        ("weather = 1", "unknown setting 'weather'$"),
         ("port = 'x'", "port"),
         ("port =", "is not TOML"),
         ("[server]\nport = 1", "server"),
