@@ -76,7 +76,9 @@ class MemoryPlan:
         spec, config = self._spec, self._config
         if spec.max_context > config.max_context:
             raise StartupError(
-                f"--max-context {spec.max_context}: the model's context is {config.max_context}", param="max_context"
+                f"--max-context {spec.max_context}: the model's context is {config.max_context}; "
+                f"give at most {config.max_context}, or 0 for all of it",
+                param="max_context",
             )
         memory = self._cache_memory()
         if memory is None:
@@ -102,7 +104,8 @@ class MemoryPlan:
             return max(pages, layers)
         if memory // self._page < layers:
             raise StartupError(
-                f"--adapter-memory: {memory} bytes do not hold one adapter of rank 16; it takes {self._page * layers}",
+                f"--adapter-memory: {memory} bytes do not hold one adapter of rank 16; "
+                f"give at least {self._page * layers} bytes",
                 param="adapter_memory",
             )
         return memory // self._page

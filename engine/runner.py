@@ -34,6 +34,11 @@ def resolve_device(spec: EngineSpec, rank: int) -> torch.device:
         if torch.cuda.is_available() and not usable:
             logger.warning("there is a GPU but no flash-attn, so the CPU is used; see `make install-cuda`")
         kind = "cuda" if usable else "cpu"
+    if kind == "cuda" and torch.version.cuda is None:
+        raise StartupError(
+            "--device cuda: this PyTorch is built without CUDA; run `make install-cuda`, or leave --device at auto",
+            param="device",
+        )
     if kind == "cuda" and torch.cuda.device_count() <= rank:
         raise StartupError(
             f"--device cuda: rank {rank} needs a GPU of its own and {torch.cuda.device_count()} are visible to PyTorch "
@@ -47,10 +52,14 @@ def resolve_dtype(spec: EngineSpec, config: ModelConfig, device: torch.device) -
     """The numbers to compute with. Raises StartupError for a combination that is not there."""
     if device.type == "cpu":
         if spec.dtype not in ("auto", "float32"):
-            raise StartupError(f"--dtype {spec.dtype}: on the CPU the engine computes in float32", param="dtype")
+            raise StartupError(
+                f"--dtype {spec.dtype}: on the CPU the engine computes in float32; leave --dtype at auto", param="dtype"
+            )
         return torch.float32
     if spec.dtype == "float32":
-        raise StartupError("--dtype float32: flash-attn computes in bfloat16 or float16", param="dtype")
+        raise StartupError(
+            "--dtype float32: flash-attn computes in bfloat16 or float16; choose one of them", param="dtype"
+        )
     if spec.dtype == "auto":
         return config.dtype if config.dtype == torch.float16 else torch.bfloat16
     return torch.bfloat16 if spec.dtype == "bfloat16" else torch.float16

@@ -19,6 +19,7 @@ from motet.engine.memory import MemoryPlan
 from motet.engine.models.config import from_transformers
 from motet.engine.parallel import ShardGroup
 from motet.engine.rank import RankSpec
+from motet.engine.runner import resolve_device, resolve_dtype
 from motet.engine.spec import engine_spec
 
 MIB = 1 << 20
@@ -79,6 +80,32 @@ def test_ranks_share_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_model_that_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StartupError, match="--model: each rank needs about"):
         plan(MIB, monkeypatch).check()
+
+
+def test_the_least_adapter_memory_is_named_and_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StartupError, match=r"--adapter-memory: 1024 bytes .*; give at least \d+ bytes") as caught:
+        plan(1024 * MIB, monkeypatch, adapter_memory="1KiB").check()
+    least = caught.value.message.split()[-2]
+    plan(1024 * MIB, monkeypatch, adapter_memory=least).check()
+
+
+def test_the_longest_context_is_named_and_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StartupError, match=r"--max-context 100000: .*; give at most \d+, or 0") as caught:
+        plan(1024 * MIB, monkeypatch, max_context=100_000).capacity()
+    longest = int(caught.value.message.split("at most ")[1].split(",")[0])
+    assert plan(1024 * MIB, monkeypatch, max_context=longest).capacity().max_context == longest
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="PyTorch is built with CUDA")
+def test_a_device_and_a_dtype_that_this_pytorch_cannot_serve_are_refused_with_the_alternative() -> None:
+    cuda = engine_spec(Settings(device="cuda"), Path("tiny"))
+    with pytest.raises(StartupError, match="--device cuda: this PyTorch is built without CUDA; run"):
+        resolve_device(cuda, 0)
+    config = family_config("llama")
+    config.architectures = ["LlamaForCausalLM"]
+    half = engine_spec(Settings(dtype="bfloat16"), Path("tiny"))
+    with pytest.raises(StartupError, match=r"--dtype bfloat16: .*; leave --dtype at auto"):
+        resolve_dtype(half, from_transformers(config), torch.device("cpu"))
 
 
 def test_ranks_share_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
