@@ -141,9 +141,9 @@ class CountTokensRequest(AdapterChoice, frozen=True, kw_only=True):
         Annotated[list[dict[str, Any]], Meta(max_length=MAX_TOOLS)] | None,
         _says("Tools that the model may call. Tools that Anthropic runs are left out and named in `x-motet-ignored`."),
     ] = None
-    tool_choice: ToolChoice | None = None
-    thinking: Thinking | None = None
-    output_config: OutputConfig | None = None
+    tool_choice: Annotated[ToolChoice | None, _says("Whether the model may call, or must, and which tool.")] = None
+    thinking: Annotated[Thinking | None, _says("Extended thinking; only `disabled` has an effect.")] = None
+    output_config: Annotated[OutputConfig | None, _says("The answer's format, and the effort to spend on it.")] = None
     output_format: Annotated[dict[str, Any] | None, _says("The older name of `output_config.format`.")] = None
     cache_control: Annotated[Any, _says("Accepted; has no effect.")] = None
 
