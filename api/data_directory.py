@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from loguru import logger
@@ -12,6 +13,7 @@ from motet.core.errors import StartupError
 
 DATABASE = "motet.db"
 FILES = "files"
+RESERVE = "motet.reserve"
 PRIVATE_FILE = 0o600
 PRIVATE_DIRECTORY = 0o700
 
@@ -26,8 +28,7 @@ def check_owners(directory: Path) -> None:
         logger.warning(
             "--data-dir {} belongs to user {}, who can remove and replace what is stored in it", directory, owner
         )
-    for path in _own_paths(directory):
-        _check_owner(path, directory)
+    _check_files(directory)
 
 
 def open_private(directory: Path) -> Path:
@@ -40,22 +41,16 @@ def open_private(directory: Path) -> Path:
     database = directory / DATABASE
     descriptor = os.open(database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE)
     os.close(descriptor)
-    for path in _own_paths(directory):
-        _check_owner(path, directory)
-        make_private(path)
+    for path, state in _check_files(directory):
+        _make_private(path, state)
     return database
 
 
-def make_private(path: Path) -> None:
+def _make_private(path: Path, state: os.stat_result) -> None:
     """Take other users' rights to `path` away, if this user may change them."""
-    state = path.stat()
     if state.st_uid == os.geteuid() and state.st_mode & 0o077:
-        path.chmod(PRIVATE_DIRECTORY if stat.S_ISDIR(state.st_mode) else PRIVATE_FILE)
-
-
-def _own_paths(directory: Path) -> list[Path]:
-    names = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", FILES)
-    return [directory / name for name in names if (directory / name).exists()]
+        with suppress(FileNotFoundError):
+            path.chmod(PRIVATE_DIRECTORY if stat.S_ISDIR(state.st_mode) else PRIVATE_FILE)
 
 
 def _is_trusted(owner: int) -> bool:
@@ -63,11 +58,20 @@ def _is_trusted(owner: int) -> bool:
     return owner in (0, os.geteuid())
 
 
-def _check_owner(path: Path, directory: Path) -> None:
-    owner = path.stat().st_uid
-    if not _is_trusted(owner):
-        raise StartupError(
-            f"--data-dir {directory}: {path.name} belongs to user {owner}, who can read what is stored; run the server "
-            "as that user, or choose another directory",
-            param="data_dir",
-        )
+def _check_files(directory: Path) -> list[tuple[Path, os.stat_result]]:
+    """What the directory has of ours. Raises StartupError if something of it belongs to another user."""
+    found = []
+    for name in (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", FILES):
+        path = directory / name
+        try:
+            state = path.stat()
+        except FileNotFoundError:  # also a journal that another process has just removed
+            continue
+        if not _is_trusted(state.st_uid):
+            raise StartupError(
+                f"--data-dir {directory}: {name} belongs to user {state.st_uid}, who can read what is stored; run the "
+                "server as that user, or choose another directory",
+                param="data_dir",
+            )
+        found.append((path, state))
+    return found
