@@ -13,8 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from motet.api.data_directory import open_private
+from motet.api.data_directory import RESERVE, open_private
+from motet.api.disk_reserve import DiskReserve
 from motet.api.storage_use import used, used_by
+from motet.core.disk_space import is_disk_full, needs_room
 from motet.core.errors import PayloadTooLarge, StartupError
 
 BUSY_SECONDS = 10.0
@@ -34,10 +36,14 @@ class Database:
         self._limit = limit
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="database")
         self._connection: sqlite3.Connection | None = None
+        self._reserve = DiskReserve(directory / RESERVE)
 
-    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """What `work` returns; it has the connection to itself, in one transaction, undone if it raises."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, work)
+    async def run(self, work: Callable[[sqlite3.Connection], T], stores: bool = False) -> T:
+        """What `work` returns; it has the connection to itself, in one transaction, undone if it raises.
+
+        Raises Unavailable if the disk is full. Work that `stores` nothing, such as deleting, may then use a reserve.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, work, stores)
 
     def check_room(self, connection: sqlite3.Connection, size: int, param: str, owner: str = "") -> None:
         """Raise PayloadTooLarge, naming `param`, if there is no room for `size` bytes; inside `run`.
@@ -70,17 +76,35 @@ class Database:
         if self._connection is not None:
             self._connection.close()
 
-    def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def _run(self, work: Callable[[sqlite3.Connection], T], stores: bool) -> T:
+        with needs_room():
+            try:
+                result = self._transact(work)
+            except sqlite3.Error as error:
+                if stores or not is_disk_full(error) or not self._reserve.release():
+                    raise
+                result = self._transact(work)
+            self._reserve.renew()
+            return result
+
+    def _transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
         connection = self._open()
-        with connection:
-            connection.execute("BEGIN IMMEDIATE")
-            return work(connection)
+        try:
+            with connection:
+                connection.execute("BEGIN IMMEDIATE")
+                return work(connection)
+        except sqlite3.Error:
+            if connection.in_transaction:  # the commit failed
+                connection.rollback()
+            raise
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
             try:
                 self._connection = _opened(open_private(self.directory))
             except (OSError, sqlite3.Error) as error:
+                if is_disk_full(error):
+                    raise
                 raise StartupError(f"--data-dir {self.directory}: cannot be used: {error}", param="data_dir") from error
         return self._connection
 

@@ -10,8 +10,8 @@ import asyncio
 import sqlite3
 import time
 import uuid
-from collections.abc import AsyncIterable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, BinaryIO, Literal, TypeVar
 
@@ -24,6 +24,8 @@ from motet.api.data_directory import FILES, PRIVATE_DIRECTORY
 from motet.api.database import Database
 from motet.api.paging import Page, page_rows
 from motet.api.storage_use import Counted, count_by_owner
+from motet.api.uploads import uploads_under_way
+from motet.core.disk_space import needs_room
 from motet.core.errors import NotFound
 
 SWEEP_SECONDS = 300.0
@@ -88,14 +90,38 @@ class FileStore:
         part = self.path(f"{file.id}.{uuid.uuid4().hex}.part")
         target = await asyncio.to_thread(self._create, part)
         try:
-            with target:
+            with needs_room(), target:
                 async for piece in content:
                     await asyncio.to_thread(target.write, piece)
-            file = replace(file, bytes=part.stat().st_size)
-            await self._add(owner, file, part)
+            return await self.adopt(owner, file, part)
         finally:
             part.unlink(missing_ok=True)
+
+    async def adopt(self, owner: str, file: FileObject, part: Path) -> FileObject:
+        """Keep a file whose content is complete, and take it from where it lies, which must be one of `arriving`'s."""
+        file = replace(file, bytes=part.stat().st_size)
+        await self._add(owner, file, part)
         return file
+
+    @contextmanager
+    def arriving(self, upload: str) -> Iterator[Callable[[], BinaryIO]]:
+        """Makes files for what comes with an upload of that reservation; what is not adopted inside goes at the end.
+
+        They lie beside the others, where `--max-files` limits them and what a killed process leaves is swept.
+        """
+        parts: list[BinaryIO] = []
+
+        def create() -> BinaryIO:
+            parts.append(self._create(self.path(f"{upload}.{len(parts)}.part")))
+            return parts[-1]
+
+        try:
+            yield create
+        finally:
+            for part in parts:
+                Path(part.name).unlink(missing_ok=True)
+                with suppress(OSError):  # its last bytes, for which there is no room
+                    part.close()
 
     async def get(self, owner: str, id: str) -> FileObject:
         """The file `id`. Raises NotFound if there is none, or it is somebody else's."""
@@ -149,7 +175,7 @@ class FileStore:
 
     def _create(self, path: Path) -> BinaryIO:
         self._directory.mkdir(parents=True, exist_ok=True, mode=PRIVATE_DIRECTORY)
-        return path.open("wb")
+        return path.open("w+b")
 
     async def _add(self, owner: str, file: FileObject, part: Path) -> None:
         def work(connection: sqlite3.Connection) -> None:
@@ -163,7 +189,7 @@ class FileStore:
             if file.expires_at is not None:
                 connection.execute("INSERT INTO file_ends VALUES (?, ?)", (file.expires_at, file.id))
 
-        await self._run(work)
+        await self._run(work, stores=True)
 
     def _sweep(self, connection: sqlite3.Connection) -> None:
         """Remove what has no row, and what nobody has finished; inside a transaction, so that nothing gets its row."""
@@ -171,7 +197,10 @@ class FileStore:
             return
         latest = time.time() - SWEEP_SECONDS
         known = {row[0] for row in connection.execute("SELECT id FROM files")}
+        arriving = uploads_under_way(connection)
         for path in [path for path in self._directory.iterdir() if path.name not in known]:
+            if path.name.partition(".")[0] in arriving:
+                continue
             with suppress(FileNotFoundError):
                 if path.stat().st_mtime < latest:
                     path.unlink()
@@ -182,7 +211,7 @@ class FileStore:
             connection.execute("DELETE FROM files WHERE id = ?", (id,))
             self.path(id).unlink(missing_ok=True)
 
-    async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    async def _run(self, work: Callable[[sqlite3.Connection], T], stores: bool = False) -> T:
         def prepared(connection: sqlite3.Connection) -> T:
             for table in _TABLES:
                 connection.execute(table)
@@ -190,7 +219,7 @@ class FileStore:
             self._expire(connection)
             return work(connection)
 
-        return await self._database.run(prepared)
+        return await self._database.run(prepared, stores)
 
 
 def _missing(id: str) -> NotFound:

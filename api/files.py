@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
 import msgspec
 from quart import Blueprint, Response, request
-from quart.datastructures import FileStorage
 
 from motet.api.answers import ENCODER
 from motet.api.batch_tokens import ADVICE, line_with_token
@@ -19,9 +19,10 @@ from motet.api.ignored import note_ignored
 from motet.api.operations import Operation, path_parameter, query_parameter
 from motet.api.paging import Page
 from motet.api.parsing import Parsed, field_error
-from motet.api.request_limits import FORM_BYTES, discard_body
+from motet.api.request_limits import FORM_BYTES, LimitedRequest, discard_body
 from motet.api.services import Services
 from motet.api.uploads import Uploads
+from motet.core.disk_space import needs_room
 from motet.core.errors import InvalidRequest, MotetError, PayloadTooLarge, UnsupportedMediaType
 
 PURPOSES = ("batch", "user_data", "assistants", "evals", "fine-tune", "vision")
@@ -140,13 +141,11 @@ def routes(services: Services) -> Blueprint:
     async def upload() -> Response:
         owner = current_caller().owner
         try:
-            async with uploads.reserved(owner, _announced(max_file)):
-                form, sent = await _uploaded(max_file)
-                if form.purpose == "batch":
-                    await asyncio.to_thread(_refuse_token, cast(BinaryIO, sent.stream))
-                name = "".join(letter for letter in sent.filename or "" if letter.isprintable())[:MAX_NAME]
-                file = new_file(name or "file", form.purpose, form.expires_after)
-                return _json(await store.put(owner, file, _pieces(cast(BinaryIO, sent.stream))))
+            async with uploads.reserved(owner, _announced(max_file)) as upload_id:
+                with needs_room(), store.arriving(upload_id) as create:
+                    cast(LimitedRequest, request).spool = create
+                    file, content = await _uploaded(max_file)
+                    return _json(await store.adopt(owner, file, Path(content.name)))
         except MotetError:
             await discard_body(request)
             raise
@@ -189,39 +188,41 @@ def _announced(max_file: int) -> int:
     return request.content_length
 
 
-async def _uploaded(max_file: int) -> tuple[UploadForm, FileStorage]:
-    """The upload's form and its file. Raises InvalidRequest, PayloadTooLarge.
+async def _uploaded(max_file: int) -> tuple[FileObject, BinaryIO]:
+    """The uploaded file's facts and its content. Raises InvalidRequest, PayloadTooLarge.
 
     What nobody knows is named in the answer's header.
     """
-    form, files = await request.form, await request.files
-    unknown = [name for name in (*form, *files) if name not in ("file", "purpose", *EXPIRES_AFTER)]
-    fields: dict[str, Any] = {"purpose": form.get("purpose")}
+    fields_sent, files = await request.form, await request.files
+    unknown = [name for name in (*fields_sent, *files) if name not in ("file", "purpose", *EXPIRES_AFTER)]
+    fields: dict[str, Any] = {"purpose": fields_sent.get("purpose")}
     if fields["purpose"] not in PURPOSES:
         code = "missing_required_parameter" if fields["purpose"] is None else "invalid_value"
         raise InvalidRequest(f"purpose must be one of {', '.join(PURPOSES)}", param="purpose", code=code)
-    if expires := {name: form[field] for field, name in EXPIRES_AFTER.items() if field in form}:
+    if expires := {name: fields_sent[field] for field, name in EXPIRES_AFTER.items() if field in fields_sent}:
         fields["expires_after"] = expires
     try:
         parsed = Parsed(msgspec.convert(fields, UploadForm, strict=False), tuple(unknown))
     except msgspec.ValidationError as error:
         raise field_error(str(error), UploadForm) from None
-    file = files.get("file")
-    if file is None:
-        message = "file must come with a file name" if "file" in form else "file is missing"
+    sent, form = files.get("file"), parsed.request
+    if sent is None:
+        message = "file must come with a file name" if "file" in fields_sent else "file is missing"
         raise InvalidRequest(message, param="file", code="missing_required_parameter")
-    if file.stream.seek(0, os.SEEK_END) > max_file:
+    content = cast(BinaryIO, sent.stream)
+    if content.seek(0, os.SEEK_END) > max_file:
         raise _too_large(max_file)
-    file.stream.seek(0)
+    if form.purpose == "batch":
+        await asyncio.to_thread(_refuse_token, content)
     note_ignored(parsed.ignored)
-    return parsed.request, file
+    name = "".join(letter for letter in sent.filename or "" if letter.isprintable())[:MAX_NAME]
+    return new_file(name or "file", form.purpose, form.expires_after), content
 
 
 def _refuse_token(content: BinaryIO) -> None:
-    """Raise InvalidRequest if a line of a batch's input has an adapter source's token; else rewind `content`."""
+    """Raise InvalidRequest if a line of a batch's input has an adapter source's token."""
     if (number := line_with_token(content)) is not None:
         raise InvalidRequest(f"line {number}: {ADVICE}", param="file", code="token_in_file")
-    content.seek(0)
 
 
 def _too_large(max_file: int) -> PayloadTooLarge:

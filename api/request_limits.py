@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, BinaryIO
 
 from quart import Request
+from quart.formparser import FormDataParser
 from werkzeug.exceptions import RequestEntityTooLarge, RequestTimeout
 
 from motet.core.errors import PayloadTooLarge
@@ -54,6 +55,16 @@ class LimitedRequest(Request):
         if is_upload:  # else the form's reader takes the limit of other bodies for what may come at once
             self.max_content_length = self.content_length
         self.max_form_parts, self.max_form_memory_size = FORM_PARTS, FORM_BYTES
+
+    spool: Callable[[], BinaryIO] | None = None
+    """Makes the files that an upload's parts are written into."""
+
+    def make_form_data_parser(self) -> FormDataParser:
+        """Quart's, which writes files to where `spool` says instead of the directory for temporary files."""
+        parser = super().make_form_data_parser()
+        if (spool := self.spool) is not None:
+            parser.stream_factory = lambda *_: spool()
+        return parser
 
     async def get_data(self, *options: Any, **named: Any) -> Any:
         """Quart's, for a while. Raises RequestTimeout."""

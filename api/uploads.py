@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager, suppress
 from loguru import logger
 
 from motet.api.database import Database
-from motet.core.errors import Overloaded
+from motet.core.errors import Overloaded, Unavailable
 
 MAX_UPLOADS = 32
 MAX_UPLOADS_OF_OWNER = 8
@@ -35,8 +35,8 @@ class Uploads:
         self._database = database
 
     @asynccontextmanager
-    async def reserved(self, owner: str, size: int) -> AsyncIterator[None]:
-        """Room for an upload of `size` bytes while the block runs.
+    async def reserved(self, owner: str, size: int) -> AsyncIterator[str]:
+        """Room for an upload of `size` bytes while the block runs; the reservation's id.
 
         Raises PayloadTooLarge if there is no room, Overloaded if too many uploads are under way.
         """
@@ -58,13 +58,13 @@ class Uploads:
         def release(connection: sqlite3.Connection) -> None:
             connection.execute("DELETE FROM uploads WHERE id = ?", (id,))
 
-        await self._database.run(reserve)
+        await self._database.run(reserve, stores=True)
         renewing = asyncio.create_task(self._renew(id))
         try:
-            yield
+            yield id
         finally:
             renewing.cancel()
-            with suppress(sqlite3.Error):  # then it ends by itself
+            with suppress(sqlite3.Error, Unavailable):  # then it ends by itself
                 await self._database.run(release)
 
     async def _renew(self, id: str) -> None:
@@ -75,5 +75,11 @@ class Uploads:
             await asyncio.sleep(LEASE_SECONDS / 3)
             try:
                 await self._database.run(renew)
-            except sqlite3.Error as error:
+            except (sqlite3.Error, Unavailable) as error:
                 logger.warning("an upload's room cannot be renewed: {}", error)
+
+
+def uploads_under_way(connection: sqlite3.Connection) -> set[str]:
+    """The ids of the reservations that hold."""
+    connection.execute(_TABLE)
+    return {row[0] for row in connection.execute("SELECT id FROM uploads WHERE until > ?", (time.time(),))}

@@ -65,7 +65,7 @@ class BatchStore:
                 (batch.id, owner, batch.status, content),
             )
 
-        await self._run(work)
+        await self._run(work, stores=True)
 
     async def get(self, owner: str, id: str) -> BatchObject:
         """The batch `id`, with its counts as they are now. Raises NotFound."""
@@ -177,7 +177,7 @@ class BatchStore:
                 (line, failed, result, id),
             )
 
-        await self._run(work)
+        await self._run(work, stores=True)
 
     async def results(self, id: str, failed: bool) -> AsyncIterator[tuple[bytes, ...]]:
         """The results of the lines that did or did not fail, in the input's order and in pages of some MiB."""
@@ -197,7 +197,7 @@ class BatchStore:
             yield tuple(result for _, result in page)
             last = page[-1][0]
 
-    async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    async def _run(self, work: Callable[[sqlite3.Connection], T], stores: bool = False) -> T:
         def prepared(connection: sqlite3.Connection) -> T:
             for table in _TABLES:
                 connection.execute(table)
@@ -205,7 +205,7 @@ class BatchStore:
                 count_by_owner(connection, counted)
             return work(connection)
 
-        return await self._database.run(prepared)
+        return await self._database.run(prepared, stores)
 
 
 def _claimable(connection: sqlite3.Connection) -> list[tuple[str, str]]:

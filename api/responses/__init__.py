@@ -16,6 +16,7 @@ from motet.api.operations import ERRORS, TOKEN, Operation, path_parameter, query
 from motet.api.paging import Page, page_of
 from motet.api.responses.background import Background
 from motet.api.responses.conversations import RUNNING
+from motet.api.responses.keeping import stored_if_room
 from motet.api.responses.objects import (
     DeletedResponse,
     InputTokens,
@@ -210,9 +211,13 @@ async def _started(services: Services, asked: Asked) -> ResponseRun:
 
 
 async def _whole(services: Services, run: ResponseRun, stores: bool) -> ResponseObject:
-    response = await run.whole(services)
+    """The whole response. If it was made and the disk is full then, its `store` is false. Raises MotetError."""
+    store, owner = ResponseStore(services.database), run.caller.owner
     if stores:
-        await ResponseStore(services.database).add(run.caller.owner, Stored(response, run.items))
+        await store.check_room(owner, Stored(run.response, run.items))
+    response = await run.whole(services)
+    if stores and not await stored_if_room(response.id, store.add(owner, Stored(response, run.items))):
+        return replace(response, store=False)
     return response
 
 

@@ -18,7 +18,7 @@ from motet.api.responses.run import Event, ResponseRun, frame
 from motet.api.responses.store import Frame, ResponseStore, Stored
 from motet.api.responses.stream import failed_response, failure_event
 from motet.api.services import Services
-from motet.core.errors import ErrorInfo, MotetError, Overloaded
+from motet.core.errors import ErrorInfo, MotetError, Overloaded, Unavailable
 
 BEAT_SECONDS = 5.0
 WRITE_SECONDS = 0.1
@@ -155,6 +155,6 @@ class Background:
                     if not await self._store.alive(making.response.id, frames):
                         return
                     making.stored(frames)
-            except sqlite3.Error as error:  # it may work the next time
+            except (sqlite3.Error, Unavailable) as error:  # it may work the next time
                 logger.warning("response {} could not be marked: {}", making.response.id, error)
             await asyncio.sleep(WRITE_SECONDS if making.streams else BEAT_SECONDS)

@@ -72,6 +72,13 @@ class ResponseStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    async def check_room(self, owner: str, stored: Stored) -> None:
+        """Raise what `add` would raise now for want of room, before the response is made."""
+        size = len(msgspec.json.encode(stored.response)) + len(msgspec.json.encode(stored.items))
+        if size > MAX_STORED_BYTES:
+            raise _too_large()
+        await self._run(lambda connection: self._database.check_room(connection, size, "store", owner))
+
     async def add(self, owner: str, stored: Stored, frames: Iterable[Frame] = ()) -> None:
         """Keep a new response, and its first events. Raises InvalidRequest if it is too large, PayloadTooLarge."""
         response, items = msgspec.json.encode(stored.response), msgspec.json.encode(stored.items)
@@ -88,7 +95,7 @@ class ResponseStore:
             keep_turn(connection, kept, [str(item["id"]) for item in stored.items])
             _add_frames(connection, kept.id, frames)
 
-        await self._run(work)
+        await self._run(work, stores=True)
 
     async def update(self, response: ResponseObject, frames: Iterable[Frame] = (), most: int | None = None) -> bool:
         """Keep what has become of a response that is being made, and its next events, whose end says the same.
@@ -110,7 +117,7 @@ class ResponseStore:
                 _add_frames(connection, response.id, frames)
             return found.rowcount == 1
 
-        return await self._run(work)
+        return await self._run(work, stores=True)
 
     async def alive(self, id: str, frames: Sequence[Frame] = ()) -> bool:
         """Note that a response is still being made, and its next events.
@@ -128,7 +135,7 @@ class ResponseStore:
                 _add_frames(connection, id, frames)
             return found.rowcount == 1
 
-        return await self._run(work)
+        return await self._run(work, stores=True)
 
     async def events(self, owner: str, id: str, after: int) -> Told:
         """Events of the response `id` that come after number `after`. Raises NotFound as `get` does."""
@@ -182,7 +189,7 @@ class ResponseStore:
         """The stored items with these ids, by id; `wanted` says which field asks for each. Raises as `stored_items`."""
         return await self._run(lambda connection: stored_items(connection, owner, wanted))
 
-    async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    async def _run(self, work: Callable[[sqlite3.Connection], T], stores: bool = False) -> T:
         def with_tables(connection: sqlite3.Connection) -> T:
             for table in _TABLES:
                 connection.execute(table)
@@ -191,7 +198,7 @@ class ResponseStore:
             connection.execute("DELETE FROM responses WHERE created < ?", (time.time() - KEPT_SECONDS,))
             return work(connection)
 
-        return await self._database.run(with_tables)
+        return await self._database.run(with_tables, stores)
 
 
 def _add_frames(connection: sqlite3.Connection, id: str, frames: Iterable[Frame]) -> None:

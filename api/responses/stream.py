@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
@@ -28,26 +29,26 @@ class ResponseStream:
         self._response = run.response
         self._number = 0
         self._keeping: Keeping | None = None
+        self._stored = True  # as far as it is to be
 
     async def frames(self) -> AsyncGenerator[bytes, None]:
         """The events. Raises MotetError; `failure` makes the event that tells of it."""
         # The first events are told when the first token is there: until then a failure gets a status of its own.
-        held: bytes | None = None
+        held: Sequence[Event] | None = None
         told = False
         try:
             async with aclosing(self._run.events(self._services)) as happenings:
                 async for events, response in happenings:
-                    frames = b"".join(frame(event, self._number + i) for i, event in enumerate(events))
                     if held is None:
-                        held, self._response, self._number = frames, response, len(events)
+                        held, self._response = events, response
                         self._store()
                         continue
-                    if not told and self._keeping is not None:
-                        await self._keeping.begun()
+                    if not told and self._keeping is not None and not await self._keeping.begun():
+                        self._keeping, self._stored = None, False
                     if response.status != "in_progress":
                         await self._end(response)
-                    self._number += len(events)  # not before: what cannot be stored is not told
-                    told, frames, held = True, held + frames, b""
+                    frames = self._frames([*held, *events])  # not before: what cannot be stored is not told
+                    told, held = True, ()
                     yield frames
         except MotetError as error:
             await self._end(failed_response(self._response, error.info()) if told else None)
@@ -69,17 +70,28 @@ class ResponseStream:
             store = ResponseStore(self._services.database)
             self._keeping = Keeping(store, self._run.caller.owner, stored)
 
+    def _frames(self, events: Sequence[Event]) -> bytes:
+        """The next events as frames; a response that could not be stored says so."""
+        if not self._stored:
+            events = [(kind, _unstored(data)) for kind, data in events]
+        number, self._number = self._number, self._number + len(events)
+        return b"".join(frame(event, number + i) for i, event in enumerate(events))
+
     async def _end(self, response: ResponseObject | None) -> None:
         """Store how it ended, once; None: before anything was told of it."""
         keeping = self._keeping
         if keeping is not None:
-            await keeping.end(response)
+            self._stored = await keeping.end(response)
             self._keeping = None
 
     def _cut(self) -> ResponseObject:
         if self._services.drain.draining:
             return replace(self._response, status="failed", error=STOPPED)
         return replace(self._response, status="cancelled")
+
+
+def _unstored(data: dict[str, Any]) -> dict[str, Any]:
+    return {**data, "response": replace(data["response"], store=False)} if "response" in data else data
 
 
 def failed_response(response: ResponseObject, info: ErrorInfo) -> ResponseObject:

@@ -20,6 +20,7 @@ from motet.api import file_store as file_store_module
 from motet.api.database import Database
 from motet.api.file_store import ExpiresAfter, FileStore, new_file
 from motet.api.paging import Page
+from motet.api.uploads import Uploads
 from motet.core.errors import NotFound
 
 ALL = Page(100, True, None)
@@ -86,18 +87,21 @@ def test_what_a_process_left_behind_is_swept_and_nothing_else(tmp_path: Path) ->
         database = Database(tmp_path)
         store = FileStore(database)
         kept = await store.put("", new_file("a", "batch", None), pieces(b"x"))
-        left = ("file-left", "file-left.part", "file-young.part")
+        reservation = Uploads(database).reserved("", 10)
+        arriving = f"{await reservation.__aenter__()}.0.part"
+        left = ("file-left", "deadbeef.0.part", "file-young.part", arriving)
         for name in left:
             (tmp_path / "files" / name).write_bytes(b"x")
         hour_ago = time.time() - 3600
-        for name in (kept.id, *left[:2]):
+        for name in (kept.id, *left[:2], arriving):
             os.utime(tmp_path / "files" / name, (hour_ago, hour_ago))
         tending = asyncio.create_task(store.tend())
         async with asyncio.timeout(10):
-            while len(contents(tmp_path)) > 2:
+            while len(contents(tmp_path)) > 3:
                 await asyncio.sleep(0.01)
         tending.cancel()
-        assert contents(tmp_path) == sorted([kept.id, "file-young.part"])
+        assert contents(tmp_path) == sorted([kept.id, "file-young.part", arriving])
+        await reservation.__aexit__(None, None, None)
         await database.close()
 
     asyncio.run(main())

@@ -224,3 +224,21 @@ def test_a_token_in_the_input_of_a_batch_is_refused_and_not_stored(tmp_path: Pat
         assert [(e.code, e.line, e.param) for e in ended.errors.data] == [("token_in_file", 4, "body.api_token")]
 
     drive(tmp_path, scenario)
+
+
+def test_an_upload_is_written_beside_the_files_while_it_arrives(tmp_path: Path) -> None:
+    """Not into the directory for temporary files, which `--max-files` does not limit."""
+
+    async def scenario(client: AsyncOpenAI, server: Running) -> None:
+        directory = server.api.services.database.directory / "files"
+        form = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + b"x" * 600_000
+        _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(begun(1_000_000, form))
+        async with asyncio.timeout(10):
+            while not any(path.stat().st_size > 500_000 for path in directory.glob("*.part")):
+                await asyncio.sleep(0.01)
+            writer.close()
+            while list(directory.iterdir()):
+                await asyncio.sleep(0.01)
+
+    drive(tmp_path, scenario)
