@@ -6,6 +6,7 @@ import ast
 import asyncio
 import io
 import os
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -114,6 +115,28 @@ def test_12_one_key_leaves_room_for_others(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_low_a_full_data_disk_is_named(tmp_path: Path) -> None:
+    """SQLite may not grow its file, as on a disk without room: what was computed is still answered."""
+
+    async def scenario(caller: Caller) -> None:
+        kept = await caller.answer(RESPONSES, {"input": "hi"})
+        database = caller.api.services.database
+
+        def limit(connection: sqlite3.Connection) -> None:
+            pages = connection.execute("PRAGMA page_count").fetchone()[0]
+            connection.execute(f"PRAGMA max_page_count = {pages}")
+
+        await database.run(limit)
+        answers = [await caller.answer(RESPONSES, {"input": "x" * 1500}) for _ in range(20)]
+        assert answers[-1]["store"] is False
+        assert answers[-1]["output"][0]["content"][0]["text"] == "Hello!"
+        refused = await caller.error(RESPONSES, {"input": "x" * 1500, "background": True})
+        assert refused[:2] == (503, "storage_full")
+        assert (await caller.client.delete(f"{RESPONSES}/{kept['id']}")).status_code == 200
+
+    drive(tmp_path, scenario)
+
+
 def test_low_a_token_in_a_batch_s_file_is_refused(tmp_path: Path) -> None:
     line = '{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"model": "", "api_token": "%s"}}'
 
@@ -123,6 +146,18 @@ def test_low_a_token_in_a_batch_s_file_is_refused(tmp_path: Path) -> None:
         assert response.status_code == 400
         assert TOKEN not in (await response.get_data()).decode()
         assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file() and holds(path, TOKEN)]
+
+    drive(tmp_path, scenario)
+
+
+def test_low_uploads_are_written_to_the_data_directory_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(caller: Caller) -> None:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+        file = FileStorage(io.BytesIO(b"x" * 900_000), filename="a", name="file")
+        response = await caller.client.post("/v1/files", form={"purpose": "user_data"}, files={"file": file})
+        monkeypatch.undo()
+        assert response.status_code == 200, await response.get_data()
+        assert (await response.get_json())["bytes"] == 900_000
 
     drive(tmp_path, scenario)
 
@@ -326,7 +361,9 @@ ELSEWHERE = [
     ("kill -9 of the supervisor", "e2e/test_faults.py", "test_children_do_not_outlive_a_killed_supervisor"),
     ("SIGSTOP of a rank", "engine/test_processes.py", "test_a_hung_engine_is_replaced"),
     ("SIGSTOP of the loader or an API worker", "engine/test_processes.py", "test_a_stopped_process_is_replaced"),
-    ("a hub that sends bombs", "plugins/test_hub_transfers.py", "test_a_bomb_in_the_metadata_is_not_unpacked"),
+    ("data disk full", "api/test_full_disk.py", "test_a_disk_that_becomes_full"),
+    ("300 stuck uploads", "api/test_uploads.py", "test_an_upload_must_make_some_pace"),
+    ("a fetch larger than any adapter", "api/test_size_limit.py", "test_"),
     ("NaN beside other rows", "engine/test_draw.py", "test_a_row_of_nan_yields_some_id_and_leaves_the_others_alone"),
     ("soak: nothing is left behind", "api/test_leaks.py", "test_clients_that_leave_at_any_point_leave_nothing_behind"),
     ("rows count against fairness", "engine/test_crowds.py", "test_a_key_that_asks_for_everything_leaves_half"),
