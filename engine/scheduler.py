@@ -56,8 +56,8 @@ class Scheduler:
     def __post_init__(self) -> None:
         self._numbers = 0
         self._turn = 0  # of the sequence that started last
-        # (owner, priority) -> the turn of its next sequence, at the earliest
-        self._next_turns: dict[tuple[str, int], int] = {}
+        # (owner, whether behind the usual priority, as batches are) -> the turn of its next sequence, at the earliest
+        self._next_turns: dict[tuple[str, bool], int] = {}
         self._by_id: dict[str, Sequence] = {}
         self._adapters: dict[str, PreparedAdapter] = {}
         # Adapters that are let run dry, each for the waiting sequence of this precedence, which needs their room. They
@@ -81,7 +81,7 @@ class Scheduler:
 
     def add(self, request: Submit, client: bytes, now: float) -> Sequence:
         """Queue a sequence."""
-        flow = (request.owner, request.priority)
+        flow = (request.owner, request.priority > 0)  # callers choose priorities, so not one flow for each
         turn = max(self._turn, self._next_turns.get(flow, 0))
         self._next_turns[flow] = turn + 1
         sequence = Sequence(request, client, self._numbers, now, turn=turn)
@@ -120,13 +120,14 @@ class Scheduler:
         Forgotten at once, an owner that sends one sequence after the other would always go before one that has several
         waiting. An owner without sequences owes one turn at most, and nothing for sequences that never ran.
         """
-        for (owner, priority), turn in list(self._next_turns.items()):
+        for flow, turn in list(self._next_turns.items()):
+            owner, _ = flow
             if owner in self.owned:
                 continue
             if turn <= self._turn:
-                del self._next_turns[owner, priority]
+                del self._next_turns[flow]
             elif owner == left:
-                self._next_turns[owner, priority] = self._turn + 1
+                self._next_turns[flow] = self._turn + 1
 
     def runs(self, sequence: Sequence) -> bool:
         """Whether the sequence is in the running batch."""

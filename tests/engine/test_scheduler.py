@@ -318,3 +318,13 @@ def test_an_owners_batch_does_not_delay_its_other_requests() -> None:
         rank.step(0.0)
     assert len(rank.finished & set(bob)) <= 1
     finish_everything(rank)
+
+
+def test_turns_are_kept_for_few_flows_whatever_priorities_are_sent() -> None:
+    rank = Room(blocks=40, budget=8, sequences=2).rank()
+    rank.submit(1, 30, None, group="alice:0")
+    for priority in range(200):
+        rank.submit(1, 1, None, group=f"alice:{priority}", priority=priority)
+        rank.abort(rank.submit(1, 1, None, group=f"bob:{priority}", priority=-priority))
+    finish_everything(rank)
+    assert len(rank.scheduler._next_turns) <= 4
