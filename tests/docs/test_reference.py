@@ -16,15 +16,17 @@ from openai.types.chat import completion_create_params as chat_params
 from openai.types.responses import response_create_params as response_params
 from prometheus_client import REGISTRY
 
-from motet.api import grammar, params, parsing, schemas, unsupported
+from motet.api import embeddings, grammar, params, parsing, schemas, unsupported
 from motet.api.adapters import load_log
 from motet.api.adapters.names import MAX_NAME
 from motet.api.app import OPERATIONS
 from motet.api.batches.objects import BatchRequest
 from motet.api.embeddings import EmbeddingRequest
 from motet.api.metrics.engine_metrics import EngineCollector
+from motet.api.native import tokens as native_tokens
 from motet.api.native.schemas import GenerateParameters
 from motet.api.openapi import openapi_document
+from motet.api.prompts import MAX_TRUNCATED_CHARACTERS
 from motet.api.responses.conversations import MAX_CONVERSATION_BYTES
 from motet.api.responses.schemas import ResponseRequest
 from motet.api.responses.store import MAX_STORED_BYTES
@@ -35,7 +37,7 @@ from motet.core.settings import Settings, flag
 from motet.engine import core
 from motet.engine.adapters import peft_config
 from motet.engine.client import template_renderer, template_worker
-from motet.plugins.output_formats import MAX_SCHEMA_BYTES
+from motet.plugins.output_formats import MAX_OPTIONS, MAX_SCHEMA_BYTES
 
 
 def words(cell: str) -> list[str]:
@@ -186,6 +188,11 @@ LIMITS = {
     "stop token ids": f"{schemas.MAX_STOP_TOKEN_IDS}",
     "messages": f"{schemas.MAX_MESSAGES}",
     "content parts and tool calls of all messages": f"{schemas.MAX_PIECES}",
+    "tools in one request": f"{schemas.MAX_TOOLS}",
+    "characters of a custom tool's grammar": f"{schemas.MAX_DEFINITION}",
+    "entries of `choice` in a `response_format`": f"{MAX_OPTIONS}",
+    "`documents`, and variables in `chat_template_kwargs`": f"{schemas.MAX_DOCUMENTS}, "
+    f"{schemas.MAX_TEMPLATE_VARIABLES}",
     "entries in `logit_bias`": f"{sampling.MAX_LOGIT_BIAS}",
     "`top_logprobs`": f"{sampling.MAX_TOP_LOGPROBS}",
     "logprobs in an answer that is not streamed, or in an echo, alternatives included": f"{params.MAX_LOGPROBS}",
@@ -195,6 +202,10 @@ LIMITS = {
     "bytes of a chat template, and seconds to render it": f"{templates.MAX_TEMPLATE_BYTES}, "
     f"{template_renderer._SECONDS:g}",
     "bytes of a rendered prompt": f"{template_worker.MAX_OUTPUT_BYTES}",
+    "characters of a prompt with `truncate_prompt_tokens`": f"{MAX_TRUNCATED_CHARACTERS}",
+    "inputs of an embeddings request, and their tokens": f"{embeddings.MAX_INPUTS}, {embeddings.MAX_INPUT_TOKENS}",
+    "characters and tokens that `/tokenize` and `/detokenize` take": f"{native_tokens.MAX_CHARACTERS}, "
+    f"{native_tokens.MAX_TOKENS}",
     "bytes of a stored response, and of the items of all those that one continues": f"{MAX_STORED_BYTES}, "
     f"{MAX_CONVERSATION_BYTES}",
     "sequences that wait for the engine": f"{core.MAX_WAITING}",
