@@ -162,9 +162,10 @@ def locate_model(settings: Settings) -> ModelLocation:
     for source in plugins.model_sources.items.values():
         if source.claims(settings.model):
             return source.locate(settings.model)
+    names = sorted(name for name, source in plugins.model_sources.items.items() if source.claims(name))
     raise StartupError(
         f"--model {settings.model}: no such model; give a directory, a .gguf file, a hub id (org/name) or one of: "
-        + ", ".join(sorted(plugins.model_sources.items)),
+        + ", ".join(names),
         param="model",
     )
 

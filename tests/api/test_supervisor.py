@@ -1,4 +1,4 @@
-"""Directories that cannot be written into end the start in one line."""
+"""Directories that cannot be written into, and unknown models, end the start in one line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from motet.api.supervisor import check_directories
+from motet.api.supervisor import check_directories, locate_model
 from motet.core import paths
 from motet.core.errors import StartupError
 from motet.core.settings import Settings
@@ -65,3 +65,12 @@ def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "home", homeless)
     with pytest.raises(StartupError, match=r"the cache in the home directory cannot be used: .*; set MOTET_CACHE"):
         check_directories(Settings())
+
+
+def test_an_unknown_model_is_answered_with_names_that_can_be_served() -> None:
+    with pytest.raises(StartupError, match="--model weather: no such model") as caught:
+        locate_model(Settings(model="weather"))
+    names = caught.value.message.rpartition("one of: ")[2].split(", ")
+    assert "smollm2" in names
+    for name in names:
+        locate_model(Settings(model=name))
