@@ -55,7 +55,8 @@ def read_keys(path: Path) -> list[Key]:
             raise StartupError(f"--api-keys: {path} has over {MAX_FILE_BYTES} bytes", param="api_keys")
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise StartupError(f"--api-keys: {path} cannot be read: {error}", param="api_keys") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise StartupError(f"--api-keys: {path} cannot be read: {reason}", param="api_keys") from error
     keys: list[Key] = []
     for number, line in enumerate(lines, start=1):
         text = line.partition("#")[0].strip()
