@@ -98,3 +98,10 @@ def test_counters_are_rated_and_histograms_are_read_by_bucket(exposition: dict[s
         if "histogram_quantile" in query:
             assert "le" in grouped(query), name
     assert DASHBOARD.stat().st_size < 100_000
+
+
+def test_no_alert_counts_probes_as_requests() -> None:
+    """A probe is a GET, and answers 503 while a model loads."""
+    alert = next(query for name, query in queries().items() if "MotetServerErrors" in name)
+    assert alert.count("motet_requests_total{") == 2
+    assert alert.count('motet_requests_total{method="POST"') == 2
