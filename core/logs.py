@@ -63,6 +63,8 @@ def _write_json(message: Message) -> None:
 
 
 def _text(record: Record) -> str:
+    # One event is one line: a message may quote a foreign file or request, whose line ends would look like events.
+    record["message"] = record["message"].replace("\r", "\\r").replace("\n", "\\n")
     fields = {k: v for k, v in record["extra"].items() if v is not None and k not in ("process", "shown")}
     record["extra"]["shown"] = "".join(f" {key}={_word(value)}" for key, value in fields.items())
     return _TEXT

