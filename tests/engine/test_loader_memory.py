@@ -28,7 +28,7 @@ for allocate in (lambda: bytearray(4 << 30), lambda: torch.zeros(1 << 30), lambd
         assert (info.status, "more memory" in info.message) == (503, True), info
     else:
         raise AssertionError("there is no limit")
-reply = loader.prepare(PrepareAdapter("1", (AdapterPart(str(place / "a")),)), target)
+reply = loader.respond(PrepareAdapter("1", (AdapterPart(str(place / "a")),)), target)
 assert isinstance(reply, PreparedAdapter), reply
 """
 
