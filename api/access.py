@@ -142,10 +142,10 @@ def _known(keys: KeyRing, headers: Headers, record: RequestRecord) -> Caller:
     scheme, _, bearer = headers.get("authorization", "").partition(" ")
     sent = bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
     if not sent:
-        raise Unauthenticated("this server wants an API key: send it as Authorization: Bearer KEY")
+        raise Unauthenticated("missing API key: send it as Authorization: Bearer KEY, or as x-api-key")
     key = keys.find(sent)
     if key is None:
-        raise Unauthenticated("the API key is not one of this server's")
+        raise Unauthenticated("invalid API key: check it, or ask the operator for a new one")
     return Caller(
         owner=key.name,
         admin=key.admin,
