@@ -64,9 +64,9 @@ def test_the_pins_resolve_on_a_stock_index_for_every_python(tmp_path: Path) -> N
         assert names - pinned == set(), "installed without a pin"
 
 
-def make(directory: Path, python: Path, goal: str = "install") -> subprocess.CompletedProcess[str]:
-    """Run the Makefile's `goal` in `directory` with PYTHON=`python`."""
-    command = ["make", goal, f"PYTHON={python}"]
+def make(directory: Path, python: Path, *, nvidia: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run `make install` in `directory` with PYTHON=`python`, as if the machine had an NVIDIA driver or not."""
+    command = ["make", "install", f"PYTHON={python}", f"HAS_NVIDIA={str(nvidia).lower()}"]
     return subprocess.run(command, cwd=directory, capture_output=True, text=True)
 
 
@@ -79,7 +79,7 @@ def clone(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def python_that_reports(path: Path, version: str) -> Path:
+def python_that_reports(path: Path, version: str, *, reaches_pytorch: bool = False) -> Path:
     """A stand-in for another Python: it reports `version`, makes virtual environments of itself, and no more."""
     major, minor = version.split(".")
     path.write_text(
@@ -87,7 +87,7 @@ def python_that_reports(path: Path, version: str) -> Path:
         f'if [[ "$1" == --version ]]; then echo "Python {version}.1"\n'
         f'elif [[ "$1" == -c && "$2" == *"version_info < "* ]]; then [[ {major}{minor} -ge 311 ]]\n'
         f'elif [[ "$1" == -c && "$2" == *"version_info["* ]]; then echo {version}\n'
-        'elif [[ "$1" == -c ]]; then exit 1\n'
+        f'elif [[ "$1" == -c && "$2" == *urlopen* ]]; then exit {int(not reaches_pytorch)}\n'
         'elif [[ "$2" == venv ]]; then rm -rf "$4"; mkdir -p "$4/bin"; cp "$0" "$4/bin/python"\n'
         'else echo "$@" >> pip-calls; fi\n'
     )
@@ -121,3 +121,16 @@ def test_no_part_of_the_install_hides_pips_progress(clone: Path) -> None:
     calls = (clone / "pip-calls").read_text().splitlines()
     assert any(call.endswith(" torch") for call in calls)
     assert all("--constraint .ci/constraints.txt" in call and "--quiet" not in call for call in calls)
+
+
+@pytest.mark.parametrize(
+    ("nvidia", "reachable", "cpu_build"), [(False, True, True), (False, False, False), (True, True, False)]
+)
+def test_pytorch_comes_without_cuda_where_no_nvidia_driver_is(
+    clone: Path, nvidia: bool, reachable: bool, cpu_build: bool
+) -> None:
+    done = make(clone, python_that_reports(clone.parent / "3.12", "3.12", reaches_pytorch=reachable), nvidia=nvidia)
+    first = (clone / "pip-calls").read_text().splitlines()[0]
+    assert first.endswith(" torch")
+    assert ("--extra-index-url https://download.pytorch.org/whl/cpu" in first) == cpu_build
+    assert ("about 3 GB to download" in done.stdout) == (not cpu_build)
