@@ -98,6 +98,7 @@ def serve_adapters(place: Path) -> Iterator[AdapterServer]:
     with Hub() as hub:
         hub.known_tokens.add("hf_operator")
         environment = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_operator", "MOTET_CACHE": str(place / "cache")}
+        environment["HF_HUB_OFFLINE"] = "0"  # whatever other tests of this process have set
         forms, oracle = AdapterForms(root, model), Oracle(model)
         with (
             serving(*arguments, env={**os.environ, **environment}, log=place / "log") as server,
