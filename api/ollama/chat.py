@@ -10,15 +10,13 @@ import msgspec
 from msgspec import UNSET, Meta
 from quart import Blueprint, Response
 
-from motet.api.adapter_choice import chosen_adapter
-from motet.api.answers import ENCODER
 from motet.api.body import read_body
 from motet.api.caller import current_caller
 from motet.api.chat_run import ChatRun
 from motet.api.ignored import note_ignored
+from motet.api.ollama.answers import encoded_lines, json_response, load
 from motet.api.ollama.errors import OllamaError, ollama_error_line
 from motet.api.ollama.objects import (
-    DoneReason,
     OllamaAnswerMessage,
     OllamaCall,
     OllamaChatAnswer,
@@ -40,7 +38,6 @@ from motet.api.parsing import Parsed, check_chat
 from motet.api.schemas import (
     MAX_MESSAGES,
     MAX_TOOLS,
-    AdapterChoice,
     ChatRequest,
     FunctionCall,
     FunctionTool,
@@ -119,7 +116,7 @@ def routes(services: Services) -> Blueprint:
             asked = await read_body(_parse)
             fields = generate_fields(services, asked)
             if not asked.messages:
-                return _json(await _loaded(services, asked, fields["model"]))
+                return json_response(await _loaded(services, asked, fields["model"]))
             request = ChatRequest(
                 messages=_messages(asked.messages),
                 tools=list(asked.tools or ()) or None,
@@ -133,14 +130,10 @@ def routes(services: Services) -> Blueprint:
                 run = run.limited(limit)
             lines = _lines(services, run, asked.model)
             if asked.stream is not False:
-                return await stream_response(_encoded(lines), services.drain, ollama_error_line, LINES)
-            return _json(await _whole(lines))
+                return await stream_response(encoded_lines(lines), services.drain, ollama_error_line, LINES)
+            return json_response(await _whole(lines))
 
     return blueprint
-
-
-def _json(answer: OllamaChatAnswer) -> Response:
-    return Response(ENCODER.encode(answer), content_type="application/json")
 
 
 def _parse(body: dict[str, Any]) -> Parsed[OllamaChatRequest]:
@@ -151,8 +144,7 @@ def _parse(body: dict[str, Any]) -> Parsed[OllamaChatRequest]:
 
 
 async def _loaded(services: Services, asked: OllamaChatRequest, model: str) -> OllamaChatAnswer:
-    reason: DoneReason = "unload" if asked.keep_alive == 0 else "load"
-    await chosen_adapter(services, AdapterChoice(model=model), current_caller())
+    reason = await load(services, asked, model)
     return OllamaChatAnswer(
         model=asked.model, created_at=timestamp(), done=True, done_reason=reason, message=OllamaAnswerMessage()
     )
@@ -207,16 +199,6 @@ async def _lines(services: Services, run: ChatRun, model: str) -> AsyncGenerator
                     yield call(), True
                 counts = final_counts(run.generation, delta.finish_reason, tokens)
                 yield msgspec.structs.replace(line(), **counts), False
-
-
-async def _encoded(lines: AsyncGenerator[tuple[OllamaChatAnswer, bool], None]) -> AsyncGenerator[bytes, None]:
-    frames = b""
-    async with aclosing(lines):
-        async for line, more in lines:
-            frames += ENCODER.encode(line) + b"\n"
-            if not more:
-                yield frames
-                frames = b""
 
 
 async def _whole(lines: AsyncGenerator[tuple[OllamaChatAnswer, bool], None]) -> OllamaChatAnswer:

@@ -10,15 +10,14 @@ from msgspec import Meta
 from msgspec.structs import replace
 from quart import Blueprint, Response
 
-from motet.api.adapter_choice import chosen_adapter
-from motet.api.answers import ENCODER
 from motet.api.body import read_body
 from motet.api.caller import current_caller
 from motet.api.chat_run import ChatRun
 from motet.api.generation import Generation, check
 from motet.api.ignored import note_ignored
+from motet.api.ollama.answers import encoded_lines, json_response, load
 from motet.api.ollama.errors import OllamaError, ollama_error_line
-from motet.api.ollama.objects import DoneReason, OllamaText, final_counts, timestamp
+from motet.api.ollama.objects import OllamaText, final_counts, timestamp
 from motet.api.ollama.requests import (
     Images,
     OllamaRequest,
@@ -31,7 +30,7 @@ from motet.api.ollama.requests import (
 from motet.api.operations import ERRORS, TOKEN, Operation
 from motet.api.parsing import Parsed
 from motet.api.prompts import completion_prompts
-from motet.api.schemas import AdapterChoice, ChatRequest, CompletionRequest, Message
+from motet.api.schemas import ChatRequest, CompletionRequest, Message
 from motet.api.services import Services
 from motet.api.sse import LINES, stream_response
 from motet.core.errors import InvalidRequest
@@ -77,18 +76,14 @@ def routes(services: Services) -> Blueprint:
         async with services.drain.interruptible():
             asked = await read_body(_parse)
             if not asked.prompt:
-                return _json(await _loaded(services, asked))
+                return json_response(await _loaded(services, asked))
             generation = await _generation(services, asked, asked.prompt)
             lines = _lines(services, generation, asked.model)
             if asked.stream is not False:
-                return await stream_response(_encoded(lines), services.drain, ollama_error_line, LINES)
-            return _json(await _whole(lines))
+                return await stream_response(encoded_lines(lines), services.drain, ollama_error_line, LINES)
+            return json_response(await _whole(lines))
 
     return blueprint
-
-
-def _json(answer: OllamaText) -> Response:
-    return Response(ENCODER.encode(answer), content_type="application/json")
 
 
 def _parse(body: dict[str, Any]) -> Parsed[OllamaGenerateRequest]:
@@ -111,9 +106,7 @@ def _parse(body: dict[str, Any]) -> Parsed[OllamaGenerateRequest]:
 
 
 async def _loaded(services: Services, asked: OllamaGenerateRequest) -> OllamaText:
-    reason: DoneReason = "unload" if asked.keep_alive == 0 else "load"
-    model = generate_fields(services, asked)["model"]
-    await chosen_adapter(services, AdapterChoice(model=model), current_caller())
+    reason = await load(services, asked, generate_fields(services, asked)["model"])
     return OllamaText(model=asked.model, created_at=timestamp(), done=True, done_reason=reason, response="")
 
 
@@ -151,16 +144,6 @@ async def _lines(
             if delta.finish_reason is not None:
                 line = replace(line, **final_counts(generation, delta.finish_reason, tokens))
             yield line, delta.more
-
-
-async def _encoded(lines: AsyncGenerator[tuple[OllamaText, bool], None]) -> AsyncGenerator[bytes, None]:
-    frames = b""
-    async with aclosing(lines):
-        async for line, more in lines:
-            frames += ENCODER.encode(line) + b"\n"
-            if not more:
-                yield frames
-                frames = b""
 
 
 async def _whole(lines: AsyncGenerator[tuple[OllamaText, bool], None]) -> OllamaText:
