@@ -126,7 +126,7 @@ async def _generation(services: Services, asked: OllamaGenerateRequest, prompt: 
 async def _continued(services: Services, request: CompletionRequest, limit: int | None) -> Generation:
     """A completion without a limit of its own is as long as the context allows."""
     checked = await check(services, request, current_caller())
-    [prompt] = await completion_prompts(services, request)
+    [prompt] = await completion_prompts(services.for_request(checked.adapter, checked.caller), request)
     room = max(checked.model.max_context - len(prompt), 1)
     request = replace(request, max_tokens=room if limit is None else min(limit, room))
     return Generation.of(services, request, checked, [prompt])

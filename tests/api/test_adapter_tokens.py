@@ -47,6 +47,9 @@ def test_prompts_of_every_route(tmp_path: Path) -> None:
         parameters = {"adapter_id": "one", "adapter_source": "shelf", "apply_chat_template": True, "max_new_tokens": 1}
         await post(caller, "/generate", {"inputs": "hi", "parameters": parameters})
         assert caller.api.engine.submits[-1].prompt == prompt
+        for raw, given in ((True, text), (False, "hi")):
+            await caller.answer("/api/generate", {"model": ONE, "prompt": given, "raw": raw, "stream": False})
+            assert caller.api.engine.submits[-1].prompt == prompt
         assert len((await post(caller, "/tokenize", {"prompt": text}))[1]["tokens"]) == len(text)  # the base's
 
     drive(tmp_path, scenario)
