@@ -3,8 +3,8 @@
     CACHE/merged/…  CACHE/adapters/…  CACHE/prepared/…
 
 Each entry is a directory that never changes once it has its name; its modification time is when it was used last.
-Several servers, and processes of each, may share a cache: entries come by a rename and leave by one, and whoever
-uses one that has left makes it again.
+Several servers, and processes of each, may share a cache: an entry appears and disappears by a rename, and a
+process that misses one makes it again.
 """
 
 from __future__ import annotations
