@@ -6,47 +6,48 @@ from pathlib import Path
 
 from quart import Blueprint, Quart
 
-from motet.api import (
-    anthropic,
-    batches,
-    cancelling,
+from motet.api.anthropic import messages
+from motet.api.anthropic.errors import install_request_id
+from motet.api.batches import routes as batches
+from motet.api.error_shapes import response_by_client
+from motet.api.http.access_log import recorded
+from motet.api.http.auth import install_access
+from motet.api.http.cors import install_cors
+from motet.api.http.errors import DEFAULT_MAX_BODY, install_error_handlers
+from motet.api.http.keep_alive import kept_alive
+from motet.api.http.request_limits import LimitedRequest
+from motet.api.lorax import embed, generate, info, tokens
+from motet.api.ollama import chat as ollama_chat
+from motet.api.ollama import generate as ollama_generate
+from motet.api.ollama import show, tags, version
+from motet.api.responses import routes as responses
+from motet.api.routes import (
+    cancel,
     chat,
     completions,
-    docs_page,
-    elsewhere,
+    docs,
     embeddings,
     files,
     health,
     metrics,
     models,
-    responses,
-    server_facts,
+    not_offered,
+    server_info,
 )
-from motet.api.access import install_access
-from motet.api.access_log import recorded
-from motet.api.cors import install_cors
-from motet.api.error_shapes import response_by_client
-from motet.api.errors import DEFAULT_MAX_BODY, install_error_handlers
-from motet.api.keep_alive import kept_alive
-from motet.api.native import about, embed, generate, tokens
-from motet.api.ollama import chat as ollama_chat
-from motet.api.ollama import generate as ollama_generate
-from motet.api.ollama import show, tags, version
-from motet.api.request_limits import LimitedRequest
 from motet.api.services import Services
 
 __all__ = ["OPERATIONS", "SURFACES", "Services", "create_app"]
 
 SURFACES = (
-    *(chat, completions, embeddings, responses, files, batches, models, cancelling),
-    *(generate, embed, about, tokens),
-    anthropic,
+    *(chat, completions, embeddings, responses, files, batches, models, cancel),
+    *(generate, embed, info, tokens),
+    messages,
     *(version, tags, show, ollama_chat, ollama_generate),
-    *(metrics, elsewhere, health, server_facts),
+    *(metrics, not_offered, health, server_info),
 )
 """The modules with routes: each has `routes(services)`, a blueprint, and OPERATIONS, which describes them."""
 
-OPERATIONS = tuple(operation for surface in (*SURFACES, docs_page) for operation in surface.OPERATIONS)
+OPERATIONS = tuple(operation for surface in (*SURFACES, docs) for operation in surface.OPERATIONS)
 
 
 def create_app(services: Services) -> Quart:
@@ -59,11 +60,12 @@ def create_app(services: Services) -> Quart:
     app.config["MAX_CONTENT_LENGTH"] = max_body
     app.request_class = LimitedRequest
     blueprints: list[Blueprint] = [surface.routes(services) for surface in SURFACES]
-    for blueprint in (*blueprints, docs_page.routes(OPERATIONS)):
+    for blueprint in (*blueprints, docs.routes(OPERATIONS)):
         app.register_blueprint(blueprint)
     install_error_handlers(app, max_body, response_by_client(app))
 
     install_access(app, services.settings)
+    install_request_id(app)
     metrics.install_metrics(app)
     install_cors(app, services.settings)
     logs = services.settings.access_log == "on"

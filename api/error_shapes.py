@@ -7,8 +7,8 @@ from collections.abc import Callable
 from quart import Quart, Response, request
 
 from motet.api.anthropic.errors import anthropic_error_response, is_anthropic
-from motet.api.errors import error_response
-from motet.api.native.errors import PREFIX, native_error_response
+from motet.api.http.errors import error_response
+from motet.api.lorax.errors import PREFIX, native_error_response
 from motet.api.ollama.errors import is_ollama, ollama_error_response
 from motet.core.errors import ErrorInfo
 

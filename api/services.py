@@ -10,15 +10,15 @@ from importlib.metadata import version
 
 from motet.api.adapters.adapters import Adapters
 from motet.api.adapters.messages import ServedAdapter
-from motet.api.caller import Caller
-from motet.api.database import Database
-from motet.api.drain import Drain
-from motet.api.grammar import GrammarChecker
+from motet.api.grammar_checker import GrammarChecker
+from motet.api.http.caller import Caller
+from motet.api.http.drain import Drain
+from motet.api.storage.database import Database
 from motet.api.tokenising import Tokenising
 from motet.core.blocking import BlockingCalls
 from motet.core.errors import Unavailable
 from motet.core.models import ModelInfo
-from motet.core.registry import PluginRegistry
+from motet.core.plugin_registry import PluginRegistry
 from motet.core.settings import Settings
 from motet.engine.client.engine_client import EngineClient
 from motet.engine.client.template_renderer import TemplateRenderer

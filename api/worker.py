@@ -17,16 +17,16 @@ from loguru import logger
 from motet.api.adapters.wiring import worker_adapters
 from motet.api.app import create_app
 from motet.api.batches.runner import BatchRunner
-from motet.api.database import Database
-from motet.api.deployment import Deployment
-from motet.api.files import file_store
-from motet.api.listener import LAST_WORDS_SECONDS, ListenerConfig
+from motet.api.http.listener import LAST_WORDS_SECONDS, ListenerConfig
+from motet.api.routes.files import file_store
 from motet.api.services import Services
+from motet.api.storage.database import Database
+from motet.core.deployment import Deployment
 from motet.core.heartbeat import SERVING, Heartbeat
 from motet.core.lifeline import follow_parent, run_child
 from motet.core.logs import configure_logging
 from motet.core.paths import data_directory
-from motet.core.registry import PluginRegistry
+from motet.core.plugin_registry import PluginRegistry
 from motet.engine.client.engine_client import EngineClient
 from motet.engine.client.template_renderer import TemplateRenderer
 from motet.engine.client.text_model import TextModel

@@ -12,9 +12,9 @@ from typing import Protocol, TypeVar
 import pluggy
 
 from motet.core.adapters import AdapterSource
-from motet.core.formats import OutputFormat
+from motet.core.chat_templates import ChatTemplateFinder
 from motet.core.models import ModelSource
-from motet.core.templates import ChatTemplateFinder
+from motet.core.output_formats import OutputFormat
 from motet.core.tools import ToolParser
 
 PROJECT = "motet"

@@ -4,7 +4,7 @@
     API worker ──PrepareAdapter──> loader ──PreparedAdapter | LoaderFailure──> API worker
     supervisor ──EngineState──> API worker
 
-Plans between ranks are the engine's own affair (engine/plan.py).
+Plans between ranks are the engine's own affair (engine/schedule/plan.py).
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from motet.core.adapter_tokens import AdapterTokens
 from motet.core.errors import ErrorInfo
-from motet.core.formats import GrammarSpec
 from motet.core.models import ModelInfo
-from motet.core.sampling import SamplingParams
-from motet.core.tokens import AdapterTokens
+from motet.core.output_formats import GrammarSpec
+from motet.core.sampling_params import SamplingParams
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from motet.core.formats import GrammarSpec
+from motet.core.output_formats import GrammarSpec
 
 
 class Tool(msgspec.Struct, frozen=True):

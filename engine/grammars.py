@@ -18,7 +18,7 @@ from motet.core.errors import ErrorInfo, MotetError
 from motet.core.messages import Submit
 from motet.engine.sampling.grammar import Grammar, GrammarCompiler, Matcher
 from motet.engine.sampling.sampler import Choice
-from motet.engine.sequence import Sequence
+from motet.engine.schedule.sequence import Sequence
 
 WAIT_SECONDS = 0.01
 """How long a step may wait for masks."""

@@ -9,11 +9,11 @@ import torch
 from motet.core.errors import StartupError
 from motet.core.machine import memory_bytes
 from motet.core.settings import flag
+from motet.engine.distributed.process_group import ShardGroup
+from motet.engine.engine_config import EngineSpec
 from motet.engine.lora.pool import page_bytes
 from motet.engine.models.config import ModelConfig
 from motet.engine.models.decoder import module_shapes
-from motet.engine.parallel import ShardGroup
-from motet.engine.spec import EngineSpec
 
 CPU_BLOCK, CUDA_BLOCK = 32, 256
 """Tokens in a cache block; flash-attn's paged cache wants multiples of 256."""

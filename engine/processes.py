@@ -22,8 +22,8 @@ from motet.core.run_directory import RunDirectory
 from motet.core.startup_failures import ended_at_start
 from motet.engine.adapters.loader import LoaderSpec
 from motet.engine.child_process import WatchedProcess, public_environment, start_child, stop_all
-from motet.engine.rank import RankSpec
-from motet.engine.spec import EngineSpec
+from motet.engine.engine_config import EngineSpec
+from motet.engine.worker import RankSpec
 
 HANG_SECONDS = 60.0
 """A step takes seconds at the most; a loop that has not turned for this long never will."""
@@ -119,7 +119,7 @@ class EngineProcesses:
 
     def _start_rank(self, rank: int, epoch: str) -> subprocess.Popen[bytes]:
         start = ChildStart(f"{self.run_directory}/heartbeat-{rank}", self._served)
-        return start_child("motet.engine.rank", self._rank_spec(rank, epoch), start, variables=public_environment())
+        return start_child("motet.engine.worker", self._rank_spec(rank, epoch), start, variables=public_environment())
 
     def _launch_loader(self, start: ChildStart) -> subprocess.Popen[bytes]:
         spec = LoaderSpec(self.spec, self.shards, self.loader_address, str(cache_directory()), (self.name,))

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from motet.core.messages import TokenScore
-from motet.engine.runner import StepOutput
-from motet.engine.sequence import Sequence
-from motet.engine.step import Step
+from motet.engine.model_runner import StepOutput
+from motet.engine.schedule.sequence import Sequence
+from motet.engine.schedule.step import Step
 
 
 @dataclass

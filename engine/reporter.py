@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from loguru import logger
 
 from motet.core.messages import INSTALL_BUCKETS, AdapterUse, Submit
-from motet.engine.plan import ClearSlot, InstallAdapter
-from motet.engine.scheduler import MAX_ADAPTERS, Scheduler
+from motet.engine.schedule.plan import ClearSlot, InstallAdapter
+from motet.engine.schedule.scheduler import MAX_ADAPTERS, Scheduler
 
 SUMMARY_SECONDS = 30.0
 

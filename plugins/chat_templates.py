@@ -11,10 +11,10 @@ from pathlib import Path
 
 import msgspec
 
+from motet.core.chat_templates import MAX_TEMPLATE_BYTES, ChatTemplate, ChatTemplateFinder, TemplateContext
 from motet.core.errors import AdapterRefused, MotetError
 from motet.core.hookspecs import Register, hookimpl
 from motet.core.paths import read_regular
-from motet.core.templates import MAX_TEMPLATE_BYTES, ChatTemplate, ChatTemplateFinder, TemplateContext
 
 MAX_JSON_BYTES = 8 << 20  # tokenizer_config.json lists every added token
 FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")

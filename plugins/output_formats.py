@@ -9,9 +9,9 @@ from typing import Literal
 import msgspec
 
 from motet.core.errors import InvalidRequest
-from motet.core.formats import GrammarSpec, OutputFormat
 from motet.core.hookspecs import Register, hookimpl
-from motet.plugins.tool_json import guided
+from motet.core.output_formats import GrammarSpec, OutputFormat
+from motet.plugins.tool_parsers.tool_json import guided
 
 MAX_SCHEMA_BYTES = 64 * 1024
 MAX_NAME = 64

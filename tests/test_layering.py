@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "transformers", "safetensors", "flash_attn", "triton")
 
 # The processes and the command line wire the layers together.
-ENTRY_POINTS = {"api/supervisor.py", "api/processes.py", "api/motet/__main__.py", "api/cli.py"}
+ENTRY_POINTS = {"api/server/supervisor.py", "api/server/processes.py", "api/motet/__main__.py", "api/server/cli.py"}
 
 # Folder (or file) -> what of Motet it may import, and what it may not import at all.
 RULES = {
@@ -27,16 +27,17 @@ RULES = {
 
 # The scheduling side of the engine, and the processes' modules, which start without torch.
 TORCH_FREE_ENGINE = (
-    "plan",
-    "sequence",
-    "blocks",
-    "slots",
-    "scheduler",
-    "spec",
+    "schedule.adapter_slots",
+    "schedule.block_manager",
+    "schedule.plan",
+    "schedule.scheduler",
+    "schedule.sequence",
+    "schedule.step",
+    "engine_config",
     "processes",
     "child_process",
-    "transport",
-    "rank",
+    "distributed.transport",
+    "worker",
 )
 
 
@@ -100,4 +101,4 @@ def test_scheduling_side_loads_no_torch() -> None:
 
 
 def test_supervisor_loads_no_web_framework() -> None:
-    assert heavy_after_importing(["motet.api.supervisor"], (*HEAVY, "quart", "hypercorn")) == ""
+    assert heavy_after_importing(["motet.api.server.supervisor"], (*HEAVY, "quart", "hypercorn")) == ""

@@ -10,7 +10,7 @@ import msgspec
 
 from motet.api.adapters.messages import Question, answer_type, decoder, encode
 from motet.core.errors import ErrorInfo, InvalidRequest, from_info
-from motet.engine.client.asker import Asker
+from motet.engine.client.rpc_client import Asker
 
 T = TypeVar("T")
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import msgspec
 
 from motet.api.adapters.listings import SIMILAR, Listings
-from motet.api.echo import shortened
 from motet.core.adapters import AdapterListing, AdapterRef, AdapterSource
 from motet.core.errors import InvalidRequest, MotetError, NotFound, StartupError, from_info
+from motet.core.excerpt import shortened
 
 MAX_NAME = 512
 

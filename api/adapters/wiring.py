@@ -14,9 +14,9 @@ from motet.api.adapters.names import NameRules
 from motet.api.adapters.outcomes import LoadLimits
 from motet.api.adapters.registry import AdapterRegistry
 from motet.api.adapters.size_limit import largest_adapter
-from motet.api.deployment import Deployment
+from motet.core.deployment import Deployment
 from motet.core.paths import cache_directory
-from motet.core.registry import PluginRegistry
+from motet.core.plugin_registry import PluginRegistry
 from motet.engine.client.loader_client import LoaderClient
 
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from motet.api.anthropic.schemas import (
+from motet.api.anthropic.requests import (
     Block,
     InputMessage,
     RedactedThinkingBlock,
@@ -16,11 +16,11 @@ from motet.api.anthropic.schemas import (
     ToolResultBlock,
     ToolUseBlock,
 )
-from motet.api.echo import shortened
-from motet.api.parsing import convert
-from motet.api.schemas import MAX_PIECES, FunctionCall, Message, ToolCall
-from motet.api.unknown import unknown_names
+from motet.api.schema.parsing import convert
+from motet.api.schema.requests import MAX_PIECES, FunctionCall, Message, ToolCall
+from motet.api.schema.unknown_fields import unknown_names
 from motet.core.errors import InvalidRequest
+from motet.core.excerpt import shortened
 
 T = TypeVar("T", bound=msgspec.Struct)
 

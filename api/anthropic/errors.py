@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from quart import Request, Response, g
+from quart import Quart, Request, Response, g, request
 
-from motet.api.answers import ENCODER
 from motet.api.anthropic.objects import AnthropicError, AnthropicErrorObject
-from motet.api.errors import add_retry_headers
+from motet.api.http.errors import add_retry_headers
+from motet.api.schema.objects import ENCODER
 from motet.core.errors import ContextExceeded, ErrorInfo
 
 PATH = "/v1/messages"
@@ -51,3 +51,13 @@ def anthropic_error_response(info: ErrorInfo) -> Response:
     response = Response(ENCODER.encode(body), info.status, content_type="application/json")
     add_retry_headers(response)
     return response
+
+
+def install_request_id(app: Quart) -> None:
+    """Let the responses to Anthropic's clients carry the request's id in the header that these clients read."""
+
+    @app.after_request
+    async def add_request_id(response: Response) -> Response:
+        if is_anthropic(request):
+            response.headers["request-id"] = g.request_id
+        return response

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from motet.api.answers import ModelCard
 from motet.api.anthropic.objects import AnthropicModel, AnthropicModelList
+from motet.api.schema.objects import ModelCard
 from motet.core.errors import InvalidRequest
 
 DEFAULT_LIMIT = 20

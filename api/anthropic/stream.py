@@ -8,7 +8,6 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from motet.api.answers import ENCODER
 from motet.api.anthropic.errors import anthropic_error
 from motet.api.anthropic.objects import (
     AnsweredText,
@@ -18,11 +17,12 @@ from motet.api.anthropic.objects import (
     MessageUsage,
     StopReason,
 )
-from motet.api.caller import Caller
-from motet.api.chat_run import CallDelta, ChatDelta, ChatRun
-from motet.api.generation import finished
+from motet.api.generating.chat import CallDelta, ChatDelta, ChatRun
+from motet.api.generating.generation import finished
+from motet.api.generating.tools import NO_ARGUMENTS, complete_arguments
+from motet.api.http.caller import Caller
+from motet.api.schema.objects import ENCODER
 from motet.api.services import Services
-from motet.api.tools import NO_ARGUMENTS, complete_arguments
 from motet.core.errors import ErrorInfo
 
 

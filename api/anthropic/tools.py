@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from motet.api.anthropic.schemas import ClientTool, ToolChoice
-from motet.api.echo import shortened
-from motet.api.parsing import convert
-from motet.api.schemas import FunctionDefinition, FunctionTool
-from motet.api.unknown import unknown_names
+from motet.api.anthropic.requests import ClientTool, ToolChoice
+from motet.api.schema.parsing import convert
+from motet.api.schema.requests import FunctionDefinition, FunctionTool
+from motet.api.schema.unknown_fields import unknown_names
 from motet.core.errors import InvalidRequest
+from motet.core.excerpt import shortened
 
 # Anthropic's own tools have a date in their type (web_search_20250305, bash_20250124), or are a whole MCP server.
 _SERVER_TYPE = re.compile(r"[a-z0-9_]+_\d{8}|mcp_toolset")

@@ -11,11 +11,11 @@ from typing import Any
 import msgspec
 
 from motet.api.anthropic.content import ContentReader
-from motet.api.anthropic.schemas import CountTokensRequest, MessagesRequest
+from motet.api.anthropic.requests import CountTokensRequest, MessagesRequest
 from motet.api.anthropic.tools import OfferedTools, offered_tools
-from motet.api.ignored import MAX_IGNORED_NAMES
-from motet.api.parsing import Parsed, check_adapters, check_chat, convert, unknown_fields
-from motet.api.schemas import AdapterChoice, ChatRequest, Effort, Message
+from motet.api.schema.ignored_fields import MAX_IGNORED_NAMES
+from motet.api.schema.parsing import Parsed, check_adapters, check_chat, convert, unknown_fields
+from motet.api.schema.requests import AdapterChoice, ChatRequest, Effort, Message
 from motet.core.errors import InvalidRequest, MotetError
 
 _SAME = (*AdapterChoice.__struct_fields__, "temperature", "top_p", "top_k", "stream")

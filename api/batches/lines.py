@@ -10,19 +10,19 @@ from typing import Any
 
 import msgspec
 
-from motet.api.access_log import finish
-from motet.api.answers import ENCODER, error_body
-from motet.api.batch_tokens import ADVICE
 from motet.api.batches.objects import BatchError, Line
-from motet.api.caller import Caller
-from motet.api.chat import answer_chat
-from motet.api.completions import answer_completion
-from motet.api.embeddings import answer_embedding, parse_embedding
-from motet.api.errors import internal_error, note_failure
+from motet.api.http.access_log import finish
+from motet.api.http.caller import Caller
+from motet.api.http.errors import internal_error, note_failure
 from motet.api.metrics.request_metrics import BATCH
-from motet.api.parsing import parse_chat, parse_completion
-from motet.api.responses import answer_response
+from motet.api.responses.routes import answer_response
 from motet.api.responses.start import parse_response
+from motet.api.routes.chat import answer_chat
+from motet.api.routes.completions import answer_completion
+from motet.api.routes.embeddings import answer_embedding, parse_embedding
+from motet.api.schema.batch_tokens import ADVICE
+from motet.api.schema.objects import ENCODER, error_body
+from motet.api.schema.parsing import parse_chat, parse_completion
 from motet.api.services import Services
 from motet.core.errors import ErrorInfo, InvalidRequest, MotetError, Overloaded, Unavailable
 

@@ -12,9 +12,9 @@ import msgspec
 from msgspec.structs import replace
 
 from motet.api.batches.objects import ACTIVE, BatchObject, RequestCounts
-from motet.api.database import Database
-from motet.api.paging import Page, page_rows
-from motet.api.storage_use import Counted, count_by_owner
+from motet.api.storage.database import Database
+from motet.api.storage.paging import Page, page_rows
+from motet.api.storage.usage import Counted, count_by_owner
 from motet.core.errors import NotFound
 
 LEASE_SECONDS = 20.0

@@ -15,10 +15,10 @@ from msgspec.structs import replace
 from motet.api.batches.lines import Waits, check_lines, expired_line, read_lines, run_line, unkept_line
 from motet.api.batches.objects import BatchError, BatchErrors, BatchObject, RequestCounts
 from motet.api.batches.store import BatchStore, Claimed
-from motet.api.caller import Caller
-from motet.api.file_store import new_file
-from motet.api.files import file_store
+from motet.api.http.caller import Caller
+from motet.api.routes.files import file_store
 from motet.api.services import Services
+from motet.api.storage.files import new_file
 from motet.core.errors import PayloadTooLarge
 
 Ending: TypeAlias = Literal["completed", "expired", "cancelled", "failed"]

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from prometheus_client import Counter, Histogram
 
 from motet.api.metrics.bounded_labels import BoundedLabels
-from motet.api.request_record import RequestRecord
-from motet.api.timing import GAP_BUCKETS
+from motet.api.metrics.request_record import RequestRecord
+from motet.api.metrics.timing import GAP_BUCKETS
 
 MAX_ADAPTERS = 64
 """Adapters with series of their own in each API process; all others are counted as `other`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from motet.api.cli import main
+from motet.api.server.cli import main
 
 if __name__ == "__main__":
     main()

@@ -8,12 +8,12 @@ from typing import TypeVar
 
 from quart import Response
 
-from motet.api.adapter_choice import chosen_adapter
-from motet.api.answers import ENCODER
-from motet.api.caller import current_caller
+from motet.api.generating.adapter_choice import chosen_adapter
+from motet.api.http.caller import current_caller
 from motet.api.ollama.objects import DoneReason, OllamaCounts
 from motet.api.ollama.requests import OllamaRequest
-from motet.api.schemas import AdapterChoice
+from motet.api.schema.objects import ENCODER
+from motet.api.schema.requests import AdapterChoice
 from motet.api.services import Services
 
 A = TypeVar("A", bound=OllamaCounts)

@@ -10,10 +10,11 @@ import msgspec
 from msgspec import UNSET, Meta
 from quart import Blueprint, Response
 
-from motet.api.body import read_body
-from motet.api.caller import current_caller
-from motet.api.chat_run import ChatRun
-from motet.api.ignored import note_ignored
+from motet.api.generating.chat import ChatRun
+from motet.api.generating.tools import complete_arguments
+from motet.api.http.body import read_body
+from motet.api.http.caller import current_caller
+from motet.api.http.sse import LINES, stream_response
 from motet.api.ollama.answers import encoded_lines, json_response, load
 from motet.api.ollama.errors import OllamaError, ollama_error_line
 from motet.api.ollama.objects import (
@@ -24,18 +25,11 @@ from motet.api.ollama.objects import (
     final_counts,
     timestamp,
 )
-from motet.api.ollama.requests import (
-    Images,
-    OllamaRequest,
-    Options,
-    effort,
-    generate_fields,
-    parsed,
-    refuse_images,
-)
-from motet.api.operations import ERRORS, TOKEN, Operation
-from motet.api.parsing import Parsed, check_chat
-from motet.api.schemas import (
+from motet.api.ollama.requests import Images, OllamaRequest, Options, effort, generate_fields, parsed, refuse_images
+from motet.api.schema.ignored_fields import note_ignored
+from motet.api.schema.operations import ERRORS, TOKEN, Operation
+from motet.api.schema.parsing import Parsed, check_chat
+from motet.api.schema.requests import (
     MAX_MESSAGES,
     MAX_TOOLS,
     ChatRequest,
@@ -45,8 +39,6 @@ from motet.api.schemas import (
     ToolCall,
 )
 from motet.api.services import Services
-from motet.api.sse import LINES, stream_response
-from motet.api.tools import complete_arguments
 
 
 class CalledByModel(msgspec.Struct, frozen=True):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 from quart import Request, Response
 
-from motet.api.answers import ENCODER
-from motet.api.errors import add_retry_headers
+from motet.api.http.errors import add_retry_headers
+from motet.api.schema.objects import ENCODER
 from motet.core.errors import ErrorInfo
 
 PREFIX = "/api/"

@@ -10,29 +10,21 @@ from msgspec import Meta
 from msgspec.structs import replace
 from quart import Blueprint, Response
 
-from motet.api.body import read_body
-from motet.api.caller import current_caller
-from motet.api.chat_run import ChatRun
-from motet.api.generation import Generation, check
-from motet.api.ignored import note_ignored
+from motet.api.generating.chat import ChatRun
+from motet.api.generating.generation import Generation, check
+from motet.api.generating.prompts import completion_prompts
+from motet.api.http.body import read_body
+from motet.api.http.caller import current_caller
+from motet.api.http.sse import LINES, stream_response
 from motet.api.ollama.answers import encoded_lines, json_response, load
 from motet.api.ollama.errors import OllamaError, ollama_error_line
 from motet.api.ollama.objects import OllamaText, final_counts, timestamp
-from motet.api.ollama.requests import (
-    Images,
-    OllamaRequest,
-    Options,
-    effort,
-    generate_fields,
-    parsed,
-    refuse_images,
-)
-from motet.api.operations import ERRORS, TOKEN, Operation
-from motet.api.parsing import Parsed
-from motet.api.prompts import completion_prompts
-from motet.api.schemas import ChatRequest, CompletionRequest, Message
+from motet.api.ollama.requests import Images, OllamaRequest, Options, effort, generate_fields, parsed, refuse_images
+from motet.api.schema.ignored_fields import note_ignored
+from motet.api.schema.operations import ERRORS, TOKEN, Operation
+from motet.api.schema.parsing import Parsed
+from motet.api.schema.requests import ChatRequest, CompletionRequest, Message
 from motet.api.services import Services
-from motet.api.sse import LINES, stream_response
 from motet.core.errors import InvalidRequest
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from motet.api.generation import Generation
+from motet.api.generating.generation import Generation
 from motet.api.services import Services
 
 DoneReason: TypeAlias = Literal["stop", "length", "load", "unload"]

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 import msgspec
 from msgspec import Meta
 
-from motet.api.parsing import Parsed, convert, unknown_fields
-from motet.api.schemas import MAX_STOP_STRINGS, Effort, Fraction, Penalty, StopString
+from motet.api.schema.parsing import Parsed, convert, unknown_fields
+from motet.api.schema.requests import MAX_STOP_STRINGS, Effort, Fraction, Penalty, StopString
 from motet.api.services import Services
 from motet.core.errors import InvalidRequest
 

@@ -8,14 +8,14 @@ import msgspec
 from msgspec import Meta
 from quart import Blueprint, Response
 
-from motet.api.answers import ENCODER, ModelCard
-from motet.api.body import read_body
-from motet.api.models import model_card
+from motet.api.http.body import read_body
 from motet.api.ollama.errors import OllamaError
 from motet.api.ollama.objects import OllamaShow, architecture, details, timestamp
 from motet.api.ollama.requests import model_name, parsed
-from motet.api.operations import ERRORS, TOKEN, Operation
-from motet.api.parsing import Parsed
+from motet.api.routes.models import model_card
+from motet.api.schema.objects import ENCODER, ModelCard
+from motet.api.schema.operations import ERRORS, TOKEN, Operation
+from motet.api.schema.parsing import Parsed
 from motet.api.services import Services
 from motet.core.errors import InvalidRequest
 

@@ -6,11 +6,11 @@ import hashlib
 
 from quart import Blueprint, Response
 
-from motet.api.answers import ENCODER
-from motet.api.models import model_cards
 from motet.api.ollama.errors import OllamaError
 from motet.api.ollama.objects import OllamaModel, OllamaTags, details, timestamp
-from motet.api.operations import Operation
+from motet.api.routes.models import model_cards
+from motet.api.schema.objects import ENCODER
+from motet.api.schema.operations import Operation
 from motet.api.services import Services
 
 OPERATIONS = (

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from quart import Blueprint, Response
 
-from motet.api.answers import ENCODER
 from motet.api.ollama.errors import OllamaError
 from motet.api.ollama.objects import OllamaVersion
-from motet.api.operations import Operation
+from motet.api.schema.objects import ENCODER
+from motet.api.schema.operations import Operation
 from motet.api.services import Services
 
 VERSION = "0.9.0"

@@ -12,8 +12,8 @@ from contextlib import aclosing, contextmanager
 from loguru import logger
 from msgspec.structs import replace
 
-from motet.api.access_log import finish
-from motet.api.errors import internal_error, note_failure
+from motet.api.http.access_log import finish
+from motet.api.http.errors import internal_error, note_failure
 from motet.api.responses.run import Event, ResponseRun, frame
 from motet.api.responses.store import Frame, ResponseStore, Stored
 from motet.api.responses.stream import failed_response, failure_event

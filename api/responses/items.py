@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from motet.api.responses import hosted_items
-from motet.api.schemas import CustomCall, FunctionCall, Message, ToolCall
+from motet.api.schema.requests import CustomCall, FunctionCall, Message, ToolCall
 from motet.core.errors import InvalidRequest
 
 TEXT_PARTS = ("input_text", "output_text", "text", "refusal")

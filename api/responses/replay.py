@@ -6,13 +6,13 @@ from collections.abc import AsyncGenerator
 
 import msgspec
 
-from motet.api.answers import error_body
 from motet.api.responses.background import Background
 from motet.api.responses.conversations import RUNNING
 from motet.api.responses.objects import ResponseError
 from motet.api.responses.run import frame
 from motet.api.responses.store import ResponseStore
 from motet.api.responses.stream import failure_event
+from motet.api.schema.objects import error_body
 from motet.core.errors import ErrorInfo, InvalidRequest
 
 POLL_SECONDS = 0.5

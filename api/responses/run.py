@@ -12,19 +12,13 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from motet.api.answers import ENCODER, CallKind
-from motet.api.caller import Caller
-from motet.api.chat_run import CallDelta, ChatDelta, ChatRun
-from motet.api.logprobs import chat_logprobs, told
-from motet.api.responses.objects import (
-    IncompleteDetails,
-    OutputItem,
-    OutputText,
-    ResponseObject,
-    ResponseUsage,
-)
-from motet.api.responses.schemas import Asked
+from motet.api.generating.chat import CallDelta, ChatDelta, ChatRun
+from motet.api.generating.logprobs import chat_logprobs, told
+from motet.api.http.caller import Caller
+from motet.api.responses.objects import IncompleteDetails, OutputItem, OutputText, ResponseObject, ResponseUsage
+from motet.api.responses.requests import Asked
 from motet.api.responses.tools import FlatTools, described
+from motet.api.schema.objects import ENCODER, CallKind
 from motet.api.services import Services
 from motet.engine.client.text_model import TextModel
 

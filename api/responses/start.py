@@ -10,19 +10,19 @@ from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
-from motet.api.caller import Caller
-from motet.api.chat_run import ChatRun, ChatSetup
-from motet.api.ignored import MAX_IGNORED_NAMES
-from motet.api.parsing import Parsed, check_adapters, check_chat, convert, unknown_fields
-from motet.api.responses.fitting import Fitting
+from motet.api.generating.chat import ChatRun, ChatSetup
+from motet.api.http.caller import Caller
 from motet.api.responses.items import chat_messages, input_items, unknown_in_items, with_own_ids
+from motet.api.responses.requests import Asked, CountedRequest, ResponseRequest
 from motet.api.responses.run import ResponseRun, new_id, new_response
-from motet.api.responses.schemas import Asked, CountedRequest, ResponseRequest
 from motet.api.responses.store import ResponseStore
 from motet.api.responses.tools import FlatTools, hosted_names, refuse_hosted_choice, without_hosted
-from motet.api.schemas import ChatRequest, Message
+from motet.api.responses.truncation import Fitting
+from motet.api.schema.ignored_fields import MAX_IGNORED_NAMES
+from motet.api.schema.parsing import Parsed, check_adapters, check_chat, convert, unknown_fields
+from motet.api.schema.requests import ChatRequest, Message
+from motet.api.schema.unsupported_fields import RESPONSES, refuse_unsupported
 from motet.api.services import Services
-from motet.api.unsupported import RESPONSES, refuse_unsupported
 from motet.core.errors import InvalidRequest, MotetError
 
 T = TypeVar("T", ResponseRequest, CountedRequest)

@@ -10,10 +10,10 @@ from typing import TypeAlias, TypeVar
 
 import msgspec
 
-from motet.api.database import Database
 from motet.api.responses.conversations import TABLES, Item, conversation, is_stale, keep_turn, stored_items
 from motet.api.responses.objects import ResponseError, ResponseObject, Status
-from motet.api.storage_use import Counted, count_by_owner
+from motet.api.storage.database import Database
+from motet.api.storage.usage import Counted, count_by_owner
 from motet.core.errors import InvalidRequest, NotFound
 
 KEPT_SECONDS = 30 * 24 * 3600

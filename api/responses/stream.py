@@ -9,12 +9,12 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from motet.api.answers import error_body
-from motet.api.errors import internal_error
-from motet.api.responses.keeping import Keeping
+from motet.api.http.errors import internal_error
 from motet.api.responses.objects import ResponseError, ResponseObject
+from motet.api.responses.retention import Keeping
 from motet.api.responses.run import Event, ResponseRun, frame
 from motet.api.responses.store import ResponseStore, Stored
+from motet.api.schema.objects import error_body
 from motet.api.services import Services
 from motet.core.errors import ErrorInfo, MotetError, from_info
 

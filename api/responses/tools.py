@@ -10,8 +10,8 @@ from typing import Any, TypeGuard
 
 import msgspec
 
-from motet.api.responses.schemas import Asked, FlatCustomTool, FlatGrammarInput, FlatTool, NamespaceTool
-from motet.api.schemas import (
+from motet.api.responses.requests import Asked, FlatCustomTool, FlatGrammarInput, FlatTool, NamespaceTool
+from motet.api.schema.requests import (
     CustomDefinition,
     CustomTool,
     FunctionDefinition,

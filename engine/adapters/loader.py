@@ -25,7 +25,7 @@ from motet.core.heartbeat import SERVING, Heartbeat
 from motet.core.lifeline import follow_parent, run_child
 from motet.core.logs import configure_logging
 from motet.core.messages import CheckConfig, ConfigAccepted, FromLoader, LoaderFailure, ToLoader
-from motet.engine.spec import EngineSpec
+from motet.engine.engine_config import EngineSpec
 
 if TYPE_CHECKING:
     from motet.engine.adapters.prepare import Target
@@ -58,8 +58,8 @@ def make_target(spec: LoaderSpec) -> Target:
     """What to prepare adapters for. Raises StartupError."""
     from motet.engine.adapters.prepare import Target
     from motet.engine.adapters.tokens import BaseTokens
+    from motet.engine.model_runner import resolve_device, resolve_dtype
     from motet.engine.models.config import read_config
-    from motet.engine.runner import resolve_device, resolve_dtype
 
     directory = Path(spec.engine.directory)
     model = read_config(directory)

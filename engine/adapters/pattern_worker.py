@@ -1,4 +1,4 @@
-"""A process that matches an adapter's regexes: a short one may ask for endless time and memory (patterns.py calls it).
+"""A process that matches an adapter's regexes: a short one may need endless time and memory (called by patterns.py).
 
 Requests and answers are msgpack structs. The patterns are Python's own, as they are in PEFT.
 """
@@ -9,7 +9,7 @@ import re
 
 import msgspec
 
-from motet.engine.client.worker_process import serve
+from motet.engine.client.subprocess_entry import serve
 
 CPU_SECONDS = 5
 """CPU time for one field's patterns; a large model's adapter has hundreds of them, for hundreds of modules."""

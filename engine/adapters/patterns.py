@@ -11,7 +11,7 @@ import msgspec
 
 from motet.core.errors import AdapterRefused
 from motet.engine.adapters.pattern_worker import CPU_SECONDS, MatchAnswer, MatchRequest
-from motet.engine.client.lane import Crashed, Lane, TooSlow
+from motet.engine.client.subprocess_worker import Crashed, Lane, TooSlow
 
 MAX_PATTERN = 4096
 _WORKERS = 2  # as many as adapters are prepared at once

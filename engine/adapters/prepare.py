@@ -12,9 +12,9 @@ import msgspec
 import torch
 from torch import Tensor
 
+from motet.core.adapter_tokens import AdapterTokens
 from motet.core.errors import AdapterRefused
 from motet.core.messages import MAX_PARTS, AdapterPart, PreparedAdapter
-from motet.core.tokens import AdapterTokens
 from motet.engine.adapters.base_name import base_name_warning
 from motet.engine.adapters.base_weights import check_copies
 from motet.engine.adapters.end_tokens import end_tokens
@@ -22,17 +22,10 @@ from motet.engine.adapters.merge import Merge
 from motet.engine.adapters.peft_config import read_config
 from motet.engine.adapters.prepared_files import find_prepared, write_prepared
 from motet.engine.adapters.tensor_names import read_layout
-from motet.engine.adapters.tensors import (
-    LoraPair,
-    check_magnitudes,
-    check_rank,
-    open_weights,
-    read_pairs,
-    shard_pair,
-)
+from motet.engine.adapters.tensors import LoraPair, check_magnitudes, check_rank, open_weights, read_pairs, shard_pair
 from motet.engine.adapters.tokens import BaseTokens, read_tokens
+from motet.engine.distributed.process_group import ShardGroup
 from motet.engine.models.config import ModelConfig
-from motet.engine.parallel import ShardGroup
 
 LAYOUT = 3
 """Part of the fingerprint: raise it when prepared files change."""

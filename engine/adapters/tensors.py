@@ -16,10 +16,10 @@ from motet.core.messages import LoraEntry
 from motet.engine.adapters.peft_config import LoraConfig
 from motet.engine.adapters.tensor_names import AdapterLayout, LoraNames, lora_modules
 from motet.engine.adapters.weights_file import DamagedFile, TensorPlace, WeightsFile
+from motet.engine.distributed.process_group import ShardGroup
 from motet.engine.layers.linear import LinearSpec
 from motet.engine.models.config import ModelConfig
 from motet.engine.models.decoder import linear_specs
-from motet.engine.parallel import ShardGroup
 
 WEIGHTS = "adapter_model.safetensors"
 _BLOCK = 1 << 24

@@ -15,9 +15,9 @@ from typing import Any
 
 import msgspec
 
+from motet.core.adapter_tokens import SPECIAL_TOKENS, AdapterTokens, AddedToken, special_tokens
 from motet.core.errors import AdapterRefused
 from motet.core.paths import read_regular
-from motet.core.tokens import SPECIAL_TOKENS, AdapterTokens, AddedToken, special_tokens
 
 MAX_TOKENIZER_BYTES = 48 << 20
 MAX_JSON_BYTES = 8 << 20

@@ -13,10 +13,10 @@ import time
 import msgspec
 from llguidance import LLMatcher
 
-from motet.core.formats import GrammarSpec
-from motet.engine.client.grammar import LIMITS, grammar_source
+from motet.core.output_formats import GrammarSpec
+from motet.engine.client.llguidance_grammar import LIMITS, grammar_source
 from motet.engine.client.schema_fault import fault_path
-from motet.engine.client.worker_process import serve
+from motet.engine.client.subprocess_entry import serve
 
 CPU_SECONDS = 10
 _MEMORY_BYTES = 1 << 30

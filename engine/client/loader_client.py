@@ -18,7 +18,7 @@ from motet.core.messages import (
     PreparedAdapter,
     ToLoader,
 )
-from motet.engine.client.asker import Asker
+from motet.engine.client.rpc_client import Asker
 
 _decode = msgspec.msgpack.Decoder(FromLoader).decode
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from tokenizers import AddedToken as LibraryToken
 from tokenizers import Tokenizer
 
+from motet.core.adapter_tokens import AddedToken
 from motet.core.errors import AdapterRefused
-from motet.core.tokens import AddedToken
 
 
 def renamed(base: Tokenizer, tokens: Sequence[AddedToken]) -> tuple[Tokenizer, Mapping[int, int]]:

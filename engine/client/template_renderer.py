@@ -13,10 +13,10 @@ from collections.abc import Mapping
 
 import msgspec
 
+from motet.core.chat_templates import MAX_TEMPLATE_BYTES, ChatTemplate
 from motet.core.errors import InvalidRequest
-from motet.core.templates import MAX_TEMPLATE_BYTES, ChatTemplate
-from motet.engine.client.lane import Crashed, TooSlow
-from motet.engine.client.lane_pool import LanePool
+from motet.engine.client.subprocess_pool import LanePool
+from motet.engine.client.subprocess_worker import Crashed, TooSlow
 from motet.engine.client.template_worker import MAX_OUTPUT_BYTES, Render, Rendered
 
 _WORKER, _TASK = "motet.engine.client.template_worker", "their chat template rendered"

@@ -17,8 +17,8 @@ from typing import Any
 import msgspec
 from tokenizers import Tokenizer
 
+from motet.core.adapter_tokens import AdapterTokens, special_tokens
 from motet.core.errors import StartupError
-from motet.core.tokens import AdapterTokens, special_tokens
 from motet.engine.client.detokenizer import Detokenizer
 from motet.engine.client.renamed_tokens import renamed
 from motet.engine.client.token_bytes import TokenBytes, read_decoding

@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 from tokenizers import Tokenizer
 
+from motet.core.adapter_tokens import AddedToken
 from motet.core.errors import StartupError
-from motet.core.tokens import AddedToken
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 

@@ -14,9 +14,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from motet.engine.lora.batch import TILE, LoraBatch
-from motet.engine.lora.pool import Projection
-
 BLOCK_IN, BLOCK_OUT = 64, 64
 
 
@@ -74,18 +71,29 @@ def expand(hidden, b, y, tile_slots, tile_rows, pages, ranks, outputs, y_stride,
     tl.store(target, (tl.load(target, mask=mask, other=0.0) + total).to(y.dtype.element_ty), mask=mask)
 
 
-def lora_tiles(x: Tensor, y: Tensor, projection: Projection, batch: LoraBatch, max_pages: int) -> None:
-    """y += the adapters' deltas, in place. x [T, in], y [T, out]; `max_pages` bounds the pages of any slot here."""
-    tiles = len(batch.tile_slots)
-    hidden = torch.empty(tiles * TILE, max_pages * TILE, dtype=torch.float32, device=x.device)
-    tables: tuple[Any, ...] = (batch.tile_slots, batch.tile_rows, projection.pages, projection.ranks)
-    table = projection.pages.shape[2]
-    parts = len(projection.parts)
+def lora_tiles(
+    x: Tensor,
+    y: Tensor,
+    factors: tuple[tuple[Tensor, ...], tuple[Tensor, ...]],
+    tables: tuple[Tensor, Tensor, Tensor],
+    tiles: tuple[Tensor, Tensor],
+) -> None:
+    """y += the adapters' deltas, in place. x [T, in], y [T, out].
+
+    `factors` are the A and the B pools of the fused projection's parts, `tables` pages [slots, parts, n], ranks and
+    scales [slots, parts], and `tiles` slots [tiles] and rows [tiles, 16] (-1 beyond a tile's end), as in
+    motet.engine.lora.
+    """
+    (pages, ranks, scales), (tile_slots, tile_rows) = tables, tiles
+    count, tile = tile_rows.shape
+    parts, max_pages = pages.shape[1:]
+    hidden = torch.empty(count * tile, max_pages * tile, dtype=torch.float32, device=x.device)
+    inside: tuple[Any, ...] = (tile_slots, tile_rows, pages, ranks)
     offset = 0
-    for part, (a, b) in enumerate(zip(projection.a, projection.b, strict=True)):
+    for part, (a, b) in enumerate(zip(*factors, strict=True)):
         inputs, outputs = a.shape[1], b.shape[1]
-        down = (inputs, x.stride(0), hidden.stride(0), table)
-        shrink[(tiles, max_pages)](x, a, hidden, *tables, projection.scales, *down, parts, part, BLOCK_IN)
-        up = (outputs, y.stride(0), hidden.stride(0), table, offset)
-        expand[(tiles, triton.cdiv(outputs, BLOCK_OUT))](hidden, b, y, *tables, *up, parts, part, BLOCK_OUT)
+        down = (inputs, x.stride(0), hidden.stride(0), max_pages)
+        shrink[(count, max_pages)](x, a, hidden, *inside, scales, *down, parts, part, BLOCK_IN)
+        up = (outputs, y.stride(0), hidden.stride(0), max_pages, offset)
+        expand[(count, triton.cdiv(outputs, BLOCK_OUT))](hidden, b, y, *inside, *up, parts, part, BLOCK_OUT)
         offset += outputs

@@ -17,7 +17,7 @@ from loguru import logger
 from torch import Tensor
 
 from motet.core.errors import StartupError
-from motet.engine.context import ForwardContext
+from motet.engine.layers.forward_context import ForwardContext
 
 
 @dataclass(frozen=True)

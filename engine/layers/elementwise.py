@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from motet.engine.models.checkpoint import Checkpoint
+from motet.engine.checkpoint import Checkpoint
 
 
 class RMSNorm:

@@ -8,12 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from motet.engine.context import ForwardContext
+from motet.engine.checkpoint import Checkpoint
+from motet.engine.distributed.process_group import ShardGroup
 from motet.engine.kernels.matmul import Weight
+from motet.engine.layers.forward_context import ForwardContext
 from motet.engine.lora.apply import apply_lora
 from motet.engine.lora.pool import ModuleShape, Projection
-from motet.engine.models.checkpoint import Checkpoint
-from motet.engine.parallel import ShardGroup
 
 
 @dataclass(frozen=True)

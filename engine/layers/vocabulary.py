@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from motet.engine.checkpoint import Checkpoint
+from motet.engine.distributed.process_group import ShardGroup
 from motet.engine.kernels.matmul import Weight
-from motet.engine.models.checkpoint import Checkpoint
-from motet.engine.parallel import ShardGroup
 
 
 class VocabularyShard:

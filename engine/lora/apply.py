@@ -6,11 +6,13 @@ split there with the input, so that each rank adds its partial delta and LoRA co
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import Tensor
 
-from motet.engine.lora.batch import LoraBatch
+from motet.engine.lora.batch import LoraBatch, lora_batch
 from motet.engine.lora.pool import Projection
-from motet.engine.plan import LoraChunk
+from motet.engine.schedule.plan import LoraChunk
 
 
 def apply_lora(x: Tensor, y: Tensor, projection: Projection, batch: LoraBatch) -> None:
@@ -18,7 +20,8 @@ def apply_lora(x: Tensor, y: Tensor, projection: Projection, batch: LoraBatch) -
     if x.device.type != "cpu":
         from motet.engine.kernels.lora_triton import lora_tiles
 
-        lora_tiles(x, y, projection, batch, projection.pages.shape[2])
+        factors, tables = (projection.a, projection.b), (projection.pages, projection.ranks, projection.scales)
+        lora_tiles(x, y, factors, tables, (batch.tile_slots, batch.tile_rows))
         return
     apply_reference(x, y, projection, batch.long)
     if len(batch.rows):
@@ -36,3 +39,13 @@ def apply_reference(x: Tensor, y: Tensor, projection: Projection, chunks: tuple[
             if pair is not None:
                 a, b, scale = pair
                 y[rows, offset : offset + b.shape[1]].addmm_((x[rows] @ a.T).mul_(scale), b)
+
+
+def warm_up(projections: Iterable[Projection]) -> None:
+    """Compile the kernel for each fused projection of a layer, on an empty slot."""
+    for projection in projections:
+        batch = lora_batch((LoraChunk(0, 0, 1),), projection.ranks.device)
+        assert batch is not None
+        width = sum(b.shape[1] for b in projection.b)
+        x, y = (projection.a[0].new_zeros(1, size) for size in (projection.a[0].shape[1], width))
+        apply_lora(x, y, projection, batch)

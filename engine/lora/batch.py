@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from motet.engine.plan import LoraChunk
+from motet.engine.schedule.plan import LoraChunk
 
 LONG_CHUNK = 16
 """Chunks of at least this many rows are worth a matrix product of their own on the CPU."""

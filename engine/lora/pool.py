@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from motet.engine.lora.batch import lora_batch
-from motet.engine.plan import InstallAdapter, LoraChunk, Placement
-from motet.engine.slots import PAGE_ROWS, pages_for
+from motet.engine.schedule.adapter_slots import PAGE_ROWS, pages_for
+from motet.engine.schedule.plan import InstallAdapter, Placement
 
 
 @dataclass(frozen=True)
@@ -135,17 +134,6 @@ class LoraPool:
         for p in install.placements:
             projection, part = self._projections[p.layer, p.module]
             projection.point(install.slot, part, p)
-
-    def warm_up(self) -> None:
-        """Compile the kernel for every fused projection, on an empty slot."""
-        from motet.engine.lora.apply import apply_lora
-
-        batch = lora_batch((LoraChunk(0, 0, 1),), self._device)
-        assert batch is not None
-        for projection in self.layers[0]:
-            width = sum(b.shape[1] for b in projection.b)
-            x, y = (projection.a[0].new_zeros(1, size) for size in (projection.a[0].shape[1], width))
-            apply_lora(x, y, projection, batch)
 
     def clear(self, slot: int) -> None:
         """Empty the slot; between steps."""

@@ -11,7 +11,7 @@ import torch
 
 from motet.core.errors import StartupError
 from motet.engine.layers.rotary import inverse_frequencies
-from motet.engine.models.kept_record import kept_record
+from motet.engine.models.config_cache import kept_record
 
 
 @dataclass(frozen=True)

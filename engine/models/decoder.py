@@ -10,17 +10,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from motet.engine.context import ForwardContext
+from motet.engine.checkpoint import Checkpoint
+from motet.engine.distributed.process_group import ShardGroup
 from motet.engine.kernels.matmul import Weight
 from motet.engine.layers.attention import AttentionBackend
 from motet.engine.layers.elementwise import RMSNorm, silu_mul
+from motet.engine.layers.forward_context import ForwardContext
 from motet.engine.layers.linear import LinearSpec, ParallelLinear, Part
 from motet.engine.layers.rotary import RotaryTable
 from motet.engine.layers.vocabulary import VocabularyShard
 from motet.engine.lora.pool import LoraPool, ModuleShape
-from motet.engine.models.checkpoint import Checkpoint
 from motet.engine.models.config import ModelConfig
-from motet.engine.parallel import ShardGroup
 
 
 def linear_specs(config: ModelConfig) -> tuple[LinearSpec, LinearSpec, LinearSpec, LinearSpec]:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from motet.core.errors import InvalidRequest
-from motet.core.formats import GrammarSpec
-from motet.engine.client.grammar import LIMITS, grammar_source
+from motet.core.output_formats import GrammarSpec
+from motet.engine.client.llguidance_grammar import LIMITS, grammar_source
 
 REMEMBERED = 128
 """Compiled grammars kept, the latest used ones."""

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from motet.core.messages import Submit
-from motet.core.sampling import MAX_TOP_LOGPROBS, SamplingParams, uniform
+from motet.core.sampling_params import MAX_TOP_LOGPROBS, SamplingParams, uniform
 from motet.engine.sampling.draw import draw_tokens
-from motet.engine.sequence import Sequence
+from motet.engine.schedule.sequence import Sequence
 
 
 @dataclass(frozen=True)

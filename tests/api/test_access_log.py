@@ -17,7 +17,7 @@ from support.caller import CHAT, COMPLETIONS, MESSAGES, Caller, drive
 from support.log_lines import log_lines
 from support.scripted_server import Running, scripted_server
 
-from motet.api.keys import key_line
+from motet.api.http.keys import key_line
 from motet.core.errors import Conflict, MotetError
 from motet.core.settings import Settings
 

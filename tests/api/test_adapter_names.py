@@ -13,8 +13,8 @@ from motet.api.adapters.adapters import Adapters
 from motet.api.adapters.names import AdapterNames, NameRules
 from motet.api.adapters.registry import AdapterRegistry
 from motet.api.adapters.wiring import name_rules
-from motet.api.deployment import Deployment
 from motet.core.adapters import AdapterListing, AdapterRef
+from motet.core.deployment import Deployment
 from motet.core.errors import InvalidRequest, NotFound, StartupError
 from motet.core.settings import Settings
 from motet.plugins.smollm2 import Smollm2

@@ -8,7 +8,7 @@ from typing import Any
 from support.anthropic_events import CALL, DEFAULTS, PATH, WEATHER, events, failure, failure_of
 from support.caller import MESSAGES, Caller, drive
 
-from motet.api.keys import key_line
+from motet.api.http.keys import key_line
 from motet.core.errors import Conflict, Overloaded, Unavailable
 from motet.core.settings import Settings
 

@@ -19,7 +19,7 @@ from motet.api.batches import store as store_module
 from motet.api.batches.objects import BatchObject
 from motet.api.batches.store import BatchStore, Claimed
 from motet.api.batches.work import Work
-from motet.api.database import Database
+from motet.api.storage.database import Database
 
 DAY = {"anchor": "created_at", "seconds": 86400}
 

@@ -21,7 +21,7 @@ from motet.api.batches import store as store_module
 from motet.api.batches import work as work_module
 from motet.api.batches.runner import BatchRunner
 from motet.api.batches.store import BatchStore
-from motet.api.database import Database
+from motet.api.storage.database import Database
 from motet.core.errors import Unavailable
 from motet.core.settings import Settings
 

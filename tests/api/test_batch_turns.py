@@ -18,9 +18,9 @@ from motet.api.batches import runner as runner_module
 from motet.api.batches.objects import BatchObject
 from motet.api.batches.runner import BatchRunner
 from motet.api.batches.store import BatchStore
-from motet.api.database import Database
-from motet.api.file_store import FileStore, new_file
 from motet.api.services import Services
+from motet.api.storage.database import Database
+from motet.api.storage.files import FileStore, new_file
 from motet.core.settings import Settings
 
 

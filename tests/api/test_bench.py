@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.tiny_http import DONE, USAGE, Reply, TinyServer, serving, text
 
-from motet.api.bench_client import Outcome
-from motet.api.bench_report import as_text, make_report, percentile
-from motet.api.bench_workload import DISTRIBUTIONS, TOKEN_IDS, Distribution, Workload
-from motet.api.cli import build_parser, main
+from motet.api.bench.client import Outcome
+from motet.api.bench.report import as_text, make_report, percentile
+from motet.api.bench.workload import DISTRIBUTIONS, TOKEN_IDS, Distribution, Workload
+from motet.api.server.cli import build_parser, main
 from motet.core.errors import StartupError
 
 NAMES = ("a", "b", "c", "d")

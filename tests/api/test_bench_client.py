@@ -7,10 +7,10 @@ import asyncio
 import pytest
 from support.tiny_http import DONE, USAGE, Reply, TinyServer, event, serving, text
 
-from motet.api.bench import measure
-from motet.api.bench_client import Outcome, Target, drive, first_model
-from motet.api.bench_report import Report
-from motet.api.bench_workload import Workload
+from motet.api.bench.client import Outcome, Target, drive, first_model
+from motet.api.bench.command import measure
+from motet.api.bench.report import Report
+from motet.api.bench.workload import Workload
 from motet.core.errors import StartupError
 
 

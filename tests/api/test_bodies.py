@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from motet.api.parsing import MAX_CONTAINERS, MAX_VALUES, decode_object
+from motet.api.schema.parsing import MAX_CONTAINERS, MAX_VALUES, decode_object
 from motet.core.errors import InvalidRequest, JsonInvalid, UnsupportedMediaType
 
 JSON = "application/json"

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from support.tiny_chat import write_chat_model
 
-from motet.api.check import find_adapters, report
+from motet.api.server.check import find_adapters, report
 from motet.core.adapter_check import Verdict
 from motet.core.errors import StartupError
 

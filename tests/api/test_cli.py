@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from motet.api.cli import build_parser, parse_arguments
+from motet.api.server.cli import build_parser, parse_arguments
 from motet.core.settings import Settings, flag
 
 

@@ -11,9 +11,9 @@ from support.caller import CHAT, COMPLETIONS, MESSAGES, Caller, drive, prompt_of
 from support.scripted_api import CONTEXT
 from tokenizers import processors
 
-from motet.api.caller import Caller as Who
-from motet.api.params import priority
-from motet.api.parsing import parse_completion
+from motet.api.generating.sampling_params import priority
+from motet.api.http.caller import Caller as Who
+from motet.api.schema.parsing import parse_completion
 from motet.core.errors import Forbidden
 
 

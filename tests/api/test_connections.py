@@ -14,8 +14,9 @@ import trustme
 from support.caller import CHAT, MESSAGES
 from support.scripted_server import Running, scripted_server
 
-from motet.api import listener, supervisor
-from motet.api.supervisor import allow_open_files, supervise
+from motet.api.http import listener
+from motet.api.server import supervisor
+from motet.api.server.supervisor import allow_open_files, supervise
 from motet.core.errors import StartupError
 from motet.core.settings import Settings
 

@@ -12,8 +12,8 @@ import pytest
 from support.caller import CHAT, COMPLETIONS, MESSAGES, Caller, drive
 from support.scripted_api import CONTEXT
 
-from motet.api.answers import ENCODER, error_body
-from motet.api.context_limit import answer_too_long
+from motet.api.generating.context_limit import answer_too_long
+from motet.api.schema.objects import ENCODER, error_body
 
 EMBEDDINGS, RESPONSES = "/v1/embeddings", "/v1/responses"
 LONG = "x" * CONTEXT  # one token each

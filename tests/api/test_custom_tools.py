@@ -16,8 +16,8 @@ from openai import AsyncOpenAI
 from support.caller import CHAT, MESSAGES, Caller, drive, prompt_of
 from support.scripted_server import scripted_server
 
-from motet.api.custom_tools import InputReader
-from motet.engine.client.grammar import grammar_source
+from motet.api.generating.custom_tools import InputReader
+from motet.engine.client.llguidance_grammar import grammar_source
 
 SQL = 'start: "SELECT " /[a-z]+/ ";" LF\n%import common.LF'
 QUERY = "SELECT ships;\n"

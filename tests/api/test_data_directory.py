@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from loguru import logger
 
-from motet.api import data_directory
-from motet.api.database import Database
-from motet.api.file_store import FileStore, new_file
-from motet.api.supervisor import check_directories
+from motet.api.server.supervisor import check_directories
+from motet.api.storage import data_directory
+from motet.api.storage.database import Database
+from motet.api.storage.files import FileStore, new_file
 from motet.core.errors import StartupError
 from motet.core.settings import Settings
 

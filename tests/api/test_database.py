@@ -9,7 +9,7 @@ from pathlib import Path
 OPEN = """
 import asyncio, sys
 from pathlib import Path
-from motet.api.database import Database
+from motet.api.storage.database import Database
 async def main():
     sys.stdin.readline()
     database = Database(Path(sys.argv[1]))

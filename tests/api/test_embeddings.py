@@ -15,7 +15,7 @@ from openai import AsyncOpenAI
 from support.caller import Caller, drive
 from support.scripted_server import scripted_server
 
-from motet.api.embeddings import pooling
+from motet.api.routes.embeddings import pooling
 from motet.core.settings import Settings
 
 EMBEDDINGS = "/v1/embeddings"

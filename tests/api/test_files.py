@@ -16,11 +16,11 @@ from openai import AsyncOpenAI
 from support.batches import drive
 from support.scripted_server import Running
 
-from motet.api import file_store as file_store_module
-from motet.api.database import Database
-from motet.api.file_store import ExpiresAfter, FileStore, new_file
-from motet.api.paging import Page
-from motet.api.uploads import Uploads
+from motet.api.storage import files as file_store_module
+from motet.api.storage.database import Database
+from motet.api.storage.files import ExpiresAfter, FileStore, new_file
+from motet.api.storage.paging import Page
+from motet.api.storage.uploads import Uploads
 from motet.core.errors import NotFound
 
 ALL = Page(100, True, None)

@@ -16,7 +16,7 @@ from openai import AsyncOpenAI
 from support.batches import drive
 from support.scripted_server import Running
 
-from motet.api.file_store import FileStore
+from motet.api.storage.files import FileStore
 
 TESTS = Path(__file__).parents[1]
 

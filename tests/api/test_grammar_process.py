@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from support.caller import CHAT, MESSAGES, Caller, drive
 
-from motet.api import grammar
-from motet.core.formats import GrammarSpec, OutputFormat
+from motet.api import grammar_checker as grammar
+from motet.core.output_formats import GrammarSpec, OutputFormat
 
 
 def endless(salt: str) -> dict[str, Any]:

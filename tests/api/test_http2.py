@@ -15,7 +15,7 @@ from support.caller import CHAT
 from support.http2_client import Http2Client
 from support.scripted_server import Running, scripted_server
 
-from motet.api.http2 import RESET_BURST
+from motet.api.http.http2 import RESET_BURST
 
 Headers = list[tuple[str, str]]
 MODELS: Headers = [(":method", "GET"), (":scheme", "http"), (":authority", "localhost"), (":path", "/v1/models")]

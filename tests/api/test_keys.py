@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from support.caller import CHAT, MESSAGES, Caller, drive
 
-from motet.api import keys
-from motet.api.access import OPEN_PATHS
-from motet.api.cli import main
-from motet.api.keys import KeyRing, key_line, new_key, read_keys
+from motet.api.http import keys
+from motet.api.http.auth import OPEN_PATHS
+from motet.api.http.keys import KeyRing, key_line, new_key, read_keys
+from motet.api.server.cli import main
 from motet.core.errors import StartupError
 from motet.core.settings import Settings
 

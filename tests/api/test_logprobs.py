@@ -7,8 +7,8 @@ import math
 import pytest
 from support.scripted_api import write_model
 
-from motet.api.answers import ENCODER, ChatLogprobs
-from motet.api.logprobs import CompletionLogprobsWriter, Echo, chat_logprobs, packed
+from motet.api.generating.logprobs import CompletionLogprobsWriter, Echo, chat_logprobs, packed
+from motet.api.schema.objects import ENCODER, ChatLogprobs
 from motet.core.messages import TokenEvent
 from motet.engine.client.text_model import TextModel
 

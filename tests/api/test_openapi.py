@@ -13,13 +13,13 @@ import msgspec
 import pytest
 from support.scripted_api import scripted_api
 
-from motet.api.access import OPEN_PATHS
-from motet.api.answers import ChatCompletion, Completion, ErrorBody, ModelList
 from motet.api.app import OPERATIONS, create_app
-from motet.api.keys import key_line
-from motet.api.openapi import openapi_document
-from motet.api.parsing import parse_chat, parse_completion
-from motet.api.schemas import ChatRequest, CompletionRequest
+from motet.api.http.auth import OPEN_PATHS
+from motet.api.http.keys import key_line
+from motet.api.routes.openapi import openapi_document
+from motet.api.schema.objects import ChatCompletion, Completion, ErrorBody, ModelList
+from motet.api.schema.parsing import parse_chat, parse_completion
+from motet.api.schema.requests import ChatRequest, CompletionRequest
 from motet.core.settings import Settings
 
 DOCUMENT = openapi_document(OPERATIONS)

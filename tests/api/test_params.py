@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from motet.api.params import MAX_LOGPROBS, check_logprobs, sampling_params, token_limit
-from motet.api.parsing import parse_chat, parse_completion
-from motet.api.schemas import ChatRequest, CompletionRequest
+from motet.api.generating.sampling_params import MAX_LOGPROBS, check_logprobs, sampling_params, token_limit
+from motet.api.schema.parsing import parse_chat, parse_completion
+from motet.api.schema.requests import ChatRequest, CompletionRequest
 from motet.core.errors import ContextExceeded, InvalidRequest
-from motet.core.sampling import SamplingParams
+from motet.core.sampling_params import SamplingParams
 from motet.engine.client.text_model import GenerationDefaults
 
 RECOMMENDED = GenerationDefaults(temperature=0.2, top_p=0.9, top_k=20, min_p=0.1, repetition_penalty=1.1)

@@ -4,16 +4,16 @@ import os
 import subprocess
 import sys
 
-from motet.api.plugin_list import plugin_table
-from motet.core.registry import PluginRegistry
+from motet.api.server.plugin_list import plugin_table
+from motet.core.plugin_registry import PluginRegistry
 
 
 def test_every_name_stands_under_its_hook_with_its_owner() -> None:
-    plugins = PluginRegistry.load(["motet.plugins.demo", "motet.plugins.hermes"], installed=False)
+    plugins = PluginRegistry.load(["motet.plugins.demo", "motet.plugins.tool_parsers.hermes"], installed=False)
     assert [line.split() for line in plugin_table(plugins).splitlines()] == [
         ["HOOK", "NAME", "OWNER"],
         ["register_adapter_sources", "demo", "motet.plugins.demo"],
-        ["register_tool_parsers", "hermes", "motet.plugins.hermes"],
+        ["register_tool_parsers", "hermes", "motet.plugins.tool_parsers.hermes"],
     ]
 
 

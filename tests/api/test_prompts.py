@@ -11,8 +11,8 @@ import pytest
 from support.caller import CHAT, COMPLETIONS, MESSAGES, Caller, drive, prompt_of
 from support.scripted_api import CONTEXT
 
-from motet.api import chat_prompts
-from motet.core.templates import ChatTemplate, ChatTemplateFinder, TemplateContext
+from motet.api.generating import chat_prompts
+from motet.core.chat_templates import ChatTemplate, ChatTemplateFinder, TemplateContext
 
 
 def test_messages_become_a_prompt_by_the_template(tmp_path: Path) -> None:

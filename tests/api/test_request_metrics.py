@@ -8,10 +8,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support.caller import CHAT, MESSAGES, Caller, drive
 
-from motet.api.keys import key_line
+from motet.api.http.keys import key_line
 from motet.api.metrics import bounded_labels
 from motet.api.metrics.bounded_labels import LEAST, BoundedLabels
-from motet.api.timing import GAP_BUCKETS, Timing
+from motet.api.metrics.timing import GAP_BUCKETS, Timing
 from motet.core.messages import TokenEvent
 from motet.core.settings import Settings
 from motet.engine.client.text_stream import TextDelta
@@ -71,7 +71,7 @@ def test_requests_and_tokens_are_counted_by_adapter_key_and_outcome(tmp_path: Pa
 
 def test_gaps_are_counted_by_sequence_and_tokens_that_come_at_once_share_them(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("motet.api.timing.time.perf_counter", lambda: now)
+    monkeypatch.setattr("motet.api.metrics.timing.time.perf_counter", lambda: now)
     timing = Timing(began=0.0, checked=0.0)
 
     def take(at: float, index: int, tokens: int, more: bool = False, finish: str | None = None) -> None:

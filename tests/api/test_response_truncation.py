@@ -10,8 +10,8 @@ from support.caller import Caller, drive, prompt_of
 from support.responses import RESPONSES, WEATHER
 from support.scripted_api import TEMPLATE
 
-from motet.api.responses.fitting import units
-from motet.api.schemas import FunctionCall, Message, ToolCall
+from motet.api.responses.truncation import units
+from motet.api.schema.requests import FunctionCall, Message, ToolCall
 from motet.engine.client.template_renderer import TemplateRenderer
 
 AUTO: dict[str, Any] = {"truncation": "auto"}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.caller import CHAT, COMPLETIONS, MESSAGES, Caller, drive
 
-from motet.core.sampling import choice_seed
+from motet.core.sampling_params import choice_seed
 from motet.core.settings import Settings
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from support.caller import Caller, drive
 from support.scripted_api import CONTEXT, TEMPLATE
 
-from motet.api.health import HEALTH_PATHS, LIVE_PATHS, READY_PATHS
-from motet.api.keys import key_line
+from motet.api.http.keys import key_line
+from motet.api.routes.health import HEALTH_PATHS, LIVE_PATHS, READY_PATHS
 from motet.core.settings import Settings
 
 

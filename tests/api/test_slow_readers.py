@@ -15,8 +15,8 @@ from support.caller import CHAT, MESSAGES
 from support.http2_client import Http2Client
 from support.scripted_server import Running, scripted_server
 
-from motet.api import slow_readers
-from motet.api.slow_readers import taking
+from motet.api.http import slow_readers
+from motet.api.http.slow_readers import taking
 
 LARGE: dict[str, Any] = {"model": "", "messages": MESSAGES, "n": 4, "logprobs": True, "top_logprobs": 20}
 BODY = {**LARGE, "max_tokens": 1500, "stream": True}

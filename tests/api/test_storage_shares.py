@@ -17,14 +17,14 @@ from support.responses import RESPONSES
 
 from motet.api.batches.objects import BatchObject
 from motet.api.batches.store import BatchStore
-from motet.api.database import Database
-from motet.api.file_store import FileStore, new_file
-from motet.api.keys import key_line
+from motet.api.http.keys import key_line
 from motet.api.responses import store as store_module
 from motet.api.responses.objects import ResponseObject
 from motet.api.responses.store import KEPT_SECONDS, ResponseStore, Stored
-from motet.api.storage_use import used_by
-from motet.api.uploads import Uploads
+from motet.api.storage.database import Database
+from motet.api.storage.files import FileStore, new_file
+from motet.api.storage.uploads import Uploads
+from motet.api.storage.usage import used_by
 from motet.core.errors import PayloadTooLarge
 from motet.core.settings import Settings
 

@@ -16,7 +16,8 @@ from support.caller import Caller, drive
 from support.responses import RESPONSES, events_of
 from support.scripted_server import Running, scripted_server
 
-from motet.api.responses import conversations, keeping, store
+from motet.api.responses import conversations, store
+from motet.api.responses import retention as keeping
 from motet.core.errors import Overloaded, Unavailable
 
 Stream = AsyncStream[ResponseStreamEvent]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from motet.api.supervisor import check_directories, locate_model
+from motet.api.server.supervisor import check_directories, locate_model
 from motet.core import paths
 from motet.core.errors import StartupError
 from motet.core.settings import Settings

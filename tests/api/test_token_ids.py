@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support.caller import CHAT, COMPLETIONS, MESSAGES, Caller, drive
 
-from motet.api import params
+from motet.api.generating import sampling_params as params
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 CALL = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'

@@ -13,7 +13,7 @@ from support.caller import CHAT, COMPLETIONS, MESSAGES, Caller, drive
 from support.native import post
 from support.scripted_api import CONTEXT
 
-from motet.api.prompts import LONG_TEXT
+from motet.api.generating.prompts import LONG_TEXT
 
 TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}
 

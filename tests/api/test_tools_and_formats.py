@@ -10,8 +10,8 @@ from llguidance import LLMatcher, LLTokenizer
 from support.caller import CHAT, MESSAGES, Caller, drive, prompt_of
 from support.scripted_api import TEMPLATE
 
-from motet.core.formats import GrammarSpec
-from motet.engine.client.grammar import grammar_source
+from motet.core.output_formats import GrammarSpec
+from motet.engine.client.llguidance_grammar import grammar_source
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 TOOL = {"type": "function", "function": {"name": "weather", "description": "The weather", "parameters": CITY}}

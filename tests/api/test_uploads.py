@@ -16,9 +16,10 @@ from openai import AsyncOpenAI
 from support.batches import CHAT, drive, finished, jsonl, line
 from support.scripted_server import Running
 
-from motet.api import request_limits, uploads
-from motet.api.database import Database
-from motet.api.uploads import Uploads
+from motet.api.http import request_limits
+from motet.api.storage import uploads
+from motet.api.storage.database import Database
+from motet.api.storage.uploads import Uploads
 from motet.core.errors import Overloaded, PayloadTooLarge
 from motet.core.settings import Settings
 

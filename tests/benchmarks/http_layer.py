@@ -24,7 +24,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from motet.api.deployment import Deployment
+from motet.core.deployment import Deployment
 from motet.core.paths import cache_directory
 from motet.core.settings import Settings
 from motet.engine.models.convert import converted_directory

@@ -14,17 +14,7 @@ from pathlib import Path
 import msgspec
 import zmq
 
-from motet.core.messages import (
-    AskStats,
-    EngineStats,
-    Hello,
-    Ready,
-    Stop,
-    Submit,
-    ToEngine,
-    TokenEvent,
-    Tokens,
-)
+from motet.core.messages import AskStats, EngineStats, Hello, Ready, Stop, Submit, ToEngine, TokenEvent, Tokens
 from motet.core.models import ModelInfo
 from motet.engine.client.text_model import TextModel
 

@@ -18,7 +18,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from motet.api.bench_workload import Workload
+from motet.api.bench.workload import Workload
 from tests.benchmarks.load import ADAPTERS, OUTPUT_TOKENS, PROMPT_TOKENS
 
 RANKS = (8, 16)

@@ -19,10 +19,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from motet.api.bench import measure
-from motet.api.bench_client import Target, first_model
-from motet.api.bench_report import Report
-from motet.api.bench_workload import Distribution, Workload
+from motet.api.bench.client import Target, first_model
+from motet.api.bench.command import measure
+from motet.api.bench.report import Report
+from motet.api.bench.workload import Distribution, Workload
 from motet.core.paths import cache_directory
 from motet.engine.models.convert import converted_directory
 from motet.plugins.smollm2 import NAME as SMOLLM2

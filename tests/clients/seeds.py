@@ -14,12 +14,12 @@ import msgspec
 
 from motet.api.batches.objects import BatchObject
 from motet.api.batches.store import BatchStore
-from motet.api.database import Database
-from motet.api.file_store import FileObject, FileStore
-from motet.api.paging import Page
 from motet.api.responses.objects import ResponseObject
 from motet.api.responses.run import frame
 from motet.api.responses.store import ResponseStore, Stored
+from motet.api.storage.database import Database
+from motet.api.storage.files import FileObject, FileStore
+from motet.api.storage.paging import Page
 from motet.core.errors import NotFound
 
 RESPONSES = ("resp_677efb5139a88190b512bc3fef8e535d", "resp_123", "response_id")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from motet.core.sampling import SamplingParams, choice_seed, splitmix64, uniform
+from motet.core.sampling_params import SamplingParams, choice_seed, splitmix64, uniform
 
 SEEDS = st.integers(-(2**70), 2**70)
 

@@ -11,8 +11,8 @@ import yaml
 from docs.pages import ROOT, read, table
 
 from motet.api.app import OPERATIONS
-from motet.api.cli import build_parser
-from motet.api.openapi import openapi_document
+from motet.api.routes.openapi import openapi_document
+from motet.api.server.cli import build_parser
 from motet.core.settings import Settings, load_settings
 
 DOCKERFILES = ("Dockerfile", "Dockerfile.cuda")

@@ -14,10 +14,10 @@ import pytest
 import yaml
 from docs.pages import NAMES, ROOT, anchors, code_words, fences, links, read
 
-from motet.api.cli import build_parser
+from motet.api.server.cli import build_parser
 from motet.core.settings import Settings, load_settings
 
-# Variables that are no settings: read where they are needed (core/paths.py, api/cli.py, plugins/hub.py).
+# Variables that are no settings: read where they are needed (core/paths.py, api/server/cli.py, plugins/hub.py).
 OTHER_VARIABLES = {"MOTET_CACHE", "MOTET_CONFIG", "MOTET_HUB_TOKEN"}
 # Other programs' flags that the pages mention.
 LORAX_FLAGS = {"--max-batch-total-tokens", "--max-batch-prefill-tokens", "--num-shard", "--max-active-adapters"}
@@ -73,7 +73,7 @@ def test_variables_exist(name: str) -> None:
 
 def test_the_variables_that_are_no_settings_are_read_somewhere() -> None:
     sources = "".join(
-        path.read_text() for folder in ("core", "plugins", "api") for path in (ROOT / folder).glob("*.py")
+        path.read_text() for folder in ("core", "plugins", "api") for path in (ROOT / folder).rglob("*.py")
     )
     assert {name for name in OTHER_VARIABLES if f'environ.get("{name}"' not in sources} == set()
 

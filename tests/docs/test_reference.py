@@ -16,25 +16,32 @@ from openai.types.chat import completion_create_params as chat_params
 from openai.types.responses import response_create_params as response_params
 from prometheus_client import REGISTRY
 
-from motet.api import embeddings, grammar, params, parsing, schemas, unsupported
+from motet.api import grammar_checker as grammar
 from motet.api.adapters import load_log
 from motet.api.adapters.names import MAX_NAME
 from motet.api.app import OPERATIONS
 from motet.api.batches.objects import BatchRequest
-from motet.api.embeddings import EmbeddingRequest
+from motet.api.generating import sampling_params as params
+from motet.api.generating.prompts import MAX_TRUNCATED_CHARACTERS
+from motet.api.lorax import tokens as native_tokens
+from motet.api.lorax.requests import GenerateParameters
 from motet.api.metrics.engine_metrics import EngineCollector
-from motet.api.native import tokens as native_tokens
-from motet.api.native.schemas import GenerateParameters
-from motet.api.openapi import openapi_document
-from motet.api.prompts import MAX_TRUNCATED_CHARACTERS
 from motet.api.responses.conversations import MAX_CONVERSATION_BYTES
-from motet.api.responses.schemas import ResponseRequest
+from motet.api.responses.requests import ResponseRequest
 from motet.api.responses.store import MAX_STORED_BYTES
-from motet.core import errors, sampling, templates
+from motet.api.routes import embeddings
+from motet.api.routes.embeddings import EmbeddingRequest
+from motet.api.routes.openapi import openapi_document
+from motet.api.schema import parsing
+from motet.api.schema import requests as schemas
+from motet.api.schema import unsupported_fields as unsupported
+from motet.core import chat_templates as templates
+from motet.core import errors
+from motet.core import sampling_params as sampling
 from motet.core.messages import AdapterUse, EngineStats
-from motet.core.registry import PluginRegistry
+from motet.core.plugin_registry import PluginRegistry
 from motet.core.settings import Settings, flag
-from motet.engine import core
+from motet.engine import engine_core as core
 from motet.engine.adapters import peft_config
 from motet.engine.client import template_renderer, template_worker
 from motet.plugins.output_formats import MAX_OPTIONS, MAX_SCHEMA_BYTES

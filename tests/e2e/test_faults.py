@@ -34,7 +34,7 @@ def server(smollm2_directory: Path) -> Iterator[Server]:
 
 def rank_processes(server: Server) -> list[psutil.Process]:
     """The server's rank processes."""
-    return [c for c in psutil.Process(server.process.pid).children() if "motet.engine.rank" in c.cmdline()]
+    return [c for c in psutil.Process(server.process.pid).children() if "motet.engine.worker" in c.cmdline()]
 
 
 def events(response: httpx2.Response) -> Iterator[dict[str, Any]]:

@@ -16,15 +16,9 @@ from torch import Tensor
 from motet.core.errors import AdapterRefused
 from motet.engine.adapters.peft_config import parse_config
 from motet.engine.adapters.tensor_names import read_layout
-from motet.engine.adapters.tensors import (
-    LoraPair,
-    check_magnitudes,
-    open_weights,
-    read_pairs,
-    shard_pair,
-)
+from motet.engine.adapters.tensors import LoraPair, check_magnitudes, open_weights, read_pairs, shard_pair
 from motet.engine.adapters.weights_file import WeightsFile
-from motet.engine.parallel import ShardGroup
+from motet.engine.distributed.process_group import ShardGroup
 
 Change = Callable[[Tensors], None]
 

@@ -16,9 +16,9 @@ from loguru import logger
 from torch import Tensor
 
 from motet.core.errors import StartupError
-from motet.engine.context import forward_context
 from motet.engine.layers.attention import CacheShape, CpuAttention, attention_backend, flash_attention
-from motet.engine.plan import SequencePlan, StepPlan
+from motet.engine.layers.forward_context import forward_context
+from motet.engine.schedule.plan import SequencePlan, StepPlan
 
 BLOCKS, BLOCK_SIZE = 64, 4
 SHAPES = [(4, 4, 8), (6, 2, 5), (9, 3, 16), (5, 1, 32)]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from motet.engine.blocks import BlockPool
+from motet.engine.schedule.block_manager import BlockPool
 
 
 class Pool(RuleBasedStateMachine):

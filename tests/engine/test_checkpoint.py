@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save, save_file
 
 from motet.core.errors import StartupError
-from motet.engine.models.checkpoint import Checkpoint, check_safetensors
+from motet.engine.checkpoint import Checkpoint, check_safetensors
 
 CPU = torch.device("cpu")
 TENSORS = {
@@ -105,7 +105,7 @@ import sys
 from pathlib import Path
 import torch
 from motet.core.errors import StartupError
-from motet.engine.models.checkpoint import Checkpoint
+from motet.engine.checkpoint import Checkpoint
 for name in sorted(Path(sys.argv[1]).iterdir()):
     try:
         files = Checkpoint(name, torch.float32, torch.device("cpu"))

@@ -6,8 +6,8 @@ from support.model_rank import ModelRank, make_adapter
 from support.scheduling import Room, finish_everything
 
 from motet.core.messages import Submit
-from motet.core.sampling import SamplingParams
-from motet.engine.scheduler import PATIENCE
+from motet.core.sampling_params import SamplingParams
+from motet.engine.schedule.scheduler import PATIENCE
 
 
 def tokens_fed(rank: ModelRank) -> int:

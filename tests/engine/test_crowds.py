@@ -13,10 +13,10 @@ from support.scheduling import Room
 from motet.core.errors import Overloaded
 from motet.core.messages import Stop, Submit
 from motet.core.models import ModelInfo
-from motet.core.sampling import SamplingParams
-from motet.engine import core
-from motet.engine.runner import Runner
-from motet.engine.transport import LeaderSockets
+from motet.core.sampling_params import SamplingParams
+from motet.engine import engine_core as core
+from motet.engine.distributed.transport import LeaderSockets
+from motet.engine.model_runner import Runner
 
 
 @pytest.fixture

@@ -27,14 +27,14 @@ C10_REGISTER_GUARD_IMPL(CUDA, c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::CU
 ''', functions=[])
 
 from support.tiny_models import FAMILIES, write_model
-from motet.engine.context import forward_context
+from motet.engine.layers.forward_context import forward_context
 from motet.engine.layers.attention import CacheShape, FlashAttention
 from motet.engine.lora.pool import LoraPool, PoolSize
-from motet.engine.models.checkpoint import Checkpoint
+from motet.engine.checkpoint import Checkpoint
 from motet.engine.models.config import read_config
 from motet.engine.models.decoder import Decoder, module_shapes
-from motet.engine.parallel import ShardGroup
-from motet.engine.plan import LoraChunk, SequencePlan, StepPlan
+from motet.engine.distributed.process_group import ShardGroup
+from motet.engine.schedule.plan import LoraChunk, SequencePlan, StepPlan
 
 directories = [write_model(family, Path(sys.argv[1]) / family) for family in FAMILIES]
 configs = [read_config(directory) for directory in directories]
@@ -46,9 +46,9 @@ def flash(q, k, v, starts_q, starts_k, most_q, most_k, **options):
     return torch.empty_like(q)
 
 sys.modules["flash_attn"] = types.SimpleNamespace(flash_attn_varlen_func=flash)
-def tiles(x, y, projection, batch, pages):
-    assert {t.device.type for t in (x, y, batch.tile_rows, *projection.a, projection.ranks)} == {"cuda"}
-    assert x.dtype == y.dtype == projection.a[0].dtype and x.stride(1) == y.stride(1) == 1
+def tiles(x, y, factors, tables, tiles):
+    assert {t.device.type for t in (x, y, *tiles, *factors[0], *factors[1], *tables)} == {"cuda"}
+    assert x.dtype == y.dtype == factors[0][0].dtype and x.stride(1) == y.stride(1) == 1
 sys.modules["motet.engine.kernels.lora_triton"] = types.SimpleNamespace(lora_tiles=tiles)
 
 cuda, number = torch.device("cuda", 0), torch.bfloat16

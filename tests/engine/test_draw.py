@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from motet.core.sampling import SamplingParams
+from motet.core.sampling_params import SamplingParams
 from motet.engine.sampling.draw import draw_batch, draw_tokens
 
 # Shares of a mass that is a sum of powers of two; rounder ones (0.9 of 5/8) would be such sums themselves, so that the

@@ -11,7 +11,7 @@ from support.tiny_models import write_model
 from transformers import AutoModel
 
 from motet.core.settings import Settings
-from motet.engine.library import Engine
+from motet.engine.llm import Engine
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 35, 89, 79]
 

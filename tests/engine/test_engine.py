@@ -15,9 +15,9 @@ from support.tiny_models import write_model
 
 from motet.core.errors import AdapterRefused, InvalidRequest, Unavailable
 from motet.core.messages import PreparedAdapter, Submit
-from motet.core.sampling import SamplingParams
+from motet.core.sampling_params import SamplingParams
 from motet.core.settings import Settings
-from motet.engine.library import Engine
+from motet.engine.llm import Engine
 
 T = TypeVar("T")
 GREEDY = SamplingParams(max_tokens=90, temperature=0.0, logprobs=0)

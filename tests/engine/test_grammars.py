@@ -15,15 +15,15 @@ from support.scheduling import Room
 from support.tiny_chat import write_chat_model
 
 from motet.core.errors import InvalidRequest, Overloaded
-from motet.core.formats import GrammarSpec
 from motet.core.messages import Stop, Submit, TokenEvent
 from motet.core.models import ModelInfo
-from motet.core.sampling import SamplingParams
+from motet.core.output_formats import GrammarSpec
+from motet.core.sampling_params import SamplingParams
 from motet.core.settings import Settings
-from motet.engine import core
-from motet.engine.library import Engine
-from motet.engine.runner import Runner
-from motet.engine.transport import LeaderSockets
+from motet.engine import engine_core as core
+from motet.engine.distributed.transport import LeaderSockets
+from motet.engine.llm import Engine
+from motet.engine.model_runner import Runner
 
 T = TypeVar("T")
 SETTINGS = Settings(device="cpu", kv_memory="64MiB", max_context=256)

@@ -13,7 +13,7 @@ import torch
 from support.tiny_models import FAMILIES, family_config
 
 from motet.core.errors import StartupError
-from motet.engine.models import kept_record
+from motet.engine.models import config_cache as kept_record
 from motet.engine.models.config import ModelConfig, from_transformers, read_config
 
 
@@ -98,7 +98,7 @@ def test_the_next_process_needs_no_transformers(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from motet.engine.models.config import read_config
-import motet.engine.runner, motet.engine.adapters.prepare
+import motet.engine.model_runner, motet.engine.adapters.prepare
 read_config(Path({str(directory)!r}))
 assert "transformers" not in sys.modules
 """

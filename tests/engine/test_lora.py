@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from motet.engine.lora.apply import apply_lora, apply_reference
+from motet.engine.lora.apply import apply_lora, apply_reference, warm_up
 from motet.engine.lora.batch import LONG_CHUNK, lora_batch
 from motet.engine.lora.pool import LoraPool, ModuleShape, PoolSize, page_bytes
-from motet.engine.plan import InstallAdapter, LoraChunk, Placement
-from motet.engine.slots import PAGE_ROWS, pages_for
+from motet.engine.schedule.adapter_slots import PAGE_ROWS, pages_for
+from motet.engine.schedule.plan import InstallAdapter, LoraChunk, Placement
 
 RANKS = (1, 3, 4, 8, 12, 16, 17, 64)
 LAYERS = 2
@@ -236,4 +236,4 @@ def test_page_bytes_are_what_the_pools_take() -> None:
     pool = LoraPool(FUSED, PoolSize(LAYERS, 1, pages, 16), CPU, torch.float32)
     seen = {t.data_ptr(): t.nbytes for projection in pool.layers[0] for t in (*projection.a, *projection.b)}
     assert sum(seen.values()) == pages * page_bytes(FUSED, 4)
-    pool.warm_up()
+    warm_up(pool.layers[0])

@@ -17,7 +17,7 @@ from motet.engine.kernels.lora_triton import lora_tiles
 from motet.engine.lora.apply import apply_reference
 from motet.engine.lora.batch import lora_batch
 from motet.engine.lora.pool import LoraPool, ModuleShape, PoolSize
-from motet.engine.plan import InstallAdapter, LoraChunk, Placement
+from motet.engine.schedule.plan import InstallAdapter, LoraChunk, Placement
 
 torch.manual_seed(3)
 fused = ((ModuleShape("q", 72, 96), ModuleShape("k", 72, 24)),)
@@ -41,7 +41,9 @@ x, y = torch.randn(70, 72), torch.randn(70, 120)
 expected = y.clone()
 apply_reference(x, expected, projection, chunks)
 result = y.clone()
-lora_tiles(x, result, projection, lora_batch(chunks, torch.device("cpu")), 4)
+batch = lora_batch(chunks, torch.device("cpu"))
+tables = (projection.pages, projection.ranks, projection.scales)
+lora_tiles(x, result, (projection.a, projection.b), tables, (batch.tile_slots, batch.tile_rows))
 torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-3)
 assert torch.equal(result[3], y[3]) and torch.equal(result[65:], y[65:])
 assert (expected - y).abs().max() > 1

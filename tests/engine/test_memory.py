@@ -14,13 +14,14 @@ from support.tiny_models import family_config
 
 from motet.core.errors import StartupError
 from motet.core.settings import Settings
-from motet.engine import memory, spec
+from motet.engine import engine_config as spec
+from motet.engine import memory
+from motet.engine.distributed.process_group import ShardGroup
+from motet.engine.engine_config import engine_spec
 from motet.engine.memory import MemoryPlan
+from motet.engine.model_runner import resolve_device, resolve_dtype
 from motet.engine.models.config import from_transformers
-from motet.engine.parallel import ShardGroup
-from motet.engine.rank import RankSpec
-from motet.engine.runner import resolve_device, resolve_dtype
-from motet.engine.spec import engine_spec
+from motet.engine.worker import RankSpec
 
 MIB = 1 << 20
 TOKEN = 4 * 2 * 6 * 8 * 4
@@ -124,7 +125,7 @@ def test_threads_reach_torch_numba_and_openmp() -> None:
     rank = RankSpec(0, 1, "", "", engine_spec(Settings(threads=3), Path("tiny")), "", "", "", "/nowhere")
     code = f"""
 import msgspec, os
-from motet.engine.rank import RankSpec, _prepare_environment, _set_torch_threads
+from motet.engine.worker import RankSpec, _prepare_environment, _set_torch_threads
 spec = msgspec.json.decode({msgspec.json.encode(rank)!r}, type=RankSpec)
 _prepare_environment(spec)
 import numba, torch

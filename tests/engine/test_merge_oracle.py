@@ -14,9 +14,9 @@ from support.peft_oracle import AdapterCase, Oracle, write_adapter
 from support.tiny_models import write_model
 
 from motet.core.messages import AdapterPart
-from motet.core.sampling import SamplingParams
+from motet.core.sampling_params import SamplingParams
 from motet.core.settings import Settings
-from motet.engine.library import Engine
+from motet.engine.llm import Engine
 
 PARAMS = SamplingParams(max_tokens=12, temperature=0.0, logprobs=0)
 PROMPT = [(11 * i + i * i) % 259 for i in range(40)]

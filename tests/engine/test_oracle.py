@@ -15,9 +15,9 @@ from support.peft_oracle import AdapterCase, Oracle, all_cases, pairwise_cases, 
 from support.tiny_models import FAMILIES, write_model
 
 from motet.core.messages import PreparedAdapter
-from motet.core.sampling import SamplingParams
+from motet.core.sampling_params import SamplingParams
 from motet.core.settings import Settings
-from motet.engine.library import Engine
+from motet.engine.llm import Engine
 
 OUTPUT = 12
 PARAMS = SamplingParams(max_tokens=OUTPUT, temperature=0.0, logprobs=0)

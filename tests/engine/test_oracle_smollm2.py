@@ -10,10 +10,10 @@ from support.equality import Scored, assert_close, assert_same_bits
 from support.peft_oracle import Oracle
 
 from motet.core.messages import PreparedAdapter
-from motet.core.sampling import SamplingParams
+from motet.core.sampling_params import SamplingParams
 from motet.core.settings import Settings
 from motet.engine.client.text_model import TextModel
-from motet.engine.library import Engine
+from motet.engine.llm import Engine
 
 DEMO = Path(__file__).parents[2] / "plugins" / "demo" / "adapters"
 ADAPTERS = [None, *(DEMO / name for name in ("pirate", "terse", "ticket"))]

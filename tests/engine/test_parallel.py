@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from motet.engine.context import ForwardContext
+from motet.engine.checkpoint import Checkpoint
+from motet.engine.distributed.process_group import ShardGroup, join
 from motet.engine.kernels.matmul import Weight
+from motet.engine.layers.forward_context import ForwardContext
 from motet.engine.layers.linear import LinearSpec, ParallelLinear, Part
 from motet.engine.layers.vocabulary import VocabularyShard
 from motet.engine.lora.batch import lora_batch
 from motet.engine.lora.pool import LoraPool, PoolSize
-from motet.engine.models.checkpoint import Checkpoint
-from motet.engine.parallel import ShardGroup, join
-from motet.engine.plan import InstallAdapter, LoraChunk, Placement
+from motet.engine.schedule.plan import InstallAdapter, LoraChunk, Placement
 
 CPU = torch.device("cpu")
 INPUTS, ROWS = 18, 40

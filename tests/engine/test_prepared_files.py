@@ -16,9 +16,9 @@ from motet.core.errors import Unavailable
 from motet.core.messages import AdapterPart, PreparedAdapter
 from motet.engine.adapters import prepared_files
 from motet.engine.adapters.prepare import Target, prepare_adapter
-from motet.engine.installer import Installer
+from motet.engine.lora.adapter_installer import Installer
 from motet.engine.lora.pool import LoraPool
-from motet.engine.plan import InstallAdapter
+from motet.engine.schedule.plan import InstallAdapter
 
 
 @pytest.fixture

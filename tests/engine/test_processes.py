@@ -23,8 +23,8 @@ from motet.core.messages import EngineState
 from motet.core.settings import Settings
 from motet.engine import child_process, processes
 from motet.engine.child_process import WatchedProcess, stop_all
+from motet.engine.engine_config import engine_spec
 from motet.engine.processes import EngineProcesses
-from motet.engine.spec import engine_spec
 
 PRELUDE = """
 import os, signal, sys, time

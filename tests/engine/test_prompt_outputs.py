@@ -13,11 +13,11 @@ from support.peft_oracle import AdapterCase, Oracle, write_adapter
 from support.tiny_models import write_model
 
 from motet.core.errors import Conflict
-from motet.core.formats import GrammarSpec
 from motet.core.messages import PreparedAdapter, Submit, TokenEvent
-from motet.core.sampling import SamplingParams
+from motet.core.output_formats import GrammarSpec
+from motet.core.sampling_params import SamplingParams
 from motet.core.settings import Settings
-from motet.engine.library import Engine
+from motet.engine.llm import Engine
 
 PROMPTS = [[(7 * n + 13 * i + i * i) % 259 for i in range(5 + 23 * n)] for n in range(4)]
 ENGINES = {

@@ -6,13 +6,13 @@ import pytest
 from support.log_lines import log_lines
 
 from motet.core.messages import INSTALL_BUCKETS, LoraEntry, PreparedAdapter, Submit
-from motet.core.sampling import SamplingParams
+from motet.core.sampling_params import SamplingParams
 from motet.engine import reporter as reporter_module
-from motet.engine.blocks import BlockPool
-from motet.engine.plan import InstallAdapter
 from motet.engine.reporter import MAX_NAMES, SUMMARY_SECONDS, Reporter
-from motet.engine.scheduler import Limits, Scheduler
-from motet.engine.slots import AdapterSlots
+from motet.engine.schedule.adapter_slots import AdapterSlots
+from motet.engine.schedule.block_manager import BlockPool
+from motet.engine.schedule.plan import InstallAdapter
+from motet.engine.schedule.scheduler import Limits, Scheduler
 
 
 def adapter(name: str) -> PreparedAdapter:

@@ -21,7 +21,7 @@ from support.sampling import (
     transformers_distribution,
 )
 
-from motet.core.sampling import SamplingParams
+from motet.core.sampling_params import SamplingParams
 from motet.engine.sampling.sampler import Choice, Sampler
 
 

@@ -11,8 +11,8 @@ from support.scheduling import ENTRIES, ROOMS, Room, finish_everything
 
 from motet.core.errors import AdapterRefused
 from motet.core.messages import Submit
-from motet.core.sampling import SamplingParams
-from motet.engine.scheduler import PATIENCE
+from motet.core.sampling_params import SamplingParams
+from motet.engine.schedule.scheduler import PATIENCE
 
 
 class Scheduling(RuleBasedStateMachine):

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from motet.core.errors import AdapterRefused
 from motet.core.messages import LoraEntry, PreparedAdapter
-from motet.engine.slots import PAGE_ROWS, AdapterSlots, pages_for
+from motet.engine.schedule.adapter_slots import PAGE_ROWS, AdapterSlots, pages_for
 
 MODULES = ("q_proj", "down_proj")
 ENTRIES = st.lists(

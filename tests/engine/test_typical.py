@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import TopKLogitsWarper, TopPLogitsWarper, TypicalLogitsWarper
 
-from motet.core.sampling import SamplingParams
+from motet.core.sampling_params import SamplingParams
 from motet.engine.sampling.draw import draw_tokens
 
 ROWS = st.integers(0, 10_000).map(lambda seed: torch.randn(1, 97, generator=torch.Generator().manual_seed(seed)) * 3)

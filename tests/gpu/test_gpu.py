@@ -14,10 +14,10 @@ from support.equality import Scored
 from support.peft_oracle import AdapterCase, Oracle, write_adapter
 from support.tiny_models import FAMILIES, write_model
 
-from motet.core.sampling import SamplingParams
+from motet.core.sampling_params import SamplingParams
 from motet.core.settings import Settings
 from motet.engine.layers.attention import flash_attention
-from motet.engine.library import Engine
+from motet.engine.llm import Engine
 
 pytestmark = [
     pytest.mark.gpu,

@@ -12,10 +12,10 @@ from support.adapter_world import FakeLoader
 from motet.api.adapters.messages import ListAdapters, Name, Serve
 from motet.api.adapters.names import NameRules
 from motet.api.adapters.registry import AdapterRegistry
-from motet.api.cli import build_parser
+from motet.api.server.cli import build_parser
 from motet.core.adapters import AdapterRef, AdapterSource
 from motet.core.errors import AdapterRefused, MotetError, NotFound, Unavailable
-from motet.core.registry import PluginRegistry
+from motet.core.plugin_registry import PluginRegistry
 from motet.core.settings import Settings, load_settings
 from motet.plugins import directories
 from motet.plugins.local import LocalAdapters

@@ -10,7 +10,7 @@ import pytest
 from motet.core.adapters import AdapterRef, AdapterSource, ResolvedAdapter
 from motet.core.errors import AdapterRefused, NotFound, StartupError, Unavailable
 from motet.core.models import ModelLocation
-from motet.core.registry import PluginRegistry
+from motet.core.plugin_registry import PluginRegistry
 from motet.core.settings import Settings
 from motet.plugins.gguf import GgufFiles
 from motet.plugins.local import LocalAdapters, LocalModels

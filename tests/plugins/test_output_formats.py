@@ -6,8 +6,8 @@ import llguidance
 import pytest
 
 from motet.core.errors import InvalidRequest
-from motet.core.formats import OutputFormat
-from motet.core.registry import PluginRegistry
+from motet.core.output_formats import OutputFormat
+from motet.core.plugin_registry import PluginRegistry
 
 
 def output_format(name: str) -> OutputFormat:

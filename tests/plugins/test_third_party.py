@@ -12,7 +12,7 @@ SHOW = """
 import json
 from motet.core.adapters import AdapterRef
 from motet.core.errors import StartupError
-from motet.core.registry import PluginRegistry
+from motet.core.plugin_registry import PluginRegistry
 from motet.core.settings import Settings
 try:
     plugins = PluginRegistry.load()
@@ -89,7 +89,7 @@ def test_an_installed_plugin_registers_its_objects_under_its_name() -> None:
         ("import no_such_module_anywhere", ["rival (rival)", "no_such_module_anywhere"]),
         (HOOK + MISSPELT, ["rival (rival)", "register_adaptor_sources"]),
         (HOOK + A_CLASS, ["rival (rival)", "the class Source", "register('needy', Source())"]),
-        (HOOK + NOT_DERIVED, ["rival (rival)", "'yes_no'", "motet.core.formats.OutputFormat"]),
+        (HOOK + NOT_DERIVED, ["rival (rival)", "'yes_no'", "motet.core.output_formats.OutputFormat"]),
         (HOOK + NEEDS_MORE, ["rival (rival)", "'needy'", "no_such_setting"]),
     ],
 )

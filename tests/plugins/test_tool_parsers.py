@@ -12,11 +12,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
-from motet.core.formats import GrammarSpec
+from motet.core.output_formats import GrammarSpec
 from motet.core.tools import CallPiece, Tool, ToolParser
-from motet.plugins.hermes import Hermes
-from motet.plugins.llama3_json import Llama3Json
-from motet.plugins.tool_json import guided
+from motet.plugins.tool_parsers.hermes import Hermes
+from motet.plugins.tool_parsers.llama3_json import Llama3Json
+from motet.plugins.tool_parsers.tool_json import guided
 
 Calls = list[tuple[str, str]]
 TOOLS = (

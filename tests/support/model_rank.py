@@ -9,11 +9,11 @@ from itertools import count
 from typing import Any
 
 from motet.core.messages import LoraEntry, PreparedAdapter, Submit
-from motet.core.sampling import SamplingParams
-from motet.engine.plan import ClearSlot, InstallAdapter, SequencePlan
-from motet.engine.scheduler import Scheduler
-from motet.engine.sequence import Sequence
-from motet.engine.step import Step
+from motet.core.sampling_params import SamplingParams
+from motet.engine.schedule.plan import ClearSlot, InstallAdapter, SequencePlan
+from motet.engine.schedule.scheduler import Scheduler
+from motet.engine.schedule.sequence import Sequence
+from motet.engine.schedule.step import Step
 
 
 def make_adapter(name: str, entries: list[tuple[int, str, int]]) -> PreparedAdapter:

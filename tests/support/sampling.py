@@ -23,10 +23,10 @@ from transformers import (
 )
 
 from motet.core.messages import Submit
-from motet.core.sampling import SamplingParams
+from motet.core.sampling_params import SamplingParams
 from motet.engine.sampling import sampler as module
 from motet.engine.sampling.sampler import Sampler
-from motet.engine.sequence import Sequence
+from motet.engine.schedule.sequence import Sequence
 
 GREEDY = SamplingParams(max_tokens=99, temperature=0.0)
 PLAIN = SamplingParams(max_tokens=99)

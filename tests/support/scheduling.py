@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from hypothesis import strategies as st
 from support.model_rank import ModelRank
 
-from motet.engine.blocks import BlockPool
-from motet.engine.scheduler import Limits, Scheduler
-from motet.engine.slots import AdapterSlots
+from motet.engine.schedule.adapter_slots import AdapterSlots
+from motet.engine.schedule.block_manager import BlockPool
+from motet.engine.schedule.scheduler import Limits, Scheduler
 
 MODULES = ("q_proj", "down_proj")
 ENTRIES = st.lists(

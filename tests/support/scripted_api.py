@@ -17,20 +17,20 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from motet.api.adapters.adapters import Adapters
 from motet.api.adapters.names import NameRules
 from motet.api.adapters.registry import AdapterRegistry
-from motet.api.database import Database
 from motet.api.services import Services
+from motet.api.storage.database import Database
 from motet.core.adapters import AdapterListing, AdapterRef, AdapterSource, ResolvedAdapter
 from motet.core.errors import AdapterRefused, Forbidden, MotetError, NotFound, Unavailable
 from motet.core.messages import AdapterPart, AdapterUse, EngineStats, PreparedAdapter, Submit, TokenEvent, TokenScore
 from motet.core.models import ModelInfo
-from motet.core.registry import PluginRegistry
+from motet.core.plugin_registry import PluginRegistry
 from motet.core.settings import Settings
 from motet.engine.adapters.tokens import BaseTokens, read_tokens
 from motet.engine.client.template_renderer import TemplateRenderer
 from motet.engine.client.text_model import TextModel
 
 CONTEXT = 2048
-PLUGINS = tuple(f"motet.plugins.{name}" for name in ("chat_templates", "output_formats", "hermes", "llama3_json"))
+PLUGINS = ("chat_templates", "output_formats", "tool_parsers.hermes", "tool_parsers.llama3_json")
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -210,7 +210,7 @@ async def scripted_api(
     text = TextModel(directory)
     model = ModelInfo("tiny", "Tiny", str(directory), text.vocab_size, CONTEXT, "float32", 1, (), hidden_size=4)
     engine = ScriptedEngine(text, model)
-    plugins = PluginRegistry.load(PLUGINS, installed=False)
+    plugins = PluginRegistry.load(map("motet.plugins.{}".format, PLUGINS), installed=False)
     shelf = Shelf(root / "shelf")
     for name in ("shelf", "hub"):
         plugins.adapter_sources.adder("tests")(name, shelf)

@@ -14,7 +14,7 @@ from quart import Quart
 from support.scripted_api import Scripted, scripted_api
 
 from motet.api.app import create_app
-from motet.api.listener import ListenerConfig
+from motet.api.http.listener import ListenerConfig
 from motet.core.settings import Settings
 
 

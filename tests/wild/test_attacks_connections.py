@@ -19,7 +19,7 @@ from support.caller import CHAT, MESSAGES
 from support.http2_client import Http2Client
 from support.scripted_server import Running, scripted_server
 
-from motet.api import listener, slow_readers
+from motet.api.http import listener, slow_readers
 
 SECONDS = 10.0
 """The most that an ordinary request may take beside an attack."""

@@ -17,11 +17,11 @@ import torch
 from support.caller import CHAT, COMPLETIONS, MESSAGES, Caller, drive
 from support.scripted_api import TEMPLATE
 
-from motet.api.keys import key_line
+from motet.api.http.keys import key_line
+from motet.core.chat_templates import ChatTemplate
 from motet.core.errors import InvalidRequest
-from motet.core.sampling import SamplingParams
+from motet.core.sampling_params import SamplingParams
 from motet.core.settings import Settings
-from motet.core.templates import ChatTemplate
 from motet.engine.client.template_renderer import TemplateRenderer
 from motet.engine.sampling.draw import draw_tokens
 

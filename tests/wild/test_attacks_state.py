@@ -19,11 +19,11 @@ from loguru import logger
 from support.caller import CHAT, MESSAGES, Caller, drive
 from support.responses import RESPONSES
 
-from motet.api import keys
-from motet.api.database import Database
-from motet.api.file_store import FileStore, new_file
-from motet.api.keys import key_line
-from motet.api.uploads import Uploads
+from motet.api.http import keys
+from motet.api.http.keys import key_line
+from motet.api.storage.database import Database
+from motet.api.storage.files import FileStore, new_file
+from motet.api.storage.uploads import Uploads
 from motet.core.errors import PayloadTooLarge
 from motet.core.heartbeat import SERVING, Heartbeat, HeartbeatMonitor
 from motet.core.run_directory import RunDirectory, remove_leftovers

@@ -13,8 +13,8 @@ from support.adapter_tokenizers import write_config, write_renamed
 from support.scripted_api import write_model
 from transformers import PreTrainedTokenizerFast
 
+from motet.core.adapter_tokens import AdapterTokens, AddedToken
 from motet.core.errors import AdapterRefused
-from motet.core.tokens import AdapterTokens, AddedToken
 from motet.engine.adapters.tokens import FILES, BaseTokens, read_tokens
 from motet.engine.client.text_model import TextModel
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from motet.api.logprobs import echo_offsets
+from motet.api.generating.logprobs import echo_offsets
 from motet.core.errors import StartupError
 from motet.engine.client.detokenizer import Detokenizer
 from motet.engine.client.text_model import TextModel

@@ -16,7 +16,7 @@ import zmq.asyncio
 from motet.core.errors import ErrorInfo, MotetError, Overloaded
 from motet.core.messages import Hello, Ready, SequenceFailure, Stop, Submit, ToEngine, TokenEvent, Tokens
 from motet.core.models import ModelInfo
-from motet.core.sampling import SamplingParams
+from motet.core.sampling_params import SamplingParams
 from motet.engine.client import inbox
 from motet.engine.client.engine_client import EngineClient
 from motet.engine.client.inbox import MAX_LAG, MAX_TURN

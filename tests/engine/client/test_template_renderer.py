@@ -17,11 +17,11 @@ import msgspec
 import psutil
 import pytest
 
+from motet.core.chat_templates import ChatTemplate
 from motet.core.errors import InvalidRequest, MotetError, Unavailable
-from motet.core.templates import ChatTemplate
+from motet.engine.client.subprocess_entry import LENGTH_BYTES
 from motet.engine.client.template_renderer import TemplateRenderer
 from motet.engine.client.template_worker import Render
-from motet.engine.client.worker_process import LENGTH_BYTES
 from motet.plugins.chat_templates import template_in
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from motet.core.errors import Unavailable
 from motet.core.messages import FinishReason, Submit, TokenEvent
-from motet.core.sampling import SamplingParams
+from motet.core.sampling_params import SamplingParams
 from motet.engine.client.text_model import TextModel
 from motet.engine.client.text_stream import TextDelta, stream_text
 

@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from motet.core.adapters import AdapterListing, AdapterRef, AdapterSource, ResolvedAdapter
+from motet.core.chat_templates import ChatTemplate, ChatTemplateFinder, TemplateContext
 from motet.core.errors import NotFound, Unauthenticated
-from motet.core.formats import GrammarSpec, OutputFormat
 from motet.core.hookspecs import Register, hookimpl
+from motet.core.output_formats import GrammarSpec, OutputFormat
 from motet.core.paths import inside
 from motet.core.settings import Settings
-from motet.core.templates import ChatTemplate, ChatTemplateFinder, TemplateContext
 
 TEMPLATE = (
     "{% for message in messages %}<{{ message.role }}> {{ message.content }}\n{% endfor %}"

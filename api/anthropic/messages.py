@@ -1,0 +1,86 @@
+"""Anthropic's Messages: POST /v1/messages and /v1/messages/count_tokens, over the same run as chat completions."""
+
+from __future__ import annotations
+
+import uuid
+
+from quart import Blueprint, Response
+
+from motet.api.anthropic.errors import PATH
+from motet.api.anthropic.objects import AnthropicError, MessageEvent, MessageObject, TokenCount
+from motet.api.anthropic.requests import CountTokensRequest, MessagesRequest
+from motet.api.anthropic.stream import MessageStream
+from motet.api.anthropic.translate import Translated, own_names, parse_counted, parse_messages
+from motet.api.generating.chat import ChatRun, ChatSetup
+from motet.api.generating.chat_prompts import chat_prompt
+from motet.api.http.body import read_body
+from motet.api.http.caller import current_caller
+from motet.api.http.sse import stream_response
+from motet.api.schema.ignored_fields import note_ignored
+from motet.api.schema.objects import ENCODER
+from motet.api.schema.operations import ERRORS, TOKEN, Operation
+from motet.api.services import Services
+
+_EXAMPLE = {"model": "", "messages": [{"role": "user", "content": "Tell me about the sea."}]}
+
+OPERATIONS = (
+    Operation(
+        "post",
+        PATH,
+        "Answer a conversation, in the shape of Anthropic's API",
+        "anthropic",
+        MessageObject,
+        body=MessagesRequest,
+        chunk=MessageEvent,
+        example={**_EXAMPLE, "max_tokens": 32},
+        errors=ERRORS,
+        parameters=(TOKEN,),
+        failure=AnthropicError,
+    ),
+    Operation(
+        "post",
+        f"{PATH}/count_tokens",
+        "Count a request's prompt",
+        "anthropic",
+        TokenCount,
+        body=CountTokensRequest,
+        example=_EXAMPLE,
+        errors=ERRORS,
+        parameters=(TOKEN,),
+        failure=AnthropicError,
+    ),
+)
+
+
+def routes(services: Services) -> Blueprint:
+    """The routes, bound to `services`."""
+    blueprint = Blueprint("anthropic", __name__)
+
+    @blueprint.post(PATH)
+    async def messages() -> Response:
+        async with services.drain.interruptible():
+            request, caller = await read_body(parse_messages), current_caller()
+            with own_names(request.tools):
+                run = await ChatRun.start(services, request.chat, caller, f"msg_{uuid.uuid4().hex}")
+            note_ignored("output_config.effort" for _ in run.ignored)  # the one hint that these requests have
+            run = run.limited(request.max_tokens)
+            stream = MessageStream(services, run, request.max_tokens, caller)
+            if request.chat.stream:
+                return await stream_response(stream.frames(), services.drain, stream.failure)
+            return Response(ENCODER.encode(await stream.whole()), content_type="application/json")
+
+    @blueprint.post(f"{PATH}/count_tokens")
+    async def count_tokens() -> Response:
+        async with services.drain.interruptible():
+            request = await read_body(parse_counted)
+            with own_names(request.tools):
+                count = await _count(services, request)
+            return Response(ENCODER.encode(TokenCount(count)), content_type="application/json")
+
+    return blueprint
+
+
+async def _count(services: Services, request: Translated) -> int:
+    setup = await ChatSetup.of(services, request.chat, current_caller())
+    services = services.for_request(setup.checked.adapter, setup.checked.caller)
+    return len(await chat_prompt(services, request.chat, setup.template, setup.tools))

@@ -1,0 +1,130 @@
+"""OpenAI's Batches: many requests in a file, run when there is time, with the answers in files."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+from msgspec.structs import replace
+from quart import Blueprint, Response, request
+
+from motet.api.batches.objects import BatchList, BatchObject, BatchRequest
+from motet.api.batches.store import BatchStore
+from motet.api.http.body import read_body
+from motet.api.http.caller import current_caller
+from motet.api.routes.files import file_store
+from motet.api.schema.objects import ENCODER
+from motet.api.schema.operations import Operation, path_parameter, query_parameter
+from motet.api.schema.parsing import Parsed, convert, unknown_fields
+from motet.api.services import Services
+from motet.api.storage.paging import Page
+from motet.core.errors import Conflict, InvalidRequest, NotFound
+
+WINDOW_SECONDS = 24 * 3600
+
+_ID = path_parameter("batch_id", "The batch's id.")
+
+OPERATIONS = (
+    Operation(
+        "post",
+        "/v1/batches",
+        "Run a file of requests",
+        "batches",
+        BatchObject,
+        body=BatchRequest,
+        example={"input_file_id": "file-…", "endpoint": "/v1/chat/completions", "completion_window": "24h"},
+        errors=(401, 404, 503),
+    ),
+    Operation(
+        "get",
+        "/v1/batches",
+        "The caller's batches",
+        "batches",
+        BatchList,
+        errors=(400, 401, 503),
+        parameters=(
+            query_parameter("limit", "At most this many.", {"type": "integer", "minimum": 1, "maximum": 100}),
+            query_parameter("after", "Begin after the batch of this id.", {"type": "string"}),
+        ),
+    ),
+    Operation("get", "/v1/batches/{batch_id}", "A batch", "batches", BatchObject, errors=(401, 404), parameters=(_ID,)),
+    Operation(
+        "post",
+        "/v1/batches/{batch_id}/cancel",
+        "End a batch",
+        "batches",
+        BatchObject,
+        errors=(401, 404, 409),
+        parameters=(_ID,),
+    ),
+)
+
+
+def routes(services: Services) -> Blueprint:
+    """The routes, bound to `services`."""
+    blueprint = Blueprint("batches", __name__)
+    store, files = BatchStore(services.database), file_store(services)
+
+    @blueprint.post("/v1/batches")
+    async def create() -> Response:
+        asked, owner = await read_body(parse_batch), current_caller().owner
+        try:
+            file = await files.get(owner, asked.input_file_id)
+        except NotFound:
+            raise NotFound(
+                f"there is no file {asked.input_file_id[:80]!r}", param="input_file_id", code="not_found"
+            ) from None
+        if file.purpose != "batch":
+            raise InvalidRequest("the file's purpose must be batch", param="input_file_id")
+        now = int(time.time())
+        batch = BatchObject(
+            id=f"batch_{uuid.uuid4().hex}",
+            endpoint=asked.endpoint,
+            input_file_id=asked.input_file_id,
+            completion_window=asked.completion_window,
+            status="validating",
+            created_at=now,
+            expires_at=now + WINDOW_SECONDS,
+            metadata=asked.metadata,
+            output_expires_after=asked.output_expires_after or UNSET,
+        )
+        await store.add(owner, batch)
+        return _json(batch)
+
+    @blueprint.get("/v1/batches")
+    async def listing() -> Response:
+        page = Page.of(request.args)
+        data, more = await store.list(current_caller().owner, page)
+        first, last = (data[0].id, data[-1].id) if data else (None, None)
+        return _json(BatchList(data=data, first_id=first, last_id=last, has_more=more))
+
+    @blueprint.get("/v1/batches/<batch_id>")
+    async def retrieve(batch_id: str) -> Response:
+        return _json(await store.get(current_caller().owner, batch_id))
+
+    @blueprint.post("/v1/batches/<batch_id>/cancel")
+    async def cancel(batch_id: str) -> Response:
+        return _json(await store.change(current_caller().owner, batch_id, _cancelled))
+
+    return blueprint
+
+
+def _cancelled(batch: BatchObject) -> BatchObject:
+    if batch.status in ("cancelling", "cancelled"):
+        return batch
+    if batch.status not in ("validating", "in_progress"):
+        raise Conflict(f"the batch is {batch.status} already", param="batch_id")
+    return replace(batch, status="cancelling", cancelling_at=int(time.time()))
+
+
+def parse_batch(body: dict[str, Any]) -> Parsed[BatchRequest]:
+    """A batch request. Raises InvalidRequest."""
+    asked = convert(body, BatchRequest)
+    return Parsed(asked, unknown_fields(body, BatchRequest, {}))
+
+
+def _json(answer: msgspec.Struct) -> Response:
+    return Response(ENCODER.encode(answer), content_type="application/json")

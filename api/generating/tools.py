@@ -1,0 +1,169 @@
+"""A chat request's tools: which may be called, how the model is told, and what grammar its answer must follow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from motet.api.generating.custom_tools import custom_tool
+from motet.api.schema.requests import ChatRequest, CustomTool, FunctionTool, GrammarInput
+from motet.api.services import Services
+from motet.core.chat_templates import ChatTemplate
+from motet.core.errors import InvalidRequest
+from motet.core.output_formats import GrammarSpec, slashed
+from motet.core.tools import Tool, ToolParser
+
+FALLBACK = "hermes"
+NO_ARGUMENTS = msgspec.Raw(b"{}")
+
+
+@dataclass(frozen=True)
+class ToolUse:
+    """The tools that a request offers the model. `forced`: the answer is calls; else it may be text."""
+
+    parser: ToolParser
+    tools: tuple[Tool, ...]
+    forced: bool
+    several: bool
+    shown: frozenset[int]
+    """Ids of the parser's markers that are special tokens: its reader has to see them."""
+    custom: frozenset[str] = frozenset()
+    """Names of the tools whose calls have an input instead of arguments."""
+
+    def written(self) -> list[dict[str, Any]]:
+        """The tools as chat templates expect them."""
+        return [{"type": "function", "function": _function(tool)} for tool in self.tools]
+
+    def grammar(self, services: Services, form: GrammarSpec | None) -> GrammarSpec | None:
+        """What the answer must follow, if it has the form `form` where it is no calls; None for free text.
+
+        Raises InvalidRequest for a form that cannot be had beside calls.
+        """
+        special = self._special(services)
+        if self.forced:
+            return self.parser.grammar(self.tools, self.several, special)
+        if form is not None:
+            return _either(self.parser.grammar(self.tools, self.several, special), form)
+        strict = any(tool.strict for tool in self.tools)
+        return self.parser.text_or_calls(self.tools, special) if strict else None
+
+    def grammar_of(self, services: Services, name: str) -> GrammarSpec | None:
+        """One call of the function called `name`; None if that may not be called."""
+        named = [tool for tool in self.tools if tool.name == name]
+        return self.parser.grammar(named, False, self._special(services)) if named else None
+
+    def _special(self, services: Services) -> frozenset[str]:
+        text = services.text
+        ids = {marker: text.special_id(marker) for marker in self.parser.markers}
+        # Grammars know the base's tokens; an adapter's own are written as text.
+        return frozenset(marker for marker, id in ids.items() if id is not None and id == text.base.special_id(marker))
+
+
+def _either(calls: GrammarSpec, form: GrammarSpec) -> GrammarSpec:
+    """Calls, or what has that form. Raises InvalidRequest for a form that is a grammar itself."""
+    if form.kind == "lark":
+        raise InvalidRequest(
+            "a grammar or a choice cannot be had beside tools that may be called; set tool_choice to none, or take a "
+            "json_schema or a regex",
+            param="response_format.type",
+        )
+    answer = f"%json {form.text}" if form.kind == "json_schema" else f"/{slashed(form.text)}/"
+    rules = calls.text.replace("start:", "motet_calls:", 1)
+    return GrammarSpec("lark", f"start: motet_calls | motet_answer\nmotet_answer: {answer}\n{rules}")
+
+
+def _function(tool: Tool) -> dict[str, Any]:
+    return {"name": tool.name, "description": tool.description or "", "parameters": dict(tool.parameters)}
+
+
+def tool_name(tool: FunctionTool | CustomTool) -> str:
+    """What the model calls it."""
+    return tool.custom.name if isinstance(tool, CustomTool) else tool.function.name
+
+
+def complete_arguments(text: str) -> msgspec.Raw:
+    """A call's arguments as JSON; an empty object where they are not complete."""
+    try:
+        msgspec.json.decode(text, type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError):
+        return NO_ARGUMENTS
+    return msgspec.Raw(text.encode())
+
+
+def tool_parser(services: Services, template: ChatTemplate) -> ToolParser:
+    """The parser that the settings name, else the first that claims the template, else the usual one."""
+    parsers = services.plugins.tool_parsers.items
+    if services.settings.tool_parser != "auto":
+        return parsers[services.settings.tool_parser]
+    return next((parser for parser in parsers.values() if parser.claims(template.text)), parsers[FALLBACK])
+
+
+def tool_use(services: Services, request: ChatRequest, template: ChatTemplate) -> ToolUse | None:
+    """The tools of `request`; None if it has none, or none may be called. Raises InvalidRequest."""
+    forced, names = _choice(request)
+    tools = [_tool(tool) for tool in request.tools or ()]
+    if (forced or names is not None) and not tools:
+        raise InvalidRequest("tool_choice asks for a call and there are no tools", param="tool_choice")
+    known = {tool.name for tool in tools}
+    if len(known) < len(tools):
+        raise InvalidRequest("two tools have the same name", param="tools")
+    for name in names or ():
+        if name not in known:
+            raise InvalidRequest(f"tool_choice names {name[:64]!r}, and no tool is called so", param="tool_choice")
+    offered = tuple(tool for tool in tools if names is None or tool.name in names)
+    if forced and not offered:
+        raise InvalidRequest(
+            "tool_choice asks for a call and allows none of the tools", param="tool_choice.allowed_tools.tools"
+        )
+    if not offered or request.tool_choice == "none":
+        return None
+    parser = tool_parser(services, template)
+    ids = (services.text.special_id(marker) for marker in parser.markers)
+    shown = frozenset(id for id in ids if id is not None)
+    several = request.parallel_tool_calls
+    if several is None:  # who names a function wants it called, and called once
+        several = not (forced and names is not None and len(names) == 1)
+    custom = frozenset(tool.custom.name for tool in request.tools or () if isinstance(tool, CustomTool))
+    return ToolUse(parser, offered, forced, several, shown, custom)
+
+
+def _choice(request: ChatRequest) -> tuple[bool, Sequence[str] | None]:
+    """Whether a call is a must, and the names it is limited to (None: all). Raises InvalidRequest."""
+    choice = request.tool_choice
+    if not isinstance(choice, dict):
+        return choice == "required", None
+    match choice:
+        case {"type": "function", "function": {"name": str(name)}} | {"type": "custom", "custom": {"name": str(name)}}:
+            return True, [name]
+        case {"type": "allowed_tools", "allowed_tools": {"mode": "auto" | "required" as mode, "tools": list(tools)}}:
+            return mode == "required", [_allowed(tool, index) for index, tool in enumerate(tools)]
+    raise InvalidRequest(
+        'tool_choice must be "none", "auto", "required", {"type": "function", "function": {"name": …}}, '
+        '{"type": "custom", "custom": {"name": …}} or '
+        '{"type": "allowed_tools", "allowed_tools": {"mode": "auto" or "required", "tools": […]}}',
+        param="tool_choice",
+    )
+
+
+def _allowed(tool: object, index: int) -> str:
+    match tool:
+        case {"type": "function", "function": {"name": str(name)}} | {"type": "custom", "custom": {"name": str(name)}}:
+            return name
+    raise InvalidRequest(
+        'each must be {"type": "function", "function": {"name": …}} or {"type": "custom", "custom": {"name": …}}',
+        param=f"tool_choice.allowed_tools.tools[{index}]",
+    )
+
+
+def _tool(tool: FunctionTool | CustomTool) -> Tool:
+    if isinstance(tool, CustomTool):
+        custom = tool.custom
+        grammar = custom.format.grammar if isinstance(custom.format, GrammarInput) else None
+        syntax, definition = (grammar.syntax, grammar.definition) if grammar else (None, "")
+        return custom_tool(custom.name, custom.description, syntax, definition)
+    function = tool.function
+    parameters: Mapping[str, Any] = function.parameters or {}
+    return Tool(function.name, function.description, parameters, bool(function.strict))

@@ -1,0 +1,140 @@
+"""`response_format` as a grammar that is known to compile, so that a bad one is a 400 before anything runs."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+
+import msgspec
+
+from motet.core.blocking import BlockingCalls
+from motet.core.errors import InvalidRequest, MotetError, Unavailable
+from motet.core.excerpt import shortened
+from motet.core.output_formats import GrammarSpec, OutputFormat
+from motet.engine.client.subprocess_pool import LanePool
+from motet.engine.client.subprocess_worker import Crashed, TooSlow
+
+MAX_GRAMMAR_CHARACTERS = 256 * 1024
+MAX_SECONDS = 3.0
+FORMAT_SECONDS = 5.0
+BAN_SECONDS = 60.0
+MAX_WAITING = 64
+REMEMBERED = 256
+_SCHEMA = re.compile(r"at \d+\(\d+\): failed to compile JSON schema: (.*?)\n +\d+ \| .*", re.DOTALL)
+_SCHEMAS = {"json_schema": "response_format.json_schema.schema", "json_object": "response_format.schema"}
+"""Where the schema of an output format stands."""
+
+_ADVICE = {
+    "oneOf constraints": "oneOf with alternatives that overlap cannot be enforced; use anyOf, or leave strict out",
+    "Resource ": "$ref to another document is not followed; put the definition under $defs",
+}
+"""The library's messages that advise what a caller cannot do, by their beginnings, and what to say instead."""
+
+TOO_SLOW = "it takes too long to compile"
+
+_WORKER, _TASK = "motet.engine.client.grammar_worker", "their grammar compiled"
+
+
+class GrammarChecker:
+    """Compiles each new grammar once, in a process of its own, and remembers the latest ones and what came of them.
+
+    Call close() at the end, in the same event loop.
+    """
+
+    def __init__(self) -> None:
+        self._formats = BlockingCalls("output-formats", per_key=8)
+        self._known: OrderedDict[GrammarSpec, tuple[str, float]] = OrderedDict()
+        # Grammars that take their whole time delay no other owner's, and nothing else of the server.
+        self._lanes = LanePool(_WORKER, _TASK, MAX_SECONDS, count=2, room=MAX_WAITING)
+
+    async def close(self) -> None:
+        """End the processes."""
+        await self._lanes.close()
+
+    async def of(
+        self, response_format: Mapping[str, object] | None, formats: Mapping[str, OutputFormat], owner: str = ""
+    ) -> GrammarSpec | None:
+        """The grammar for `response_format`, or None for free text. Raises InvalidRequest naming the field.
+
+        It is compiled in its turn among those of other owners.
+        """
+        if response_format is None:
+            return None
+        kind = response_format.get("type")
+        if not isinstance(kind, str):
+            code = "invalid_type" if "type" in response_format else "missing_required_parameter"
+            raise InvalidRequest("response_format.type must be a text", param="response_format.type", code=code)
+        if kind not in formats:
+            known = ", ".join(sorted(formats))
+            raise InvalidRequest(
+                f"no output format is called {kind[:64]!r}; this server has: {known}", param="response_format.type"
+            )
+        spec = await self._written(kind, formats[kind], response_format)
+        if spec is not None:
+            await self.check(spec, schema=_SCHEMAS.get(kind, "response_format"), owner=owner)
+        return spec
+
+    async def _written(
+        self, kind: str, form: OutputFormat, response_format: Mapping[str, object]
+    ) -> GrammarSpec | None:
+        """What the output format makes of the request, in a thread: a plugin's may block. Raises MotetError."""
+        try:
+            async with asyncio.timeout(FORMAT_SECONDS):
+                spec = await self._formats.run(kind, lambda: form.grammar(response_format))
+        except TimeoutError:
+            raise Unavailable(
+                f"the output format {kind!r} did not answer within {FORMAT_SECONDS:g} s", param="response_format.type"
+            ) from None
+        if not isinstance(spec, GrammarSpec | None):
+            name = f"{type(form).__module__}.{type(form).__qualname__}"
+            raise MotetError(f"{name}.grammar returned {type(spec).__name__}; expected GrammarSpec or None")
+        return spec
+
+    async def check(
+        self, spec: GrammarSpec, param: str = "response_format", schema: str | None = None, owner: str = ""
+    ) -> None:
+        """Raise InvalidRequest naming `param` if `spec` is too large, takes too long to compile, or is wrong.
+
+        Where a part of a JSON schema is at fault, that is named instead; `schema` is the field that holds the schema.
+        """
+        if len(spec.text) > MAX_GRAMMAR_CHARACTERS:
+            raise _refused(f"it has {len(spec.text)} characters; {MAX_GRAMMAR_CHARACTERS} are allowed", param)
+        if (problem := self._remembered(spec)) is None:
+            problem = await self._compiled(spec, owner)
+        if problem:
+            path, _, why = problem.rpartition("\0")
+            raise _refused(why, f"{schema or param}.{shortened(path)}" if path else param, bool(path))
+
+    def _remembered(self, spec: GrammarSpec) -> str | None:
+        problem, until = self._known.get(spec, (None, 0.0))
+        return problem if time.monotonic() < until else None
+
+    async def _compiled(self, spec: GrammarSpec, owner: str) -> str:
+        """What is wrong with a grammar that is new. Raises Overloaded, Unavailable."""
+        async with self._lanes.turn(owner) as lane:
+            if (known := self._remembered(spec)) is not None:  # somebody else asked meanwhile
+                return known
+            until = math.inf
+            try:
+                problem = (await lane.exchange(msgspec.msgpack.encode(spec))).decode()
+            except TooSlow:
+                # Not for good: it may have been the machine that was slow.
+                problem, until = TOO_SLOW, time.monotonic() + BAN_SECONDS
+            except Crashed:
+                problem = "compiling it ended the process that does that"
+        self._known[spec] = (problem, until)
+        if len(self._known) > REMEMBERED:
+            self._known.popitem(last=False)
+        return problem
+
+
+def _refused(why: str, param: str, located: bool = False) -> InvalidRequest:
+    if (within := _SCHEMA.fullmatch(why)) is not None:  # the lines that follow are none that the caller wrote
+        why = within[1]
+    why = next((advice for start, advice in _ADVICE.items() if why.startswith(start)), shortened(why))
+    where = f"{param}: " if located else ""
+    return InvalidRequest(f"the output grammar is refused: {where}{why}", param=param, code="invalid_grammar")

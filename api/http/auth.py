@@ -1,0 +1,153 @@
+"""Who may pass: makes the Caller of every request, and refuses those without a key where there are keys."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+import uuid
+from pathlib import Path
+
+from quart import Quart, Request, Response, g, request
+from werkzeug.datastructures import Headers
+
+from motet.api.http.access_log import answered, begin
+from motet.api.http.caller import Caller, hub_bearer
+from motet.api.http.cors import Origins
+from motet.api.http.keys import KeyRing
+from motet.api.http.probe_paths import HEALTH_PATHS, LIVE_PATHS, READY_PATHS
+from motet.api.metrics.request_record import RequestRecord
+from motet.api.schema.ignored_fields import ignored_header
+from motet.core.errors import Forbidden, InvalidRequest, Unauthenticated
+from motet.core.settings import Settings
+
+OPEN_PATHS = (
+    *("/", *HEALTH_PATHS, *READY_PATHS, *LIVE_PATHS, "/ping", "/startup"),
+    *("/docs", "/openapi.json", "/version"),
+)
+"""GET of these needs no key, nor a host name that is known: they tell of the server, not of what it does."""
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+def install_access(app: Quart, settings: Settings) -> None:
+    """Give every request of `app` an id and a caller. Raises StartupError if the file of keys is wrong."""
+    keys = KeyRing(Path(settings.api_keys)) if settings.api_keys else None
+    origins = Origins(settings.cors_origin)
+    hosts = _own_hosts(settings, origins)
+
+    @app.before_request
+    async def identify() -> None:
+        record = g.record = begin(request)
+        g.request_id = record.request_id = request_id(request.headers.get("x-request-id", ""))
+        _refuse_two_lengths(request)
+        if keys is None:
+            if not _is_open(request):
+                _refuse_strange_pages(request, origins, hosts)
+            g.caller = Caller(
+                admin=True,
+                request_id=g.request_id,
+                client=request.remote_addr or "",
+                began=record.began,
+                record=record,
+                adapter_token=request.headers.get("x-adapter-token"),
+                hub_token=hub_bearer(request.headers.get("authorization", "")),
+            )
+        elif not _is_open(request):
+            g.caller = _known(keys, request.headers, record)
+            record.key = g.caller.owner
+
+    @app.after_request
+    async def add_headers(response: Response) -> Response:
+        answered(g.record, response)
+        response.headers["x-request-id"] = g.request_id
+        if ignored := ignored_header():
+            response.headers["x-motet-ignored"] = ignored
+        if response.status_code == 401:
+            response.headers["www-authenticate"] = "Bearer"
+        if _has_two_lengths(request):
+            response.headers["connection"] = "close"
+        return response
+
+
+def request_id(sent: str) -> str:
+    """The caller's own id of a request if it is well-formed, else a new one."""
+    return sent if _REQUEST_ID.fullmatch(sent) else f"req_{uuid.uuid4().hex}"
+
+
+def _has_two_lengths(asked: Request) -> bool:
+    return "content-length" in asked.headers and "transfer-encoding" in asked.headers
+
+
+def _refuse_two_lengths(asked: Request) -> None:
+    """Raise InvalidRequest for a body whose end a proxy may see elsewhere (RFC 9112, section 6.3)."""
+    if _has_two_lengths(asked):
+        raise InvalidRequest(
+            "send content-length or transfer-encoding, not both", param="transfer-encoding", code="bad_request"
+        )
+
+
+def _refuse_strange_pages(asked: Request, origins: Origins, hosts: frozenset[str]) -> None:
+    """Where there are no keys, keep pages of other sites out, which browsers would let send much without asking.
+
+    Raises Forbidden for a Host that is a name of none of `hosts`: a page whose site's name was turned into this
+    machine's address sends that; and for a change that a page of a foreign origin asks for.
+    """
+    if origins.any:
+        return
+    host = asked.headers.get("host", "")
+    name = _host_name(host)
+    if not (_is_address(name) or name.endswith(".localhost") or name in hosts or "*" in hosts):
+        raise Forbidden(
+            f"this server has no API keys, and was called {name[:200]!r}, which is not a name that it knows; if it is "
+            f"right, start the server with --allowed-host {name[:200]}, or give it API keys"
+        )
+    origin = asked.headers.get("origin", f"http://{host}")  # no browser: as if by a page of this server
+    is_own = origin in (f"http://{host}", f"https://{host}")
+    if asked.method not in ("GET", "HEAD") and not is_own and not origins.allow(origin):
+        raise Forbidden(
+            f"pages of {origin[:200]} may not call this server; --cors-origin lets them, and API keys keep others out"
+        )
+
+
+def _own_hosts(settings: Settings, origins: Origins) -> frozenset[str]:
+    """The names by which this server may be called."""
+    machine = socket.gethostname()
+    named = (*settings.allowed_host, *origins.hosts)
+    return frozenset(map(_host_name, ("", "localhost", settings.host, machine, machine.partition(".")[0], *named)))
+
+
+def _host_name(host: str) -> str:
+    """`host` in small letters, without port, the brackets of an IPv6 address, and a name's last dot."""
+    name = host.rpartition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
+    return name.lower().removesuffix(".")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_open(asked: Request) -> bool:
+    return asked.method == "OPTIONS" or (asked.method in ("GET", "HEAD") and asked.path in OPEN_PATHS)
+
+
+def _known(keys: KeyRing, headers: Headers, record: RequestRecord) -> Caller:
+    scheme, _, bearer = headers.get("authorization", "").partition(" ")
+    sent = bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+    if not sent:
+        raise Unauthenticated("missing API key: send it as Authorization: Bearer KEY, or as x-api-key")
+    key = keys.find(sent)
+    if key is None:
+        raise Unauthenticated("invalid API key: check it, or ask the operator for a new one")
+    return Caller(
+        owner=key.name,
+        admin=key.admin,
+        request_id=record.request_id,
+        began=record.began,
+        adapter_token=headers.get("x-adapter-token"),
+        record=record,
+    )

@@ -1,0 +1,28 @@
+"""A request's body, read, parsed and its ignored fields noted for the response's header."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import msgspec
+from quart import request
+
+from motet.api.schema.ignored_fields import note_ignored
+from motet.api.schema.parsing import Parsed, decode_object
+from motet.core.errors import UnsupportedMediaType
+from motet.core.excerpt import shortened
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+async def read_body(parse: Callable[[dict[str, Any]], Parsed[T]]) -> T:
+    """The current request's body as `parse` understands it. Raises InvalidRequest, or 413 for one too large."""
+    content = cast(bytes, await request.get_data(as_text=False))
+    if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
+        raise UnsupportedMediaType(
+            f"the body is compressed ({shortened(encoding)}); send it as it is", param="content-encoding"
+        )
+    parsed = parse(decode_object(content, request.mimetype))
+    note_ignored(parsed.ignored)
+    return parsed.request

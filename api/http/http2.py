@@ -1,0 +1,121 @@
+"""Hypercorn's HTTP/2, but calm where clients take back what they have just asked for, again and again.
+
+CVE-2023-44487 ("rapid reset"): a stream that was reset counts for no limit, and its request made work all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+from h2.errors import ErrorCodes
+from h2.events import DataReceived, Event, PriorityUpdated, RequestReceived, StreamReset
+from h2.exceptions import ProtocolError
+from hypercorn import protocol
+from hypercorn.events import Closed, RawData
+from hypercorn.events import Event as IOEvent
+from hypercorn.protocol.events import Body, EndBody
+from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.h2 import H2Protocol
+
+from motet.api.http import slow_readers
+
+RESET_BURST = 200
+RESETS_PER_SECOND = 20.0
+"""Streams of one connection that may be reset: all that it can have open, twice over, and then so many a second."""
+
+TURN_BYTES = 4096
+"""What is read of a connection at a time; it may hold some 150 requests, each with its end."""
+
+
+class CalmHttp2(H2Protocol):
+    """One connection. Priorities, which RFC 9113 has done away with, are not heeded."""
+
+    _ended = False
+    _resets = 0.0
+    _counted_at = 0.0
+
+    async def initiate(self, headers: list[tuple[bytes, bytes]] | None = None, settings: bytes | None = None) -> None:
+        """Begin, by an upgrade from HTTP/1.1 if there are `headers`; end where its HTTP2-Settings cannot be read."""
+        try:
+            # A setting takes six bytes; h2 reports other lengths by errors of another package.
+            if len(base64.urlsafe_b64decode(settings or b"")) % 6:
+                raise ProtocolError("malformed HTTP2-Settings")
+            await super().initiate(headers, settings)
+        except (ValueError, ProtocolError):
+            await self.send(Closed())
+
+    async def handle(self, event: IOEvent) -> None:
+        """Take what came in pieces, between which other connections have their turn."""
+        if not isinstance(event, RawData):
+            return await super().handle(event)
+        for start in range(0, len(event.data), TURN_BYTES):
+            if self._ended:
+                return None
+            await super().handle(RawData(event.data[start : start + TURN_BYTES]))
+            await asyncio.sleep(0)
+        return None
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        """Send; a stream ends if its client gives it no room, which ends its request."""
+        if not isinstance(event, Body | EndBody):
+            return await super().stream_send(event)
+        stream = event.stream_id
+
+        def waiting() -> int:
+            buffer = self.stream_buffers.get(stream)
+            return len(buffer.buffer) if buffer else 0
+
+        try:
+            async with slow_readers.taking(waiting):
+                await super().stream_send(event)
+        except TimeoutError:
+            with suppress(ProtocolError):
+                self.connection.reset_stream(stream, ErrorCodes.CANCEL)
+            await self._flush()
+            await self._close_stream(stream)
+            await self._window_updated(stream)  # as for a stream that the client resets: its data is dropped
+        return None
+
+    async def _handle_events(self, events: Sequence[Event]) -> None:
+        reset = {event.stream_id for event in events if isinstance(event, StreamReset)}
+        if self._too_many(len(reset)):
+            self._ended = True
+            self.connection.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
+            await self._flush()
+            await self.send(Closed())
+            return
+        gone = reset & {event.stream_id for event in events if isinstance(event, RequestReceived)}
+        for event in events:
+            stream = getattr(event, "stream_id", None)
+            if isinstance(event, DataReceived) and (stream in gone or stream not in self.streams):
+                # Of a request that was answered before it had all come; Hypercorn would fail.
+                self.connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            elif stream in gone or isinstance(event, PriorityUpdated):
+                continue
+            elif isinstance(event, RequestReceived) and not _is_sound(event):
+                self.connection.reset_stream(event.stream_id, ErrorCodes.PROTOCOL_ERROR)
+            else:
+                await super()._handle_events([event])
+        await self._flush()
+
+    def _too_many(self, resets: int) -> bool:
+        """Count `resets`, which are forgotten with time; whether those remembered are more than a client needs."""
+        now = time.monotonic()
+        self._resets = max(0.0, self._resets - (now - self._counted_at) * RESETS_PER_SECOND) + resets
+        self._counted_at = now
+        return self._resets > RESET_BURST
+
+
+def _is_sound(request: RequestReceived) -> bool:
+    """Whether there are a method and a path that Hypercorn can read."""
+    headers = dict(request.headers)
+    return all(headers.get(name, b"\xff").isascii() for name in (b":method", b":path"))
+
+
+def install() -> None:
+    """Make Hypercorn use it."""
+    setattr(protocol, "H2Protocol", CalmHttp2)  # noqa: B010 (as in api/http/listener.py)

@@ -1,0 +1,79 @@
+"""POST /embed, and /classify and /classify_batch, which no model here can answer yet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quart import Blueprint, Response
+
+from motet.api.http.body import read_body
+from motet.api.http.caller import current_caller
+from motet.api.lorax.errors import MEANINGS, NATIVE_ERRORS, native_blueprint
+from motet.api.lorax.objects import NativeEmbedding, NativeError
+from motet.api.lorax.requests import SENT_EVERYWHERE, AdapterParameters, ClassifyRequest, NativeEmbedRequest
+from motet.api.lorax.translate import adapter_fields
+from motet.api.routes.embeddings import EmbeddingRequest, embed, unit
+from motet.api.schema.objects import ENCODER
+from motet.api.schema.operations import TOKEN, Operation
+from motet.api.schema.parsing import Parsed, check_adapters, convert, unknown_fields
+from motet.api.services import Services
+from motet.core.errors import InvalidRequest, NotFound
+
+OPERATIONS = (
+    Operation(
+        "post",
+        "/embed",
+        "A text to a vector",
+        "lorax",
+        NativeEmbedding,
+        body=NativeEmbedRequest,
+        example={"inputs": "The sea is wide."},
+        errors=NATIVE_ERRORS,
+        parameters=(TOKEN,),
+        failure=NativeError,
+        meanings=MEANINGS,
+    ),
+    *(
+        Operation(
+            "post",
+            path,
+            "Not offered: the model is no classifier",
+            "lorax",
+            None,
+            body=ClassifyRequest,
+            errors=NATIVE_ERRORS,
+            failure=NativeError,
+            meanings=MEANINGS,
+        )
+        for path in ("/classify", "/classify_batch")
+    ),
+)
+
+
+def routes(services: Services) -> Blueprint:
+    """The routes, bound to `services`."""
+    blueprint = native_blueprint("embed", services)
+
+    @blueprint.post("/embed")
+    async def embed_text() -> Response:
+        async with services.drain.interruptible():
+            body = await read_body(_parse)
+            if not body.inputs:
+                raise InvalidRequest("`inputs` cannot be empty", param="inputs")
+            fields = adapter_fields(body.parameters or AdapterParameters())
+            request = EmbeddingRequest(input=body.inputs, **fields)
+            check_adapters(request)
+            _, vectors = await embed(services, request, current_caller())
+            answer = NativeEmbedding(unit(vectors[0]))
+            return Response(ENCODER.encode(answer), content_type="application/json")
+
+    @blueprint.post("/classify")
+    @blueprint.post("/classify_batch")
+    async def classify() -> Response:
+        raise NotFound("the model writes text, and is no classifier", code="not_offered")
+
+    return blueprint
+
+
+def _parse(body: dict[str, Any]) -> Parsed[NativeEmbedRequest]:
+    return Parsed(convert(body, NativeEmbedRequest), unknown_fields(body, NativeEmbedRequest, SENT_EVERYWHERE))

@@ -1,0 +1,118 @@
+"""POST /generate, /generate_stream, and / and /invocations, which do either."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from quart import Blueprint, Response
+
+from motet.api.http.body import read_body
+from motet.api.http.caller import current_caller
+from motet.api.http.sse import event, stream_response
+from motet.api.lorax.errors import MEANINGS, NATIVE_ERRORS, native_blueprint, native_error_event
+from motet.api.lorax.objects import NativeAnswer, NativeError, NativeEvent
+from motet.api.lorax.requests import SENT_EVERYWHERE, CompatibleRequest, NativeRequest
+from motet.api.lorax.run import NativeRun
+from motet.api.schema.objects import ENCODER
+from motet.api.schema.operations import TOKEN, Operation
+from motet.api.schema.parsing import Parsed, convert, unknown_fields
+from motet.api.services import Services
+
+T = TypeVar("T", bound=NativeRequest)
+
+_EXAMPLE = {"inputs": "Once upon a time", "parameters": {"max_new_tokens": 16}}
+_SHARED: dict[str, Any] = {
+    "tag": "lorax",
+    "example": _EXAMPLE,
+    "errors": NATIVE_ERRORS,
+    "parameters": (TOKEN,),
+    "failure": NativeError,
+    "meanings": MEANINGS,
+}
+_LIST = {"type": "array", "items": {"$ref": "#/components/schemas/NativeAnswer"}, "minItems": 1, "maxItems": 1}
+
+OPERATIONS = (
+    Operation("post", "/generate", "Go on with a text", answer=NativeAnswer, body=NativeRequest, **_SHARED),
+    Operation(
+        "post",
+        "/generate_stream",
+        "Go on with a text, token by token",
+        answer=None,
+        body=NativeRequest,
+        chunk=NativeEvent,
+        media="text/event-stream",
+        **_SHARED,
+    ),
+    *(
+        Operation(
+            "post",
+            path,
+            "Go on with a text, whole or token by token",
+            answer=_LIST,
+            body=CompatibleRequest,
+            chunk=NativeEvent,
+            parts=(NativeAnswer,),
+            **_SHARED,
+        )
+        for path in ("/", "/invocations")
+    ),
+)
+
+
+def routes(services: Services) -> Blueprint:
+    """The routes, bound to `services`."""
+    blueprint = native_blueprint("generate", services)
+
+    async def whole(body: NativeRequest, listed: bool) -> Response:
+        run = await NativeRun.start(services, body, current_caller(), stream=False)
+        answer, headers = await run.answer(services)
+        content = ENCODER.encode([answer] if listed else answer)
+        return Response(content, headers=dict(headers), content_type="application/json")
+
+    async def streamed(body: NativeRequest) -> Response:
+        run = await NativeRun.start(services, body, current_caller(), stream=True)
+        response = await stream_response(_frames(run, services), services.drain, native_error_event)
+        response.headers.update(run.generation.labels)
+        response.headers["x-compute-characters"] = str(len(body.inputs))
+        return response
+
+    @blueprint.post("/generate")
+    async def generate() -> Response:
+        async with services.drain.interruptible():
+            return await whole(await read_body(parse_native), listed=False)
+
+    @blueprint.post("/generate_stream")
+    async def generate_stream() -> Response:
+        async with services.drain.interruptible():
+            return await streamed(await read_body(parse_native))
+
+    @blueprint.post("/")
+    @blueprint.post("/invocations")
+    async def either() -> Response:
+        async with services.drain.interruptible():
+            body = await read_body(parse_compatible)
+            return await (streamed(body) if body.stream else whole(body, listed=True))
+
+    return blueprint
+
+
+def parse_native(body: dict[str, Any]) -> Parsed[NativeRequest]:
+    """The body of /generate and /generate_stream. Raises InvalidRequest."""
+    return _parse(body, NativeRequest)
+
+
+def parse_compatible(body: dict[str, Any]) -> Parsed[CompatibleRequest]:
+    """The body of / and /invocations. Raises InvalidRequest."""
+    return _parse(body, CompatibleRequest)
+
+
+def _parse(body: dict[str, Any], kind: type[T]) -> Parsed[T]:
+    return Parsed(convert(body, kind), unknown_fields(body, kind, SENT_EVERYWHERE))
+
+
+async def _frames(run: NativeRun, services: Services) -> AsyncGenerator[bytes, None]:
+    async with aclosing(run.events(services)) as events:
+        async for told in events:
+            yield b"".join(map(event, told))

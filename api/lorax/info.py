@@ -1,0 +1,142 @@
+"""GET /info, and /, /ping and /startup, by which others see whether the server is up."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from importlib.metadata import version
+
+from quart import Blueprint, Response
+
+from motet.api.lorax.errors import MEANINGS, native_blueprint
+from motet.api.lorax.objects import NativeError, ServerInfo
+from motet.api.routes.health import health_response
+from motet.api.schema.objects import ENCODER, Health
+from motet.api.schema.operations import Operation
+from motet.api.schema.requests import MAX_CHOICES, MAX_STOP_STRINGS
+from motet.api.services import Services
+from motet.core.errors import Unavailable
+from motet.core.messages import Submit
+from motet.core.sampling_params import SamplingParams
+
+STARTUP_SECONDS = 60.0
+PROBE_SECONDS = 5.0
+PRIORITY = 1000
+
+OPERATIONS = (
+    Operation(
+        "get",
+        "/info",
+        "The model and its limits",
+        "lorax",
+        ServerInfo,
+        errors=(503,),
+        failure=NativeError,
+        meanings=MEANINGS,
+    ),
+    *(
+        Operation(
+            "get",
+            path,
+            "Can requests be answered now?",
+            "lorax",
+            Health,
+            says="Yes.",
+            unavailable=Health,
+            failure=NativeError,
+            meanings=MEANINGS,
+        )
+        for path in ("/", "/ping")
+    ),
+    Operation(
+        "get",
+        "/startup",
+        "Answer a request, and say whether that went well",
+        "lorax",
+        Health,
+        says="It did.",
+        errors=(503,),
+        failure=NativeError,
+        meanings=MEANINGS,
+    ),
+)
+
+
+def routes(services: Services) -> Blueprint:
+    """The routes, bound to `services`."""
+    blueprint = native_blueprint("about", services)
+
+    @blueprint.get("/info")
+    async def info() -> Response:
+        return Response(ENCODER.encode(_info(services)), content_type="application/json")
+
+    @blueprint.get("/")
+    @blueprint.get("/ping")
+    async def ping() -> Response:
+        return await health_response(services)
+
+    probe = _Probe()
+
+    @blueprint.get("/startup")
+    async def startup() -> Response:
+        await probe.run(services)
+        return await health_response(services)
+
+    return blueprint
+
+
+def _info(services: Services) -> ServerInfo:
+    """What LoRAX tells of itself. Raises Unavailable while there is no model."""
+    model, settings = services.model(), services.settings
+    return ServerInfo(
+        model_id=model.name,
+        model_sha=None,
+        model_dtype=model.dtype,
+        model_device_type=model.device,
+        model_pipeline_tag="text-generation",
+        max_concurrent_requests=settings.max_sequences,
+        max_best_of=MAX_CHOICES,
+        max_stop_sequences=MAX_STOP_STRINGS,
+        max_input_length=model.max_context - 1,
+        max_total_tokens=model.max_context,
+        waiting_served_ratio=0.0,
+        max_batch_total_tokens=settings.max_batch_tokens,
+        max_waiting_tokens=0,
+        validation_workers=settings.api_workers,
+        eager_prefill=True,
+        version=version("motet"),
+        sha=None,
+        docker_label=None,
+        request_logger_url=None,
+    )
+
+
+class _Probe:
+    """The latest proof that the engine works. Nobody needs a key for it, so that all share one, behind all others."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()
+        self._until = 0.0
+
+    async def run(self, services: Services) -> None:
+        """Raises Unavailable if the engine does not work."""
+        async with self._turn:
+            services.model()
+            if time.monotonic() >= self._until:
+                await _answer_one(services)
+                self._until = time.monotonic() + PROBE_SECONDS
+
+
+async def _answer_one(services: Services) -> None:
+    """Let the engine make one token. Raises Unavailable if it does not."""
+    prompt = tuple(services.text.encode("Who?", add_special_tokens=True))
+    submit = Submit(
+        f"startup-{uuid.uuid4().hex}", prompt, SamplingParams(max_tokens=1, temperature=0.0), priority=PRIORITY
+    )
+    try:
+        async with asyncio.timeout(STARTUP_SECONDS):
+            async for _ in services.engine.generate(submit):
+                pass
+    except TimeoutError:
+        raise Unavailable(f"the engine made no token in {STARTUP_SECONDS:g} s") from None

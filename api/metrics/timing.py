@@ -1,0 +1,72 @@
+"""How long the stages of a request took, and the gaps between its tokens."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from dataclasses import dataclass, field
+
+from motet.core.messages import FinishReason
+from motet.engine.client.text_stream import TextDelta
+
+GAP_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
+"""Upper bounds, in seconds, of the buckets in which gaps between tokens are counted; a last one has no bound."""
+
+
+@dataclass
+class Timing:
+    """The times (of time.perf_counter, in seconds) at which a request came, was found good, and had its tokens.
+
+    `gaps` counts the tokens after each sequence's first by the time since the one before (GAP_BUCKETS), which is
+    `gap_seconds` together; tokens that come at once share the time. `finish` is `length` if any sequence's is.
+    """
+
+    began: float
+    checked: float = field(default_factory=time.perf_counter)
+    waited: float = 0.0
+    first: float | None = None
+    last: float = 0.0
+    tokens: int = 0
+    finish: FinishReason | None = None
+    gaps: list[int] = field(default_factory=lambda: [0] * (len(GAP_BUCKETS) + 1))
+    gap_seconds: float = 0.0
+    _latest: dict[int, float] = field(default_factory=dict)  # sequence -> when its latest tokens came
+    _together: int = 0
+
+    def take(self, index: int, delta: TextDelta) -> None:
+        """Note a piece of sequence `index`'s answer as it comes."""
+        self._together += len(delta.tokens)
+        if delta.tokens and delta.tokens[0].waited > self.waited:
+            self.waited = delta.tokens[0].waited
+        if delta.more:  # the next one is there already, and its time is this one's
+            return
+        now = self.last = time.perf_counter()
+        count, self._together = self._together, 0
+        self.tokens += count
+        latest = self._latest.get(index)
+        self._latest[index] = now
+        if self.first is None:
+            self.first = now
+        if latest is not None and count:
+            self.gaps[bisect_left(GAP_BUCKETS, (now - latest) / count)] += count
+            self.gap_seconds += now - latest
+        if delta.finish_reason is not None and self.finish != "length":
+            self.finish = delta.finish_reason
+
+    def milliseconds(self) -> dict[str, float]:
+        """Stage to time, for an answer that is complete."""
+        now = time.perf_counter()
+        total, validation = now - self.began, self.checked - self.began
+        first = self.last if self.first is None else self.first
+        inference = max(total - validation - self.waited, 0.0)
+        seconds = {
+            "compute": total,
+            "total": total,
+            "validation": validation,
+            "queue": self.waited,
+            "inference": inference,
+            "time-per-token": inference / max(self.tokens, 1),
+            "time-to-first-token": first - self.began,
+            "time-per-output-token": (self.last - first) / max(self.tokens - 1, 1),
+        }
+        return {stage: 1000 * value for stage, value in seconds.items()}

@@ -1,0 +1,238 @@
+"""OpenAI's Responses: made, streamed, made in the background, stored, continued and taken back."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import msgspec
+from msgspec.structs import replace
+from quart import Blueprint, Response, request
+
+from motet.api.http.body import read_body
+from motet.api.http.caller import Caller, current_caller
+from motet.api.http.sse import stream_response
+from motet.api.responses.background import Background
+from motet.api.responses.conversations import RUNNING
+from motet.api.responses.objects import DeletedResponse, InputTokens, ItemList, ResponseEvent, ResponseObject
+from motet.api.responses.replay import Replay
+from motet.api.responses.requests import Asked, CountedRequest, ResponseRequest
+from motet.api.responses.retention import stored_if_room
+from motet.api.responses.run import ResponseRun
+from motet.api.responses.start import parse_counted, parse_response, start_response
+from motet.api.responses.store import ResponseStore, Stored
+from motet.api.responses.stream import ResponseStream
+from motet.api.schema.ignored_fields import note_ignored
+from motet.api.schema.objects import ENCODER
+from motet.api.schema.operations import ERRORS, TOKEN, Operation, path_parameter, query_parameter
+from motet.api.schema.unsupported_fields import RESPONSES
+from motet.api.services import Services
+from motet.api.storage.paging import Page, page_of
+from motet.core.errors import Conflict, InvalidRequest, Unavailable
+
+_ID = path_parameter("response_id", "The response's id.")
+
+_WHOLE = {"type": "integer", "minimum": 0, "maximum": 999_999_999}
+
+OPERATIONS = (
+    Operation(
+        "post",
+        "/v1/responses",
+        "Make a response",
+        "responses",
+        ResponseObject,
+        body=ResponseRequest,
+        chunk=ResponseEvent,
+        example={"model": "", "input": "Tell me about the sea.", "max_output_tokens": 32},
+        refused=RESPONSES,
+        errors=ERRORS,
+        parameters=(TOKEN,),
+    ),
+    Operation(
+        "post",
+        "/v1/responses/input_tokens",
+        "Count a request's input",
+        "responses",
+        InputTokens,
+        body=CountedRequest,
+        refused=RESPONSES,
+        errors=ERRORS,
+        parameters=(TOKEN,),
+    ),
+    Operation(
+        "get",
+        "/v1/responses/{response_id}",
+        "A stored response",
+        "responses",
+        ResponseObject,
+        chunk=ResponseEvent,
+        errors=(400, 401, 404, 503),
+        parameters=(
+            _ID,
+            query_parameter(
+                "stream",
+                "As events, if it was made with `background` and `stream`.",
+                {"type": "boolean"},
+            ),
+            query_parameter("starting_after", "With `stream`: only the events after this one.", _WHOLE),
+        ),
+    ),
+    Operation(
+        "delete",
+        "/v1/responses/{response_id}",
+        "Forget a stored response",
+        "responses",
+        DeletedResponse,
+        errors=(401, 404, 503),
+        parameters=(_ID,),
+    ),
+    Operation(
+        "post",
+        "/v1/responses/{response_id}/cancel",
+        "End a response in the background",
+        "responses",
+        ResponseObject,
+        errors=(400, 401, 404, 409, 503),
+        parameters=(_ID,),
+    ),
+    Operation(
+        "get",
+        "/v1/responses/{response_id}/input_items",
+        "What a stored response answers",
+        "responses",
+        ItemList,
+        errors=(400, 401, 404, 503),
+        parameters=(
+            _ID,
+            query_parameter("limit", "At most this many.", {"type": "integer", "minimum": 1, "maximum": 100}),
+            query_parameter("order", "By age; desc unless said otherwise.", {"enum": ["asc", "desc"]}),
+            query_parameter("after", "Begin after the item of this id.", {"type": "string"}),
+        ),
+    ),
+)
+
+
+def routes(services: Services) -> Blueprint:
+    """The routes, bound to `services`."""
+    blueprint = Blueprint("responses", __name__)
+    store, background = ResponseStore(services.database), Background(services)
+
+    async def replayed(id: str, after: int) -> Response:
+        replay = Replay(store, background, current_caller().owner, id, after)
+        await replay.check()
+        return await stream_response(replay.frames(), services.drain, replay.failure)
+
+    @blueprint.post("/v1/responses")
+    async def create() -> Response:
+        async with services.drain.interruptible():
+            asked = await read_body(parse_response)
+            if asked.background:
+                with background.place():
+                    run = await _started(services, asked)
+                    await background.begin(run, bool(asked.stream))
+                return await replayed(run.response.id, -1) if asked.stream else _json(run.response)
+            run = await _started(services, asked)
+            if asked.stream:
+                stream = ResponseStream(run, services, asked.stores)
+                return await stream_response(stream.frames(), services.drain, stream.failure)
+            return _json(await _whole(services, run, asked.stores))
+
+    @blueprint.post("/v1/responses/input_tokens")
+    async def input_tokens() -> Response:
+        asked = await read_body(parse_counted)
+        run = await _started(services, asked)
+        return _json(InputTokens(input_tokens=run.chat.generation.prompt_tokens))
+
+    @blueprint.get("/v1/responses/<response_id>")
+    async def retrieve(response_id: str) -> Response:
+        if _flag("stream"):
+            return await replayed(response_id, _number("starting_after", -1))
+        return _json((await store.get(current_caller().owner, response_id)).response)
+
+    @blueprint.delete("/v1/responses/<response_id>")
+    async def delete(response_id: str) -> Response:
+        await store.delete(current_caller().owner, response_id)
+        await _stop_making(services, response_id)
+        return _json(DeletedResponse(id=response_id))
+
+    @blueprint.post("/v1/responses/<response_id>/cancel")
+    async def cancel(response_id: str) -> Response:
+        return _json(await cancel_response(services, current_caller(), response_id))
+
+    @blueprint.get("/v1/responses/<response_id>/input_items")
+    async def items(response_id: str) -> Response:
+        page = Page.of(request.args)
+        stored = await store.get(current_caller().owner, response_id)
+        data, more = page_of(stored.items, page, lambda item: str(item["id"]))
+        ids = [str(item["id"]) for item in data]
+        first, last = (ids[0], ids[-1]) if ids else (None, None)
+        return _json(ItemList(data=data, first_id=first, last_id=last, has_more=more))
+
+    return blueprint
+
+
+def _flag(name: str) -> bool:
+    """A query parameter that is true or false. Raises InvalidRequest."""
+    value = request.args.get(name, "false")
+    if value not in ("true", "false"):
+        raise InvalidRequest(f"{name} must be true or false", param=name)
+    return value == "true"
+
+
+def _number(name: str, default: int) -> int:
+    """A query parameter that is a number from 0 up. Raises InvalidRequest."""
+    value = request.args.get(name)
+    if value is None:
+        return default
+    if not (value.isascii() and value.isdigit() and len(value) < 10):
+        raise InvalidRequest(f"{name} must be a number, 0 or more", param=name)
+    return int(value)
+
+
+def _json(answer: msgspec.Struct) -> Response:
+    return Response(ENCODER.encode(answer), content_type="application/json")
+
+
+async def answer_response(services: Services, asked: ResponseRequest, caller: Caller) -> ResponseObject:
+    """The whole response, stored if it is to be. Raises MotetError."""
+    return await _whole(services, await start_response(services, asked, caller), asked.stores)
+
+
+async def _started(services: Services, asked: Asked) -> ResponseRun:
+    """The current request's run. Raises MotetError."""
+    run = await start_response(services, asked, current_caller())
+    note_ignored(run.ignored)
+    return run
+
+
+async def _whole(services: Services, run: ResponseRun, stores: bool) -> ResponseObject:
+    """The whole response. If it was made and the disk is full then, its `store` is false. Raises MotetError."""
+    store, owner = ResponseStore(services.database), run.caller.owner
+    if stores:
+        await store.check_room(owner, Stored(run.response, run.items))
+    response = await run.whole(services)
+    if stores and not await stored_if_room(response.id, store.add(owner, Stored(response, run.items))):
+        return replace(response, store=False)
+    return response
+
+
+async def cancel_response(services: Services, caller: Caller, id: str) -> ResponseObject:
+    """The response, which is not made any further. Raises NotFound, InvalidRequest, Conflict."""
+    store = ResponseStore(services.database)
+    stored = await store.get(caller.owner, id)
+    if not stored.response.background:
+        raise InvalidRequest("only a response in the background can be cancelled", param="response_id")
+    if stored.response.status == "cancelled":
+        return stored.response
+    if stored.response.status not in RUNNING:
+        raise Conflict(f"the response is {stored.response.status} already", param="response_id")
+    if not await store.update(replace(stored.response, status="cancelled")):
+        now = (await store.get(caller.owner, id)).response.status
+        raise Conflict(f"the response is {now} already", param="response_id")
+    await _stop_making(services, id)
+    return (await store.get(caller.owner, id)).response
+
+
+async def _stop_making(services: Services, id: str) -> None:
+    """End what runs for the response, if anything does."""
+    with suppress(Unavailable):  # an engine that is away, or goes away now, makes nothing
+        await services.engine.cancel(id)

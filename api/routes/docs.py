@@ -1,0 +1,41 @@
+"""GET /openapi.json and GET /docs, a page that renders it. Both are made once and need no internet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.resources import files
+
+from quart import Blueprint, Response
+
+from motet.api.routes.openapi import openapi_document
+from motet.api.schema.objects import ENCODER
+from motet.api.schema.operations import Operation
+
+# The page's own script and style, and the document of this server: nothing else.
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'"
+)
+
+OPERATIONS = (
+    Operation("get", "/openapi.json", "This document", "server", None, says="OpenAPI 3.1."),
+    Operation("get", "/docs", "This document as a page", "server", None, media="text/html", says="Needs no internet."),
+)
+
+
+def routes(operations: Iterable[Operation]) -> Blueprint:
+    """The routes; the document describes `operations`."""
+    blueprint = Blueprint("docs", __name__)
+    document = ENCODER.encode(openapi_document(operations))
+    page = files("motet.api.routes").joinpath("docs_page.html").read_bytes()
+
+    @blueprint.get("/openapi.json")
+    async def openapi() -> Response:
+        return Response(document, content_type="application/json")
+
+    @blueprint.get("/docs")
+    async def docs() -> Response:
+        response = Response(page, content_type="text/html; charset=utf-8")
+        response.headers["content-security-policy"] = POLICY
+        return response
+
+    return blueprint

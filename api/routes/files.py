@@ -1,0 +1,239 @@
+"""Files: uploaded for batches, read back, listed and deleted."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, cast
+
+import msgspec
+from quart import Blueprint, Response, request
+
+from motet.api.http.caller import current_caller
+from motet.api.http.request_limits import FORM_BYTES, LimitedRequest, discard_body
+from motet.api.schema.batch_tokens import ADVICE, line_with_token
+from motet.api.schema.ignored_fields import note_ignored
+from motet.api.schema.objects import ENCODER
+from motet.api.schema.operations import Operation, path_parameter, query_parameter
+from motet.api.schema.parsing import Parsed, field_error
+from motet.api.services import Services
+from motet.api.storage.files import ExpiresAfter, FileObject, FileStore, new_file
+from motet.api.storage.paging import Page
+from motet.api.storage.uploads import Uploads
+from motet.core.disk_space import needs_room
+from motet.core.errors import InvalidRequest, MotetError, PayloadTooLarge, UnsupportedMediaType
+
+PURPOSES = ("batch", "user_data", "assistants", "evals", "fine-tune", "vision")
+EXPIRES_AFTER = {f"expires_after[{name}]": name for name in ExpiresAfter.__struct_fields__}
+"""An upload's form fields that say when the file is to be gone."""
+
+MAX_NAME = 255
+MAX_PAGE = 10_000
+_PIECE = 256 << 10
+
+
+class FileList(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of files."""
+
+    object: Literal["list"] = "list"
+    data: list[FileObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class DeletedFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that is gone."""
+
+    id: str
+    object: Literal["file"] = "file"
+    deleted: bool = True
+
+
+class UploadForm(msgspec.Struct, frozen=True, kw_only=True):
+    """What the form of an upload says of the file."""
+
+    purpose: str
+    expires_after: ExpiresAfter | None = None
+
+
+_UPLOAD: dict[str, Any] = {
+    "type": "object",
+    "required": ["file", "purpose"],
+    "properties": {
+        "file": {"type": "string", "format": "binary"},
+        "purpose": {"enum": list(PURPOSES), "description": "batch for the input of batches; others are only kept."},
+        "expires_after[anchor]": {"enum": ["created_at"]},
+        "expires_after[seconds]": {
+            "type": "integer",
+            "minimum": 3600,
+            "maximum": 2_592_000,
+            "description": "The file is gone so long after it was uploaded; without it, when it is deleted.",
+        },
+    },
+}
+_ID = path_parameter("file_id", "The file's id.")
+_AFTER = query_parameter("after", "Begin after the entry of this id.", {"type": "string"})
+
+OPERATIONS = (
+    Operation(
+        "post",
+        "/v1/files",
+        "Upload a file",
+        "files",
+        FileObject,
+        multipart=_UPLOAD,
+        errors=(400, 401, 413, 415, 429, 503),
+        meanings={
+            413: "The file is over --max-file, or there is no room for it under --max-files.",
+            415: "The body is not declared as multipart/form-data.",
+            429: "Too many uploads are under way.",
+        },
+    ),
+    Operation(
+        "get",
+        "/v1/files",
+        "The caller's files",
+        "files",
+        FileList,
+        errors=(400, 401, 503),
+        parameters=(
+            query_parameter("purpose", "Only these.", {"type": "string"}),
+            query_parameter("limit", "At most this many.", {"type": "integer", "minimum": 1, "maximum": MAX_PAGE}),
+            query_parameter("order", "By age; desc unless said otherwise.", {"enum": ["asc", "desc"]}),
+            _AFTER,
+        ),
+    ),
+    Operation(
+        "get", "/v1/files/{file_id}", "A file's facts", "files", FileObject, errors=(401, 404), parameters=(_ID,)
+    ),
+    Operation(
+        "delete", "/v1/files/{file_id}", "Forget a file", "files", DeletedFile, errors=(401, 404), parameters=(_ID,)
+    ),
+    Operation(
+        "get",
+        "/v1/files/{file_id}/content",
+        "A file's content",
+        "files",
+        None,
+        media="application/octet-stream",
+        errors=(401, 404),
+        parameters=(_ID,),
+        says="The bytes.",
+    ),
+)
+
+
+def file_store(services: Services) -> FileStore:
+    """The files of this server."""
+    return FileStore(services.database)
+
+
+def routes(services: Services) -> Blueprint:
+    """The routes, bound to `services`."""
+    blueprint = Blueprint("files", __name__)
+    store, uploads = file_store(services), Uploads(services.database)
+    max_file = services.settings.size("max_file") or 0
+
+    @blueprint.post("/v1/files")
+    async def upload() -> Response:
+        owner = current_caller().owner
+        try:
+            async with uploads.reserved(owner, _announced(max_file)) as upload_id:
+                with needs_room(), store.arriving(upload_id) as create:
+                    cast(LimitedRequest, request).spool = create
+                    file, content = await _uploaded(max_file)
+                    return _json(await store.adopt(owner, file, Path(content.name)))
+        except MotetError:
+            await discard_body(request)
+            raise
+
+    @blueprint.get("/v1/files")
+    async def listing() -> Response:
+        page = Page.of(request.args, MAX_PAGE, MAX_PAGE)
+        data, more = await store.list(current_caller().owner, request.args.get("purpose"), page)
+        first, last = (data[0].id, data[-1].id) if data else (None, None)
+        return _json(FileList(data=data, first_id=first, last_id=last, has_more=more))
+
+    @blueprint.get("/v1/files/<file_id>")
+    async def retrieve(file_id: str) -> Response:
+        return _json(await store.get(current_caller().owner, file_id))
+
+    @blueprint.delete("/v1/files/<file_id>")
+    async def delete(file_id: str) -> Response:
+        await store.delete(current_caller().owner, file_id)
+        return _json(DeletedFile(id=file_id))
+
+    @blueprint.get("/v1/files/<file_id>/content")
+    async def content(file_id: str) -> Response:
+        file, content = await store.open(current_caller().owner, file_id)
+        response = Response(_pieces(content), content_type="application/octet-stream")
+        response.headers["content-length"] = str(file.bytes)
+        response.timeout = None
+        return response
+
+    return blueprint
+
+
+def _announced(max_file: int) -> int:
+    """How long the upload is, which has not been read yet. Raises InvalidRequest, UnsupportedMediaType, and 413."""
+    if request.mimetype != "multipart/form-data":
+        raise UnsupportedMediaType("send the file as multipart/form-data", param="content-type")
+    if request.content_length is None:
+        raise InvalidRequest("an upload needs the header content-length", param="content-length")
+    if request.content_length > max_file + FORM_BYTES:
+        raise _too_large(max_file)
+    return request.content_length
+
+
+async def _uploaded(max_file: int) -> tuple[FileObject, BinaryIO]:
+    """The uploaded file's facts and its content. Raises InvalidRequest, PayloadTooLarge.
+
+    What nobody knows is named in the answer's header.
+    """
+    fields_sent, files = await request.form, await request.files
+    unknown = [name for name in (*fields_sent, *files) if name not in ("file", "purpose", *EXPIRES_AFTER)]
+    fields: dict[str, Any] = {"purpose": fields_sent.get("purpose")}
+    if fields["purpose"] not in PURPOSES:
+        code = "missing_required_parameter" if fields["purpose"] is None else "invalid_value"
+        raise InvalidRequest(f"purpose must be one of {', '.join(PURPOSES)}", param="purpose", code=code)
+    if expires := {name: fields_sent[field] for field, name in EXPIRES_AFTER.items() if field in fields_sent}:
+        fields["expires_after"] = expires
+    try:
+        parsed = Parsed(msgspec.convert(fields, UploadForm, strict=False), tuple(unknown))
+    except msgspec.ValidationError as error:
+        raise field_error(str(error), UploadForm) from None
+    sent, form = files.get("file"), parsed.request
+    if sent is None:
+        message = "file must come with a file name" if "file" in fields_sent else "file is missing"
+        raise InvalidRequest(message, param="file", code="missing_required_parameter")
+    content = cast(BinaryIO, sent.stream)
+    if content.seek(0, os.SEEK_END) > max_file:
+        raise _too_large(max_file)
+    if form.purpose == "batch":
+        await asyncio.to_thread(_refuse_token, content)
+    note_ignored(parsed.ignored)
+    name = "".join(letter for letter in sent.filename or "" if letter.isprintable())[:MAX_NAME]
+    return new_file(name or "file", form.purpose, form.expires_after), content
+
+
+def _refuse_token(content: BinaryIO) -> None:
+    """Raise InvalidRequest if a line of a batch's input has an adapter source's token."""
+    if (number := line_with_token(content)) is not None:
+        raise InvalidRequest(f"line {number}: {ADVICE}", param="file", code="token_in_file")
+
+
+def _too_large(max_file: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"the file is larger than {max_file} bytes (--max-file)", param="file")
+
+
+async def _pieces(content: BinaryIO) -> AsyncIterator[bytes]:
+    with content:
+        while piece := await asyncio.to_thread(content.read, _PIECE):
+            yield piece
+
+
+def _json(answer: msgspec.Struct) -> Response:
+    return Response(ENCODER.encode(answer), content_type="application/json")

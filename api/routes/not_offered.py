@@ -1,0 +1,95 @@
+"""Routes of OpenAI and of other servers that are not offered: a 404 that says so, and what to use instead."""
+
+from __future__ import annotations
+
+from quart import Blueprint, Response
+
+from motet.api.http.route_hints import near_miss, no_route
+from motet.api.schema.operations import Operation
+from motet.api.services import Services
+from motet.core.errors import NotFound
+
+OPERATIONS: tuple[Operation, ...] = ()
+
+KINDS = {
+    "moderations": "moderation",
+    "audio": "audio",
+    "images": "images",
+    "videos": "videos",
+    "realtime": "realtime sessions",
+    "fine_tuning": "fine-tuning",
+    "assistants": "assistants",
+    "threads": "threads",
+    "vector_stores": "vector stores",
+    "uploads": "uploads in parts; POST /v1/files takes whole files",
+    "evals": "evals",
+    "containers": "containers",
+    "conversations": "conversations; responses continue one another by previous_response_id",
+}
+METHODS = ["GET", "POST", "DELETE"]
+
+PLACES = {
+    ("/v1/chat/completions", "GET"): "stored chat completions; send POST to have a conversation answered",
+    ("/v1/chat/completions/<path:rest>", "GET"): "stored chat completions; responses are stored",
+    ("/v1/chat/completions/<path:rest>", "POST"): "stored chat completions; responses are stored",
+    ("/v1/chat/completions/<path:rest>", "DELETE"): "stored chat completions; responses are stored",
+    ("/v1/responses/compact", "POST"): "compaction; truncation shortens what is too long",
+    ("/v1/chat/completions/render", "POST"): "rendered prompts; POST /tokenize with messages gives the prompt's tokens",
+    ("/v1/completions/render", "POST"): "rendered prompts; POST /tokenize gives the prompt's tokens",
+    ("/v1/messages/batches", "GET"): "message batches; POST /v1/batches runs files of chat completions",
+    ("/v1/messages/batches", "POST"): "message batches; POST /v1/batches runs files of chat completions",
+    ("/v1/complete", "POST"): "Anthropic's text completions; use POST /v1/messages or POST /v1/completions",
+}
+"""Routes below those that exist."""
+
+_RERANKING = "reranking, which needs another kind of model; compare vectors of POST /v1/embeddings"
+_SCORING = "scores of pairs of texts; compare vectors of POST /v1/embeddings"
+_LOADING = "loading of adapters, since none is needed: name the adapter as model and it is loaded when first used"
+_UNLOADING = "unloading of adapters, since none is needed: adapters that are not used make room for others"
+_CLASSES = "classification, which needs another kind of model"
+_POOLING = "raw hidden states; POST /v1/embeddings gives pooled vectors"
+_PULLING = "changes of models through Ollama's API; adapters are found by their names, and GET /api/tags lists them"
+
+PROBABLE = {
+    **dict.fromkeys(("/rerank", "/v1/rerank", "/v2/rerank"), _RERANKING),
+    **dict.fromkeys(("/score", "/v1/score"), _SCORING),
+    **dict.fromkeys(("/v1/classify", "/v1/classifications"), _CLASSES),
+    **dict.fromkeys(("/pooling", "/v1/pooling"), _POOLING),
+    **dict.fromkeys(("/v1/load_lora_adapter", "/load_lora_adapter"), _LOADING),
+    **dict.fromkeys(("/v1/unload_lora_adapter", "/unload_lora_adapter"), _UNLOADING),
+    "/lora-adapters": "scales of loaded adapters; name the adapter as model, or send merged_adapters with weights",
+    "/props": "llama.cpp's properties; GET /info has the model and its limits, GET /tokenizer_info the chat template",
+    "/slots": "llama.cpp's slots; GET /health counts what runs and waits",
+    "/completion": "llama.cpp's completions; use POST /v1/completions",
+    "/infill": "llama.cpp's infill; use suffix of POST /v1/completions",
+    "/apply-template": "rendered prompts; POST /tokenize with messages gives the prompt's tokens",
+    "/get_model_info": "SGLang's model facts; use GET /info",
+    "/get_server_info": "SGLang's server facts; use GET /info",
+    "/api/embed": "Ollama's embeddings; use POST /v1/embeddings",
+    "/api/embeddings": "Ollama's embeddings; use POST /v1/embeddings",
+    "/api/ps": "Ollama's list of loaded models; GET /health counts the adapters on the device",
+    **dict.fromkeys(("/api/pull", "/api/push", "/api/create", "/api/copy", "/api/delete"), _PULLING),
+}
+"""Routes of other servers whose clients may be pointed here."""
+
+
+def routes(services: Services) -> Blueprint:
+    """The routes; they need nothing of `services`."""
+    blueprint = Blueprint("elsewhere", __name__)
+
+    def refuse(path: str, methods: list[str], what: str) -> None:
+        async def refusal(rest: str = "") -> Response:
+            if rest and (path, methods[0]) in PLACES and near_miss() is not None:
+                raise NotFound(no_route(), code="not_found")
+            raise NotFound(f"this server does not offer {what}", code="not_offered")
+
+        blueprint.add_url_rule(path, f"{path} {methods}".replace(".", "_"), refusal, methods=methods)
+
+    for path, what in PROBABLE.items():
+        refuse(path, METHODS, what)
+    for kind, what in KINDS.items():
+        for path in (f"/v1/{kind}", f"/v1/{kind}/<path:rest>"):
+            refuse(path, METHODS, what)
+    for (path, method), what in PLACES.items():
+        refuse(path, [method], what)
+    return blueprint

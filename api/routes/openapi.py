@@ -1,0 +1,174 @@
+"""GET /openapi.json: the routes as an OpenAPI 3.1 document. Every schema comes from the structs that the code uses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.metadata import version
+from typing import Any
+
+import msgspec
+
+from motet.api.http.auth import OPEN_PATHS
+from motet.api.http.errors import RETRY_AFTER_SECONDS
+from motet.api.schema.objects import ErrorBody
+from motet.api.schema.operations import STATUSES, Operation
+
+_PREFIX = "#/components/schemas/"
+_HEADERS = {
+    "x-request-id": {
+        "description": "The request's id: the client's own, if it sent one, else a new one.",
+        "schema": {"type": "string"},
+    },
+}
+_IGNORED = {
+    "x-motet-ignored": {
+        "description": "Fields of the body that the server does not know, comma-separated.",
+        "schema": {"type": "string"},
+    },
+}
+_RETRY = {
+    "retry-after": {"description": "Seconds to wait before asking again.", "schema": {"type": "integer"}},
+}
+_KEYS = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, where the server has any."},
+    "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same, elsewhere."},
+}
+_REQUEST_ID = {
+    "name": "x-request-id",
+    "in": "header",
+    "required": False,
+    "description": "Comes back on the response.",
+    "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"},
+}
+
+
+def _schema(kind: type[msgspec.Struct] | Mapping[str, Any]) -> dict[str, Any]:
+    return {"$ref": _PREFIX + kind.__name__} if isinstance(kind, type) else dict(kind)
+
+
+def _json(description: str, kind: type[msgspec.Struct] | Mapping[str, Any]) -> dict[str, Any]:
+    return {"description": description, "headers": _HEADERS, "content": {"application/json": {"schema": _schema(kind)}}}
+
+
+def _failure(operation: Operation, status: int) -> dict[str, Any]:
+    answer = _json({**STATUSES, **operation.meanings}[status], operation.failure)
+    return answer | ({"headers": {**_HEADERS, **_RETRY}} if status in RETRY_AFTER_SECONDS else {})
+
+
+def _is_open(operation: Operation) -> bool:
+    return operation.method == "get" and operation.path in OPEN_PATHS
+
+
+def _operation_id(operation: Operation) -> str:
+    """A name for generated clients' functions: `post_v1_chat_completions`."""
+    words = re.findall(r"\w+", operation.path) or ["root"]
+    return "_".join((operation.method, *words))
+
+
+def _refused(table: Mapping[str, object]) -> str:
+    fields = ", ".join(f"`{field}`" for field in sorted(table))
+    return (
+        "A field that is not listed is ignored, and named in the response header x-motet-ignored; but these would "
+        f"change the answer and are refused, unless their value changes nothing: {fields}."
+    )
+
+
+def _success(operation: Operation) -> dict[str, Any]:
+    schema = {} if operation.answer is None else {"schema": _schema(operation.answer)}
+    success: dict[str, Any] = {
+        "description": operation.says,
+        "headers": _HEADERS if operation.body is None else {**_HEADERS, **_IGNORED},
+        "content": {operation.media: schema},
+    }
+    if operation.chunk is not None:
+        success["content"]["text/event-stream"] = {"schema": _event(operation.chunk, operation.failure)}
+    if operation.lines:
+        success["content"]["application/x-ndjson"] = {}
+    return success
+
+
+def _event(chunk: type[msgspec.Struct] | Mapping[str, Any], failure: type[msgspec.Struct] | Mapping[str, Any]) -> Any:
+    """One of a stream's events, as an object of its fields."""
+    data = {
+        "description": "JSON of this kind; [DONE], where that ends the stream; after a failure in mid-stream, the "
+        "error's object.",
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": {"anyOf": [_schema(chunk), _schema(failure)]},
+    }
+    return {
+        "description": "With `stream`: server-sent events, each with these fields.",
+        "type": "object",
+        "properties": {"event": {"type": "string"}, "data": data},
+        "required": ["data"],
+    }
+
+
+def _request_body(operation: Operation) -> dict[str, Any]:
+    if operation.multipart is not None:
+        return {"required": True, "content": {"multipart/form-data": {"schema": dict(operation.multipart)}}}
+    assert operation.body is not None
+    content: dict[str, Any] = {"schema": _schema(operation.body)}
+    if operation.example is not None:
+        content["example"] = dict(operation.example)
+    return {"required": True, "content": {"application/json": content}}
+
+
+def _errors_of_every(operation: Operation) -> Iterator[int]:
+    """The statuses that no route has to itself."""
+    yield 500
+    if not _is_open(operation):
+        yield from (401, 403)
+    if operation.body is not None or operation.multipart is not None:
+        yield from (400, 408, 413)
+    if operation.body is not None:
+        yield 415
+
+
+def _described(operation: Operation) -> dict[str, Any]:
+    errors = sorted({*operation.errors, *_errors_of_every(operation)})
+    entry: dict[str, Any] = {
+        "operationId": _operation_id(operation),
+        "summary": operation.summary,
+        "tags": [operation.tag],
+        "parameters": [*operation.parameters, _REQUEST_ID],
+        "responses": {
+            "200": _success(operation),
+            **{str(status): _failure(operation, status) for status in errors},
+        },
+    }
+    if operation.refused is not None:
+        entry["description"] = _refused(operation.refused)
+    if operation.body is not None or operation.multipart is not None:
+        entry["requestBody"] = _request_body(operation)
+    if operation.unavailable is not None:
+        entry["responses"]["503"] = _json("Not now; `reason` says why.", operation.unavailable)
+        entry["responses"]["503"]["headers"] = {**_HEADERS, **_RETRY}
+    if _is_open(operation):
+        entry["security"] = []
+    return entry
+
+
+def openapi_document(operations: Iterable[Operation]) -> dict[str, Any]:
+    """The whole document for `operations`, ready to be encoded."""
+    paths: dict[str, dict[str, Any]] = {}
+    kinds: dict[str, type[msgspec.Struct]] = {ErrorBody.__name__: ErrorBody}
+    for operation in operations:
+        paths.setdefault(operation.path, {})[operation.method] = _described(operation)
+        own = (operation.body, operation.answer, operation.chunk, operation.unavailable, operation.failure)
+        for kind in (*own, *operation.parts):
+            if isinstance(kind, type):
+                assert kinds.setdefault(kind.__name__, kind) is kind, f"two structs are called {kind.__name__}"
+    _, components = msgspec.json.schema_components(kinds.values(), ref_template=_PREFIX + "{name}")
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Motet",
+            "version": version("motet"),
+            "description": "Many LoRA fine-tunes of one base model, served at once through OpenAI's API.",
+        },
+        "security": [*({name: []} for name in _KEYS), {}],
+        "paths": paths,
+        "components": {"schemas": components, "securitySchemes": _KEYS},
+    }

@@ -1,0 +1,21 @@
+"""What `motet plugins` shows: for each hook, the names that plugins have registered, and whose they are."""
+
+from __future__ import annotations
+
+from motet.core.plugin_registry import PluginRegistry
+
+
+def plugin_table(plugins: PluginRegistry) -> str:
+    """A table of hook, name and owner, one line a name, in the order in which they are tried."""
+    rows = [("HOOK", "NAME", "OWNER")]
+    for hook, shelf in plugins.shelves():
+        rows += [(hook, name, shelf.owners[name]) for name in shelf.items]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def print_plugins(plugins: PluginRegistry) -> None:
+    """Print the table."""
+    print(plugin_table(plugins))

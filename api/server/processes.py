@@ -1,0 +1,92 @@
+"""The API's processes: the workers, and the adapter registry where there are several. Imports no Quart.
+
+The supervisor keeps them alive with it: `start`, then `tick` some twenty times a second; at the end `drain`, `stop`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from motet.core.deployment import Deployment
+from motet.core.lifeline import ChildStart
+from motet.engine.child_process import WatchedProcess, start_child, stop_all
+
+TICK_SECONDS = 0.05
+
+COUNTERS = "PROMETHEUS_MULTIPROC_DIR"
+"""Names the directory in which several workers count together; prometheus_client reads it when it is imported."""
+
+ERROR_EVENT_SECONDS = 1.0
+"""After the drain, how long the workers may take to send the last errors and leave."""
+
+
+class ApiProcesses:
+    """`deployment.workers` workers on one listening socket, and their registry."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._deployment = deployment
+        self._run_directory = Path(deployment.run_directory)
+        self._counters = self._run_directory / "counters"
+        self._variables = dict(os.environ)
+        several = deployment.workers > 1
+        if several:
+            self._counters.mkdir()
+            self._variables[COUNTERS] = str(self._counters)
+        registry = WatchedProcess("adapter registry", self._run_directory, self._launch_registry)
+        self._registry = [registry] if several else []
+        self._workers = [
+            WatchedProcess(
+                f"API worker {index}" if several else "API worker",
+                self._run_directory,
+                partial(self._launch_worker, index),
+                self._forget_gauges,
+            )
+            for index in range(deployment.workers)
+        ]
+
+    def _launch_worker(self, index: int, start: ChildStart) -> subprocess.Popen[bytes]:
+        announce = index == 0 and not start.restarted
+        own = msgspec.structs.replace(self._deployment, index=index, announce=announce)
+        return start_child("motet.api.worker", own, start, descriptors=(own.socket,), variables=self._variables)
+
+    def _launch_registry(self, start: ChildStart) -> subprocess.Popen[bytes]:
+        return start_child("motet.api.adapters.process", self._deployment, start, variables=self._variables)
+
+    def _forget_gauges(self, pid: int) -> None:
+        """What a dead worker had open is over; what it counted stays counted."""
+        for path in self._counters.glob(f"gauge_live*_{pid}.db"):
+            path.unlink()
+
+    def start(self) -> None:
+        """Start them all; does not wait for them."""
+        for child in (*self._registry, *self._workers):
+            child.start()
+
+    def tick(self) -> None:
+        """Start again what has ended or hangs. Raises StartupError if one cannot start."""
+        for child in (*self._registry, *self._workers):
+            child.tick()
+
+    def drain(self, seconds: float, impatient: threading.Event) -> None:
+        """Let the workers finish their requests; a second Ctrl-C ends the patience."""
+        workers = [process for child in self._workers for process in child.processes]
+        for worker in workers:
+            worker.terminate()
+        deadline = time.monotonic() + seconds + ERROR_EVENT_SECONDS
+        while any(worker.poll() is None for worker in workers):
+            if time.monotonic() >= deadline or impatient.wait(TICK_SECONDS):
+                break
+        for worker in workers:
+            if worker.poll() is None:
+                worker.kill()
+
+    def stop(self) -> None:
+        """End what still runs."""
+        stop_all([process for child in (*self._workers, *self._registry) for process in child.processes])

@@ -1,0 +1,133 @@
+"""The plugin registry: calls every hook once and keeps what was registered, by kind and by name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Generic, TypeVar
+
+import pluggy
+
+from motet.core import hookspecs
+from motet.core.adapters import AdapterSource
+from motet.core.chat_templates import ChatTemplateFinder
+from motet.core.errors import StartupError
+from motet.core.models import ModelSource
+from motet.core.output_formats import OutputFormat
+from motet.core.settings import Settings
+from motet.core.tools import ToolParser
+
+DEFAULT_PLUGINS = (
+    "motet.plugins.hub",
+    "motet.plugins.local",
+    "motet.plugins.gguf",
+    "motet.plugins.smollm2",
+    "motet.plugins.demo",
+    "motet.plugins.chat_templates",
+    "motet.plugins.output_formats",
+    "motet.plugins.tool_parsers.hermes",
+    "motet.plugins.tool_parsers.llama3_json",
+)
+
+T = TypeVar("T")
+
+
+@dataclass
+class Shelf(Generic[T]):
+    """The objects of one kind, by name, in the order in which they are tried (latest registered first)."""
+
+    kind: str
+    base: type[object]
+    items: dict[str, T] = field(default_factory=dict)
+    owners: dict[str, str] = field(default_factory=dict)
+
+    def adder(self, owner: str) -> Callable[[str, T], None]:
+        """The `register` function for one plugin. Raises StartupError for a taken name and for no object of `base`."""
+
+        def register(name: str, item: T) -> None:
+            if isinstance(item, type):
+                raise StartupError(
+                    f"plugin {owner} registers the class {item.__qualname__} as {self.kind} {name!r}; "
+                    f"register an object of it: register({name!r}, {item.__qualname__}())"
+                )
+            if not isinstance(item, self.base):
+                raise StartupError(
+                    f"plugin {owner} registers a {type(item).__qualname__} as {self.kind} {name!r}; "
+                    f"its class must be derived from {self.base.__module__}.{self.base.__qualname__}"
+                )
+            if name in self.items:
+                raise StartupError(
+                    f"plugins {self.owners[name]} and {owner} both register the {self.kind} {name!r}; "
+                    "uninstall one of them"
+                )
+            self.items = {name: item, **self.items}
+            self.owners[name] = owner
+
+        return register
+
+
+class PluginRegistry:
+    """Everything that plugins have registered. `PluginRegistry.load()` is the usual way to make one."""
+
+    def __init__(self) -> None:
+        self.adapter_sources: Shelf[AdapterSource] = Shelf("adapter source", AdapterSource)
+        self.model_sources: Shelf[ModelSource] = Shelf("model source", ModelSource)
+        self.chat_templates: Shelf[ChatTemplateFinder] = Shelf("chat template", ChatTemplateFinder)
+        self.output_formats: Shelf[OutputFormat] = Shelf("output format", OutputFormat)
+        self.tool_parsers: Shelf[ToolParser] = Shelf("tool parser", ToolParser)
+        self._manager = pluggy.PluginManager(hookspecs.PROJECT)
+        self._manager.add_hookspecs(hookspecs)
+
+    def shelves(self) -> tuple[tuple[str, Shelf[object]], ...]:
+        """Each hook's name with its shelf."""
+        return (
+            ("register_adapter_sources", self.adapter_sources),  # type: ignore[return-value]
+            ("register_model_sources", self.model_sources),
+            ("register_chat_templates", self.chat_templates),
+            ("register_output_formats", self.output_formats),
+            ("register_tool_parsers", self.tool_parsers),
+        )
+
+    def add(self, plugin: object, owner: str) -> None:
+        """Call every hook that `plugin` implements. Raises StartupError naming `owner` if it fails."""
+        try:
+            self._manager.register(plugin, name=owner)
+            self._manager.check_pending()
+            for hook, shelf in self.shelves():
+                implementation = getattr(plugin, hook, None)
+                if implementation is not None:
+                    implementation(register=shelf.adder(owner))
+        except StartupError:
+            raise
+        except Exception as error:
+            raise StartupError(f"plugin {owner} failed to register: {error!r}") from error
+
+    def configure(self, settings: Settings) -> None:
+        """Hand every source the server's settings. Raises StartupError naming the setting or the owner."""
+        for shelf in (self.adapter_sources, self.model_sources):
+            for name, source in shelf.items.items():
+                try:
+                    source.configure(settings)
+                except StartupError:
+                    raise
+                except Exception as error:
+                    owner = shelf.owners[name]
+                    raise StartupError(f"plugin {owner}: {shelf.kind} {name!r}: {error!r}") from error
+
+    @classmethod
+    def load(cls, modules: Iterable[str] = DEFAULT_PLUGINS, *, installed: bool = True) -> PluginRegistry:
+        """A registry of the built-ins and, unless `installed` is False, of every installed plugin."""
+        registry = cls()
+        for module in modules:
+            registry.add(importlib.import_module(module), module)
+        if installed:
+            for point in sorted(entry_points(group=hookspecs.PROJECT), key=lambda p: p.name):
+                owner = f"{point.name} ({point.dist.name})" if point.dist else point.name
+                try:
+                    plugin = point.load()
+                except Exception as error:
+                    raise StartupError(f"plugin {owner} failed to import: {error!r}") from error
+                registry.add(plugin, owner)
+        return registry

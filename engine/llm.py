@@ -1,0 +1,99 @@
+"""The engine as a library: from Python, without HTTP, for offline batches.
+
+async with Engine.open(model_directory, Settings(shards=2)) as engine:
+    adapter = await engine.adapter(Path("my-lora"))
+    tokens = await engine.complete(prompt_ids, SamplingParams(max_tokens=32), adapter)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from motet.core.messages import AdapterPart, PreparedAdapter, Submit, TokenEvent
+from motet.core.sampling_params import SamplingParams
+from motet.core.settings import Settings
+from motet.engine.client.engine_client import EngineClient
+from motet.engine.client.loader_client import LoaderClient
+from motet.engine.engine_config import engine_spec
+from motet.engine.processes import EngineProcesses
+
+START_SECONDS = 300.0
+TICK_SECONDS = 0.05
+
+
+@dataclass
+class Engine:
+    """An engine of its own, with its processes; made by `open`."""
+
+    processes: EngineProcesses
+    client: EngineClient
+    loader: LoaderClient
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, directory: Path, settings: Settings) -> AsyncIterator[Engine]:
+        """Start an engine for the model in `directory`, ready to use; ends it on leaving.
+
+        Raises StartupError or Unavailable if it does not come up.
+        """
+        processes = EngineProcesses(engine_spec(settings, directory), settings.shards, directory.name)
+        engine = cls(
+            processes,
+            EngineClient(processes.engine_address, processes.state_address),
+            LoaderClient(processes.loader_address),
+        )
+        processes.start()
+        keeper = asyncio.create_task(engine._keep())
+        try:
+            await engine.client.start()
+            await engine.loader.start()
+            ready = asyncio.create_task(engine.client.wait_ready(START_SECONDS))
+            await asyncio.wait({keeper, ready}, return_when=asyncio.FIRST_COMPLETED)
+            if keeper.done():
+                ready.cancel()
+                await keeper
+            await ready
+            yield engine
+        finally:
+            keeper.cancel()
+            await asyncio.gather(keeper, return_exceptions=True)
+            await engine.client.close()
+            await engine.loader.close()
+            await asyncio.to_thread(processes.stop)
+
+    async def adapter(self, directory: Path) -> PreparedAdapter:
+        """Prepare and register the PEFT adapter in `directory`. Raises AdapterRefused with what is wrong."""
+        return await self.merged([AdapterPart(str(directory))])
+
+    async def merged(self, parts: Sequence[AdapterPart]) -> PreparedAdapter:
+        """Prepare and register the weighted sum of the PEFT adapters in `parts`. Raises AdapterRefused."""
+        prepared = await self.loader.prepare(parts)
+        await self.client.register(prepared)
+        return prepared
+
+    async def complete(
+        self, prompt: Sequence[int], params: SamplingParams, adapter: PreparedAdapter | None = None
+    ) -> list[TokenEvent]:
+        """All tokens that continue `prompt` (token ids). Raises MotetError as EngineClient.generate does."""
+        fingerprint = adapter.fingerprint if adapter else None
+        request = Submit(uuid.uuid4().hex, tuple(prompt), params, fingerprint)
+        return [event async for events in self.client.generate(request) for event in events]
+
+    async def embed(
+        self, prompt: Sequence[int], pool: Literal["last", "mean"] = "last", adapter: PreparedAdapter | None = None
+    ) -> tuple[float, ...]:
+        """The last hidden state of `prompt`'s last token, or the mean over all of them. Raises as `complete` does."""
+        fingerprint = adapter.fingerprint if adapter else None
+        params = SamplingParams(max_tokens=0)
+        return await self.client.embed(Submit(uuid.uuid4().hex, tuple(prompt), params, fingerprint, pool=pool))
+
+    async def _keep(self) -> None:
+        while True:
+            await asyncio.to_thread(self.processes.tick)
+            await asyncio.sleep(TICK_SECONDS)

@@ -1,0 +1,80 @@
+"""Copies prepared adapters into the pools in a thread, beside the running steps."""
+
+from __future__ import annotations
+
+import functools
+import queue
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+from loguru import logger
+from safetensors.torch import load
+
+from motet.core.digests import digest
+from motet.engine.lora.pool import LoraPool
+from motet.engine.schedule.plan import InstallAdapter, Installed
+
+REMEMBERED = 4096
+"""Files that are known to be whole."""
+
+
+class Installer:
+    """One rank's installations. `start` from the step loop, `finish` between steps."""
+
+    def __init__(self, pool: LoraPool, rank: int) -> None:
+        self._pool, self._rank = pool, rank
+        self._done: queue.SimpleQueue[tuple[InstallAdapter, str]] = queue.SimpleQueue()
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="install")
+        self._intact: dict[Path, tuple[int, int, int]] = {}  # files whose digests were right, as they were then
+        self.running = 0
+
+    def start(self, install: InstallAdapter) -> None:
+        """Begin copying; the slot's pages are nobody else's."""
+        self._pool.clear(install.slot)
+        self.running += 1
+        self._threads.submit(self._copy, install)
+
+    def finish(self) -> list[Installed]:
+        """Point the slots of finished copies at their pages; what to report for each."""
+        reports = []
+        while not self._done.empty():
+            install, error = self._done.get()
+            self.running -= 1
+            if not error:
+                error = _attempt(functools.partial(self._pool.point, install))
+            reports.append(Installed(self._rank, install.slot, install.fingerprint, error))
+        return reports
+
+    def _copy(self, install: InstallAdapter) -> None:
+        path = Path(install.files[self._rank])
+        error = _attempt(lambda: self._pool.copy(install, load(self._read(path, install))))
+        if error:  # the next request has it prepared again
+            with suppress(OSError):
+                path.unlink()
+        self._done.put((install, error))
+
+    def _read(self, path: Path, install: InstallAdapter) -> bytes:
+        """The rank's file. Raises ValueError if it is damaged; looked into once, and again when it has changed."""
+        # Read, not mapped: a file that shrinks under a mapping would kill the process.
+        data = path.read_bytes()
+        if install.digests:
+            state = path.stat()
+            seen = (state.st_ino, state.st_mtime_ns, state.st_size)
+            if self._intact.get(path) != seen and digest(data) != install.digests[self._rank]:
+                raise ValueError(f"{path} is damaged")
+            self._intact[path] = seen
+            while len(self._intact) > REMEMBERED:
+                del self._intact[next(iter(self._intact))]
+        return data
+
+
+def _attempt(work: Callable[[], None]) -> str:
+    """Do `work`; whatever goes wrong is one adapter's failure and not the engine's. Its name, or nothing."""
+    try:
+        work()
+    except Exception as failure:
+        logger.exception("installing an adapter failed")
+        return type(failure).__name__
+    return ""

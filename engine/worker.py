@@ -1,0 +1,185 @@
+"""The process of one rank: `python -m motet.engine.worker SPEC`. Rank 0 leads, the others follow its plans."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+from loguru import logger
+
+from motet.core.heartbeat import SERVING, Heartbeat
+from motet.core.lifeline import follow_parent, run_child
+from motet.core.logs import configure_logging
+from motet.core.models import ModelInfo
+from motet.engine.engine_config import EngineSpec
+
+if TYPE_CHECKING:
+    from motet.engine.model_runner import Runner
+
+
+class RankSpec(msgspec.Struct, frozen=True):
+    """One rank's part of an engine. `store` is a fresh file through which the ranks find each other."""
+
+    rank: int
+    size: int
+    epoch: str
+    name: str
+    engine: EngineSpec
+    engine_address: str
+    ranks_address: str
+    store: str
+    kernel_cache: str
+
+
+def _prepare_environment(spec: RankSpec) -> None:
+    """What has to be set before torch and Numba are imported."""
+    threads = str(spec.engine.threads)
+    os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = threads
+    os.environ.setdefault("NUMBA_CACHE_DIR", spec.kernel_cache)
+    os.environ.setdefault("NUMBA_THREADING_LAYER_PRIORITY", "omp workqueue tbb")
+    # Idle threads soon sleep: whoever else uses the cores is not kept from them, which would keep us waiting too.
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    # Numba wants the system's OpenMP by its file's name; loaded first, it serves torch as well, and there is one pool
+    # of threads instead of two that fight. Where there is none, Numba brings its own pool.
+    with contextlib.suppress(ImportError):
+        importlib.import_module("numba.np.ufunc.omppool")
+
+
+def lead(spec: RankSpec, heartbeat: Heartbeat) -> None:
+    """Load, tell everybody that the engine is up, and run until SIGTERM."""
+    from motet.engine.distributed.transport import LeaderSockets
+    from motet.engine.engine_core import EngineCore
+    from motet.engine.schedule.adapter_slots import AdapterSlots
+    from motet.engine.schedule.block_manager import BlockPool
+    from motet.engine.schedule.scheduler import Limits, Scheduler
+
+    runner = _load(spec, heartbeat)
+    room = runner.capacity
+    scheduler = Scheduler(
+        BlockPool(room.blocks, room.block_size),
+        AdapterSlots(spec.engine.adapter_slots, dict.fromkeys(runner.modules, runner.pages)),
+        Limits(spec.engine.batch_tokens, spec.engine.sequences),
+        spec.epoch,
+    )
+    model = ModelInfo(
+        name=spec.name,
+        architecture=runner.config.architecture,
+        directory=spec.engine.directory,
+        vocab_size=runner.config.vocab_size,
+        max_context=room.max_context,
+        dtype=str(runner.dtype).removeprefix("torch."),
+        shards=spec.size,
+        eos_token_ids=runner.config.eos_token_ids,
+        device=runner.device.type,
+        hidden_size=runner.config.hidden_size,
+    )
+    if spec.size > 1:
+        heartbeat.enter("waiting for the other ranks")
+    sockets = LeaderSockets(spec.engine_address, spec.ranks_address, spec.size - 1)
+    core = EngineCore(runner, model, scheduler, sockets)
+    logger.bind(
+        engine=spec.epoch,
+        model=model.name,
+        device=str(runner.device),
+        dtype=model.dtype,
+        shards=model.shards,
+        attention=runner.attention.name,
+        lora_kernels="numba" if model.device == "cpu" else "triton",
+        threads=spec.engine.threads,
+        max_context=model.max_context,
+        cache_tokens=room.blocks * room.block_size,
+        adapter_slots=spec.engine.adapter_slots,
+        adapter_pages=runner.pages,
+        batch_tokens=spec.engine.batch_tokens,
+    ).info("engine ready")
+    core.heartbeat = heartbeat
+    heartbeat.enter(SERVING)
+    signal.signal(signal.SIGTERM, lambda *_: core.stop())
+    core.run()
+    sockets.close()
+
+
+def follow(spec: RankSpec, heartbeat: Heartbeat) -> None:
+    """Load, and do as rank 0 says until Shutdown."""
+    from motet.engine.distributed.transport import FollowerSocket
+    from motet.engine.lora.adapter_installer import Installer
+    from motet.engine.schedule.plan import ClearSlot, InstallAdapter, Shutdown, StepPlan
+
+    runner = _load(spec, heartbeat)
+    installer = Installer(runner.pool, spec.rank)
+    socket = FollowerSocket(spec.ranks_address, spec.rank)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    heartbeat.enter(SERVING)
+    while True:
+        message = socket.receive(2 if installer.running else 1000)
+        for report in installer.finish():
+            socket.report(report)
+        match message:
+            case StepPlan():
+                runner.execute(message)
+                runner.share([], sum(s.sample for s in message.sequences))
+            case InstallAdapter():
+                installer.start(message)
+            case ClearSlot():
+                runner.pool.clear(message.slot)
+            case Shutdown():
+                socket.close()
+                return
+
+
+def _load(spec: RankSpec, heartbeat: Heartbeat) -> Runner:
+    """This rank's runner, ready to serve."""
+    from motet.engine.distributed.process_group import ShardGroup, join
+    from motet.engine.model_runner import Runner, resolve_device
+
+    _set_torch_threads(spec.engine.threads)
+    device = resolve_device(spec.engine, spec.rank)
+    heartbeat.enter("loading the model")
+    runner = Runner(spec.engine, join(ShardGroup(spec.rank, spec.size), spec.store, device), device)
+    if device.type == "cpu" and not _has_kernels(Path(os.environ["NUMBA_CACHE_DIR"])):
+        heartbeat.enter("compiling the CPU kernels, once; about a minute")
+    else:
+        heartbeat.enter("running a first step")
+    runner.warm_up()
+    return runner
+
+
+def _set_torch_threads(threads: int) -> None:
+    """What OMP_NUM_THREADS says, also where MKL would take no more than there are cores."""
+    import torch
+
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
+def _has_kernels(cache: Path) -> bool:
+    """Whether `cache` has compiled CPU kernels that are not older than their sources."""
+    sources = [Path(__file__).with_name("kernels") / name for name in ("cpu.py", "sampling.py")]
+    newest = max(source.stat().st_mtime for source in sources)
+    return all(
+        any(file.stat().st_mtime >= newest for file in cache.glob(f"*/{source.stem}.*.nbi")) for source in sources
+    )
+
+
+def _run(spec: RankSpec, heartbeat: Heartbeat) -> None:
+    heartbeat.enter("importing PyTorch")
+    _prepare_environment(spec)
+    (lead if spec.rank == 0 else follow)(spec, heartbeat)
+
+
+def main() -> None:
+    """Run the rank that argv[1] describes; exit code 2 when it cannot start."""
+    spec = msgspec.json.decode(sys.argv[1], type=RankSpec)
+    follow_parent()
+    configure_logging(process=f"rank-{spec.rank}")
+    run_child("engine", lambda heartbeat: _run(spec, heartbeat))
+
+
+if __name__ == "__main__":
+    main()
