@@ -15,7 +15,7 @@ from motet.core.blocking import BlockingCalls
 from motet.core.errors import InvalidRequest, MotetError, Unavailable
 from motet.core.excerpt import shortened
 from motet.core.output_formats import GrammarSpec, OutputFormat
-from motet.engine.client.subprocess_pool import LanePool
+from motet.engine.client.subprocess_pool import SubprocessPool
 from motet.engine.client.subprocess_worker import Crashed, TooSlow
 
 MAX_GRAMMAR_CHARACTERS = 256 * 1024
@@ -49,7 +49,7 @@ class GrammarChecker:
         self._formats = BlockingCalls("output-formats", per_key=8)
         self._known: OrderedDict[GrammarSpec, tuple[str, float]] = OrderedDict()
         # Grammars that take their whole time delay no other owner's, and nothing else of the server.
-        self._lanes = LanePool(_WORKER, _TASK, MAX_SECONDS, count=2, room=MAX_WAITING)
+        self._lanes = SubprocessPool(_WORKER, _TASK, MAX_SECONDS, count=2, room=MAX_WAITING)
 
     async def close(self) -> None:
         """End the processes."""

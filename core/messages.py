@@ -101,10 +101,10 @@ class Hello(msgspec.Struct, frozen=True, tag=True):
     """A client's first message, and its question whether the engine is still the one that it knows."""
 
 
-class Submit(msgspec.Struct, frozen=True, tag=True):
+class AddRequest(msgspec.Struct, frozen=True, tag=True):
     """Start a sequence. `id` is globally unique; `adapter` is the fingerprint of a registered adapter.
 
-    `group`, OWNER:REQUEST, is what the sequences of a request have in common; Cancel names it. `leader` is the id
+    `group`, OWNER:REQUEST, is what the sequences of a request have in common; Cancel names it. `prefix_of` is the id
     of a sequence submitted before with the same prompt and adapter, whose keys and values of the prompt this one
     shares. `model` is what the request called the model; gateways see it in AdapterUse. Lower `priority` goes
     first. With `pool`, nothing is generated: the answer is Embedded, the prompt's last hidden states (after the
@@ -117,7 +117,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     adapter: str | None = None
     grammar: GrammarSpec | None = None
     group: str = ""
-    leader: str | None = None
+    prefix_of: str | None = None
     priority: int = 0
     pool: Literal["last", "mean"] | None = None
     model: str = ""
@@ -132,7 +132,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
         return group in (self.group, self.id.rpartition("-")[0])
 
 
-class Stop(msgspec.Struct, frozen=True, tag=True):
+class AbortRequest(msgspec.Struct, frozen=True, tag=True):
     """End a sequence now: its text is complete, or nobody reads it any more. Unknown ids are ignored."""
 
     id: str
@@ -145,30 +145,30 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
 
 
 class RegisterAdapter(msgspec.Struct, frozen=True, tag=True):
-    """Make a prepared adapter known, so that Submit may name it. Idempotent."""
+    """Make a prepared adapter known, so that AddRequest may name it. Idempotent."""
 
     adapter: PreparedAdapter
 
 
-class AskStats(msgspec.Struct, frozen=True, tag=True):
+class GetStats(msgspec.Struct, frozen=True, tag=True):
     """Ask for EngineStats."""
 
 
-class AskAdapterUse(msgspec.Struct, frozen=True, tag=True):
+class GetAdapterUse(msgspec.Struct, frozen=True, tag=True):
     """Ask for AdapterUse."""
 
 
-ToEngine: TypeAlias = Hello | Submit | Stop | Cancel | RegisterAdapter | AskStats | AskAdapterUse
+ToEngine: TypeAlias = Hello | AddRequest | AbortRequest | Cancel | RegisterAdapter | GetStats | GetAdapterUse
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The engine's answer to Hello. Another `epoch` than before means that all earlier sequences are gone."""
+    """The engine's answer to Hello. Another `engine_id` than before means that all earlier sequences are gone."""
 
-    epoch: str
+    engine_id: str
     model: ModelInfo
 
 
-class TokenScore(msgspec.Struct, frozen=True, array_like=True):
+class PromptLogprob(msgspec.Struct, frozen=True, array_like=True):
     """A token of the prompt, the model's logprob for it (None for the first), and the likeliest (id, logprob) there."""
 
     token: int
@@ -192,11 +192,11 @@ class TokenEvent(msgspec.Struct, frozen=True, array_like=True):
     finish: FinishReason | None = None
     stop_id: int | None = None
     waited: float = 0.0
-    prompt: tuple[TokenScore, ...] = ()
+    prompt: tuple[PromptLogprob, ...] = ()
 
 
 class Embedded(msgspec.Struct, frozen=True, tag=True):
-    """The answer to a Submit with `pool`: the vector, in fp32."""
+    """The answer to a AddRequest with `pool`: the vector, in fp32."""
 
     id: str
     vector: tuple[float, ...]

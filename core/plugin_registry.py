@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 @dataclass
-class Shelf(Generic[T]):
+class Registry(Generic[T]):
     """The objects of one kind, by name, in the order in which they are tried (latest registered first)."""
 
     kind: str
@@ -72,16 +72,16 @@ class PluginRegistry:
     """Everything that plugins have registered. `PluginRegistry.load()` is the usual way to make one."""
 
     def __init__(self) -> None:
-        self.adapter_sources: Shelf[AdapterSource] = Shelf("adapter source", AdapterSource)
-        self.model_sources: Shelf[ModelSource] = Shelf("model source", ModelSource)
-        self.chat_templates: Shelf[ChatTemplateFinder] = Shelf("chat template", ChatTemplateFinder)
-        self.output_formats: Shelf[OutputFormat] = Shelf("output format", OutputFormat)
-        self.tool_parsers: Shelf[ToolParser] = Shelf("tool parser", ToolParser)
+        self.adapter_sources: Registry[AdapterSource] = Registry("adapter source", AdapterSource)
+        self.model_sources: Registry[ModelSource] = Registry("model source", ModelSource)
+        self.chat_templates: Registry[ChatTemplateFinder] = Registry("chat template", ChatTemplateFinder)
+        self.output_formats: Registry[OutputFormat] = Registry("output format", OutputFormat)
+        self.tool_parsers: Registry[ToolParser] = Registry("tool parser", ToolParser)
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
 
-    def shelves(self) -> tuple[tuple[str, Shelf[object]], ...]:
-        """Each hook's name with its shelf."""
+    def registries(self) -> tuple[tuple[str, Registry[object]], ...]:
+        """Each hook's name with its registry."""
         return (
             ("register_adapter_sources", self.adapter_sources),  # type: ignore[return-value]
             ("register_model_sources", self.model_sources),
@@ -95,10 +95,10 @@ class PluginRegistry:
         try:
             self._manager.register(plugin, name=owner)
             self._manager.check_pending()
-            for hook, shelf in self.shelves():
+            for hook, registry in self.registries():
                 implementation = getattr(plugin, hook, None)
                 if implementation is not None:
-                    implementation(register=shelf.adder(owner))
+                    implementation(register=registry.adder(owner))
         except StartupError:
             raise
         except Exception as error:
@@ -106,15 +106,15 @@ class PluginRegistry:
 
     def configure(self, settings: Settings) -> None:
         """Hand every source the server's settings. Raises StartupError naming the setting or the owner."""
-        for shelf in (self.adapter_sources, self.model_sources):
-            for name, source in shelf.items.items():
+        for registry in (self.adapter_sources, self.model_sources):
+            for name, source in registry.items.items():
                 try:
                     source.configure(settings)
                 except StartupError:
                     raise
                 except Exception as error:
-                    owner = shelf.owners[name]
-                    raise StartupError(f"plugin {owner}: {shelf.kind} {name!r}: {error!r}") from error
+                    owner = registry.owners[name]
+                    raise StartupError(f"plugin {owner}: {registry.kind} {name!r}: {error!r}") from error
 
     @classmethod
     def load(cls, modules: Iterable[str] = DEFAULT_PLUGINS, *, installed: bool = True) -> PluginRegistry:

@@ -10,7 +10,7 @@ from motet.core.machine import cpu_count
 from motet.core.settings import Settings
 
 
-class EngineSpec(msgspec.Struct, frozen=True):
+class EngineConfig(msgspec.Struct, frozen=True):
     """What a rank has to know of the settings, with sizes in bytes (None: decide here)."""
 
     directory: str
@@ -26,9 +26,9 @@ class EngineSpec(msgspec.Struct, frozen=True):
     threads: int
 
 
-def engine_spec(settings: Settings, directory: Path) -> EngineSpec:
+def engine_config_of(settings: Settings, directory: Path) -> EngineConfig:
     """The spec for `settings` and the model in `directory`."""
-    return EngineSpec(
+    return EngineConfig(
         directory=str(directory),
         device=settings.device,
         dtype=settings.dtype,

@@ -7,19 +7,19 @@ import time
 from motet.core.errors import Conflict, ErrorInfo, InvalidRequest, MotetError, Overloaded, Unavailable
 from motet.core.heartbeat import Heartbeat
 from motet.core.messages import (
-    AskAdapterUse,
-    AskStats,
+    AbortRequest,
+    AddRequest,
     Cancel,
     Cancelled,
     Embedded,
     EngineStats,
     FinishReason,
+    GetAdapterUse,
+    GetStats,
     Hello,
     Ready,
     RegisterAdapter,
     SequenceFailure,
-    Stop,
-    Submit,
     ToEngine,
     TokenEvent,
     Tokens,
@@ -28,11 +28,11 @@ from motet.core.models import ModelInfo
 from motet.engine.distributed.transport import LeaderSockets
 from motet.engine.grammars import Grammars
 from motet.engine.lora.adapter_installer import Installer
-from motet.engine.model_runner import Runner
+from motet.engine.model_runner import ModelRunner
 from motet.engine.prompt_results import PromptResults
 from motet.engine.reporter import Reporter
 from motet.engine.sampling.grammar import GrammarCompiler
-from motet.engine.sampling.sampler import Choice, Sampler
+from motet.engine.sampling.sampler import SampledToken, Sampler
 from motet.engine.schedule.plan import InstallAdapter, Installed, Shutdown
 from motet.engine.schedule.scheduler import Scheduler
 from motet.engine.schedule.sequence import Sequence
@@ -51,7 +51,7 @@ MAX_OWNED = MAX_WAITING // 2
 class EngineCore:
     """The engine's decisions. `run` returns when `stop` was called or Shutdown is asked for."""
 
-    def __init__(self, runner: Runner, model: ModelInfo, scheduler: Scheduler, sockets: LeaderSockets) -> None:
+    def __init__(self, runner: ModelRunner, model: ModelInfo, scheduler: Scheduler, sockets: LeaderSockets) -> None:
         self.scheduler = scheduler
         self._runner, self._model, self._sockets = runner, model, sockets
         self._installer = Installer(runner.pool, rank=0)
@@ -107,10 +107,10 @@ class EngineCore:
     def _handle(self, client: bytes, message: ToEngine) -> None:
         match message:
             case Hello():
-                self._sockets.send(client, Ready(self.scheduler.epoch, self._model))
-            case Submit():
+                self._sockets.send(client, Ready(self.scheduler.engine_id, self._model))
+            case AddRequest():
                 self._submit(client, message)
-            case Stop():
+            case AbortRequest():
                 self._end(message.id)
             case Cancel():
                 self._sockets.send(client, Cancelled(message.group, self._cancel(message.group)))
@@ -119,12 +119,12 @@ class EngineCore:
                     self.scheduler.register(message.adapter)
                 except MotetError as error:
                     self._refused[message.adapter.fingerprint] = error.info()
-            case AskStats():
+            case GetStats():
                 self._sockets.send(client, self._stats())
-            case AskAdapterUse():
+            case GetAdapterUse():
                 self._sockets.send(client, self._reporter.adapter_use())
 
-    def _submit(self, client: bytes, request: Submit) -> None:
+    def _submit(self, client: bytes, request: AddRequest) -> None:
         error = self._objection(request)
         if error is not None:
             self._sockets.send(client, SequenceFailure(request.id, error))
@@ -144,7 +144,7 @@ class EngineCore:
             return f"{MAX_OWNED} sequences of this key run or wait already"
         return None
 
-    def _objection(self, request: Submit) -> ErrorInfo | None:
+    def _objection(self, request: AddRequest) -> ErrorInfo | None:
         """Why the engine cannot take a request, if so: what is let in must not be able to fail a step."""
         size, context = self._model.vocab_size, self._model.max_context
         if request.adapter in self._refused:
@@ -184,7 +184,7 @@ class EngineCore:
                 self._sockets.send(client, SequenceFailure(request.id, error))
             else:
                 self.scheduler.add(request, client, time.monotonic())
-        told: list[tuple[Sequence, Choice, bool]] = []
+        told: list[tuple[Sequence, SampledToken, bool]] = []
         for move in self._grammars.taken():
             if move.follower.error is not None:
                 self._fail(move.sequence, move.follower.error)
@@ -226,8 +226,8 @@ class EngineCore:
         tokens = [choice.token for choice in choices]
         self._runner.share(tokens, len(tokens))
         self.scheduler.sampled(step, tokens)
-        told: list[tuple[Sequence, Choice, bool]] = []
-        to_take: list[tuple[Sequence, Choice, bool]] = []
+        told: list[tuple[Sequence, SampledToken, bool]] = []
+        to_take: list[tuple[Sequence, SampledToken, bool]] = []
         for sequence, choice in zip(step.rows, choices, strict=True):
             ends = choice.token in sequence.ending_ids
             if self._grammars.follows(sequence.id) and not ends:
@@ -237,7 +237,7 @@ class EngineCore:
         self._grammars.take(to_take)
         self._tell(told)
 
-    def _tell(self, told: list[tuple[Sequence, Choice, bool]]) -> None:
+    def _tell(self, told: list[tuple[Sequence, SampledToken, bool]]) -> None:
         """Send out sampled tokens, each with whether the text is complete with it."""
         events: dict[bytes, list[TokenEvent]] = {}
         for sequence, choice, complete in told:
@@ -255,7 +255,7 @@ class EngineCore:
         longest = sequence.request.params.max_tokens
         return len(sequence.output) >= longest or sequence.length >= self._model.max_context
 
-    def _event(self, sequence: Sequence, choice: Choice, complete: bool) -> TokenEvent:
+    def _event(self, sequence: Sequence, choice: SampledToken, complete: bool) -> TokenEvent:
         """What to tell about a sampled token."""
         finish: FinishReason | None = "stop" if complete else "length" if self._full(sequence) else None
         stop_id = choice.token if choice.token in sequence.ending_ids else None

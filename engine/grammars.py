@@ -15,9 +15,9 @@ from time import thread_time
 from torch import Tensor
 
 from motet.core.errors import ErrorInfo, MotetError
-from motet.core.messages import Submit
+from motet.core.messages import AddRequest
 from motet.engine.sampling.grammar import Grammar, GrammarCompiler, Matcher
-from motet.engine.sampling.sampler import Choice
+from motet.engine.sampling.sampler import SampledToken
 from motet.engine.schedule.sequence import Sequence
 
 WAIT_SECONDS = 0.01
@@ -68,7 +68,7 @@ class Move:
     """A token that a sequence's grammar has still to take."""
 
     sequence: Sequence
-    choice: Choice
+    choice: SampledToken
     follower: Follower
     last: bool
 
@@ -82,7 +82,7 @@ class Grammars:
 
     def __init__(self, compiler: GrammarCompiler) -> None:
         self._compiler = compiler
-        self._compiling: dict[str, tuple[Submit, bytes, Future[Grammar]]] = {}
+        self._compiling: dict[str, tuple[AddRequest, bytes, Future[Grammar]]] = {}
         self._followers: dict[str, Follower] = {}
         self._moves: dict[str, Move] = {}
         # Quick grammars have a thread of their own, so that no other one can stand in their way.
@@ -106,17 +106,17 @@ class Grammars:
         for pool in (self._quick, self._slow):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def compile(self, request: Submit, client: bytes) -> None:
+    def compile(self, request: AddRequest, client: bytes) -> None:
         """Take in a request that has a grammar; `compiled` gives it back."""
         assert request.grammar is not None
         self._compiling[request.id] = request, client, self._compiler.compile(request.grammar)
 
-    def compiled(self, vocab_size: int) -> list[tuple[Submit, bytes, ErrorInfo | None]]:
+    def compiled(self, vocab_size: int) -> list[tuple[AddRequest, bytes, ErrorInfo | None]]:
         """The requests whose grammars are compiled by now, with what is wrong if that failed."""
         done = [entry for entry in self._compiling.values() if entry[2].done()]
         return [(request, client, self._start(request, future, vocab_size)) for request, client, future in done]
 
-    def in_group(self, group: str) -> list[tuple[Submit, bytes]]:
+    def in_group(self, group: str) -> list[tuple[AddRequest, bytes]]:
         """The requests of a group whose grammars are still being compiled."""
         return [(request, client) for request, client, _ in self._compiling.values() if request.belongs_to(group)]
 
@@ -137,7 +137,7 @@ class Grammars:
         """The allowed ids (bool [vocab]) of the rows that follow a grammar, none of which is held."""
         return {row: self._followers[s.id].mask for row, s in enumerate(rows) if s.id in self._followers}
 
-    def take(self, sampled: Iterable[tuple[Sequence, Choice, bool]]) -> None:
+    def take(self, sampled: Iterable[tuple[Sequence, SampledToken, bool]]) -> None:
         """Let grammars take sampled tokens, each with whether it is the last; the sequences are held meanwhile."""
         quick: list[Move] = []
         for sequence, choice, last in sampled:
@@ -172,7 +172,7 @@ class Grammars:
                 with contextlib.suppress(RuntimeError):  # the engine is ending
                     self._slow.submit(move.run)
 
-    def _start(self, request: Submit, future: Future[Grammar], vocab_size: int) -> ErrorInfo | None:
+    def _start(self, request: AddRequest, future: Future[Grammar], vocab_size: int) -> ErrorInfo | None:
         del self._compiling[request.id]
         try:
             grammar = future.result()

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from motet.core.messages import AdapterPart, PreparedAdapter, Submit, TokenEvent
+from motet.core.messages import AdapterPart, AddRequest, PreparedAdapter, TokenEvent
 from motet.core.sampling_params import SamplingParams
 from motet.core.settings import Settings
 from motet.engine.client.engine_client import EngineClient
 from motet.engine.client.loader_client import LoaderClient
-from motet.engine.engine_config import engine_spec
+from motet.engine.engine_config import engine_config_of
 from motet.engine.processes import EngineProcesses
 
 START_SECONDS = 300.0
@@ -42,7 +42,7 @@ class Engine:
 
         Raises StartupError or Unavailable if it does not come up.
         """
-        processes = EngineProcesses(engine_spec(settings, directory), settings.shards, directory.name)
+        processes = EngineProcesses(engine_config_of(settings, directory), settings.shards, directory.name)
         engine = cls(
             processes,
             EngineClient(processes.engine_address, processes.state_address),
@@ -82,7 +82,7 @@ class Engine:
     ) -> list[TokenEvent]:
         """All tokens that continue `prompt` (token ids). Raises MotetError as EngineClient.generate does."""
         fingerprint = adapter.fingerprint if adapter else None
-        request = Submit(uuid.uuid4().hex, tuple(prompt), params, fingerprint)
+        request = AddRequest(uuid.uuid4().hex, tuple(prompt), params, fingerprint)
         return [event async for events in self.client.generate(request) for event in events]
 
     async def embed(
@@ -91,7 +91,7 @@ class Engine:
         """The last hidden state of `prompt`'s last token, or the mean over all of them. Raises as `complete` does."""
         fingerprint = adapter.fingerprint if adapter else None
         params = SamplingParams(max_tokens=0)
-        return await self.client.embed(Submit(uuid.uuid4().hex, tuple(prompt), params, fingerprint, pool=pool))
+        return await self.client.embed(AddRequest(uuid.uuid4().hex, tuple(prompt), params, fingerprint, pool=pool))
 
     async def _keep(self) -> None:
         while True:

@@ -10,7 +10,7 @@ from motet.core.errors import StartupError
 from motet.core.machine import memory_bytes
 from motet.core.settings import flag
 from motet.engine.distributed.process_group import ShardGroup
-from motet.engine.engine_config import EngineSpec
+from motet.engine.engine_config import EngineConfig
 from motet.engine.lora.pool import page_bytes
 from motet.engine.models.config import ModelConfig
 from motet.engine.models.decoder import module_shapes
@@ -38,7 +38,7 @@ class MemoryPlan:
     """The sizes for one rank; `pages` is what every module's adapter pool gets."""
 
     def __init__(
-        self, spec: EngineSpec, config: ModelConfig, group: ShardGroup, dtype: torch.dtype, device: torch.device
+        self, spec: EngineConfig, config: ModelConfig, group: ShardGroup, dtype: torch.dtype, device: torch.device
     ) -> None:
         """Raises StartupError if --adapter-memory is less than one adapter takes."""
         self._spec, self._config, self._group, self._device = spec, config, group, device

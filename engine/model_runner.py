@@ -12,7 +12,7 @@ from torch import Tensor
 from motet.core.errors import StartupError
 from motet.engine.checkpoint import Checkpoint
 from motet.engine.distributed.process_group import ShardGroup
-from motet.engine.engine_config import EngineSpec
+from motet.engine.engine_config import EngineConfig
 from motet.engine.layers.attention import CacheShape, attention_backend, flash_attention
 from motet.engine.layers.forward_context import forward_context
 from motet.engine.lora.apply import warm_up
@@ -27,7 +27,7 @@ SCORED_ROWS = 64
 """Rows of logits that exist at once for a prompt's logprobs; a row is the vocabulary's size."""
 
 
-def resolve_device(spec: EngineSpec, rank: int) -> torch.device:
+def resolve_device(spec: EngineConfig, rank: int) -> torch.device:
     """The rank's device; `auto` is CUDA where it can be used. Raises StartupError if CUDA is asked for and absent."""
     kind = spec.device
     if kind == "auto":
@@ -49,7 +49,7 @@ def resolve_device(spec: EngineSpec, rank: int) -> torch.device:
     return torch.device("cpu") if kind == "cpu" else torch.device("cuda", rank)
 
 
-def resolve_dtype(spec: EngineSpec, config: ModelConfig, device: torch.device) -> torch.dtype:
+def resolve_dtype(spec: EngineConfig, config: ModelConfig, device: torch.device) -> torch.dtype:
     """The numbers to compute with. Raises StartupError for a combination that is not there."""
     if device.type == "cpu":
         if spec.dtype not in ("auto", "float32"):
@@ -76,10 +76,10 @@ class StepOutput:
     pooled: Tensor
 
 
-class Runner:
+class ModelRunner:
     """Executes plans on one rank."""
 
-    def __init__(self, spec: EngineSpec, group: ShardGroup, device: torch.device) -> None:
+    def __init__(self, spec: EngineConfig, group: ShardGroup, device: torch.device) -> None:
         """Load the model. Raises StartupError for whatever keeps it from being served right."""
         self.group, self.device = group, device
         self.directory = Path(spec.directory)

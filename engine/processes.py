@@ -22,7 +22,7 @@ from motet.core.run_directory import RunDirectory
 from motet.core.startup_failures import ended_at_start
 from motet.engine.adapters.loader import LoaderSpec
 from motet.engine.child_process import WatchedProcess, public_environment, start_child, stop_all
-from motet.engine.engine_config import EngineSpec
+from motet.engine.engine_config import EngineConfig
 from motet.engine.worker import RankSpec
 
 HANG_SECONDS = 60.0
@@ -50,7 +50,7 @@ class EngineProcesses:
     All of it is told by addresses under `run_directory`, so that engines on one host never meet.
     """
 
-    spec: EngineSpec
+    spec: EngineConfig
     shards: int
     name: str
 
@@ -111,15 +111,17 @@ class EngineProcesses:
         return [process.pid for process in self._ranks]
 
     def _start_ranks(self) -> None:
-        epoch = uuid.uuid4().hex[:12]
+        engine_id = uuid.uuid4().hex[:12]
         self._started = time.monotonic()
         self._progress = StartProgress()
         self._heartbeat.reset()
-        self._ranks = [self._start_rank(rank, epoch) for rank in range(self.shards)]
+        self._ranks = [self._start_rank(rank, engine_id) for rank in range(self.shards)]
 
-    def _start_rank(self, rank: int, epoch: str) -> subprocess.Popen[bytes]:
+    def _start_rank(self, rank: int, engine_id: str) -> subprocess.Popen[bytes]:
         start = ChildStart(f"{self.run_directory}/heartbeat-{rank}", self._served)
-        return start_child("motet.engine.worker", self._rank_spec(rank, epoch), start, variables=public_environment())
+        return start_child(
+            "motet.engine.worker", self._rank_spec(rank, engine_id), start, variables=public_environment()
+        )
 
     def _launch_loader(self, start: ChildStart) -> subprocess.Popen[bytes]:
         spec = LoaderSpec(self.spec, self.shards, self.loader_address, str(cache_directory()), (self.name,))
@@ -148,16 +150,16 @@ class EngineProcesses:
     def _publish(self, state: EngineState) -> None:
         self._state.send(msgspec.msgpack.encode(state))
 
-    def _rank_spec(self, rank: int, epoch: str) -> RankSpec:
+    def _rank_spec(self, rank: int, engine_id: str) -> RankSpec:
         return RankSpec(
             rank=rank,
             size=self.shards,
-            epoch=epoch,
+            engine_id=engine_id,
             name=self.name,
             engine=self.spec,
             engine_address=self.engine_address,
-            ranks_address=f"ipc://{self.run_directory}/ranks-{epoch}",
-            store=str(self.run_directory / f"store-{epoch}"),
+            ranks_address=f"ipc://{self.run_directory}/ranks-{engine_id}",
+            store=str(self.run_directory / f"store-{engine_id}"),
             kernel_cache=str(cache_directory() / "kernels"),
         )
 

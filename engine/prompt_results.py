@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from motet.core.messages import TokenScore
+from motet.core.messages import PromptLogprob
 from motet.engine.model_runner import StepOutput
 from motet.engine.schedule.sequence import Sequence
 from motet.engine.schedule.step import Step
@@ -20,7 +20,7 @@ from motet.engine.schedule.step import Step
 class PromptResults:
     """By sequence id; `take_*` hands a result out once, `forget` drops what is left."""
 
-    _scores: dict[str, list[TokenScore]] = field(default_factory=dict)
+    _scores: dict[str, list[PromptLogprob]] = field(default_factory=dict)
     _sums: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, step: Step, output: StepOutput) -> None:
@@ -36,10 +36,10 @@ class PromptResults:
                 self._add_states(sequence, output.pooled[pooled : pooled + len(share.tokens)])
                 pooled += len(share.tokens)
 
-    def take_scores(self, sequence: Sequence) -> tuple[TokenScore, ...]:
+    def take_scores(self, sequence: Sequence) -> tuple[PromptLogprob, ...]:
         """The scores of the whole prompt, whose first token has none; empty if none were wanted, or a second time."""
         scores = self._scores.pop(sequence.id, [])
-        return (TokenScore(sequence.request.prompt[0], None), *scores) if self._wanted(sequence, scores) else ()
+        return (PromptLogprob(sequence.request.prompt[0], None), *scores) if self._wanted(sequence, scores) else ()
 
     def take_vector(self, sequence: Sequence) -> tuple[float, ...]:
         """The pooled vector of a prompt that is complete."""
@@ -52,7 +52,7 @@ class PromptResults:
         self._scores.pop(id, None)
         self._sums.pop(id, None)
 
-    def _wanted(self, sequence: Sequence, scores: list[TokenScore]) -> bool:
+    def _wanted(self, sequence: Sequence, scores: list[PromptLogprob]) -> bool:
         """Whether this is the sequence's first token after its prompt was scored."""
         wants = sequence.request.params.prompt_logprobs is not None
         return wants and len(sequence.output) == 1 and len(scores) == len(sequence.request.prompt) - 1
@@ -62,7 +62,7 @@ class PromptResults:
         count = sequence.request.params.prompt_logprobs or 0
         logprobs = output.scores.logprobs[row : row + len(ids)].tolist()
         self._scores.setdefault(sequence.id, []).extend(
-            TokenScore(id, logprob, output.scores.top(row + i, count))
+            PromptLogprob(id, logprob, output.scores.top(row + i, count))
             for i, (id, logprob) in enumerate(zip(ids, logprobs, strict=True))
         )
 

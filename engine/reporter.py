@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from loguru import logger
 
-from motet.core.messages import INSTALL_BUCKETS, AdapterUse, Submit
+from motet.core.messages import INSTALL_BUCKETS, AdapterUse, AddRequest
 from motet.engine.schedule.plan import ClearSlot, InstallAdapter
 from motet.engine.schedule.scheduler import MAX_ADAPTERS, Scheduler
 
@@ -33,7 +33,7 @@ class Reporter:
         self._last = (time.monotonic(), 0, 0, 0)  # time, steps, prompt tokens, generated tokens
         self._next = self._last[0] + SUMMARY_SECONDS
 
-    def request(self, request: Submit) -> None:
+    def request(self, request: AddRequest) -> None:
         """Remember what a request calls its adapter."""
         if request.adapter is None:
             return

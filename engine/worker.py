@@ -17,10 +17,10 @@ from motet.core.heartbeat import SERVING, Heartbeat
 from motet.core.lifeline import follow_parent, run_child
 from motet.core.logs import configure_logging
 from motet.core.models import ModelInfo
-from motet.engine.engine_config import EngineSpec
+from motet.engine.engine_config import EngineConfig
 
 if TYPE_CHECKING:
-    from motet.engine.model_runner import Runner
+    from motet.engine.model_runner import ModelRunner
 
 
 class RankSpec(msgspec.Struct, frozen=True):
@@ -28,9 +28,9 @@ class RankSpec(msgspec.Struct, frozen=True):
 
     rank: int
     size: int
-    epoch: str
+    engine_id: str
     name: str
-    engine: EngineSpec
+    engine: EngineConfig
     engine_address: str
     ranks_address: str
     store: str
@@ -56,16 +56,16 @@ def lead(spec: RankSpec, heartbeat: Heartbeat) -> None:
     from motet.engine.distributed.transport import LeaderSockets
     from motet.engine.engine_core import EngineCore
     from motet.engine.schedule.adapter_slots import AdapterSlots
-    from motet.engine.schedule.block_manager import BlockPool
-    from motet.engine.schedule.scheduler import Limits, Scheduler
+    from motet.engine.schedule.block_manager import BlockManager
+    from motet.engine.schedule.scheduler import Scheduler, SchedulerConfig
 
     runner = _load(spec, heartbeat)
     room = runner.capacity
     scheduler = Scheduler(
-        BlockPool(room.blocks, room.block_size),
+        BlockManager(room.blocks, room.block_size),
         AdapterSlots(spec.engine.adapter_slots, dict.fromkeys(runner.modules, runner.pages)),
-        Limits(spec.engine.batch_tokens, spec.engine.sequences),
-        spec.epoch,
+        SchedulerConfig(spec.engine.batch_tokens, spec.engine.sequences),
+        spec.engine_id,
     )
     model = ModelInfo(
         name=spec.name,
@@ -84,7 +84,7 @@ def lead(spec: RankSpec, heartbeat: Heartbeat) -> None:
     sockets = LeaderSockets(spec.engine_address, spec.ranks_address, spec.size - 1)
     core = EngineCore(runner, model, scheduler, sockets)
     logger.bind(
-        engine=spec.epoch,
+        engine=spec.engine_id,
         model=model.name,
         device=str(runner.device),
         dtype=model.dtype,
@@ -133,15 +133,15 @@ def follow(spec: RankSpec, heartbeat: Heartbeat) -> None:
                 return
 
 
-def _load(spec: RankSpec, heartbeat: Heartbeat) -> Runner:
+def _load(spec: RankSpec, heartbeat: Heartbeat) -> ModelRunner:
     """This rank's runner, ready to serve."""
     from motet.engine.distributed.process_group import ShardGroup, join
-    from motet.engine.model_runner import Runner, resolve_device
+    from motet.engine.model_runner import ModelRunner, resolve_device
 
     _set_torch_threads(spec.engine.threads)
     device = resolve_device(spec.engine, spec.rank)
     heartbeat.enter("loading the model")
-    runner = Runner(spec.engine, join(ShardGroup(spec.rank, spec.size), spec.store, device), device)
+    runner = ModelRunner(spec.engine, join(ShardGroup(spec.rank, spec.size), spec.store, device), device)
     if device.type == "cpu" and not _has_kernels(Path(os.environ["NUMBA_CACHE_DIR"])):
         heartbeat.enter("compiling the CPU kernels, once; about a minute")
     else:

@@ -10,7 +10,7 @@ import msgspec
 
 from motet.api.adapters.messages import Question, answer_type, decoder, encode
 from motet.core.errors import ErrorInfo, InvalidRequest, from_info
-from motet.engine.client.rpc_client import Asker
+from motet.engine.client.rpc_client import RpcClient
 
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ class RegistryClient:
     """One API process's connection to the registry process; a registry like that in the same process."""
 
     def __init__(self, address: str) -> None:
-        self._asker: Asker[list[bytes]] = Asker(
+        self._asker: RpcClient[list[bytes]] = RpcClient(
             address, "adapter registry", lambda frames: (frames[0].decode(), frames)
         )
 

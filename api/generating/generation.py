@@ -34,7 +34,7 @@ from motet.api.schema.objects import Usage
 from motet.api.schema.requests import ChatRequest, CompletionRequest
 from motet.api.services import Services
 from motet.core.errors import InvalidRequest, MotetError
-from motet.core.messages import FinishReason, Submit, TokenEvent
+from motet.core.messages import AddRequest, FinishReason, TokenEvent
 from motet.core.models import ModelInfo
 from motet.core.output_formats import GrammarSpec
 from motet.core.sampling_params import SamplingParams, choice_seed
@@ -102,7 +102,7 @@ class Generation:
     id: str
     model: str
     created: int
-    submits: tuple[Submit, ...]
+    submits: tuple[AddRequest, ...]
     stop: tuple[str, ...]
     prompt_tokens: int
     fingerprint: str
@@ -140,7 +140,7 @@ class Generation:
         params, ranked = checked.params, runs > (request.n or 1)
         wants_logprobs = params.logprobs is not None
 
-        def submit(p: int, i: int) -> Submit:
+        def submit(p: int, i: int) -> AddRequest:
             own = replace(
                 params,
                 max_tokens=max(limits[p], 1),  # for an echo alone, the one token is dropped
@@ -148,14 +148,14 @@ class Generation:
                 seed=choice_seed(params.seed, i if request.seed is not None else runs * p + i),
                 logprobs=0 if ranked and not wants_logprobs else params.logprobs,
             )
-            return Submit(
+            return AddRequest(
                 f"{response_id}-{runs * p + i}",
                 prompts[p],
                 own,
                 checked.adapter.prepared.fingerprint if checked.adapter else None,
                 checked.grammar,
                 group=f"{checked.caller.owner}:{checked.caller.request_id}",
-                leader=f"{response_id}-{runs * p}" if i else None,
+                prefix_of=f"{response_id}-{runs * p}" if i else None,
                 priority=priority(request, checked.caller),
                 model=adapter_name(request),
             )

@@ -13,7 +13,7 @@ from typing import TypeVar, cast
 import msgspec
 
 from motet.api.schema.objects import ENCODER, ChatLogprobs, CompletionLogprobs, TokenLogprob, TopLogprob
-from motet.core.messages import TokenEvent, TokenScore
+from motet.core.messages import PromptLogprob, TokenEvent
 from motet.engine.client.detokenizer import Detokenizer
 from motet.engine.client.text_model import TextModel
 
@@ -137,12 +137,12 @@ class CompletionLogprobsWriter:
             for score, offset in zip(event.prompt, self._echo.offsets, strict=False):
                 self._add(result, score, offset)
             if self._report.reported([event]):
-                self._add(result, TokenScore(event.token, finite(event.logprob), event.top), self._place)
+                self._add(result, PromptLogprob(event.token, finite(event.logprob), event.top), self._place)
             if event.stop_id is None:
                 self._place += len(self._detokenizer.push(event.token))
         return result
 
-    def _add(self, result: CompletionLogprobs, score: TokenScore, offset: int) -> None:
+    def _add(self, result: CompletionLogprobs, score: PromptLogprob, offset: int) -> None:
         name = self._name(score.token)
         logprob = None if score.logprob is None else finite(score.logprob)
         top = {self._name(other): finite(value) for other, value in score.top}

@@ -42,7 +42,7 @@ def most_connections() -> int:
     return min(MAX_CONNECTIONS, int(resource.getrlimit(resource.RLIMIT_NOFILE)[0] * (1 - SPARE_FILES)))
 
 
-class Crowd:
+class ConnectionLimiter:
     """The open connections of one process, by file descriptor. Where there are too many, an idle one has to go."""
 
     def __init__(self) -> None:
@@ -80,19 +80,19 @@ class Crowd:
 class _Accepted(socket.socket):
     """A connection that says when it is closed, whoever closes it."""
 
-    crowd: Crowd
+    limiter: ConnectionLimiter
 
     def close(self) -> None:
-        self.crowd.remove(self.fileno())
+        self.limiter.remove(self.fileno())
         super().close()
 
 
 class _Listener(socket.socket):
     """The supervisor's socket. It keeps its queue when asyncio asks for one as long as what it takes in one turn."""
 
-    def __init__(self, descriptor: int, crowd: Crowd) -> None:
+    def __init__(self, descriptor: int, limiter: ConnectionLimiter) -> None:
         super().__init__(fileno=descriptor)
-        self._crowd = crowd
+        self._limiter = limiter
 
     def listen(self, backlog: int = LISTEN_QUEUE, /) -> None:
         super().listen(LISTEN_QUEUE)
@@ -101,8 +101,8 @@ class _Listener(socket.socket):
         """The next connection, which may cost another its own."""
         plain, address = super().accept()
         connection = _Accepted(plain.family, plain.type, plain.proto, plain.detach())
-        connection.crowd = self._crowd
-        self._crowd.add(connection)
+        connection.limiter = self._limiter
+        self._limiter.add(connection)
         return connection, address
 
 
@@ -122,12 +122,12 @@ class ListenerConfig(Config):
         self.errorlog = logging.getLogger("hypercorn.error")
         self.certfile = settings.tls_certificate or None
         self.keyfile = settings.tls_key or None
-        self.crowd = Crowd()
+        self.limiter = ConnectionLimiter()
         self._descriptor = descriptor
 
     def create_sockets(self) -> Sockets:
         """The listening socket."""
-        sockets: list[socket.socket] = [_Listener(self._descriptor, self.crowd)]
+        sockets: list[socket.socket] = [_Listener(self._descriptor, self.limiter)]
         return Sockets(sockets, [], []) if self.ssl_enabled else Sockets([], sockets, [])
 
 
@@ -196,7 +196,7 @@ class Connection(TCPServer):
     def _note(self, idle: bool) -> None:
         descriptor = self.writer.get_extra_info("socket").fileno()
         self._asked = self._asked or not idle
-        (self.config.crowd.rest if idle else self.config.crowd.work)(descriptor)
+        (self.config.limiter.rest if idle else self.config.limiter.work)(descriptor)
 
     async def _idle_timeout(self) -> None:
         seconds = KEEP_ALIVE_SECONDS if self._asked else FIRST_HEAD_SECONDS

@@ -17,7 +17,7 @@ from motet.api.schema.operations import Operation
 from motet.api.schema.requests import MAX_CHOICES, MAX_STOP_STRINGS
 from motet.api.services import Services
 from motet.core.errors import Unavailable
-from motet.core.messages import Submit
+from motet.core.messages import AddRequest
 from motet.core.sampling_params import SamplingParams
 
 STARTUP_SECONDS = 60.0
@@ -131,7 +131,7 @@ class _Probe:
 async def _answer_one(services: Services) -> None:
     """Let the engine make one token. Raises Unavailable if it does not."""
     prompt = tuple(services.text.encode("Who?", add_special_tokens=True))
-    submit = Submit(
+    submit = AddRequest(
         f"startup-{uuid.uuid4().hex}", prompt, SamplingParams(max_tokens=1, temperature=0.0), priority=PRIORITY
     )
     try:

@@ -30,7 +30,7 @@ from motet.api.schema.requests import AdapterChoice, Positive, TokenId
 from motet.api.schema.unsupported_fields import EMBEDDINGS, refuse_unsupported
 from motet.api.services import Services
 from motet.core.errors import InvalidRequest
-from motet.core.messages import Submit
+from motet.core.messages import AddRequest
 from motet.core.sampling_params import SamplingParams
 
 MAX_INPUTS = 2048
@@ -161,7 +161,7 @@ async def embed(
     async def one(index: int, prompt: tuple[int, ...]) -> tuple[float, ...]:
         async with gate:
             params = SamplingParams(max_tokens=0)
-            submit = Submit(
+            submit = AddRequest(
                 f"{id}-{index}",
                 prompt,
                 params,

@@ -105,7 +105,7 @@ def _check(arguments: argparse.Namespace) -> None:
     from motet.api.server.supervisor import locate_model, model_directory
     from motet.engine.adapters.loader import LoaderSpec
     from motet.engine.child_process import public_environment
-    from motet.engine.engine_config import engine_spec
+    from motet.engine.engine_config import engine_config_of
 
     given = vars(arguments)
     directories, output = given.pop("directories"), given.pop("format")
@@ -113,7 +113,7 @@ def _check(arguments: argparse.Namespace) -> None:
     found = find_adapters(directories)
     location = locate_model(settings)
     spec = LoaderSpec(
-        engine=engine_spec(settings, model_directory(location, settings)),
+        engine=engine_config_of(settings, model_directory(location, settings)),
         shards=settings.shards,
         address="",
         cache="",

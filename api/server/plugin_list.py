@@ -8,8 +8,8 @@ from motet.core.plugin_registry import PluginRegistry
 def plugin_table(plugins: PluginRegistry) -> str:
     """A table of hook, name and owner, one line a name, in the order in which they are tried."""
     rows = [("HOOK", "NAME", "OWNER")]
-    for hook, shelf in plugins.shelves():
-        rows += [(hook, name, shelf.owners[name]) for name in shelf.items]
+    for hook, registry in plugins.registries():
+        rows += [(hook, name, registry.owners[name]) for name in registry.items]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

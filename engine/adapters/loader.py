@@ -25,7 +25,7 @@ from motet.core.heartbeat import SERVING, Heartbeat
 from motet.core.lifeline import follow_parent, run_child
 from motet.core.logs import configure_logging
 from motet.core.messages import CheckConfig, ConfigAccepted, FromLoader, LoaderFailure, ToLoader
-from motet.engine.engine_config import EngineSpec
+from motet.engine.engine_config import EngineConfig
 
 if TYPE_CHECKING:
     from motet.engine.adapters.prepare import Target
@@ -46,7 +46,7 @@ MAX_MESSAGE = 1000
 class LoaderSpec(msgspec.Struct, frozen=True):
     """What the loader prepares for, and the address it answers at."""
 
-    engine: EngineSpec
+    engine: EngineConfig
     shards: int
     address: str
     cache: str

@@ -11,7 +11,7 @@ import msgspec
 
 from motet.core.errors import AdapterRefused
 from motet.engine.adapters.pattern_worker import CPU_SECONDS, MatchAnswer, MatchRequest
-from motet.engine.client.subprocess_worker import Crashed, Lane, TooSlow
+from motet.engine.client.subprocess_worker import Crashed, SubprocessWorker, TooSlow
 
 MAX_PATTERN = 4096
 _WORKERS = 2  # as many as adapters are prepared at once
@@ -27,7 +27,9 @@ class _Matcher:
 
     def __init__(self) -> None:
         name = "motet.engine.adapters.pattern_worker"
-        self._lanes = [Lane(name, "an adapter's patterns matched", _SECONDS, _QUEUE) for _ in range(_WORKERS)]
+        self._lanes = [
+            SubprocessWorker(name, "an adapter's patterns matched", _SECONDS, _QUEUE) for _ in range(_WORKERS)
+        ]
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="patterns", daemon=True).start()
 

@@ -15,22 +15,22 @@ from loguru import logger
 
 from motet.core.errors import Unavailable, from_info
 from motet.core.messages import (
+    AbortRequest,
     AdapterUse,
-    AskAdapterUse,
-    AskStats,
+    AddRequest,
     Cancel,
     Cancelled,
     Embedded,
     EngineState,
     EngineStats,
     FromEngine,
+    GetAdapterUse,
+    GetStats,
     Hello,
     PreparedAdapter,
     Ready,
     RegisterAdapter,
     SequenceFailure,
-    Stop,
-    Submit,
     ToEngine,
     TokenEvent,
     Tokens,
@@ -68,7 +68,7 @@ class EngineClient:
         self._stats: list[asyncio.Future[EngineStats]] = []
         self._uses: list[asyncio.Future[AdapterUse]] = []
         self._up = asyncio.Event()
-        self._epoch = ""
+        self._engine_id = ""
         self._tasks: list[asyncio.Task[None]] = []
         self.reason = "the engine is starting"
         self.model: ModelInfo | None = None
@@ -107,7 +107,7 @@ class EngineClient:
         assert self.model is not None
         return self.model
 
-    async def generate(self, request: Submit) -> AsyncGenerator[tuple[TokenEvent, ...], None]:
+    async def generate(self, request: AddRequest) -> AsyncGenerator[tuple[TokenEvent, ...], None]:
         """The sequence's tokens as they come, several at once where the reader fell behind.
 
         The last event has `finish`. Closing early ends the sequence. Raises Unavailable when the engine is not up or
@@ -135,7 +135,7 @@ class EngineClient:
             if not ended:
                 self._abandon(request.id)
 
-    async def embed(self, request: Submit) -> tuple[float, ...]:
+    async def embed(self, request: AddRequest) -> tuple[float, ...]:
         """The pooled vector of a prompt (`request.pool` says how). Cancelling the caller ends the sequence.
 
         Raises as `generate` does.
@@ -166,7 +166,7 @@ class EngineClient:
         """End a sequence that nobody waits for any more."""
         if self.ready:
             # Not awaited: a generator that is being closed by cancellation must not suspend again.
-            self._socket.send(self._encoder.encode(Stop(id)))
+            self._socket.send(self._encoder.encode(AbortRequest(id)))
 
     async def register(self, adapter: PreparedAdapter) -> None:
         """Make an adapter known to the engine, now and after every restart. Idempotent."""
@@ -179,11 +179,11 @@ class EngineClient:
 
     async def stats(self) -> EngineStats:
         """The engine's counters. Raises Unavailable when it is not up."""
-        return await self._ask(AskStats(), self._stats)
+        return await self._ask(GetStats(), self._stats)
 
     async def adapter_use(self) -> AdapterUse:
         """The adapters on the device and those that are waited for. Raises Unavailable when the engine is not up."""
-        return await self._ask(AskAdapterUse(), self._uses)
+        return await self._ask(GetAdapterUse(), self._uses)
 
     async def _ask(self, question: ToEngine, waiting: list[asyncio.Future[Answer]]) -> Answer:
         """The answer to `question`; those of one kind come in the order of the questions in `waiting`."""
@@ -214,9 +214,9 @@ class EngineClient:
                         if inbox := self._inboxes.get(event.id):
                             if not inbox.put(event):
                                 del self._inboxes[event.id]
-                                await self._send(Stop(event.id))
+                                await self._send(AbortRequest(event.id))
                         elif event.finish is None:  # nobody reads it any more, and the engine does not know
-                            await self._send(Stop(event.id))
+                            await self._send(AbortRequest(event.id))
                 case Embedded():
                     if (vector := self._vectors.get(message.id)) and not vector.done():
                         vector.set_result(message.vector)
@@ -237,14 +237,14 @@ class EngineClient:
                     await self._greeted(message)
 
     async def _greeted(self, message: Ready) -> None:
-        if message.epoch == self._epoch:
+        if message.engine_id == self._engine_id:
             return  # an answer to an earlier hello, or from an engine that has gone since
         self._fail_all("the engine was restarted")
-        self._epoch, self.model = message.epoch, message.model
+        self._engine_id, self.model = message.engine_id, message.model
         for adapter in self._adapters.values():
             await self._send(RegisterAdapter(adapter))
         self._up.set()
-        logger.info("engine {} is up", message.epoch)
+        logger.info("engine {} is up", message.engine_id)
 
     async def _watch(self) -> None:
         """Follow the supervisor: it knows within milliseconds when a rank has died."""
@@ -254,7 +254,7 @@ class EngineClient:
                 self.reason = state.reason or "the engine is starting"
                 if state.state == "down":
                     self._up.clear()
-                    self._epoch = ""
+                    self._engine_id = ""
                     self._fail_all(self.reason)
 
     def _fail_all(self, reason: str) -> None:

@@ -18,7 +18,7 @@ from motet.core.messages import (
     PreparedAdapter,
     ToLoader,
 )
-from motet.engine.client.rpc_client import Asker
+from motet.engine.client.rpc_client import RpcClient
 
 _decode = msgspec.msgpack.Decoder(FromLoader).decode
 
@@ -27,7 +27,7 @@ class LoaderClient:
     """One process's connection to the loader. Questions fail when the loader goes away."""
 
     def __init__(self, address: str) -> None:
-        self._asker = Asker(address, "adapter loader", _read)
+        self._asker = RpcClient(address, "adapter loader", _read)
 
     async def start(self) -> None:
         """Connect; does not wait for the loader."""

@@ -21,7 +21,7 @@ PATIENCE_SECONDS = 30.0
 """How long a question waits for a process that is being started (again)."""
 
 
-class Asker(Generic[Answer]):
+class RpcClient(Generic[Answer]):
     """A connection to the process at `address`, called `name` in errors. `read` gives an answer's id and itself."""
 
     def __init__(self, address: str, name: str, read: Callable[[list[bytes]], tuple[str, Answer]]) -> None:

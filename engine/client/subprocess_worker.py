@@ -31,7 +31,7 @@ class Crashed(Exception):
     """The worker died before it answered, or answered nonsense."""
 
 
-class Lane:
+class SubprocessWorker:
     """A process of `module` that does one thing at a time, `seconds` each at most; `room` callers may wait for it.
 
     `task` says in errors what it is for.

@@ -15,7 +15,7 @@ import msgspec
 
 from motet.core.chat_templates import MAX_TEMPLATE_BYTES, ChatTemplate
 from motet.core.errors import InvalidRequest
-from motet.engine.client.subprocess_pool import LanePool
+from motet.engine.client.subprocess_pool import SubprocessPool
 from motet.engine.client.subprocess_worker import Crashed, TooSlow
 from motet.engine.client.template_worker import MAX_OUTPUT_BYTES, Render, Rendered
 
@@ -38,8 +38,8 @@ class TemplateRenderer:
     """
 
     def __init__(self, base: int = 2, foreign: int = 2) -> None:
-        self._base = LanePool(_WORKER, _TASK, _SECONDS, count=base, room=_BASE_ROOM)
-        self._foreign = LanePool(_WORKER, _TASK, _SECONDS, count=foreign, room=_FOREIGN_ROOM)
+        self._base = SubprocessPool(_WORKER, _TASK, _SECONDS, count=base, room=_BASE_ROOM)
+        self._foreign = SubprocessPool(_WORKER, _TASK, _SECONDS, count=foreign, room=_FOREIGN_ROOM)
         self._banned: dict[bytes, float] = {}  # digest of owner and input -> until when (monotonic seconds)
 
     async def close(self) -> None:

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from motet.core.messages import Submit
+from motet.core.messages import AddRequest
 from motet.core.sampling_params import MAX_TOP_LOGPROBS, SamplingParams, uniform
 from motet.engine.sampling.draw import draw_tokens
 from motet.engine.schedule.sequence import Sequence
 
 
 @dataclass(frozen=True)
-class Choice:
+class SampledToken:
     """What one row sampled; `logprob` and `top` are filled where the request asked."""
 
     token: int
@@ -30,7 +30,7 @@ class Choice:
 class _History:
     """The distinct tokens of a penalised request, and how often each is in the output (0: in the prompt alone)."""
 
-    def __init__(self, request: Submit, output: list[int], device: torch.device) -> None:
+    def __init__(self, request: AddRequest, output: list[int], device: torch.device) -> None:
         ids = np.unique([*request.prompt, *output])
         counts = np.bincount(np.searchsorted(ids, np.array(output, np.int64)), minlength=len(ids))
         self._places = {int(id): place for place, id in enumerate(ids)}
@@ -65,8 +65,8 @@ class Sampler:
     _biases: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @torch.inference_mode()
-    def __call__(self, logits: Tensor, rows: list[Sequence], masks: dict[int, Tensor]) -> list[Choice]:
-        """One Choice a row for logits [N, V] (fp32, changed in place); masks[j] (bool [V]) are row j's allowed ids."""
+    def __call__(self, logits: Tensor, rows: list[Sequence], masks: dict[int, Tensor]) -> list[SampledToken]:
+        """Sample a token per row of logits [N, V] (fp32, changed in place); masks[j] (bool [V]): row j's ids."""
         params = [row.request.params for row in rows]
         reported = _report(logits, params)
         self._penalise(logits, rows)
@@ -80,15 +80,15 @@ class Sampler:
             if len(rows[j].output) < p.min_tokens:
                 self._refuse_ending(logits[j], rows[j].ending_ids)
         tokens = _choose(logits, params, [len(row.output) for row in rows])
-        chosen: list[Choice] = []
+        chosen: list[SampledToken] = []
         for j, (row, token) in enumerate(zip(rows, tokens, strict=True)):
             if history := self._histories.get(row.id):
                 history.add(token)
             if j in reported:
                 logprobs, top = reported[j]
-                chosen.append(Choice(token, float(logprobs[token]), top))
+                chosen.append(SampledToken(token, float(logprobs[token]), top))
             else:
-                chosen.append(Choice(token))
+                chosen.append(SampledToken(token))
         return chosen
 
     def warm_up(self) -> None:

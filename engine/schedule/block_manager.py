@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 
-class BlockPool:
+class BlockManager:
     """Hands out block numbers 0..total-1. The block freed last is used next, so that a light load touches few.
 
     A block may be in several tables at once (`share`); it is free again when the last one lets go of it.

@@ -38,7 +38,7 @@ class LoraChunk(msgspec.Struct, frozen=True, array_like=True):
 class StepPlan(msgspec.Struct, frozen=True, tag=True):
     """One forward pass. Single-token sequences come first, so that attention can treat them as one group."""
 
-    epoch: str
+    engine_id: str
     step: int
     sequences: tuple[SequencePlan, ...]
     lora: tuple[LoraChunk, ...]

@@ -16,9 +16,9 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field
 
-from motet.core.messages import PreparedAdapter, Submit
+from motet.core.messages import AddRequest, PreparedAdapter
 from motet.engine.schedule.adapter_slots import AdapterSlots
-from motet.engine.schedule.block_manager import BlockPool
+from motet.engine.schedule.block_manager import BlockManager
 from motet.engine.schedule.plan import ClearSlot, InstallAdapter
 from motet.engine.schedule.sequence import Sequence
 from motet.engine.schedule.step import Step, StepBuilder
@@ -31,7 +31,7 @@ PATIENCE = 2.0
 
 
 @dataclass(frozen=True)
-class Limits:
+class SchedulerConfig:
     """What one step may hold."""
 
     batch_tokens: int
@@ -42,10 +42,10 @@ class Limits:
 class Scheduler:
     """The waiting queue, the running batch, and the rules by which sequences move between them."""
 
-    blocks: BlockPool
+    blocks: BlockManager
     slots: AdapterSlots
-    limits: Limits
-    epoch: str = ""
+    limits: SchedulerConfig
+    engine_id: str = ""
     waiting: list[Sequence] = field(default_factory=list)
     running: list[Sequence] = field(default_factory=list)
     commands: list[InstallAdapter | ClearSlot] = field(default_factory=list)
@@ -79,7 +79,7 @@ class Scheduler:
         """Whether a request may name this adapter."""
         return fingerprint in self._adapters
 
-    def add(self, request: Submit, client: bytes, now: float) -> Sequence:
+    def add(self, request: AddRequest, client: bytes, now: float) -> Sequence:
         """Queue a sequence."""
         flow = (request.owner, request.priority > 0)  # callers choose priorities, so not one flow for each
         turn = max(self._turn, self._next_turns.get(flow, 0))
@@ -155,7 +155,7 @@ class Scheduler:
         if not step.shares:
             return None
         self.steps += 1
-        return step.build(self.epoch, self.steps)
+        return step.build(self.engine_id, self.steps)
 
     def sampled(self, step: Step, tokens: list[int]) -> None:
         """Append what each of the step's rows sampled (for sequences that still run)."""
@@ -210,8 +210,8 @@ class Scheduler:
             full = len(self.running) >= self.limits.sequences
             if not step.left or (full and not self._worse(sequence)):
                 break
-            donor = self._donor(sequence)
-            if donor is not None and donor.computed < self._shareable(sequence) * self.blocks.block_size:
+            prefix_owner = self._donor(sequence)
+            if prefix_owner is not None and prefix_owner.computed < self._shareable(sequence) * self.blocks.block_size:
                 continue  # its prompt is about to be there
             starving = now - sequence.arrived > PATIENCE
             fingerprint = sequence.request.adapter
@@ -220,14 +220,14 @@ class Scheduler:
                     continue
                 if not self._adapter_ready(sequence, starving, wanted, step):
                     continue
-            shared = self._shareable(sequence) if donor is not None else 0
+            shared = self._shareable(sequence) if prefix_owner is not None else 0
             if not self._has_blocks(sequence, shared, step):
                 if starving:
                     break
                 continue
             if len(self.running) >= self.limits.sequences:
                 self._preempt(self._worse(sequence)[-1], step)
-            self._start(sequence, donor, now)
+            self._start(sequence, prefix_owner, now)
             self._make_room(sequence, step)
 
     def _has_blocks(self, sequence: Sequence, shared: int, step: StepBuilder) -> bool:
@@ -260,14 +260,14 @@ class Scheduler:
         return (len(sequence.request.prompt) - 1) // self.blocks.block_size
 
     def _donor(self, sequence: Sequence) -> Sequence | None:
-        """Whoever has, or is about to have, the blocks of the sequence's prompt: its leader, or else a sibling."""
-        leader = sequence.request.leader
-        if leader is None or sequence.wants_scores or not self._shareable(sequence):
+        """Whoever has, or is about to have, the blocks of the sequence's prompt: its prefix_of, or else a sibling."""
+        prefix_of = sequence.request.prefix_of
+        if prefix_of is None or sequence.wants_scores or not self._shareable(sequence):
             return None
-        if (first := self._by_id.get(leader)) is not None:
+        if (first := self._by_id.get(prefix_of)) is not None:
             return first if first.begins_like(sequence) else None
         tokens = self._shareable(sequence) * self.blocks.block_size
-        return next((s for s in self.running if s.request.leader == leader and s.computed >= tokens), None)
+        return next((s for s in self.running if s.request.prefix_of == prefix_of and s.computed >= tokens), None)
 
     def _adapter_ready(self, sequence: Sequence, starving: bool, wanted: set[str], step: StepBuilder) -> bool:
         """Whether the adapter can be used now; if not, see to its loading, or have another drained for it."""
@@ -307,14 +307,14 @@ class Scheduler:
         if victim is not None:
             self._draining[victim] = sequence.precedence
 
-    def _start(self, sequence: Sequence, donor: Sequence | None, now: float) -> None:
+    def _start(self, sequence: Sequence, prefix_owner: Sequence | None, now: float) -> None:
         self.waiting.remove(sequence)
         self.running.append(sequence)
         self._rooms.clear()
         self._turn = max(self._turn, sequence.turn)
         sequence.started = now if sequence.started is None else sequence.started
-        if donor is not None:
-            sequence.blocks = self.blocks.share(donor.blocks[: self._shareable(sequence)])
+        if prefix_owner is not None:
+            sequence.blocks = self.blocks.share(prefix_owner.blocks[: self._shareable(sequence)])
             sequence.computed = len(sequence.blocks) * self.blocks.block_size
         if sequence.request.adapter is not None:
             sequence.slot = self.slots.pin(sequence.request.adapter)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from motet.core.messages import Submit
+from motet.core.messages import AddRequest
 
 
 @dataclass(slots=True, eq=False)
@@ -17,7 +17,7 @@ class Sequence:
     sits out: what may follow its newest token is not known yet. `turn` is its place among the sequences of all owners.
     """
 
-    request: Submit
+    request: AddRequest
     client: bytes
     number: int
     arrived: float

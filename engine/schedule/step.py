@@ -35,7 +35,7 @@ class StepBuilder:
         _, count = self.shares.pop(sequence.number, (None, 0))
         self.left += count
 
-    def build(self, epoch: str, number: int) -> Step:
+    def build(self, engine_id: str, number: int) -> Step:
         """The step. Its sequences' tokens count as computed from now on."""
         # Single-token sequences come first, so that attention can treat them as one group.
         shares = sorted(self.shares.values(), key=lambda share: (share[1] > 1, share[0].number))
@@ -52,7 +52,7 @@ class StepBuilder:
             sequence.computed += count
             sequence.sampled_row = None
             start += count
-        plan = StepPlan(epoch, number, tuple(plans), tuple(chunks))
+        plan = StepPlan(engine_id, number, tuple(plans), tuple(chunks))
         return Step(plan, rows, [sequence for sequence, _ in shares])
 
 

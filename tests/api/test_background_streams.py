@@ -19,7 +19,7 @@ from support.scripted_server import scripted_server
 from motet.api.responses import background, replay
 from motet.api.responses.background import Background
 from motet.api.responses.store import ResponseStore
-from motet.core.messages import Submit
+from motet.core.messages import AddRequest
 
 STREAMED: dict[str, Any] = {"input": "hi", "background": True}
 
@@ -102,7 +102,7 @@ def test_a_reader_who_has_everything_so_far_is_answered_before_there_is_more(
             client = AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
             begin, generate = asyncio.Event(), server.api.engine.generate
 
-            async def held(request: Submit) -> AsyncIterator[Any]:
+            async def held(request: AddRequest) -> AsyncIterator[Any]:
                 await begin.wait()
                 async for events in generate(request):
                     yield events

@@ -16,7 +16,7 @@ from motet.api.batches.runner import BatchRunner
 from motet.api.batches.store import BatchStore
 from motet.api.batches.work import PRIORITY
 from motet.core.errors import Unavailable
-from motet.core.messages import Submit
+from motet.core.messages import AddRequest
 from motet.core.settings import Settings
 
 
@@ -187,7 +187,7 @@ def test_an_engine_that_is_away_is_waited_for(tmp_path: Path) -> None:
 def test_a_restart_loses_no_line_and_repeats_none(tmp_path: Path, after: int) -> None:
     async def scenario(client: AsyncOpenAI, server: Running) -> None:
         services, engine = server.api.services, server.api.engine
-        said: list[Submit] = engine.submits
+        said: list[AddRequest] = engine.submits
         engine.step_seconds = 0.002
         file = await upload(client, jsonl(*(line(f"{n}", content=f"{n}") for n in range(30))))
         batch = await client.batches.create(input_file_id=file, endpoint=CHAT, completion_window="24h")

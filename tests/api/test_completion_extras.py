@@ -118,7 +118,7 @@ def test_best_of_answers_with_the_likeliest(tmp_path: Path) -> None:
         submits = caller.api.engine.submits
         assert len(submits) == 6
         assert len({submit.params.seed for submit in submits[:3]}) == 3
-        assert [submit.leader for submit in submits[:3]] == [None, submits[0].id, submits[0].id]
+        assert [submit.prefix_of for submit in submits[:3]] == [None, submits[0].id, submits[0].id]
 
     drive(tmp_path, scenario)
 

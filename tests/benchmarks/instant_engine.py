@@ -14,7 +14,17 @@ from pathlib import Path
 import msgspec
 import zmq
 
-from motet.core.messages import AskStats, EngineStats, Hello, Ready, Stop, Submit, ToEngine, TokenEvent, Tokens
+from motet.core.messages import (
+    AbortRequest,
+    AddRequest,
+    EngineStats,
+    GetStats,
+    Hello,
+    Ready,
+    ToEngine,
+    TokenEvent,
+    Tokens,
+)
 from motet.core.models import ModelInfo
 from motet.engine.client.text_model import TextModel
 
@@ -61,11 +71,11 @@ class InstantEngine:
         match message:
             case Hello():
                 self._send(client, Ready("instant", self._model))
-            case Submit():
+            case AddRequest():
                 self._answers[message.id] = Answer(client, message.params.max_tokens)
-            case Stop():
+            case AbortRequest():
                 self._answers.pop(message.id, None)
-            case AskStats():
+            case GetStats():
                 self._send(client, EngineStats(len(self._answers), 0, 1, 1, 0, 0, self._rounds, 0))
             case _:
                 pass

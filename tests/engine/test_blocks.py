@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from motet.engine.schedule.block_manager import BlockPool
+from motet.engine.schedule.block_manager import BlockManager
 
 
 class Pool(RuleBasedStateMachine):
@@ -15,7 +15,7 @@ class Pool(RuleBasedStateMachine):
 
     @initialize(total=st.integers(0, 12), size=st.integers(1, 5))
     def make(self, total: int, size: int) -> None:
-        self.pool = BlockPool(total, size)
+        self.pool = BlockManager(total, size)
         self.tables: list[list[int]] = [[] for _ in range(5)]
 
     @rule(table=st.integers(0, 4), tokens=st.integers(0, 30))
@@ -59,13 +59,13 @@ TestPool = Pool.TestCase
 
 @given(st.integers(0, 10_000), st.integers(1, 64))
 def test_needed_is_the_least_that_holds(tokens: int, size: int) -> None:
-    needed = BlockPool(1, size).needed(tokens)
+    needed = BlockManager(1, size).needed(tokens)
     assert needed * size >= tokens
     assert needed == 0 or (needed - 1) * size < tokens
 
 
 def test_block_freed_last_is_used_next() -> None:
-    pool = BlockPool(8, 1)
+    pool = BlockManager(8, 1)
     table: list[int] = []
     pool.grow(table, 3)
     used = list(table)
@@ -75,7 +75,7 @@ def test_block_freed_last_is_used_next() -> None:
 
 
 def test_releasing_twice_is_noticed() -> None:
-    pool = BlockPool(2, 1)
+    pool = BlockManager(2, 1)
     table: list[int] = []
     pool.grow(table, 2)
     copy = list(table)
@@ -94,7 +94,7 @@ def test_releasing_twice_is_noticed() -> None:
     ],
 )
 def test_integrity_check_finds_what_is_wrong(tables: list[list[int]], complaint: str) -> None:
-    pool = BlockPool(3, 1)
+    pool = BlockManager(3, 1)
     pool.grow([], 2)  # blocks 0 and 1 are out
     with pytest.raises(AssertionError, match=complaint):
         pool.check_integrity(tables)

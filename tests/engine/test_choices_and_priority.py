@@ -5,7 +5,7 @@ from __future__ import annotations
 from support.model_rank import ModelRank, make_adapter
 from support.scheduling import Room, finish_everything
 
-from motet.core.messages import Submit
+from motet.core.messages import AddRequest
 from motet.core.sampling_params import SamplingParams
 from motet.engine.schedule.scheduler import PATIENCE
 
@@ -20,7 +20,7 @@ def tokens_fed(rank: ModelRank) -> int:
 def test_choices_share_the_full_blocks_of_their_prompt() -> None:
     rank = Room(blocks=40, block_size=4, budget=32, sequences=8).rank()
     rank.submit(14, 6, None, n=4)
-    assert tokens_fed(rank) == 14, "the leader computes the prompt alone"
+    assert tokens_fed(rank) == 14, "the first choice computes the prompt alone"
     # The others take over three full blocks, and feed the two tokens of the fourth themselves.
     assert [len(s.blocks) for s in rank.scheduler.running] == [4]
     rank.step(0.0)
@@ -32,20 +32,20 @@ def test_choices_share_the_full_blocks_of_their_prompt() -> None:
 
 def test_choices_go_on_when_their_leader_has_gone() -> None:
     rank = Room(blocks=40, block_size=4, budget=32, sequences=8).rank()
-    leader = rank.submit(14, 6, None, n=3)
+    prefix_of = rank.submit(14, 6, None, n=3)
     rank.step(0.0)
     rank.step(0.0)
-    rank.abort(leader)
+    rank.abort(prefix_of)
     assert len(rank.scheduler.running) == 2
     finish_everything(rank)
 
 
 def test_a_leader_with_another_prompt_is_none() -> None:
     rank = Room(blocks=40, block_size=2, budget=32).rank()
-    leader = rank.submit(6, 6, None)
+    prefix_of = rank.submit(6, 6, None)
     rank.step(0.0)
     rank.texts["odd"], rank.limits["odd"] = [901, 902, 903, 904], 6
-    request = Submit("odd", (901, 902, 903, 904), SamplingParams(max_tokens=2), leader=leader)
+    request = AddRequest("odd", (901, 902, 903, 904), SamplingParams(max_tokens=2), prefix_of=prefix_of)
     rank.scheduler.add(request, b"", 0.0)
     finish_everything(rank)
     assert "odd" in rank.finished
@@ -54,8 +54,8 @@ def test_a_leader_with_another_prompt_is_none() -> None:
 def test_prompts_that_are_scored_share_nothing() -> None:
     rank = Room(blocks=40, block_size=2, budget=32).rank()
     prompt, params = (1, 2, 3, 4, 5), SamplingParams(max_tokens=2, prompt_logprobs=0)
-    for id, leader in (("a", None), ("b", "a")):
-        rank.scheduler.add(Submit(id, prompt, params, leader=leader), b"", 0.0)
+    for id, prefix_of in (("a", None), ("b", "a")):
+        rank.scheduler.add(AddRequest(id, prompt, params, prefix_of=prefix_of), b"", 0.0)
     step = rank.scheduler.schedule(0.0)
     assert step is not None
     assert [share.score for share in step.plan.sequences] == [(2, 3, 4, 5), (2, 3, 4, 5)]
@@ -64,7 +64,7 @@ def test_prompts_that_are_scored_share_nothing() -> None:
 def test_a_scored_prompt_is_scored_once_in_chunks() -> None:
     rank = Room(blocks=40, block_size=2, budget=2).rank()
     params = SamplingParams(max_tokens=3, prompt_logprobs=0)
-    rank.scheduler.add(Submit("a", (1, 2, 3, 4, 5), params), b"", 0.0)
+    rank.scheduler.add(AddRequest("a", (1, 2, 3, 4, 5), params), b"", 0.0)
     scored = []
     for _ in range(5):
         step = rank.scheduler.schedule(0.0)
@@ -76,7 +76,7 @@ def test_a_scored_prompt_is_scored_once_in_chunks() -> None:
 
 def test_a_pooled_prompt_samples_nothing() -> None:
     rank = Room(blocks=40, block_size=2, budget=3).rank()
-    rank.scheduler.add(Submit("a", (1, 2, 3, 4, 5), SamplingParams(max_tokens=1), pool="mean"), b"", 0.0)
+    rank.scheduler.add(AddRequest("a", (1, 2, 3, 4, 5), SamplingParams(max_tokens=1), pool="mean"), b"", 0.0)
     for count in (3, 2):
         step = rank.scheduler.schedule(0.0)
         assert step is not None

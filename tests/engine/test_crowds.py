@@ -11,12 +11,12 @@ import pytest
 from support.scheduling import Room
 
 from motet.core.errors import Overloaded
-from motet.core.messages import Stop, Submit
+from motet.core.messages import AbortRequest, AddRequest
 from motet.core.models import ModelInfo
 from motet.core.sampling_params import SamplingParams
 from motet.engine import engine_core as core
 from motet.engine.distributed.transport import LeaderSockets
-from motet.engine.model_runner import Runner
+from motet.engine.model_runner import ModelRunner
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[core.Eng
     monkeypatch.setattr(core, "MAX_OWNED", 4)
     sockets = LeaderSockets(f"ipc://{tmp_path}/engine", f"ipc://{tmp_path}/ranks", 0)
     info = ModelInfo("tiny", "llama", str(tmp_path), 259, 256, "float32", 1, (2,))
-    runner = cast(Runner, SimpleNamespace(pool=None, directory=tmp_path))
+    runner = cast(ModelRunner, SimpleNamespace(pool=None, directory=tmp_path))
     engine = core.EngineCore(runner, info, Room().rank().scheduler, sockets)
     yield engine
     engine._grammars.close()
@@ -38,7 +38,7 @@ def ask(engine: core.EngineCore, owner: str, count: int) -> int:
     taken = 0
     for number in range(count):
         group = f"{owner}:req_{number}"
-        request = Submit(f"{group}-{number}", (1,), SamplingParams(max_tokens=1), group=group)
+        request = AddRequest(f"{group}-{number}", (1,), SamplingParams(max_tokens=1), group=group)
         refused = engine._objection(request)
         if refused is None:
             engine._submit(b"client", request)
@@ -54,8 +54,8 @@ def test_a_key_that_asks_for_everything_leaves_half_to_others(engine: core.Engin
     assert ask(engine, "modest", 3) == 3
     assert ask(engine, "greedy", 1) == 0
     assert ask(engine, "third", 5) == 1, "there are no more places"
-    engine._handle(b"client", Stop("greedy:req_0-0"))
-    engine._handle(b"client", Stop("modest:req_0-0"))
+    engine._handle(b"client", AbortRequest("greedy:req_0-0"))
+    engine._handle(b"client", AbortRequest("modest:req_0-0"))
     assert ask(engine, "greedy", 5) == 1
 
 

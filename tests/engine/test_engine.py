@@ -14,7 +14,7 @@ from support.peft_oracle import AdapterCase, Oracle, write_adapter
 from support.tiny_models import write_model
 
 from motet.core.errors import AdapterRefused, InvalidRequest, Unavailable
-from motet.core.messages import PreparedAdapter, Submit
+from motet.core.messages import AddRequest, PreparedAdapter
 from motet.core.sampling_params import SamplingParams
 from motet.core.settings import Settings
 from motet.engine.llm import Engine
@@ -99,7 +99,7 @@ def test_what_the_engine_refuses(model: Path, adapters: list[Path], tmp_path: Pa
         with pytest.raises(InvalidRequest, match="token ids"):
             await engine.complete([259], GREEDY)
         with pytest.raises(Unavailable, match="not registered"):
-            async for _ in engine.client.generate(Submit("x", (1,), GREEDY, adapter="unknown")):
+            async for _ in engine.client.generate(AddRequest("x", (1,), GREEDY, adapter="unknown")):
                 pass
         # None of that has hurt anybody.
         assert len(await engine.complete([1], GREEDY, await engine.adapter(adapters[0]))) == 90

@@ -15,7 +15,7 @@ from support.scheduling import Room
 from support.tiny_chat import write_chat_model
 
 from motet.core.errors import InvalidRequest, Overloaded
-from motet.core.messages import Stop, Submit, TokenEvent
+from motet.core.messages import AbortRequest, AddRequest, TokenEvent
 from motet.core.models import ModelInfo
 from motet.core.output_formats import GrammarSpec
 from motet.core.sampling_params import SamplingParams
@@ -23,7 +23,7 @@ from motet.core.settings import Settings
 from motet.engine import engine_core as core
 from motet.engine.distributed.transport import LeaderSockets
 from motet.engine.llm import Engine
-from motet.engine.model_runner import Runner
+from motet.engine.model_runner import ModelRunner
 
 T = TypeVar("T")
 SETTINGS = Settings(device="cpu", kv_memory="64MiB", max_context=256)
@@ -78,7 +78,7 @@ def events(
 ) -> AsyncIterator[tuple[TokenEvent, ...]]:
     """A request's events, as they come."""
     params = SamplingParams(max_tokens=tokens, temperature=1.5, seed=seed)
-    return engine.client.generate(Submit(id, PROMPT, params, grammar=grammar))
+    return engine.client.generate(AddRequest(id, PROMPT, params, grammar=grammar))
 
 
 def test_a_costly_grammar_fails_its_own_requests_while_others_go_on(model: Path) -> None:
@@ -126,15 +126,15 @@ def test_those_that_wait_for_their_grammar_count_as_waiting(
     room = Room().rank().scheduler
     sockets = LeaderSockets(f"ipc://{tmp_path}/engine", f"ipc://{tmp_path}/ranks", 0)
     info = ModelInfo("tiny", "llama", str(model), 259, 256, "float32", 1, (2,), "cpu", 48)
-    engine = core.EngineCore(cast(Runner, SimpleNamespace(pool=None, directory=model)), info, room, sockets)
-    requests = [Submit(f"r{i}", PROMPT, SamplingParams(max_tokens=1), grammar=SCHEMA) for i in range(4)]
+    engine = core.EngineCore(cast(ModelRunner, SimpleNamespace(pool=None, directory=model)), info, room, sockets)
+    requests = [AddRequest(f"r{i}", PROMPT, SamplingParams(max_tokens=1), grammar=SCHEMA) for i in range(4)]
     for request in requests[:3]:
         assert engine._objection(request) is None
         engine._submit(b"client", request)
     refused = engine._objection(requests[3])
     assert refused is not None
     assert refused.type == Overloaded.type
-    engine._handle(b"client", Stop("r0"))
+    engine._handle(b"client", AbortRequest("r0"))
     assert engine._objection(requests[3]) is None
     engine._grammars.close()
     sockets.close()

@@ -23,7 +23,7 @@ from motet.core.messages import EngineState
 from motet.core.settings import Settings
 from motet.engine import child_process, processes
 from motet.engine.child_process import WatchedProcess, stop_all
-from motet.engine.engine_config import engine_spec
+from motet.engine.engine_config import engine_config_of
 from motet.engine.processes import EngineProcesses
 
 PRELUDE = """
@@ -90,7 +90,7 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable
             return (loader if module.endswith("loader") else ranks)(start)
 
         monkeypatch.setattr(processes, "start_child", start)
-        made.append(EngineProcesses(engine_spec(Settings(shards=shards), tmp_path), shards, "tiny"))
+        made.append(EngineProcesses(engine_config_of(Settings(shards=shards), tmp_path), shards, "tiny"))
         made[-1].start()
         return made[-1]
 

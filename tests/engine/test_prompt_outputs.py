@@ -13,7 +13,7 @@ from support.peft_oracle import AdapterCase, Oracle, write_adapter
 from support.tiny_models import write_model
 
 from motet.core.errors import Conflict
-from motet.core.messages import PreparedAdapter, Submit, TokenEvent
+from motet.core.messages import AddRequest, PreparedAdapter, TokenEvent
 from motet.core.output_formats import GrammarSpec
 from motet.core.sampling_params import SamplingParams
 from motet.core.settings import Settings
@@ -56,13 +56,13 @@ def adapter(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_adapter(Oracle(model).base, AdapterCase(8, "patterns", "all"), place / "a")
 
 
-def request(id: str, prompt: list[int], adapter: PreparedAdapter | None, **params: object) -> Submit:
+def request(id: str, prompt: list[int], adapter: PreparedAdapter | None, **params: object) -> AddRequest:
     """A greedy request."""
     options = SamplingParams(temperature=0.0, **{"max_tokens": 3, **params})  # type: ignore[arg-type]
-    return Submit(id, tuple(prompt), options, adapter.fingerprint if adapter else None, group=id)
+    return AddRequest(id, tuple(prompt), options, adapter.fingerprint if adapter else None, group=id)
 
 
-async def run(engine: Engine, submit: Submit) -> list[TokenEvent]:
+async def run(engine: Engine, submit: AddRequest) -> list[TokenEvent]:
     return [event async for events in engine.client.generate(submit) for event in events]
 
 
@@ -104,16 +104,16 @@ def test_prompt_logprobs_and_vectors_equal_the_reference(kind: str, model: Path,
 
 
 def test_choices_are_what_they_are_alone(model: Path, adapter: Path) -> None:
-    """Followers that take over their leader's blocks say what they would say on their own."""
+    """Followers that take over the first choice's blocks say what they would say on their own."""
     prompt = PROMPTS[3]
 
     async def ours() -> tuple[list[list[TokenEvent]], list[list[TokenEvent]]]:
         async with Engine.open(model, ENGINES["chunked"]) as engine:
             fingerprint = (await engine.adapter(adapter)).fingerprint
 
-            def choice(name: str, i: int, leader: str | None = None) -> Submit:
+            def choice(name: str, i: int, prefix_of: str | None = None) -> AddRequest:
                 params = SamplingParams(max_tokens=20, temperature=1.0, seed=i, logprobs=0)
-                return Submit(f"{name}{i}", tuple(prompt), params, fingerprint, leader=leader)
+                return AddRequest(f"{name}{i}", tuple(prompt), params, fingerprint, prefix_of=prefix_of)
 
             first = await engine.client.stats()
             together = await asyncio.gather(
@@ -137,10 +137,10 @@ def test_a_cancelled_group_ends_wherever_it_is(model: Path) -> None:
 
     async def cancelled(engine: Engine) -> None:
         long = SamplingParams(max_tokens=400, ignore_eos=True)
-        kinds = [Submit("run", (1, 2), long, group="g"), Submit("wait", (1, 2), long, group="g")]
-        kinds.append(Submit("compile", (1, 2), long, grammar=grammar, group="g"))
+        kinds = [AddRequest("run", (1, 2), long, group="g"), AddRequest("wait", (1, 2), long, group="g")]
+        kinds.append(AddRequest("compile", (1, 2), long, grammar=grammar, group="g"))
         tasks = [asyncio.create_task(run(engine, submit)) for submit in kinds]
-        other = asyncio.create_task(run(engine, Submit("other", (1, 2), SamplingParams(max_tokens=3))))
+        other = asyncio.create_task(run(engine, AddRequest("other", (1, 2), SamplingParams(max_tokens=3))))
         await asyncio.sleep(0.3)
         assert await engine.client.cancel("g") >= 2
         results = await asyncio.gather(*tasks[:2], return_exceptions=True)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 from support.log_lines import log_lines
 
-from motet.core.messages import INSTALL_BUCKETS, LoraEntry, PreparedAdapter, Submit
+from motet.core.messages import INSTALL_BUCKETS, AddRequest, LoraEntry, PreparedAdapter
 from motet.core.sampling_params import SamplingParams
 from motet.engine import reporter as reporter_module
 from motet.engine.reporter import MAX_NAMES, SUMMARY_SECONDS, Reporter
 from motet.engine.schedule.adapter_slots import AdapterSlots
-from motet.engine.schedule.block_manager import BlockPool
+from motet.engine.schedule.block_manager import BlockManager
 from motet.engine.schedule.plan import InstallAdapter
-from motet.engine.schedule.scheduler import Limits, Scheduler
+from motet.engine.schedule.scheduler import Scheduler, SchedulerConfig
 
 
 def adapter(name: str) -> PreparedAdapter:
@@ -20,8 +20,8 @@ def adapter(name: str) -> PreparedAdapter:
     return PreparedAdapter("id", f"fingerprint-of-{name}", ("file",), entries, 1000, name=f"local:{name}")
 
 
-def submit(id: str, model: str, fingerprint: str | None) -> Submit:
-    return Submit(id, (1, 2, 3), SamplingParams(max_tokens=4), fingerprint, model=model)
+def submit(id: str, model: str, fingerprint: str | None) -> AddRequest:
+    return AddRequest(id, (1, 2, 3), SamplingParams(max_tokens=4), fingerprint, model=model)
 
 
 class World:
@@ -30,7 +30,7 @@ class World:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
         monkeypatch.setattr(reporter_module.time, "monotonic", lambda: self.now)
-        self.scheduler = Scheduler(BlockPool(8, 4), AdapterSlots(1, {"q_proj": 4}), Limits(64, 8))
+        self.scheduler = Scheduler(BlockManager(8, 4), AdapterSlots(1, {"q_proj": 4}), SchedulerConfig(64, 8))
         self.reporter = Reporter(self.scheduler)
 
     def request(self, id: str, model: str, name: str) -> None:

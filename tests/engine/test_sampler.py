@@ -22,7 +22,7 @@ from support.sampling import (
 )
 
 from motet.core.sampling_params import SamplingParams
-from motet.engine.sampling.sampler import Choice, Sampler
+from motet.engine.sampling.sampler import SampledToken, Sampler
 
 
 @settings(max_examples=60, deadline=None)
@@ -207,7 +207,7 @@ def test_logprobs_are_the_models(seed: int, top: int) -> None:
 def test_greedy_next_to_sampled_rows() -> None:
     logits = random_logits(1, 3, 50)
     rows = [row(PLAIN, id="a"), row(GREEDY, id="b"), row(PLAIN, id="c")]
-    assert Sampler(50)(logits.clone(), rows, {})[1] == Choice(int(logits[1].argmax()))
+    assert Sampler(50)(logits.clone(), rows, {})[1] == SampledToken(int(logits[1].argmax()))
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-8, 1e-30, 1e-44, 1e-60, 5e-324])

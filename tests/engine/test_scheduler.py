@@ -10,7 +10,7 @@ from support.model_rank import make_adapter
 from support.scheduling import ENTRIES, ROOMS, Room, finish_everything
 
 from motet.core.errors import AdapterRefused
-from motet.core.messages import Submit
+from motet.core.messages import AddRequest
 from motet.core.sampling_params import SamplingParams
 from motet.engine.schedule.scheduler import PATIENCE
 
@@ -223,7 +223,7 @@ def test_ending_what_is_unknown_is_no_error() -> None:
 
 def test_tokens_of_an_ended_sequence_are_dropped() -> None:
     scheduler = Room().rank().scheduler
-    sequence = scheduler.add(Submit("a", (1, 2), SamplingParams(max_tokens=4)), b"", 0.0)
+    sequence = scheduler.add(AddRequest("a", (1, 2), SamplingParams(max_tokens=4)), b"", 0.0)
     step = scheduler.schedule(0.0)
     assert step is not None
     scheduler.finish("a")
@@ -249,7 +249,7 @@ def test_those_that_do_not_fit_are_passed_over_cheaply(monkeypatch: pytest.Monke
 
 def test_a_held_sequence_sits_out() -> None:
     scheduler = Room(blocks=20).rank().scheduler
-    held, other = (scheduler.add(Submit(id, (1,), SamplingParams(max_tokens=4)), b"", 0.0) for id in "ab")
+    held, other = (scheduler.add(AddRequest(id, (1,), SamplingParams(max_tokens=4)), b"", 0.0) for id in "ab")
     for rows in ([held, other], [other], [held, other]):
         held.held = len(rows) == 1
         step = scheduler.schedule(0.0)

@@ -17,7 +17,7 @@ from motet.core.settings import Settings
 try:
     plugins = PluginRegistry.load()
     plugins.configure(Settings())
-    print(json.dumps({hook: shelf.owners for hook, shelf in plugins.shelves()}))
+    print(json.dumps({hook: registry.owners for hook, registry in plugins.registries()}))
 except StartupError as error:
     print(json.dumps(error.message))
 """

@@ -8,7 +8,7 @@ from __future__ import annotations
 from itertools import count
 from typing import Any
 
-from motet.core.messages import LoraEntry, PreparedAdapter, Submit
+from motet.core.messages import AddRequest, LoraEntry, PreparedAdapter
 from motet.core.sampling_params import SamplingParams
 from motet.engine.schedule.plan import ClearSlot, InstallAdapter, SequencePlan
 from motet.engine.schedule.scheduler import Scheduler
@@ -42,16 +42,16 @@ class ModelRank:
     def submit(self, prompt: int, output: int, adapter: str | None, n: int = 1, **others: Any) -> str:
         """Queue `n` choices of a prompt of that many fresh tokens; returns the first one's id.
 
-        `others` are fields of Submit; without a `group`, the request has an owner of its own.
+        `others` are fields of AddRequest; without a `group`, the request has an owner of its own.
         """
         ids = [f"s{next(self._ids)}" for _ in range(n)]
         tokens = tuple(next(self._tokens) for _ in range(prompt))
         for id in ids:
             self.texts[id] = list(tokens)
             self.limits[id] = prompt + output
-            leader = ids[0] if id != ids[0] else None
+            prefix_of = ids[0] if id != ids[0] else None
             params = SamplingParams(max_tokens=output)
-            request = Submit(id, tokens, params, adapter, leader=leader, **{"group": ids[0]} | others)
+            request = AddRequest(id, tokens, params, adapter, prefix_of=prefix_of, **{"group": ids[0]} | others)
             self.scheduler.add(request, b"", self.now)
         return ids[0]
 

@@ -22,7 +22,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from motet.core.messages import Submit
+from motet.core.messages import AddRequest
 from motet.core.sampling_params import SamplingParams
 from motet.engine.sampling import sampler as module
 from motet.engine.sampling.sampler import Sampler
@@ -38,7 +38,7 @@ def row(
     params: SamplingParams, prompt: tuple[int, ...] = (0,), output: tuple[int, ...] = (), id: str = "x"
 ) -> Sequence:
     """A sequence that has come as far as `output`."""
-    return Sequence(Submit(id, prompt, params), b"", 0, 0.0, output=list(output))
+    return Sequence(AddRequest(id, prompt, params), b"", 0, 0.0, output=list(output))
 
 
 def random_logits(seed: int, rows: int, size: int, spread: float = 3.0) -> Tensor:

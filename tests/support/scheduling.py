@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from support.model_rank import ModelRank
 
 from motet.engine.schedule.adapter_slots import AdapterSlots
-from motet.engine.schedule.block_manager import BlockPool
-from motet.engine.schedule.scheduler import Limits, Scheduler
+from motet.engine.schedule.block_manager import BlockManager
+from motet.engine.schedule.scheduler import Scheduler, SchedulerConfig
 
 MODULES = ("q_proj", "down_proj")
 ENTRIES = st.lists(
@@ -33,9 +33,9 @@ class Room:
 
     def rank(self) -> ModelRank:
         """A fresh scheduler of this size, with a rank that checks it."""
-        blocks = BlockPool(self.blocks, self.block_size)
+        blocks = BlockManager(self.blocks, self.block_size)
         slots = AdapterSlots(self.slots, dict.fromkeys(MODULES, self.pages))
-        return ModelRank(Scheduler(blocks, slots, Limits(self.budget, self.sequences), "epoch"))
+        return ModelRank(Scheduler(blocks, slots, SchedulerConfig(self.budget, self.sequences), "engine_id"))
 
 
 ROOMS = st.builds(

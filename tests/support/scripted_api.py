@@ -21,7 +21,15 @@ from motet.api.services import Services
 from motet.api.storage.database import Database
 from motet.core.adapters import AdapterListing, AdapterRef, AdapterSource, ResolvedAdapter
 from motet.core.errors import AdapterRefused, Forbidden, MotetError, NotFound, Unavailable
-from motet.core.messages import AdapterPart, AdapterUse, EngineStats, PreparedAdapter, Submit, TokenEvent, TokenScore
+from motet.core.messages import (
+    AdapterPart,
+    AdapterUse,
+    AddRequest,
+    EngineStats,
+    PreparedAdapter,
+    PromptLogprob,
+    TokenEvent,
+)
 from motet.core.models import ModelInfo
 from motet.core.plugin_registry import PluginRegistry
 from motet.core.settings import Settings
@@ -51,7 +59,7 @@ def write_model(directory: Path, template: str | None = TEMPLATE) -> Path:
     return directory
 
 
-Script = Callable[[Submit], str]
+Script = Callable[[AddRequest], str]
 
 
 @dataclass
@@ -67,7 +75,7 @@ class ScriptedEngine:
     failure: MotetError | Exception = field(default_factory=lambda: MotetError("scripted"))
     ready: bool = True
     reason: str = ""
-    submits: list[Submit] = field(default_factory=list)
+    submits: list[AddRequest] = field(default_factory=list)
     running: set[str] = field(default_factory=set)
     registered: list[PreparedAdapter] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
@@ -87,7 +95,7 @@ class ScriptedEngine:
         names = dict.fromkeys(submit.model for submit in self.submits if submit.adapter)
         return AdapterUse(tuple(names), ())
 
-    async def generate(self, request: Submit) -> AsyncGenerator[tuple[TokenEvent, ...], None]:
+    async def generate(self, request: AddRequest) -> AsyncGenerator[tuple[TokenEvent, ...], None]:
         self.submits.append(request)
         self.running.add(request.id)
         try:
@@ -100,7 +108,7 @@ class ScriptedEngine:
         finally:
             self.running.discard(request.id)
 
-    async def _events(self, request: Submit) -> AsyncIterator[TokenEvent]:
+    async def _events(self, request: AddRequest) -> AsyncIterator[TokenEvent]:
         eos = self.text.eos_token_ids[0]
         tokens = [*self.text.encode(self.script(request), add_special_tokens=False), eos]
         for count, token in enumerate(tokens, start=1):
@@ -119,16 +127,16 @@ class ScriptedEngine:
             if last:
                 return
 
-    def _scores(self, request: Submit) -> tuple[TokenScore, ...]:
+    def _scores(self, request: AddRequest) -> tuple[PromptLogprob, ...]:
         count = request.params.prompt_logprobs
         if count is None:
             return ()
         tops = tuple((token, -0.25) for token in range(count))
         return tuple(
-            TokenScore(token, -0.25 if n else None, tops if n else ()) for n, token in enumerate(request.prompt)
+            PromptLogprob(token, -0.25 if n else None, tops if n else ()) for n, token in enumerate(request.prompt)
         )
 
-    async def embed(self, request: Submit) -> tuple[float, ...]:
+    async def embed(self, request: AddRequest) -> tuple[float, ...]:
         """The prompt's length, its first and its last id, and 1 for an adapter."""
         self.submits.append(request)
         self.running.add(request.id)

@@ -14,7 +14,7 @@ import zmq
 import zmq.asyncio
 
 from motet.core.errors import ErrorInfo, MotetError, Overloaded
-from motet.core.messages import Hello, Ready, SequenceFailure, Stop, Submit, ToEngine, TokenEvent, Tokens
+from motet.core.messages import AbortRequest, AddRequest, Hello, Ready, SequenceFailure, ToEngine, TokenEvent, Tokens
 from motet.core.models import ModelInfo
 from motet.core.sampling_params import SamplingParams
 from motet.engine.client import inbox
@@ -70,9 +70,9 @@ def talk(place: Path, scenario: Callable[[EngineClient, Rank], Awaitable[None]])
     asyncio.run(main())
 
 
-def submit(id: str = "r") -> Submit:
+def submit(id: str = "r") -> AddRequest:
     """A request."""
-    return Submit(id, (1,), SamplingParams(max_tokens=9999))
+    return AddRequest(id, (1,), SamplingParams(max_tokens=9999))
 
 
 def tokens(ids: Sequence[int], ended: bool = False) -> Tokens:
@@ -131,9 +131,9 @@ def test_who_reads_too_slowly_is_stopped_and_keeps_nothing_more_waiting(tmp_path
     async def scenario(client: EngineClient, rank: Rank) -> None:
         async with begun(client, rank) as batches:
             await rank.say(tokens(range(MAX_LAG + 1)))
-            assert await rank.hear() == Stop("r")
+            assert await rank.hear() == AbortRequest("r")
             await rank.say(tokens(range(1000)))  # were on their way
-            assert await rank.hear() == Stop("r")
+            assert await rank.hear() == AbortRequest("r")
             kept = [await anext(batches) for _ in range(MAX_LAG // MAX_TURN + 1)]
             assert sum(map(len, kept)) == MAX_LAG + 1
             with pytest.raises(Overloaded, match="not read fast enough"):
@@ -146,7 +146,7 @@ def test_who_leaves_ends_the_sequence(tmp_path: Path) -> None:
     async def scenario(client: EngineClient, rank: Rank) -> None:
         async with begun(client, rank):
             pass
-        assert await rank.hear() == Stop("r")
+        assert await rank.hear() == AbortRequest("r")
 
     talk(tmp_path, scenario)
 
@@ -171,7 +171,7 @@ def test_the_sequences_of_a_request_share_the_memory_of_waiting_tokens(
             await asyncio.gather(*readers)
             for id in ("a-0", "b-0", "a-1"):  # each is within the limit
                 await rank.say(Tokens(tuple(TokenEvent(id, token, -1.0, top) for token in range(60))))
-            assert await rank.hear() == Stop("a-1")
+            assert await rank.hear() == AbortRequest("a-1")
             assert len(await anext(second)) == 300_000 // 2700 - 60 + 1
             with pytest.raises(Overloaded, match="not read fast enough"):
                 await anext(second)

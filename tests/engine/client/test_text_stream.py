@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from motet.core.errors import Unavailable
-from motet.core.messages import FinishReason, Submit, TokenEvent
+from motet.core.messages import AddRequest, FinishReason, TokenEvent
 from motet.core.sampling_params import SamplingParams
 from motet.engine.client.text_model import TextModel
 from motet.engine.client.text_stream import TextDelta, stream_text
@@ -28,7 +28,7 @@ class Script:
         self.sent = 0
         self.closed = False
 
-    async def generate(self, request: Submit) -> AsyncGenerator[tuple[TokenEvent, ...], None]:
+    async def generate(self, request: AddRequest) -> AsyncGenerator[tuple[TokenEvent, ...], None]:
         try:
             for first in range(0, len(self.events), self.at_once):
                 batch = tuple(self.events[first : first + self.at_once])
@@ -45,11 +45,13 @@ def events(ids: Sequence[int], finish: FinishReason = "length", stop_id: int | N
     return [*(TokenEvent("r", i) for i in early), TokenEvent("r", last, finish=finish, stop_id=stop_id)]
 
 
-def request(**params: object) -> Submit:
-    return Submit("r", (1,), SamplingParams(max_tokens=100, eos_token_ids=(EOS,), **params))  # type: ignore[arg-type]
+def request(**params: object) -> AddRequest:
+    return AddRequest("r", (1,), SamplingParams(max_tokens=100, eos_token_ids=(EOS,), **params))  # type: ignore[arg-type]
 
 
-def stream(engine: Script, text: TextModel, stop: Sequence[str] = (), submit: Submit | None = None) -> list[TextDelta]:
+def stream(
+    engine: Script, text: TextModel, stop: Sequence[str] = (), submit: AddRequest | None = None
+) -> list[TextDelta]:
     async def collect() -> list[TextDelta]:
         return [delta async for delta in stream_text(engine, text, submit or request(), stop)]
 
@@ -226,7 +228,7 @@ def test_the_engines_failure_reaches_the_caller(smollm2: TextModel) -> None:
 
 def test_sentencepiece_keeps_the_space_after_the_prompt(byte_fallback: TextModel) -> None:
     ids = ids_of(byte_fallback, "Hello world")
-    text = Submit("r", tuple(ids), SamplingParams(max_tokens=10))
+    text = AddRequest("r", tuple(ids), SamplingParams(max_tokens=10))
     assert shown(stream(Script(events(ids)), byte_fallback, submit=text)) == " Hello world"
 
 
