@@ -4,7 +4,7 @@
     API worker ──PrepareAdapter──> loader ──PreparedAdapter | LoaderFailure──> API worker
     supervisor ──EngineState──> API worker
 
-Plans between ranks are the engine's own affair (engine/schedule/plan.py).
+The messages between ranks are in engine/schedule/plan.py.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from motet.core.sampling_params import SamplingParams
 FinishReason: TypeAlias = Literal["stop", "length"]
 
 MAX_PARTS = 16
-"""Adapters that one request may have merged."""
+"""Adapters that one request may merge."""
 
 
 class LoraEntry(msgspec.Struct, frozen=True, array_like=True):
-    """Where one LoRA pair of an adapter sits: decoder layer, module (`q_proj`, …), its rank and its scale."""
+    """One LoRA pair of an adapter: decoder layer, module (`q_proj`, …), LoRA rank and scale."""
 
     layer: int
     module: str
@@ -35,11 +35,11 @@ class LoraEntry(msgspec.Struct, frozen=True, array_like=True):
 
 
 class PreparedAdapter(msgspec.Struct, frozen=True, tag=True):
-    """An adapter that is parsed, checked and cut into one file a rank.
+    """An adapter that is parsed, checked and split into one file per rank.
 
-    `fingerprint` is over config, weights and base; `files[rank]` are safetensors in the engine's dtype. `tokens` is
-    where the adapter's tokenizer differs from the base's; `name` is `source:id`, for log lines; `digests`
-    are the files' (core/digests.py); `warnings` are for the log, too: what may be wrong although it can be served.
+    `fingerprint` is a digest of config, weights and base model; `files[rank]` are safetensors in the engine's dtype.
+    `tokens` is where the adapter's tokenizer differs from the base model's; `name` is `source:id`, for the log;
+    `digests` are those of the files (core/digests.py); `warnings` are logged: problems that do not prevent serving.
     """
 
     id: str
@@ -55,16 +55,16 @@ class PreparedAdapter(msgspec.Struct, frozen=True, tag=True):
 
 
 class AdapterPart(msgspec.Struct, frozen=True, array_like=True):
-    """An adapter's directory, and what its delta is multiplied by."""
+    """An adapter's directory, and the factor for its delta."""
 
     directory: str
     weight: float = 1.0
 
 
 class PrepareAdapter(msgspec.Struct, frozen=True, tag=True):
-    """Ask the loader to prepare the sum of `parts`: one adapter as it is, or several merged into one.
+    """Prepare the weighted sum of `parts`: one adapter, or several merged into one.
 
-    `id` is the caller's, echoed in the answer.
+    The answer repeats `id`, which the sender chooses.
     """
 
     id: str
@@ -72,14 +72,14 @@ class PrepareAdapter(msgspec.Struct, frozen=True, tag=True):
 
 
 class CheckConfig(msgspec.Struct, frozen=True, tag=True):
-    """Ask the loader whether the config of the adapter in `directory` can be served; nothing else is read."""
+    """Check whether the config of the adapter in `directory` can be served. The loader reads no other file."""
 
     id: str
     directory: str
 
 
 class ConfigAccepted(msgspec.Struct, frozen=True, tag=True):
-    """The answer to CheckConfig where nothing is wrong."""
+    """The answer to CheckConfig for a config that can be served."""
 
     id: str
 
@@ -98,17 +98,17 @@ FromLoader: TypeAlias = PreparedAdapter | ConfigAccepted | LoaderFailure
 
 
 class Hello(msgspec.Struct, frozen=True, tag=True):
-    """A client's first message, and its question whether the engine is still the one that it knows."""
+    """A client's first message. Sent again, it asks whether the engine is still the same."""
 
 
 class AddRequest(msgspec.Struct, frozen=True, tag=True):
     """Start a sequence. `id` is globally unique; `adapter` is the fingerprint of a registered adapter.
 
-    `group`, OWNER:REQUEST, is what the sequences of a request have in common; Cancel names it. `prefix_of` is the id
-    of a sequence submitted before with the same prompt and adapter, whose keys and values of the prompt this one
-    shares. `model` is what the request called the model; gateways see it in AdapterUse. Lower `priority` goes
-    first. With `pool`, nothing is generated: the answer is Embedded, the prompt's last hidden states (after the
-    final norm), the last one or their mean.
+    All sequences of a request have the same `group`, OWNER:REQUEST; CancelGroup names it. `prefix_of` is the id of a
+    sequence that was added before, with the same prompt and adapter; this one shares the prompt's keys and values with
+    it. `model` is the model's name in the request; AdapterUse reports it. A lower `priority` goes first. With
+    `pooling`, nothing is generated: the answer is Embedding, the last or the mean of the prompt's hidden states after
+    the final norm.
     """
 
     id: str
@@ -119,33 +119,36 @@ class AddRequest(msgspec.Struct, frozen=True, tag=True):
     group: str = ""
     prefix_of: str | None = None
     priority: int = 0
-    pool: Literal["last", "mean"] | None = None
+    pooling: Literal["last", "mean"] | None = None
     model: str = ""
 
     @property
     def owner(self) -> str:
-        """The name of the key that asked, with which `group` begins; empty where there are no keys."""
+        """The name of the caller's API key, which is the start of `group`; empty without API keys."""
         return self.group.partition(":")[0]
 
     def belongs_to(self, group: str) -> bool:
-        """Whether `group` is this sequence's, or the part of its id before the last "-", which its mates share."""
+        """Whether `group` is this sequence's group, or the part of its id before the last "-"."""
         return group in (self.group, self.id.rpartition("-")[0])
 
 
 class AbortRequest(msgspec.Struct, frozen=True, tag=True):
-    """End a sequence now: its text is complete, or nobody reads it any more. Unknown ids are ignored."""
+    """End a sequence now: its text is complete, or its client is gone. Unknown ids are ignored."""
 
     id: str
 
 
-class Cancel(msgspec.Struct, frozen=True, tag=True):
-    """End every sequence of a group, whoever submitted it; their owners get SequenceFailure, the asker Cancelled."""
+class CancelGroup(msgspec.Struct, frozen=True, tag=True):
+    """End all sequences of a group, also those of other clients. Their clients get SequenceFailure.
+
+    The answer is GroupCancelled.
+    """
 
     group: str
 
 
 class RegisterAdapter(msgspec.Struct, frozen=True, tag=True):
-    """Make a prepared adapter known, so that AddRequest may name it. Idempotent."""
+    """Register a prepared adapter, so that AddRequest can name it. Idempotent."""
 
     adapter: PreparedAdapter
 
@@ -158,18 +161,18 @@ class GetAdapterUse(msgspec.Struct, frozen=True, tag=True):
     """Ask for AdapterUse."""
 
 
-ToEngine: TypeAlias = Hello | AddRequest | AbortRequest | Cancel | RegisterAdapter | GetStats | GetAdapterUse
+ToEngine: TypeAlias = Hello | AddRequest | AbortRequest | CancelGroup | RegisterAdapter | GetStats | GetAdapterUse
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The engine's answer to Hello. Another `engine_id` than before means that all earlier sequences are gone."""
+    """The engine's answer to Hello. If `engine_id` has changed, all earlier sequences are gone."""
 
     engine_id: str
     model: ModelInfo
 
 
 class PromptLogprob(msgspec.Struct, frozen=True, array_like=True):
-    """A token of the prompt, the model's logprob for it (None for the first), and the likeliest (id, logprob) there."""
+    """A token of the prompt, its logprob (None for the first one), and the likeliest (id, logprob) at its position."""
 
     token: int
     logprob: float | None
@@ -179,10 +182,10 @@ class PromptLogprob(msgspec.Struct, frozen=True, array_like=True):
 class TokenEvent(msgspec.Struct, frozen=True, array_like=True):
     """One sampled token of a sequence.
 
-    `logprob` and `top` ((id, logprob), best first) are the model's own, before any warping; they are there
-    only when the request asked. `finish` is set on the last event; `stop_id` is the token id that ended
-    the text, which is then `token` itself. On the first event alone, `waited` is the seconds that the sequence
-    waited before its first step, and `prompt` has the prompt's scores if the request asked for them.
+    `logprob` and `top` ((id, logprob), best first) are the model's, before any warping; they are set only if the
+    request has `logprobs`. The last event has `finish`, and `stop_id` if `token` is an id that ends the text. The first
+    event has `queue_seconds`, the time from the sequence's arrival to its first step, and `prompt_logprobs` if the
+    request has them.
     """
 
     id: str
@@ -191,39 +194,39 @@ class TokenEvent(msgspec.Struct, frozen=True, array_like=True):
     top: tuple[tuple[int, float], ...] = ()
     finish: FinishReason | None = None
     stop_id: int | None = None
-    waited: float = 0.0
-    prompt: tuple[PromptLogprob, ...] = ()
+    queue_seconds: float = 0.0
+    prompt_logprobs: tuple[PromptLogprob, ...] = ()
 
 
-class Embedded(msgspec.Struct, frozen=True, tag=True):
-    """The answer to a AddRequest with `pool`: the vector, in fp32."""
+class Embedding(msgspec.Struct, frozen=True, tag=True):
+    """The answer to an AddRequest with `pooling`: the fp32 vector."""
 
     id: str
     vector: tuple[float, ...]
 
 
-class Cancelled(msgspec.Struct, frozen=True, tag=True):
-    """The answer to Cancel: how many sequences were ended."""
+class GroupCancelled(msgspec.Struct, frozen=True, tag=True):
+    """The answer to CancelGroup: the number of sequences that were ended."""
 
     group: str
     sequences: int
 
 
-class Tokens(msgspec.Struct, frozen=True, tag=True):
+class TokenEvents(msgspec.Struct, frozen=True, tag=True):
     """The events of one step for one client."""
 
     events: tuple[TokenEvent, ...]
 
 
 class SequenceFailure(msgspec.Struct, frozen=True, tag=True):
-    """One sequence ended with an error; its batch-mates go on."""
+    """One sequence ended with an error; the other sequences of the batch continue."""
 
     id: str
     error: ErrorInfo
 
 
 class EngineStats(msgspec.Struct, frozen=True, tag=True):
-    """Counters of the engine at one moment; `blocks_free == blocks_total` when nothing runs."""
+    """The engine's counters and gauges; `blocks_free == blocks_total` when nothing runs."""
 
     running: int
     waiting: int
@@ -242,13 +245,13 @@ class EngineStats(msgspec.Struct, frozen=True, tag=True):
 
 
 INSTALL_BUCKETS = (0.005, 0.02, 0.1, 0.5, 1.0, 5.0)
-"""Upper bounds, in seconds, of the buckets in which AdapterUse counts installations; a last one has no bound."""
+"""Upper bounds, in seconds, of the buckets of AdapterUse.installs; one more bucket has no bound."""
 
 
 class AdapterUse(msgspec.Struct, frozen=True, tag=True):
-    """Adapters by the names that requests gave them: those on the device, and those of waiting sequences.
+    """Adapters by the names in their requests: those on the device, and those of waiting sequences.
 
-    `installs` counts installations by duration (INSTALL_BUCKETS), which took `install_seconds` together.
+    `installs` counts installations by duration (INSTALL_BUCKETS); `install_seconds` is the sum of the durations.
     """
 
     resident: tuple[str, ...] = ()
@@ -257,11 +260,11 @@ class AdapterUse(msgspec.Struct, frozen=True, tag=True):
     install_seconds: float = 0.0
 
 
-FromEngine: TypeAlias = Ready | Tokens | Embedded | Cancelled | SequenceFailure | EngineStats | AdapterUse
+FromEngine: TypeAlias = Ready | TokenEvents | Embedding | GroupCancelled | SequenceFailure | EngineStats | AdapterUse
 
 
 class EngineState(msgspec.Struct, frozen=True, tag=True):
-    """The supervisor's word on the engine: `starting`, `up` or `down`, with the reason when it is down."""
+    """The engine's state, as the supervisor publishes it; `reason` says why it is not `up`."""
 
     state: Literal["starting", "up", "down"]
     reason: str = ""

@@ -9,23 +9,23 @@ from motet.core.heartbeat import Heartbeat
 from motet.core.messages import (
     AbortRequest,
     AddRequest,
-    Cancel,
-    Cancelled,
-    Embedded,
+    CancelGroup,
+    Embedding,
     EngineStats,
     FinishReason,
     GetAdapterUse,
     GetStats,
+    GroupCancelled,
     Hello,
     Ready,
     RegisterAdapter,
     SequenceFailure,
     ToEngine,
     TokenEvent,
-    Tokens,
+    TokenEvents,
 )
 from motet.core.models import ModelInfo
-from motet.engine.distributed.transport import LeaderSockets
+from motet.engine.distributed.transport import EngineSockets
 from motet.engine.grammars import Grammars
 from motet.engine.lora.adapter_installer import Installer
 from motet.engine.model_runner import ModelRunner
@@ -33,7 +33,7 @@ from motet.engine.prompt_results import PromptResults
 from motet.engine.reporter import Reporter
 from motet.engine.sampling.grammar import GrammarCompiler
 from motet.engine.sampling.sampler import SampledToken, Sampler
-from motet.engine.schedule.plan import InstallAdapter, Installed, Shutdown
+from motet.engine.schedule.plan import InstallAdapter, InstallResult, Shutdown
 from motet.engine.schedule.scheduler import Scheduler
 from motet.engine.schedule.sequence import Sequence
 from motet.engine.schedule.step import Step
@@ -51,11 +51,11 @@ MAX_OWNED = MAX_WAITING // 2
 class EngineCore:
     """The engine's decisions. `run` returns when `stop` was called or Shutdown is asked for."""
 
-    def __init__(self, runner: ModelRunner, model: ModelInfo, scheduler: Scheduler, sockets: LeaderSockets) -> None:
+    def __init__(self, runner: ModelRunner, model: ModelInfo, scheduler: Scheduler, sockets: EngineSockets) -> None:
         self.scheduler = scheduler
         self._runner, self._model, self._sockets = runner, model, sockets
         self._installer = Installer(runner.pool, rank=0)
-        self._awaiting: dict[str, list[Installed]] = {}  # fingerprint -> what the ranks have reported so far
+        self._awaiting: dict[str, list[InstallResult]] = {}  # fingerprint -> what the ranks have reported so far
         self._refused: dict[str, ErrorInfo] = {}  # fingerprint -> why it can never be placed here
         self._sampler = Sampler(model.vocab_size)
         self._sampler.warm_up()
@@ -112,8 +112,8 @@ class EngineCore:
                 self._submit(client, message)
             case AbortRequest():
                 self._end(message.id)
-            case Cancel():
-                self._sockets.send(client, Cancelled(message.group, self._cancel(message.group)))
+            case CancelGroup():
+                self._sockets.send(client, GroupCancelled(message.group, self._cancel(message.group)))
             case RegisterAdapter():
                 try:
                     self.scheduler.register(message.adapter)
@@ -192,7 +192,7 @@ class EngineCore:
                 told.append((move.sequence, move.choice, move.follower.complete))
         self._tell(told)
 
-    def _installed(self, report: Installed) -> None:
+    def _installed(self, report: InstallResult) -> None:
         """Keep a rank's report; once all have reported the adapter is ready, or its waiting requests fail."""
         reports = self._awaiting[report.fingerprint]
         reports.append(report)
@@ -215,8 +215,8 @@ class EngineCore:
         self._prompts.add(step, output)
         self._prompt_tokens += sum(len(s.tokens) for s in step.plan.sequences if not s.sample or len(s.tokens) > 1)
         for sequence in step.sequences:
-            if sequence.request.pool is not None and not sequence.pending:
-                self._sockets.send(sequence.client, Embedded(sequence.id, self._prompts.take_vector(sequence)))
+            if sequence.request.pooling is not None and not sequence.num_pending_tokens:
+                self._sockets.send(sequence.client, Embedding(sequence.id, self._prompts.take_vector(sequence)))
                 self._end(sequence.id)
         if not step.rows:
             return
@@ -246,22 +246,22 @@ class EngineCore:
             if event.finish:
                 self._end(sequence.id)
         for client, batch in events.items():
-            if not self._sockets.send(client, Tokens(tuple(batch))):
+            if not self._sockets.send(client, TokenEvents(tuple(batch))):
                 for sequence in [s for s in self.scheduler.sequences() if s.client == client]:
                     self._end(sequence.id)
 
     def _full(self, sequence: Sequence) -> bool:
         """Whether a sequence may not become longer."""
         longest = sequence.request.params.max_tokens
-        return len(sequence.output) >= longest or sequence.length >= self._model.max_context
+        return len(sequence.output) >= longest or sequence.num_tokens >= self._model.max_context
 
     def _event(self, sequence: Sequence, choice: SampledToken, complete: bool) -> TokenEvent:
         """What to tell about a sampled token."""
         finish: FinishReason | None = "stop" if complete else "length" if self._full(sequence) else None
         stop_id = choice.token if choice.token in sequence.ending_ids else None
         scores = self._prompts.take_scores(sequence)
-        assert sequence.started is not None, "it has just run"
-        waited = sequence.started - sequence.arrived if len(sequence.output) == 1 else 0.0
+        assert sequence.start_time is not None, "it has just run"
+        waited = sequence.start_time - sequence.arrival_time if len(sequence.output) == 1 else 0.0
         return TokenEvent(sequence.id, choice.token, choice.logprob, choice.top, finish, stop_id, waited, scores)
 
     def _fail(self, sequence: Sequence, error: ErrorInfo) -> None:

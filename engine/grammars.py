@@ -143,7 +143,7 @@ class Grammars:
         for sequence, choice, last in sampled:
             follower = self._followers[sequence.id]
             move = self._moves[sequence.id] = Move(sequence, choice, follower, last)
-            sequence.held = follower.moving = True
+            sequence.blocked = follower.moving = True
             if follower.grammar.quick:
                 quick.append(move)
             else:
@@ -161,7 +161,7 @@ class Grammars:
         over = [move for move in self._moves.values() if not move.follower.moving]
         for move in over:
             del self._moves[move.sequence.id]
-            move.sequence.held = False
+            move.sequence.blocked = False
         return over
 
     def _run(self, moves: list[Move]) -> None:

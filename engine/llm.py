@@ -86,12 +86,14 @@ class Engine:
         return [event async for events in self.client.generate(request) for event in events]
 
     async def embed(
-        self, prompt: Sequence[int], pool: Literal["last", "mean"] = "last", adapter: PreparedAdapter | None = None
+        self, prompt: Sequence[int], pooling: Literal["last", "mean"] = "last", adapter: PreparedAdapter | None = None
     ) -> tuple[float, ...]:
         """The last hidden state of `prompt`'s last token, or the mean over all of them. Raises as `complete` does."""
         fingerprint = adapter.fingerprint if adapter else None
         params = SamplingParams(max_tokens=0)
-        return await self.client.embed(AddRequest(uuid.uuid4().hex, tuple(prompt), params, fingerprint, pool=pool))
+        return await self.client.embed(
+            AddRequest(uuid.uuid4().hex, tuple(prompt), params, fingerprint, pooling=pooling)
+        )
 
     async def _keep(self) -> None:
         while True:

@@ -121,7 +121,7 @@ class ModelRunner:
 
     def _scores(self, plan: StepPlan, hidden: Tensor) -> Scores | None:
         """The scores of the plan's `score` ids, a few rows of logits at a time."""
-        targets = torch.tensor([id for s in plan.sequences for id in s.score], device=self.device)
+        targets = torch.tensor([id for s in plan.sequences for id in s.prompt_logprob_ids], device=self.device)
         parts = []
         for rows, wanted in zip(hidden.split(SCORED_ROWS), targets.split(SCORED_ROWS), strict=True):
             logits = self._decoder.logits(rows)

@@ -29,10 +29,10 @@ class PromptResults:
         for sequence, share in zip(step.sequences, step.plan.sequences, strict=True):
             if share.start == 0:
                 self.forget(sequence.id)
-            if share.score:
-                self._add_scores(sequence, share.score, output, scored)
-                scored += len(share.score)
-            if share.pool:
+            if share.prompt_logprob_ids:
+                self._add_scores(sequence, share.prompt_logprob_ids, output, scored)
+                scored += len(share.prompt_logprob_ids)
+            if share.pooling:
                 self._add_states(sequence, output.pooled[pooled : pooled + len(share.tokens)])
                 pooled += len(share.tokens)
 
@@ -44,7 +44,7 @@ class PromptResults:
     def take_vector(self, sequence: Sequence) -> tuple[float, ...]:
         """The pooled vector of a prompt that is complete."""
         total = self._sums.pop(sequence.id)
-        mean = total / len(sequence.request.prompt) if sequence.request.pool == "mean" else total
+        mean = total / len(sequence.request.prompt) if sequence.request.pooling == "mean" else total
         return tuple(mean.float().tolist())
 
     def forget(self, id: str) -> None:
@@ -67,7 +67,7 @@ class PromptResults:
         )
 
     def _add_states(self, sequence: Sequence, states: Tensor) -> None:
-        if sequence.request.pool == "last":
+        if sequence.request.pooling == "last":
             self._sums[sequence.id] = states[-1].clone()
         else:
             # In fp64, so that the mean does not depend on how the prompt was cut.

@@ -53,7 +53,7 @@ def _prepare_environment(spec: RankSpec) -> None:
 
 def lead(spec: RankSpec, heartbeat: Heartbeat) -> None:
     """Load, tell everybody that the engine is up, and run until SIGTERM."""
-    from motet.engine.distributed.transport import LeaderSockets
+    from motet.engine.distributed.transport import EngineSockets
     from motet.engine.engine_core import EngineCore
     from motet.engine.schedule.adapter_slots import AdapterSlots
     from motet.engine.schedule.block_manager import BlockManager
@@ -81,7 +81,7 @@ def lead(spec: RankSpec, heartbeat: Heartbeat) -> None:
     )
     if spec.size > 1:
         heartbeat.enter("waiting for the other ranks")
-    sockets = LeaderSockets(spec.engine_address, spec.ranks_address, spec.size - 1)
+    sockets = EngineSockets(spec.engine_address, spec.ranks_address, spec.size - 1)
     core = EngineCore(runner, model, scheduler, sockets)
     logger.bind(
         engine=spec.engine_id,
@@ -107,13 +107,13 @@ def lead(spec: RankSpec, heartbeat: Heartbeat) -> None:
 
 def follow(spec: RankSpec, heartbeat: Heartbeat) -> None:
     """Load, and do as rank 0 says until Shutdown."""
-    from motet.engine.distributed.transport import FollowerSocket
+    from motet.engine.distributed.transport import WorkerSocket
     from motet.engine.lora.adapter_installer import Installer
     from motet.engine.schedule.plan import ClearSlot, InstallAdapter, Shutdown, StepPlan
 
     runner = _load(spec, heartbeat)
     installer = Installer(runner.pool, spec.rank)
-    socket = FollowerSocket(spec.ranks_address, spec.rank)
+    socket = WorkerSocket(spec.ranks_address, spec.rank)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     heartbeat.enter(SERVING)
     while True:

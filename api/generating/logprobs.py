@@ -134,7 +134,7 @@ class CompletionLogprobsWriter:
         """`choices[].logprobs` for the next tokens, after the prompt's if the first one brings their scores."""
         result = CompletionLogprobs([], [], [], [])
         for event in tokens:
-            for score, offset in zip(event.prompt, self._echo.offsets, strict=False):
+            for score, offset in zip(event.prompt_logprobs, self._echo.offsets, strict=False):
                 self._add(result, score, offset)
             if self._report.reported([event]):
                 self._add(result, PromptLogprob(event.token, finite(event.logprob), event.top), self._place)

@@ -97,7 +97,7 @@ class NativeRun:
             for event in delta.tokens:
                 sequence.prefill += [
                     PrefillToken(score.token, readable(text.token_bytes(score.token)), score.logprob)
-                    for score in event.prompt
+                    for score in event.prompt_logprobs
                 ]
         if delta.finish_reason is not None:
             sequence.reason = finish_reason(delta)

@@ -36,8 +36,8 @@ class Timing:
     def take(self, index: int, delta: TextDelta) -> None:
         """Note a piece of sequence `index`'s answer as it comes."""
         self._together += len(delta.tokens)
-        if delta.tokens and delta.tokens[0].waited > self.waited:
-            self.waited = delta.tokens[0].waited
+        if delta.tokens and delta.tokens[0].queue_seconds > self.waited:
+            self.waited = delta.tokens[0].queue_seconds
         if delta.more:  # the next one is there already, and its time is this one's
             return
         now = self.last = time.perf_counter()

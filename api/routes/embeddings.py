@@ -168,7 +168,7 @@ async def embed(
                 fingerprint,
                 group=group,
                 priority=rank,
-                pool=pool,
+                pooling=pool,
                 model=adapter_name(request),
             )
             return await services.engine.embed(submit)

@@ -18,14 +18,14 @@ from motet.core.messages import (
     AbortRequest,
     AdapterUse,
     AddRequest,
-    Cancel,
-    Cancelled,
-    Embedded,
+    CancelGroup,
+    Embedding,
     EngineState,
     EngineStats,
     FromEngine,
     GetAdapterUse,
     GetStats,
+    GroupCancelled,
     Hello,
     PreparedAdapter,
     Ready,
@@ -33,7 +33,7 @@ from motet.core.messages import (
     SequenceFailure,
     ToEngine,
     TokenEvent,
-    Tokens,
+    TokenEvents,
 )
 from motet.core.models import ModelInfo
 from motet.engine.client.inbox import MAX_TURN, Inbox, Lag
@@ -136,7 +136,7 @@ class EngineClient:
                 self._abandon(request.id)
 
     async def embed(self, request: AddRequest) -> tuple[float, ...]:
-        """The pooled vector of a prompt (`request.pool` says how). Cancelling the caller ends the sequence.
+        """The pooled vector of a prompt (`request.pooling` says how). Cancelling the caller ends the sequence.
 
         Raises as `generate` does.
         """
@@ -159,7 +159,7 @@ class EngineClient:
             raise Unavailable(f"the engine is not ready: {self.reason}")
         answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._cancels.setdefault(group, []).append(answer)
-        await self._send(Cancel(group))
+        await self._send(CancelGroup(group))
         return await answer
 
     def _abandon(self, id: str) -> None:
@@ -209,7 +209,7 @@ class EngineClient:
         while True:
             message = _decode(await self._socket.recv())
             match message:
-                case Tokens():
+                case TokenEvents():
                     for event in message.events:
                         if inbox := self._inboxes.get(event.id):
                             if not inbox.put(event):
@@ -217,7 +217,7 @@ class EngineClient:
                                 await self._send(AbortRequest(event.id))
                         elif event.finish is None:  # nobody reads it any more, and the engine does not know
                             await self._send(AbortRequest(event.id))
-                case Embedded():
+                case Embedding():
                     if (vector := self._vectors.get(message.id)) and not vector.done():
                         vector.set_result(message.vector)
                 case SequenceFailure():
@@ -225,7 +225,7 @@ class EngineClient:
                         inbox.fail(from_info(message.error))
                     elif (vector := self._vectors.get(message.id)) and not vector.done():
                         vector.set_exception(from_info(message.error))
-                case Cancelled():
+                case GroupCancelled():
                     for cancel in self._cancels.pop(message.group, ()):
                         if not cancel.done():
                             cancel.set_result(message.sequences)

@@ -8,14 +8,14 @@ import msgspec
 import zmq
 
 from motet.core.messages import FromEngine, ToEngine
-from motet.engine.schedule.plan import Installed, ToRank
+from motet.engine.schedule.plan import InstallResult, ToRank
 
 _to_engine = msgspec.msgpack.Decoder(ToEngine)
 _to_rank = msgspec.msgpack.Decoder(ToRank)
-_installed = msgspec.msgpack.Decoder(Installed)
+_installed = msgspec.msgpack.Decoder(InstallResult)
 
 
-class LeaderSockets:
+class EngineSockets:
     """Rank 0's side: a ROUTER that clients connect to, and one that the other ranks connect to."""
 
     def __init__(self, engine_address: str, ranks_address: str, followers: int) -> None:
@@ -44,7 +44,7 @@ class LeaderSockets:
             client, body = self._clients.recv_multipart()
             yield client, _to_engine.decode(body)
 
-    def from_ranks(self) -> Iterator[Installed]:
+    def from_ranks(self) -> Iterator[InstallResult]:
         """What the other ranks have reported."""
         while self._ranks.poll(0):
             yield _installed.decode(self._ranks.recv_multipart()[1])
@@ -68,7 +68,7 @@ class LeaderSockets:
         self._context.destroy(linger=500)
 
 
-class FollowerSocket:
+class WorkerSocket:
     """Another rank's side."""
 
     def __init__(self, ranks_address: str, rank: int) -> None:
@@ -82,7 +82,7 @@ class FollowerSocket:
         """The next message, or None if none came in time."""
         return _to_rank.decode(self._socket.recv()) if self._socket.poll(milliseconds) else None
 
-    def report(self, message: Installed) -> None:
+    def report(self, message: InstallResult) -> None:
         """Tell rank 0."""
         self._socket.send(msgspec.msgpack.encode(message))
 

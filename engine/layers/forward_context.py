@@ -43,12 +43,12 @@ def forward_context(plan: StepPlan, block_size: int, device: torch.device) -> Fo
         starts.append(starts[-1] + count)
         for position in range(start, start + count):
             positions.append(position)
-            cache_rows.append(sequence.blocks[position // block_size] * block_size + position % block_size)
-    most = max(len(s.blocks) for s in plan.sequences)
+            cache_rows.append(sequence.block_table[position // block_size] * block_size + position % block_size)
+    most = max(len(s.block_table) for s in plan.sequences)
     sample_rows = [starts[i + 1] - 1 for i, s in enumerate(plan.sequences) if s.sample]
 
-    scored = [starts[i] + j for i, s in enumerate(plan.sequences) for j in range(len(s.score))]
-    pooled = [row for i, s in enumerate(plan.sequences) if s.pool for row in range(starts[i], starts[i + 1])]
+    scored = [starts[i] + j for i, s in enumerate(plan.sequences) for j in range(len(s.prompt_logprob_ids))]
+    pooled = [row for i, s in enumerate(plan.sequences) if s.pooling for row in range(starts[i], starts[i + 1])]
 
     def tensor(values: Any, dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=device)
@@ -56,7 +56,7 @@ def forward_context(plan: StepPlan, block_size: int, device: torch.device) -> Fo
     return ForwardContext(
         positions=tensor(positions, torch.long),
         cache_rows=tensor(cache_rows, torch.long),
-        tables=tensor([[*s.blocks, *[0] * (most - len(s.blocks))] for s in plan.sequences], torch.int32),
+        tables=tensor([[*s.block_table, *[0] * (most - len(s.block_table))] for s in plan.sequences], torch.int32),
         lengths=tensor([start + count for start, count in spans], torch.int32),
         query_starts=tensor(starts, torch.int32),
         sample_rows=tensor(sample_rows, torch.long),

@@ -14,7 +14,7 @@ from safetensors.torch import load
 
 from motet.core.digests import digest
 from motet.engine.lora.pool import LoraPool
-from motet.engine.schedule.plan import InstallAdapter, Installed
+from motet.engine.schedule.plan import InstallAdapter, InstallResult
 
 REMEMBERED = 4096
 """Files that are known to be whole."""
@@ -36,7 +36,7 @@ class Installer:
         self.running += 1
         self._threads.submit(self._copy, install)
 
-    def finish(self) -> list[Installed]:
+    def finish(self) -> list[InstallResult]:
         """Point the slots of finished copies at their pages; what to report for each."""
         reports = []
         while not self._done.empty():
@@ -44,7 +44,7 @@ class Installer:
             self.running -= 1
             if not error:
                 error = _attempt(functools.partial(self._pool.point, install))
-            reports.append(Installed(self._rank, install.slot, install.fingerprint, error))
+            reports.append(InstallResult(self._rank, install.slot, install.fingerprint, error))
         return reports
 
     def _copy(self, install: InstallAdapter) -> None:

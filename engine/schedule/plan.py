@@ -1,6 +1,6 @@
-"""What rank 0 tells the other ranks: step plans and adapter placements, as plain data.
+"""The messages between rank 0 and the other ranks: step plans and adapter installations.
 
-A plan names rows, blocks and slots; it knows no requests and no token values beyond the literal ids it feeds.
+A plan names rows, blocks and slots. It has no requests, and no token ids but those that the step feeds.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ import msgspec
 class SequencePlan(msgspec.Struct, frozen=True, array_like=True):
     """One sequence's share of a step.
 
-    `tokens` are fed at positions `start`, `start + 1`, …; a negative entry -1-j stands for the id that row j
-    of the previous step sampled. `blocks` is the block table over everything up to the last token. `sample`
-    asks for a next token after the last one. `score` are the prompt's ids that follow the first len(score) of
-    `tokens`, for a prompt whose logprobs are wanted; `pool` asks for every token's last hidden state.
+    `tokens` are fed at positions `start`, `start + 1`, …; a negative entry -1-j stands for the id that row j of the
+    previous step sampled. `block_table` has the blocks of all tokens up to the last one. With `sample`, the last row
+    samples the next token. `prompt_logprob_ids[i]` is the prompt's id that follows `tokens[i]`, if the request has
+    prompt logprobs; with `pooling`, the step returns the last hidden state of every token.
     """
 
     tokens: tuple[int, ...]
     start: int
-    blocks: tuple[int, ...]
+    block_table: tuple[int, ...]
     sample: bool
-    score: tuple[int, ...] = ()
-    pool: bool = False
+    prompt_logprob_ids: tuple[int, ...] = ()
+    pooling: bool = False
 
 
 class LoraChunk(msgspec.Struct, frozen=True, array_like=True):
-    """Rows [start, start + length) of the step's flat token list belong to `slot`. Base rows are in no chunk."""
+    """Rows [start, start + length) of the step use the adapter in `slot`. Rows of the base model are in no chunk."""
 
     slot: int
     start: int
@@ -36,7 +36,7 @@ class LoraChunk(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StepPlan(msgspec.Struct, frozen=True, tag=True):
-    """One forward pass. Single-token sequences come first, so that attention can treat them as one group."""
+    """One forward pass. Single-token sequences come first, so that attention can process them as one group."""
 
     engine_id: str
     step: int
@@ -45,7 +45,7 @@ class StepPlan(msgspec.Struct, frozen=True, tag=True):
 
 
 class Placement(msgspec.Struct, frozen=True, array_like=True):
-    """Where one LoRA pair lives: pool pages of `module`, for decoder layer `layer`."""
+    """The pages of one LoRA pair in the pool of `module`, for decoder layer `layer`."""
 
     layer: int
     module: str
@@ -55,9 +55,9 @@ class Placement(msgspec.Struct, frozen=True, array_like=True):
 
 
 class InstallAdapter(msgspec.Struct, frozen=True, tag=True):
-    """Copy `files[rank]` into the pages and point `slot` at them; every rank answers with Installed.
+    """Copy `files[rank]` into the pages and point `slot` at them; every rank answers with InstallResult.
 
-    `digests` are what the files must have, if there are any.
+    `digests`, unless empty, are the expected digests of `files`.
     """
 
     slot: int
@@ -67,8 +67,8 @@ class InstallAdapter(msgspec.Struct, frozen=True, tag=True):
     digests: tuple[str, ...] = ()
 
 
-class Installed(msgspec.Struct, frozen=True, tag=True):
-    """A rank's answer to InstallAdapter; `error` is empty when the slot can be used on that rank."""
+class InstallResult(msgspec.Struct, frozen=True, tag=True):
+    """A rank's answer to InstallAdapter; `error` is empty if the slot is ready on that rank."""
 
     rank: int
     slot: int
@@ -77,13 +77,13 @@ class Installed(msgspec.Struct, frozen=True, tag=True):
 
 
 class ClearSlot(msgspec.Struct, frozen=True, tag=True):
-    """The slot is empty from now on; its pages may be written again."""
+    """Empty the slot; its pages are free."""
 
     slot: int
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag=True):
-    """Leave the loop and exit."""
+    """Leave the step loop and exit."""
 
 
 ToRank: TypeAlias = StepPlan | InstallAdapter | ClearSlot | Shutdown

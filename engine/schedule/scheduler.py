@@ -145,8 +145,8 @@ class Scheduler:
         """The next step, or None when nothing can run now. `commands` then hold adapter moves to send first."""
         step = StepBuilder(self.limits.batch_tokens)
         # Decode tokens before prefill chunks: who has started keeps its pace whatever arrives.
-        for sequence in sorted(self.running, key=lambda s: (s.pending > 1, s.precedence)):
-            if step.left and sequence in self.running and not sequence.held:
+        for sequence in sorted(self.running, key=lambda s: (s.num_pending_tokens > 1, s.precedence)):
+            if step.left and sequence in self.running and not sequence.blocked:
                 self._make_room(sequence, step)
         self._admit(now, step)
         for sequence in self.running:
@@ -168,7 +168,7 @@ class Scheduler:
         """Assert that blocks, slots and queues agree with each other."""
         self.blocks.check_integrity([s.blocks for s in self.running])
         self.slots.check_integrity()
-        assert all(not s.blocks and s.slot is None and not s.computed for s in self.waiting)
+        assert all(not s.blocks and s.slot is None and not s.num_computed_tokens for s in self.waiting)
         assert len(self._by_id) == len(self.waiting) + len(self.running)
         assert +self.owned == Counter(s.request.owner for s in self._by_id.values())
         for fingerprint in self._adapters:
@@ -178,8 +178,8 @@ class Scheduler:
 
     def _make_room(self, sequence: Sequence, step: StepBuilder) -> None:
         """Take a running sequence's next tokens into the step, with blocks for them, at others' cost if need be."""
-        count = min(sequence.pending, step.left)
-        while not self.blocks.grow(sequence.blocks, sequence.computed + count):
+        count = min(sequence.num_pending_tokens, step.left)
+        while not self.blocks.grow(sequence.blocks, sequence.num_computed_tokens + count):
             victim = max(self.running, key=lambda s: s.precedence)
             self._preempt(victim, step)
             if victim is sequence:
@@ -190,7 +190,7 @@ class Scheduler:
         self.running.remove(victim)
         self._free(victim)
         self._rooms.clear()
-        victim.computed = 0
+        victim.num_computed_tokens = 0
         victim.sampled_row = None
         self.preemptions += 1
         self._queue(victim)
@@ -206,14 +206,17 @@ class Scheduler:
         self._draining = {adapter: who for adapter, who in self._draining.items() if who in waiting}
         wanted: set[str] = set()
         self._rooms.clear()
-        for sequence in [s for s in self.waiting if not s.held]:
+        for sequence in [s for s in self.waiting if not s.blocked]:
             full = len(self.running) >= self.limits.sequences
             if not step.left or (full and not self._worse(sequence)):
                 break
             prefix_owner = self._donor(sequence)
-            if prefix_owner is not None and prefix_owner.computed < self._shareable(sequence) * self.blocks.block_size:
+            if (
+                prefix_owner is not None
+                and prefix_owner.num_computed_tokens < self._shareable(sequence) * self.blocks.block_size
+            ):
                 continue  # its prompt is about to be there
-            starving = now - sequence.arrived > PATIENCE
+            starving = now - sequence.arrival_time > PATIENCE
             fingerprint = sequence.request.adapter
             if fingerprint is not None:
                 if self._draining.get(fingerprint, sequence.precedence) < sequence.precedence:
@@ -232,7 +235,7 @@ class Scheduler:
 
     def _has_blocks(self, sequence: Sequence, shared: int, step: StepBuilder) -> bool:
         """Whether the sequence's tokens fit, if need be in the place of sequences with a worse priority."""
-        missing = self.blocks.needed(sequence.length + 1) - shared
+        missing = self.blocks.needed(sequence.num_tokens + 1) - shared
         if missing > self._room(sequence):
             return False
         while self.running and missing > self.blocks.free - len(self.running):
@@ -262,12 +265,14 @@ class Scheduler:
     def _donor(self, sequence: Sequence) -> Sequence | None:
         """Whoever has, or is about to have, the blocks of the sequence's prompt: its prefix_of, or else a sibling."""
         prefix_of = sequence.request.prefix_of
-        if prefix_of is None or sequence.wants_scores or not self._shareable(sequence):
+        if prefix_of is None or sequence.wants_prompt_logprobs or not self._shareable(sequence):
             return None
         if (first := self._by_id.get(prefix_of)) is not None:
-            return first if first.begins_like(sequence) else None
+            return first if first.has_same_prompt(sequence) else None
         tokens = self._shareable(sequence) * self.blocks.block_size
-        return next((s for s in self.running if s.request.prefix_of == prefix_of and s.computed >= tokens), None)
+        return next(
+            (s for s in self.running if s.request.prefix_of == prefix_of and s.num_computed_tokens >= tokens), None
+        )
 
     def _adapter_ready(self, sequence: Sequence, starving: bool, wanted: set[str], step: StepBuilder) -> bool:
         """Whether the adapter can be used now; if not, see to its loading, or have another drained for it."""
@@ -312,10 +317,10 @@ class Scheduler:
         self.running.append(sequence)
         self._rooms.clear()
         self._turn = max(self._turn, sequence.turn)
-        sequence.started = now if sequence.started is None else sequence.started
+        sequence.start_time = now if sequence.start_time is None else sequence.start_time
         if prefix_owner is not None:
             sequence.blocks = self.blocks.share(prefix_owner.blocks[: self._shareable(sequence)])
-            sequence.computed = len(sequence.blocks) * self.blocks.block_size
+            sequence.num_computed_tokens = len(sequence.blocks) * self.blocks.block_size
         if sequence.request.adapter is not None:
             sequence.slot = self.slots.pin(sequence.request.adapter)
 

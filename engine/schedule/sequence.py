@@ -1,4 +1,4 @@
-"""One sequence: what was asked, and what the engine knows of it so far. No tensors, no text."""
+"""One sequence: its request, and its state in the scheduler."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from motet.core.messages import AddRequest
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A prompt being continued. Equal to itself alone: comparing by value would cost a busy step many milliseconds.
+    """A prompt and its output so far. Compared by identity: comparing by value takes milliseconds per step.
 
-    `computed` tokens (prompt first, then output) have their keys and values in `blocks`. `sampled_row` is the
-    row of the last step that sampled the newest output token, while that token exists on the ranks only as
-    "what row j sampled"; None once it has to be fed literally. `started` is when it ran first. While it is `held` it
-    sits out: what may follow its newest token is not known yet. `turn` is its place among the sequences of all owners.
+    The keys and values of the first `num_computed_tokens` tokens (prompt, then output) are in `blocks`.
+    `sampled_row` is the row of the last step that sampled the newest output token; the next step feeds that row's
+    result. None: the next step feeds the token's id. `start_time` is the time of the first step. A `blocked` sequence
+    is in no step, because its grammar has not computed the next mask yet. `turn` is its owner's turn (priority.py).
     """
 
     request: AddRequest
     client: bytes
     number: int
-    arrived: float
+    arrival_time: float
     output: list[int] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
-    computed: int = 0
+    num_computed_tokens: int = 0
     slot: int | None = None
     sampled_row: int | None = None
-    started: float | None = None
-    held: bool = False
+    start_time: float | None = None
+    blocked: bool = False
     turn: int = 0
     ending_ids: frozenset[int] = field(init=False)
 
@@ -40,8 +40,8 @@ class Sequence:
         return self.request.priority, self.turn, self.number
 
     @property
-    def wants_scores(self) -> bool:
-        """Whether the prompt's logprobs are still to be computed."""
+    def wants_prompt_logprobs(self) -> bool:
+        """Whether the next steps compute the prompt's logprobs."""
         return self.request.params.prompt_logprobs is not None and not self.output
 
     @property
@@ -50,21 +50,21 @@ class Sequence:
         return self.request.id
 
     @property
-    def length(self) -> int:
-        """Tokens of prompt and output together."""
+    def num_tokens(self) -> int:
+        """Tokens of prompt and output."""
         return len(self.request.prompt) + len(self.output)
 
     @property
-    def pending(self) -> int:
-        """Tokens that are known and not computed yet: a prompt's rest, or the one just sampled."""
-        return self.length - self.computed
+    def num_pending_tokens(self) -> int:
+        """Tokens that are not computed yet: the rest of the prompt, or the newest output token."""
+        return self.num_tokens - self.num_computed_tokens
 
-    def begins_like(self, other: Sequence) -> bool:
-        """Whether both prompts have the same keys and values."""
+    def has_same_prompt(self, other: Sequence) -> bool:
+        """Whether prompt and adapter, and so the prompt's keys and values, are the same."""
         return self.request.prompt == other.request.prompt and self.request.adapter == other.request.adapter
 
     def tokens(self, start: int, stop: int) -> tuple[int, ...]:
-        """Token ids [start, stop) of prompt and output."""
+        """The token ids [start, stop) of prompt and output."""
         prompt = self.request.prompt
         if stop <= len(prompt):
             return tuple(prompt[start:stop])

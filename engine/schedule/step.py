@@ -49,7 +49,7 @@ class StepBuilder:
                 chunks.append(LoraChunk(sequence.slot, start, count))
             if plans[-1].sample:
                 rows.append(sequence)
-            sequence.computed += count
+            sequence.num_computed_tokens += count
             sequence.sampled_row = None
             start += count
         plan = StepPlan(engine_id, number, tuple(plans), tuple(chunks))
@@ -58,10 +58,10 @@ class StepBuilder:
 
 def _share(sequence: Sequence, count: int) -> SequencePlan:
     """A sequence's next `count` tokens as the ranks see them."""
-    start, end = sequence.computed, sequence.computed + count
+    start, end = sequence.num_computed_tokens, sequence.num_computed_tokens + count
     tokens = sequence.tokens(start, end)
     if sequence.sampled_row is not None:
         tokens = (-1 - sequence.sampled_row,)
-    pool = sequence.request.pool is not None
-    score = tuple(sequence.request.prompt[start + 1 : end + 1]) if sequence.wants_scores else ()
-    return SequencePlan(tokens, start, tuple(sequence.blocks), end == sequence.length and not pool, score, pool)
+    pool = sequence.request.pooling is not None
+    score = tuple(sequence.request.prompt[start + 1 : end + 1]) if sequence.wants_prompt_logprobs else ()
+    return SequencePlan(tokens, start, tuple(sequence.blocks), end == sequence.num_tokens and not pool, score, pool)

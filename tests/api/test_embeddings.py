@@ -40,7 +40,7 @@ def test_every_form_of_input(tmp_path: Path, given: Any, prompts: list[list[int]
         answer = await caller.answer(EMBEDDINGS, {"input": given})
         submits = caller.api.engine.submits
         assert [len(submit.prompt) for submit in submits] == [len(prompt) for prompt in prompts]
-        assert all(submit.pool == "last" and submit.params.max_tokens == 0 for submit in submits)
+        assert all(submit.pooling == "last" and submit.params.max_tokens == 0 for submit in submits)
         assert [entry["index"] for entry in answer["data"]] == list(range(len(prompts)))
         first = submits[0].prompt
         assert answer["data"][0]["embedding"] == pytest.approx(unit(len(first), first[0], first[-1], 0))
@@ -134,6 +134,6 @@ def test_how_vectors_are_pooled(tmp_path: Path) -> None:
 
     async def scenario(caller: Caller) -> None:
         await caller.answer(EMBEDDINGS, {"input": "a"})
-        assert caller.api.engine.submits[-1].pool == "mean"
+        assert caller.api.engine.submits[-1].pooling == "mean"
 
     drive(tmp_path / "api", scenario, settings=Settings(pooling="mean"))

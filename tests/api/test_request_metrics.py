@@ -77,7 +77,7 @@ def test_gaps_are_counted_by_sequence_and_tokens_that_come_at_once_share_them(mo
     def take(at: float, index: int, tokens: int, more: bool = False, finish: str | None = None) -> None:
         nonlocal now
         now = at
-        event = TokenEvent("x", 1, waited=0.25)
+        event = TokenEvent("x", 1, queue_seconds=0.25)
         timing.take(index, TextDelta("t", (event,) * tokens, finish, more=more))  # type: ignore[arg-type]
 
     take(1.0, 0, 1)

@@ -23,7 +23,7 @@ from motet.core.messages import (
     Ready,
     ToEngine,
     TokenEvent,
-    Tokens,
+    TokenEvents,
 )
 from motet.core.models import ModelInfo
 from motet.engine.client.text_model import TextModel
@@ -91,10 +91,10 @@ class InstantEngine:
             if finish:
                 del self._answers[id]
         for client, batch in events.items():
-            self._send(client, Tokens(tuple(batch)))
+            self._send(client, TokenEvents(tuple(batch)))
         self._rounds += bool(events)
 
-    def _send(self, client: bytes, message: Ready | Tokens | EngineStats) -> None:
+    def _send(self, client: bytes, message: Ready | TokenEvents | EngineStats) -> None:
         self._socket.send_multipart([client, self._encode(message)])
 
 

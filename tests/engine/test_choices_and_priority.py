@@ -12,9 +12,9 @@ from motet.engine.schedule.scheduler import PATIENCE
 
 def tokens_fed(rank: ModelRank) -> int:
     """Tokens that the next step computes."""
-    before = {s.id: s.computed for s in rank.scheduler.running}
+    before = {s.id: s.num_computed_tokens for s in rank.scheduler.running}
     rank.step(0.0)
-    return sum(s.computed - before.get(s.id, 0) for s in rank.scheduler.running)
+    return sum(s.num_computed_tokens - before.get(s.id, 0) for s in rank.scheduler.running)
 
 
 def test_choices_share_the_full_blocks_of_their_prompt() -> None:
@@ -58,7 +58,7 @@ def test_prompts_that_are_scored_share_nothing() -> None:
         rank.scheduler.add(AddRequest(id, prompt, params, prefix_of=prefix_of), b"", 0.0)
     step = rank.scheduler.schedule(0.0)
     assert step is not None
-    assert [share.score for share in step.plan.sequences] == [(2, 3, 4, 5), (2, 3, 4, 5)]
+    assert [share.prompt_logprob_ids for share in step.plan.sequences] == [(2, 3, 4, 5), (2, 3, 4, 5)]
 
 
 def test_a_scored_prompt_is_scored_once_in_chunks() -> None:
@@ -69,20 +69,20 @@ def test_a_scored_prompt_is_scored_once_in_chunks() -> None:
     for _ in range(5):
         step = rank.scheduler.schedule(0.0)
         assert step is not None
-        scored.append(step.plan.sequences[0].score)
+        scored.append(step.plan.sequences[0].prompt_logprob_ids)
         rank.scheduler.sampled(step, [9] * len(step.rows))
     assert scored == [(2, 3), (4, 5), (), (), ()]
 
 
 def test_a_pooled_prompt_samples_nothing() -> None:
     rank = Room(blocks=40, block_size=2, budget=3).rank()
-    rank.scheduler.add(AddRequest("a", (1, 2, 3, 4, 5), SamplingParams(max_tokens=1), pool="mean"), b"", 0.0)
+    rank.scheduler.add(AddRequest("a", (1, 2, 3, 4, 5), SamplingParams(max_tokens=1), pooling="mean"), b"", 0.0)
     for count in (3, 2):
         step = rank.scheduler.schedule(0.0)
         assert step is not None
         [share] = step.plan.sequences
-        assert (share.pool, share.sample, len(share.tokens)) == (True, False, count)
-    assert rank.scheduler.running[0].pending == 0
+        assert (share.pooling, share.sample, len(share.tokens)) == (True, False, count)
+    assert rank.scheduler.running[0].num_pending_tokens == 0
 
 
 def test_a_better_priority_is_admitted_first() -> None:
@@ -157,5 +157,5 @@ def test_a_group_is_found_and_the_wait_is_known() -> None:
     rank.submit(2, 1, None)
     rank.step(0.5)
     assert sorted(s.id for s in rank.scheduler.group(first)) == ["s0", "s1"]
-    assert rank.scheduler.running[0].started == 0.5
+    assert rank.scheduler.running[0].start_time == 0.5
     finish_everything(rank)

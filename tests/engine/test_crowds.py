@@ -15,7 +15,7 @@ from motet.core.messages import AbortRequest, AddRequest
 from motet.core.models import ModelInfo
 from motet.core.sampling_params import SamplingParams
 from motet.engine import engine_core as core
-from motet.engine.distributed.transport import LeaderSockets
+from motet.engine.distributed.transport import EngineSockets
 from motet.engine.model_runner import ModelRunner
 
 
@@ -24,7 +24,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[core.Eng
     """Rank 0's decisions, with eight places, before its first step."""
     monkeypatch.setattr(core, "MAX_WAITING", 8)
     monkeypatch.setattr(core, "MAX_OWNED", 4)
-    sockets = LeaderSockets(f"ipc://{tmp_path}/engine", f"ipc://{tmp_path}/ranks", 0)
+    sockets = EngineSockets(f"ipc://{tmp_path}/engine", f"ipc://{tmp_path}/ranks", 0)
     info = ModelInfo("tiny", "llama", str(tmp_path), 259, 256, "float32", 1, (2,))
     runner = cast(ModelRunner, SimpleNamespace(pool=None, directory=tmp_path))
     engine = core.EngineCore(runner, info, Room().rank().scheduler, sockets)

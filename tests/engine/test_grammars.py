@@ -21,7 +21,7 @@ from motet.core.output_formats import GrammarSpec
 from motet.core.sampling_params import SamplingParams
 from motet.core.settings import Settings
 from motet.engine import engine_core as core
-from motet.engine.distributed.transport import LeaderSockets
+from motet.engine.distributed.transport import EngineSockets
 from motet.engine.llm import Engine
 from motet.engine.model_runner import ModelRunner
 
@@ -124,7 +124,7 @@ def test_those_that_wait_for_their_grammar_count_as_waiting(
 ) -> None:
     monkeypatch.setattr(core, "MAX_WAITING", 3)
     room = Room().rank().scheduler
-    sockets = LeaderSockets(f"ipc://{tmp_path}/engine", f"ipc://{tmp_path}/ranks", 0)
+    sockets = EngineSockets(f"ipc://{tmp_path}/engine", f"ipc://{tmp_path}/ranks", 0)
     info = ModelInfo("tiny", "llama", str(model), 259, 256, "float32", 1, (2,), "cpu", 48)
     engine = core.EngineCore(cast(ModelRunner, SimpleNamespace(pool=None, directory=model)), info, room, sockets)
     requests = [AddRequest(f"r{i}", PROMPT, SamplingParams(max_tokens=1), grammar=SCHEMA) for i in range(4)]

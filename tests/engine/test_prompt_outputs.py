@@ -92,10 +92,10 @@ def test_prompt_logprobs_and_vectors_equal_the_reference(kind: str, model: Path,
     reference = Reference(model)
     for (prompt, directory), (events, last, mean) in zip(pairs, asyncio.run(ours()), strict=True):
         logprobs, hidden = reference.run(prompt, directory)
-        assert [score.token for score in events[0].prompt] == prompt
-        assert events[0].prompt[0].logprob is None
-        assert all(event.prompt == () for event in events[1:])
-        for position, score in enumerate(events[0].prompt[1:], start=1):
+        assert [score.token for score in events[0].prompt_logprobs] == prompt
+        assert events[0].prompt_logprobs[0].logprob is None
+        assert all(event.prompt_logprobs == () for event in events[1:])
+        for position, score in enumerate(events[0].prompt_logprobs[1:], start=1):
             row = logprobs[position - 1]
             assert score.logprob == pytest.approx(float(row[score.token]), abs=TOLERANCE)
             assert [p for _, p in score.top] == pytest.approx(row.topk(2).values.tolist(), abs=TOLERANCE)
@@ -163,7 +163,7 @@ def test_the_wait_is_told_once(model: Path) -> None:
     async def main() -> None:
         async with Engine.open(model, Settings(device="cpu", max_sequences=1, kv_memory="64MiB")) as engine:
             events = await asyncio.gather(*(run(engine, request(f"s{n}", PROMPTS[0], None)) for n in range(2)))
-            assert all(e.waited == 0 for answer in events for e in answer[1:])
-            assert max(answer[0].waited for answer in events) > 0
+            assert all(e.queue_seconds == 0 for answer in events for e in answer[1:])
+            assert max(answer[0].queue_seconds for answer in events) > 0
 
     asyncio.run(main())

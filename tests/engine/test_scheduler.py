@@ -247,16 +247,16 @@ def test_those_that_do_not_fit_are_passed_over_cheaply(monkeypatch: pytest.Monke
     finish_everything(rank)
 
 
-def test_a_held_sequence_sits_out() -> None:
+def test_a_blocked_sequence_sits_out() -> None:
     scheduler = Room(blocks=20).rank().scheduler
-    held, other = (scheduler.add(AddRequest(id, (1,), SamplingParams(max_tokens=4)), b"", 0.0) for id in "ab")
-    for rows in ([held, other], [other], [held, other]):
-        held.held = len(rows) == 1
+    blocked, other = (scheduler.add(AddRequest(id, (1,), SamplingParams(max_tokens=4)), b"", 0.0) for id in "ab")
+    for rows in ([blocked, other], [other], [blocked, other]):
+        blocked.blocked = len(rows) == 1
         step = scheduler.schedule(0.0)
         assert step is not None
         assert step.rows == rows
         scheduler.sampled(step, [7] * len(rows))
-    held.held = True
+    blocked.blocked = True
     assert step.plan.sequences[0].tokens == (7,), "after sitting out, the token is fed as it is"
     scheduler.finish("b")
     assert scheduler.schedule(0.0) is None

@@ -146,13 +146,13 @@ class ModelRank:
         assert tokens == text[share.start : end], "the tokens fed are not the sequence's"
         assert share.sample == (end == len(text)), "a token is sampled exactly after the last known one"
         size = self.scheduler.blocks.block_size
-        assert len(share.blocks) == -(-end // size), "the table covers exactly the context"
+        assert len(share.block_table) == -(-end // size), "the table covers exactly the context"
         for position, token in enumerate(tokens, share.start):
-            block = share.blocks[position // size]
+            block = share.block_table[position // size]
             holders = [s.id for s in self.scheduler.running if block in s.blocks]
             assert holders == [sequence.id], "a block that others read is written"
             self._cache[block, position % size] = token, adapter
-        seen = [self._cache.get((share.blocks[p // size], p % size)) for p in range(end)]
+        seen = [self._cache.get((share.block_table[p // size], p % size)) for p in range(end)]
         assert seen == [(token, adapter) for token in text[:end]], "the context seen is not the sequence's"
 
     def _check_lora(self, step: Step, owners: list[str]) -> None:

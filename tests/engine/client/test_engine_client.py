@@ -14,7 +14,16 @@ import zmq
 import zmq.asyncio
 
 from motet.core.errors import ErrorInfo, MotetError, Overloaded
-from motet.core.messages import AbortRequest, AddRequest, Hello, Ready, SequenceFailure, ToEngine, TokenEvent, Tokens
+from motet.core.messages import (
+    AbortRequest,
+    AddRequest,
+    Hello,
+    Ready,
+    SequenceFailure,
+    ToEngine,
+    TokenEvent,
+    TokenEvents,
+)
 from motet.core.models import ModelInfo
 from motet.core.sampling_params import SamplingParams
 from motet.engine.client import inbox
@@ -41,7 +50,7 @@ class Rank:
                 return message
             await self.say(Ready("one", MODEL))
 
-    async def say(self, message: Ready | Tokens | SequenceFailure) -> None:
+    async def say(self, message: Ready | TokenEvents | SequenceFailure) -> None:
         """Send the client a message."""
         await self.socket.send_multipart([self.client, msgspec.msgpack.encode(message)])
 
@@ -75,11 +84,11 @@ def submit(id: str = "r") -> AddRequest:
     return AddRequest(id, (1,), SamplingParams(max_tokens=9999))
 
 
-def tokens(ids: Sequence[int], ended: bool = False) -> Tokens:
+def tokens(ids: Sequence[int], ended: bool = False) -> TokenEvents:
     """A step's tokens, all of one sequence."""
     *early, last = ids
     finish = "length" if ended else None
-    return Tokens((*(TokenEvent("r", id) for id in early), TokenEvent("r", last, finish=finish)))
+    return TokenEvents((*(TokenEvent("r", id) for id in early), TokenEvent("r", last, finish=finish)))
 
 
 @asynccontextmanager
@@ -100,7 +109,7 @@ def test_tokens_come_singly_to_who_keeps_up_and_at_once_to_who_does_not(tmp_path
             async with aclosing(client.generate(submit("other"))) as others:  # what comes for it came after
                 waiting = asyncio.create_task(anext(others))
                 await rank.hear()
-                await rank.say(Tokens((TokenEvent("other", 5),)))
+                await rank.say(TokenEvents((TokenEvent("other", 5),)))
                 await waiting
             rest = [[event.token for event in batch] async for batch in batches]
         assert rest == [list(range(1, MAX_TURN + 1)), list(range(MAX_TURN + 1, 100))]
@@ -167,17 +176,17 @@ def test_the_sequences_of_a_request_share_the_memory_of_waiting_tokens(
             for _ in readers:
                 await rank.hear()
             for id in ("a-0", "a-1", "b-0"):
-                await rank.say(Tokens((TokenEvent(id, 0),)))
+                await rank.say(TokenEvents((TokenEvent(id, 0),)))
             await asyncio.gather(*readers)
             for id in ("a-0", "b-0", "a-1"):  # each is within the limit
-                await rank.say(Tokens(tuple(TokenEvent(id, token, -1.0, top) for token in range(60))))
+                await rank.say(TokenEvents(tuple(TokenEvent(id, token, -1.0, top) for token in range(60))))
             assert await rank.hear() == AbortRequest("a-1")
             assert len(await anext(second)) == 300_000 // 2700 - 60 + 1
             with pytest.raises(Overloaded, match="not read fast enough"):
                 await anext(second)
             for reader in (first, other):
                 assert len(await anext(reader)) == 60
-            await rank.say(Tokens(tuple(TokenEvent("a-0", token, -1.0, top) for token in range(64))))
+            await rank.say(TokenEvents(tuple(TokenEvent("a-0", token, -1.0, top) for token in range(64))))
             assert len(await anext(first)) == 64  # what was taken counts no more
 
     talk(tmp_path, scenario)
