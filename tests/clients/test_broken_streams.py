@@ -12,7 +12,7 @@ import openai
 import pytest
 from clients.environments import NODE, node_packages, run
 from openai import AsyncOpenAI
-from support.caller import MESSAGES
+from support.api_caller import MESSAGES
 from support.scripted_server import Running, scripted_server
 
 

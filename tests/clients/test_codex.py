@@ -18,7 +18,7 @@ from support.server import serving
 
 pytestmark = pytest.mark.skipif(not (shutil.which("node") and shutil.which("npm")), reason="node and npm are missing")
 
-MCP_SERVER = Path(__file__).parent / "town_mcp.py"
+MCP_SERVER = Path(__file__).parent / "weather_mcp.py"
 SECONDS = 60
 
 

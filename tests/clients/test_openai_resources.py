@@ -14,7 +14,7 @@ from pathlib import Path
 
 from clients.environments import openai_sources
 from support.server import serving
-from support.tiny_chat import write_chat_model
+from support.tiny_chat_model import write_chat_model
 
 HERE = Path(__file__).parent
 EXPECTED = HERE / "openai_resources.json"

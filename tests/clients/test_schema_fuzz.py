@@ -17,7 +17,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 from support.server import serving
-from support.tiny_chat import write_chat_model
+from support.tiny_chat_model import write_chat_model
 
 from motet.api.app import OPERATIONS
 

@@ -17,7 +17,7 @@ TARGET_LABELS = {"instance", "job"}
 SCRAPED = """
 import sys
 from pathlib import Path
-from support.caller import CHAT, MESSAGES, Caller, drive
+from support.api_caller import CHAT, MESSAGES, Caller, drive
 import motet.api.worker
 
 async def scenario(caller: Caller) -> None:

@@ -16,7 +16,7 @@ import httpx2
 import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from support.hub import Hub
+from support.fake_hub import Hub
 from support.promql import queries, selectors
 from support.server import Server, serving
 

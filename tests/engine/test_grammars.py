@@ -11,8 +11,8 @@ from types import SimpleNamespace
 from typing import TypeVar, cast
 
 import pytest
-from support.scheduling import Room
-from support.tiny_chat import write_chat_model
+from support.scheduler_setup import Room
+from support.tiny_chat_model import write_chat_model
 
 from motet.core.errors import InvalidRequest, Overloaded
 from motet.core.messages import AbortRequest, AddRequest, TokenEvent

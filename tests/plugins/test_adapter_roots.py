@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from loguru import logger
-from support.adapter_world import FakeLoader
+from support.scripted_registry import FakeLoader
 
 from motet.api.adapters.messages import ListAdapters, Name, Serve
 from motet.api.adapters.names import NameRules

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.hub import Hub
+from support.fake_hub import Hub
 
 from motet.core.adapters import AdapterRef
 from motet.core.errors import (

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from support.tiny_lora import Tensors
+from support.tiny_adapters import Tensors
 from support.tiny_models import write_model
 from transformers import AutoModelForCausalLM
 

@@ -13,7 +13,7 @@ from typing import Any
 import openai
 import pytest
 from openai import AsyncOpenAI
-from support.batches import drive
+from support.batch_calls import drive
 from support.scripted_server import Running
 
 MIB = 1 << 20

@@ -18,11 +18,11 @@ import httpx2
 import torch
 from support.adapter_forms import AdapterForms
 from support.equality import Scored, assert_close
-from support.hub import Hub
+from support.fake_hub import Hub
 from support.peft_oracle import Oracle
 from support.server import Server, serving
-from support.tiny_chat import write_chat_model
-from support.tiny_lora import Tensors
+from support.tiny_adapters import Tensors
+from support.tiny_chat_model import write_chat_model
 
 CONFIG = "adapter_config.json"
 PROMPT = [3, 1, 4, 1, 5, 92, 65, 35, 89, 79, 32, 38]

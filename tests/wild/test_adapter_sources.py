@@ -17,9 +17,9 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save, save_file
 from support.adapter_forms import FILE
 from support.adapter_tokenizers import write_config, write_renamed
-from support.adapter_world import failure, until
-from support.hub import Hub
-from support.hub_registry import HubRegistry
+from support.fake_hub import Hub
+from support.fake_hub_registry import HubRegistry
+from support.scripted_registry import failure, until
 from transformers import AutoModel, PreTrainedTokenizerFast
 from wild.adapters import CONFIG, PROMPT, AdapterServer
 

@@ -16,8 +16,8 @@ from typing import Any
 import numba
 import pytest
 import torch
-from support.adapter_world import Setup, failure, run, until
-from support.tiny_lora import CONFIG, MODEL, Q0, RANK, adapter, write
+from support.scripted_registry import Setup, failure, run, until
+from support.tiny_adapters import CONFIG, MODEL, Q0, RANK, adapter, write
 
 from motet.core.adapters import AdapterRef, ResolvedAdapter
 from motet.core.errors import AdapterRefused, NotFound, Overloaded, Unavailable

@@ -15,7 +15,7 @@ import pytest
 from h2.errors import ErrorCodes
 from h2.events import ConnectionTerminated
 from loguru import logger
-from support.caller import CHAT, MESSAGES
+from support.api_caller import CHAT, MESSAGES
 from support.http2_client import Http2Client
 from support.scripted_server import Running, scripted_server
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.hub import Hub
+from support.fake_hub import Hub
 
 from motet.core.adapters import AdapterRef
 from motet.core.errors import AdapterRefused, MotetError, NotFound, Unavailable

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.caller import CHAT, COMPLETIONS, MESSAGES, Caller, drive
+from support.api_caller import CHAT, COMPLETIONS, MESSAGES, Caller, drive
 from support.scripted_api import TEMPLATE
 
 from motet.api.http.keys import key_line

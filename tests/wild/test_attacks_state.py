@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 from loguru import logger
-from support.caller import CHAT, MESSAGES, Caller, drive
-from support.responses import RESPONSES
+from support.api_caller import CHAT, MESSAGES, Caller, drive
+from support.responses_calls import RESPONSES
 
 from motet.api.http import keys
 from motet.api.http.keys import key_line
@@ -366,12 +366,20 @@ ELSEWHERE = [
     ("kill -9 of the supervisor", "e2e/test_faults.py", "test_children_do_not_outlive_a_killed_supervisor"),
     ("SIGSTOP of a rank", "engine/test_processes.py", "test_a_hung_engine_is_replaced"),
     ("SIGSTOP of the loader or an API worker", "engine/test_processes.py", "test_a_stopped_process_is_replaced"),
-    ("data disk full", "api/test_full_disk.py", "test_a_disk_that_becomes_full"),
-    ("300 stuck uploads", "api/test_uploads.py", "test_an_upload_must_make_some_pace"),
-    ("a fetch larger than any adapter", "api/test_size_limit.py", "test_"),
-    ("NaN beside other rows", "engine/test_draw.py", "test_a_row_of_nan_yields_some_id_and_leaves_the_others_alone"),
-    ("soak: nothing is left behind", "api/test_leaks.py", "test_clients_that_leave_at_any_point_leave_nothing_behind"),
-    ("rows count against fairness", "engine/test_crowds.py", "test_a_key_that_asks_for_everything_leaves_half"),
+    ("data disk full", "api/storage/test_full_disk.py", "test_a_disk_that_becomes_full"),
+    ("300 stuck uploads", "api/storage/test_uploads.py", "test_an_upload_must_make_some_pace"),
+    ("a fetch larger than any adapter", "api/adapters/test_size_limit.py", "test_"),
+    (
+        "NaN beside other rows",
+        "engine/sampling/test_draw.py",
+        "test_a_row_of_nan_yields_some_id",
+    ),
+    (
+        "soak: nothing is left behind",
+        "api/http/test_disconnect_leaks.py",
+        "test_clients_that_leave_at_any_point",
+    ),
+    ("rows count against fairness", "engine/test_waiting_limit.py", "test_a_key_that_asks_for_everything_leaves_half"),
 ]
 
 

@@ -29,7 +29,7 @@ PROGRAMS = [
     ("Vercel's AI SDK", "clients/test_frameworks.py", "test_node"),
     ("Ollama's client", "clients/test_ollama_client.py", "test_the_whole_surface"),
     ("LoRAX's client", "clients/test_lorax_client.py", "test_the_whole_surface"),
-    ("JDK's HttpClient", "api/test_upgrades.py", "test_a_body_that_comes_with_an_h2c_upgrade_arrives_whole"),
+    ("JDK's HttpClient", "api/http/test_upgrades.py", "test_a_body_that_comes_with_an_h2c_upgrade_arrives_whole"),
 ]
 
 

@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 import httpx2
 import pytest
-from support.request_rows import MESSAGES, Row, check, send
+from support.request_cases import MESSAGES, Row, check, send
 
 
 def not_offered(path: str, report: str, words: str, *, method: str = "POST") -> Row:

@@ -8,8 +8,8 @@ from typing import Any
 
 import httpx2
 import pytest
-from support.caller import Caller, drive
-from support.request_rows import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Row, check, send, stream_events
+from support.api_caller import Caller, drive
+from support.request_cases import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Row, check, send, stream_events
 
 from motet.core.settings import Settings
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import httpx2
 import pytest
-from support.caller import Caller, drive
-from support.request_rows import CHAT, COMPLETIONS, MESSAGES, Row, check, send, stream_events
+from support.api_caller import Caller, drive
+from support.request_cases import CHAT, COMPLETIONS, MESSAGES, Row, check, send, stream_events
 
 BODY = json.dumps({"model": "", "messages": MESSAGES, "max_tokens": 1}).encode()
 JSON = "Content-Type: application/json\r\n"

@@ -1,0 +1,36 @@
+"""A registry over the hub plugin, whose clock the test sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from support.scripted_registry import FakeLoader
+
+from motet.api.adapters.messages import Serve
+from motet.api.adapters.names import NameRules
+from motet.api.adapters.outcomes import LoadLimits
+from motet.api.adapters.registry import AdapterRegistry
+from motet.core.adapters import AdapterRef
+from motet.core.settings import Settings
+from motet.plugins.hub import HubAdapters
+
+
+class HubRegistry:
+    """A registry over the hub plugin, and its clock."""
+
+    def __init__(self, cache: Path) -> None:
+        source = self.source = HubAdapters()
+        source.configure(Settings())
+        self.now = 0.0
+        names = NameRules("base", "hub", cache)
+        limits = LoadLimits(refresh_wait_seconds=0.1)
+        self.registry = AdapterRegistry({"hub": source}, FakeLoader(), names, limits, lambda: self.now)
+
+    async def serve(self, ref: AdapterRef, token: str | None = None) -> str:
+        return (await self.registry.ask(Serve(ref, token))).prepared.id
+
+    async def __aenter__(self) -> HubRegistry:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.registry.close()

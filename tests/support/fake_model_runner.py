@@ -1,0 +1,191 @@
+"""A rank made of dictionaries: runs the scheduler's plans and notices every wrong token, block, slot and page.
+
+Each token of a test is a number of its own, so that a key-value row says whose it is and where it belongs.
+"""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import Any
+
+from motet.core.messages import AddRequest, LoraEntry, PreparedAdapter
+from motet.core.sampling_params import SamplingParams
+from motet.engine.schedule.plan import ClearSlot, InstallAdapter, SequencePlan
+from motet.engine.schedule.scheduler import Scheduler
+from motet.engine.schedule.sequence import Sequence
+from motet.engine.schedule.step import Step
+
+
+def make_adapter(name: str, entries: list[tuple[int, str, int]]) -> PreparedAdapter:
+    """A prepared adapter with these (layer, module, rank) entries."""
+    parts = tuple(LoraEntry(layer, module, rank, 1.0) for layer, module, rank in entries)
+    return PreparedAdapter(id=name, fingerprint=name, files=(name,), entries=parts, bytes=1)
+
+
+class FakeModelRunner:
+    """Drives one scheduler as EngineCore does, and checks each step against what the sequences really are."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self.now = 0.0
+        self.texts: dict[str, list[int]] = {}  # prompt and output of each sequence that has not ended
+        self.limits: dict[str, int] = {}
+        self.finished: set[str] = set()
+        self.installing: dict[str, InstallAdapter] = {}
+        self.busy_steps = 0
+        self._ids, self._tokens = count(), count()
+        self._cache: dict[tuple[int, int], tuple[int, str | None]] = {}  # (block, offset) -> token, under which adapter
+        self._slots: dict[int, InstallAdapter] = {}
+        self._page_owner: dict[tuple[str, int], str] = {}
+        self._sampled: list[int] = []  # what each row of the last step sampled
+
+    def submit(self, prompt: int, output: int, adapter: str | None, n: int = 1, **others: Any) -> str:
+        """Queue `n` choices of a prompt of that many fresh tokens; returns the first one's id.
+
+        `others` are fields of AddRequest; without a `group`, the request has an owner of its own.
+        """
+        ids = [f"s{next(self._ids)}" for _ in range(n)]
+        tokens = tuple(next(self._tokens) for _ in range(prompt))
+        for id in ids:
+            self.texts[id] = list(tokens)
+            self.limits[id] = prompt + output
+            prefix_of = ids[0] if id != ids[0] else None
+            params = SamplingParams(max_tokens=output)
+            request = AddRequest(id, tokens, params, adapter, prefix_of=prefix_of, **{"group": ids[0]} | others)
+            self.scheduler.add(request, b"", self.now)
+        return ids[0]
+
+    def abort(self, id: str) -> None:
+        """The client has gone."""
+        del self.texts[id]
+        assert self.scheduler.finish(id) is not None
+
+    def report(self, adapter: str, works: bool) -> None:
+        """An installation has ended on every rank."""
+        command = self.installing.pop(adapter)
+        if works:
+            self.scheduler.slots.installed(adapter)
+            return
+        self._forget(self._slots.pop(command.slot))
+        self.scheduler.slots.drop(adapter)
+        for sequence in self.scheduler.waiting_for(adapter):
+            self.abort(sequence.id)
+
+    def step(self, seconds: float) -> bool:
+        """Schedule and run one step; whether there was one."""
+        self.now += seconds
+        before = list(self.scheduler.running)
+        step = self.scheduler.schedule(self.now)
+        stay = [s.precedence for s in before if s in self.scheduler.running]
+        gone = [s for s in before if s in self.scheduler.waiting]
+        # An adapter's users may go for a sequence of a better priority, so that the order holds within one priority.
+        for sequence in gone:
+            worse = [who for who in stay if who > sequence.precedence and who[0] == sequence.request.priority]
+            assert not worse or any(s.request.priority < sequence.request.priority for s in self.scheduler.sequences())
+        for command in self.scheduler.commands:
+            if isinstance(command, ClearSlot):
+                self._forget(self._slots.pop(command.slot))
+            else:
+                self._install(command)
+        self.scheduler.commands.clear()
+        if step is not None:
+            self._run(step)
+            self.busy_steps += 1
+        self.scheduler.check_integrity()
+        return step is not None
+
+    def check_idle(self) -> None:
+        """Everything has come home."""
+        scheduler = self.scheduler
+        assert not self.texts
+        assert not scheduler.sequences()
+        assert scheduler.blocks.free == scheduler.blocks.total
+        assert scheduler.slots.counts()[1] == 0
+        scheduler.check_integrity()
+
+    def _install(self, command: InstallAdapter) -> None:
+        in_use = {s.request.adapter for s in self.scheduler.running}
+        assert command.slot not in self._slots, "a slot is filled before it is cleared"
+        assert command.fingerprint not in in_use
+        for placement in command.placements:
+            for page in placement.pages:
+                assert (placement.module, page) not in self._page_owner, "a page that is taken is written"
+                self._page_owner[placement.module, page] = command.fingerprint
+        self._slots[command.slot] = command
+        self.installing[command.fingerprint] = command
+
+    def _forget(self, command: InstallAdapter) -> None:
+        for placement in command.placements:
+            for page in placement.pages:
+                assert self._page_owner.pop((placement.module, page)) == command.fingerprint
+
+    def _run(self, step: Step) -> None:
+        plan, limits = step.plan, self.scheduler.limits
+        sizes = [len(s.tokens) for s in plan.sequences]
+        assert plan.sequences
+        assert min(sizes) > 0
+        assert sum(sizes) <= limits.batch_tokens, "the token budget is exceeded"
+        assert len(plan.sequences) <= limits.sequences, "too many sequences"
+        assert sorted(sizes, key=lambda n: n > 1) == sizes, "single tokens come first"
+        owners = [sequence.id for sequence in step.sequences]
+        assert len(set(owners)) == len(owners), "a sequence has two shares"
+        for share, sequence in zip(plan.sequences, step.sequences, strict=True):
+            self._feed(share, sequence)
+        self._check_lora(step, owners)
+        sampling = [id for id, share in zip(owners, plan.sequences, strict=True) if share.sample]
+        assert [row.id for row in step.rows] == sampling
+        self._sampled = [self._fresh(id) for id in sampling]
+        self.scheduler.sampled(step, self._sampled)
+        for row in list(step.rows):
+            self._check_progress(row)
+
+    def _feed(self, share: SequencePlan, sequence: Sequence) -> None:
+        """Write a share's keys, and look at the context through its table."""
+        tokens = [self._sampled[-1 - t] if t < 0 else t for t in share.tokens]
+        text, end, adapter = self.texts[sequence.id], share.start + len(tokens), sequence.request.adapter
+        assert tokens == text[share.start : end], "the tokens fed are not the sequence's"
+        assert share.sample == (end == len(text)), "a token is sampled exactly after the last known one"
+        size = self.scheduler.blocks.block_size
+        assert len(share.block_table) == -(-end // size), "the table covers exactly the context"
+        for position, token in enumerate(tokens, share.start):
+            block = share.block_table[position // size]
+            holders = [s.id for s in self.scheduler.running if block in s.blocks]
+            assert holders == [sequence.id], "a block that others read is written"
+            self._cache[block, position % size] = token, adapter
+        seen = [self._cache.get((share.block_table[p // size], p % size)) for p in range(end)]
+        assert seen == [(token, adapter) for token in text[:end]], "the context seen is not the sequence's"
+
+    def _check_lora(self, step: Step, owners: list[str]) -> None:
+        by_row: dict[int, int] = {}
+        for chunk in step.plan.lora:
+            for row in range(chunk.start, chunk.start + chunk.length):
+                assert row not in by_row, "a row is in two chunks"
+                by_row[row] = chunk.slot
+        adapters = {s.id: s.request.adapter for s in self.scheduler.running}
+        row = 0
+        for id, share in zip(owners, step.plan.sequences, strict=True):
+            for _ in share.tokens:
+                self._check_row(adapters[id], by_row.get(row))
+                row += 1
+
+    def _check_row(self, adapter: str | None, slot: int | None) -> None:
+        assert (adapter is None) == (slot is None), "base rows are in no chunk, adapter rows in one"
+        if adapter is None or slot is None:
+            return
+        install = self._slots[slot]
+        assert install.fingerprint == adapter
+        assert adapter not in self.installing, "a slot is used before it is installed"
+        for placement in install.placements:
+            assert {self._page_owner[placement.module, page] for page in placement.pages} == {adapter}
+
+    def _check_progress(self, sequence: Sequence) -> None:
+        id = sequence.id
+        assert [*sequence.request.prompt, *sequence.output] == self.texts[id]
+        if len(self.texts[id]) == self.limits[id]:
+            self.finished.add(id)
+            self.abort(id)
+
+    def _fresh(self, id: str) -> int:
+        token = next(self._tokens)
+        self.texts[id].append(token)
+        return token

@@ -1,0 +1,65 @@
+"""Small worlds for the scheduler: how much room there is, and running until all is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hypothesis import strategies as st
+from support.fake_model_runner import FakeModelRunner
+
+from motet.engine.schedule.adapter_slots import AdapterSlots
+from motet.engine.schedule.block_manager import BlockManager
+from motet.engine.schedule.scheduler import Scheduler, SchedulerConfig
+
+MODULES = ("q_proj", "down_proj")
+ENTRIES = st.lists(
+    st.tuples(st.integers(0, 1), st.sampled_from(MODULES), st.sampled_from((1, 16, 33))),
+    min_size=1,
+    max_size=3,
+    unique_by=lambda e: e[:2],
+)
+
+
+@dataclass(frozen=True)
+class Room:
+    """How small a world is."""
+
+    blocks: int = 6
+    block_size: int = 2
+    slots: int = 2
+    pages: int = 4
+    budget: int = 4
+    sequences: int = 4
+
+    def rank(self) -> FakeModelRunner:
+        """A fresh scheduler of this size, with a rank that checks it."""
+        blocks = BlockManager(self.blocks, self.block_size)
+        slots = AdapterSlots(self.slots, dict.fromkeys(MODULES, self.pages))
+        return FakeModelRunner(Scheduler(blocks, slots, SchedulerConfig(self.budget, self.sequences), "engine_id"))
+
+
+ROOMS = st.builds(
+    Room,
+    blocks=st.integers(1, 12),
+    block_size=st.integers(1, 4),
+    slots=st.integers(1, 3),
+    pages=st.integers(3, 6),
+    budget=st.integers(1, 9),
+    sequences=st.integers(1, 5),
+)
+
+
+def finish_everything(rank: FakeModelRunner) -> None:
+    """Run until all is done, with every installation succeeding; in a bounded number of steps."""
+    longest = sum(rank.limits[id] for id in rank.texts)
+    # Each sequence once from the start, again after each of its preemptions by an older one, and idle steps.
+    bound = 50 + 20 * longest * (1 + len(rank.texts))
+    for _ in range(bound):
+        if not rank.texts:
+            break
+        rank.step(0.5)
+        for adapter in sorted(rank.installing):
+            rank.report(adapter, works=True)
+    for adapter in sorted(rank.installing):
+        rank.report(adapter, works=True)
+    rank.check_idle()

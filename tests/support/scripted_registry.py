@@ -1,0 +1,218 @@
+"""Adapters without files worth reading: a source, a loader and an engine that do what a test tells them.
+
+For tests of the API's adapter registry alone; everything else uses the real loader and engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import pytest
+
+from motet.api.adapters.adapters import Adapters
+from motet.api.adapters.client import RegistryClient
+from motet.api.adapters.messages import Question
+from motet.api.adapters.names import NameRules
+from motet.api.adapters.outcomes import LoadLimits
+from motet.api.adapters.process import RegistryServer
+from motet.api.adapters.registry import AdapterRegistry
+from motet.core.adapters import AdapterListing, AdapterRef, AdapterSource, ResolvedAdapter
+from motet.core.errors import Forbidden, MotetError, NotFound
+from motet.core.messages import AdapterPart, PreparedAdapter
+
+T = TypeVar("T")
+
+
+@dataclass
+class Published:
+    """An adapter at the source: its revision, and who may use it (None: everybody)."""
+
+    revision: str
+    tokens: set[str | None] | None = None
+
+    def admits(self, token: str | None) -> bool:
+        return self.tokens is None or token in self.tokens
+
+
+@dataclass
+class ScriptedSource(AdapterSource):
+    """The source. Each step waits for `gates[step]` if there is one, then raises `errors[step]` if there is one.
+
+    `calls` are (step, id, token) as they begin; `verdicts` are (id, token, revision if admitted else None) as they
+    are given. Fetching one revision twice at the same time is a failure.
+    """
+
+    local_files: bool = False
+    published: dict[str, Published] = field(default_factory=dict)
+    aliases: list[AdapterListing] = field(default_factory=list)
+    gates: dict[str, asyncio.Event] = field(default_factory=dict)
+    errors: dict[str, Exception] = field(default_factory=dict)
+    calls: list[tuple[str, str, str | None]] = field(default_factory=list)
+    verdicts: list[tuple[str, str | None, str | None]] = field(default_factory=list)
+    fetching: set[tuple[str, str]] = field(default_factory=set)
+    most_fetching: int = 0
+
+    async def resolve(self, ref: AdapterRef, token: str | None) -> ResolvedAdapter:
+        await self._step("resolve", ref.id, token)
+        return ResolvedAdapter(ref, self._admitted(ref.id, token).revision)
+
+    async def fetch(self, adapter: ResolvedAdapter, token: str | None, into: Path) -> Path:
+        key = (adapter.ref.id, adapter.revision)
+        assert key not in self.fetching
+        self.fetching.add(key)
+        self.most_fetching = max(self.most_fetching, len(self.fetching))
+        try:
+            await self._step("fetch", adapter.ref.id, token)
+            self._admitted(adapter.ref.id, token)
+        finally:
+            self.fetching.remove(key)
+        (into / "adapter_config.json").write_text(f"{adapter.ref.id} {adapter.revision}")
+        return into
+
+    async def listing(self) -> Sequence[AdapterListing]:
+        await self._step("listing", "", None)
+        return self.aliases
+
+    def count(self, step: str) -> int:
+        """How many calls of `step` there were."""
+        return sum(call[0] == step for call in self.calls)
+
+    async def _step(self, step: str, name: str, token: str | None) -> None:
+        self.calls.append((step, name, token))
+        await asyncio.sleep(0)
+        if step in self.gates:
+            await self.gates[step].wait()
+        if step in self.errors:
+            raise self.errors[step]
+
+    def _admitted(self, name: str, token: str | None) -> Published:
+        found = self.published.get(name)
+        admitted = found is not None and found.admits(token)
+        self.verdicts.append((name, token, found.revision if found and admitted else None))
+        if found is None:
+            raise NotFound(f"no {name}", param="model")
+        if not admitted:
+            raise Forbidden(f"not for {token}", param="model")
+        return found
+
+
+@dataclass
+class FakeLoader:
+    """Prepares adapters into one that carries the text of their config files; `error` is raised if it is set."""
+
+    prepared: list[str] = field(default_factory=list)
+    error: MotetError | None = None
+    gate: asyncio.Event | None = None
+
+    async def prepare(self, parts: Sequence[AdapterPart]) -> PreparedAdapter:
+        files = [Path(part.directory) / "adapter_config.json" for part in parts]
+        texts = [file.read_text() for file in files]
+        weighted = [t if p.weight == 1 else f"{p.weight:g} * {t}" for t, p in zip(texts, parts, strict=True)]
+        content = " + ".join(weighted)
+        self.prepared.append(content)
+        await asyncio.sleep(0)
+        if self.gate:
+            await self.gate.wait()
+        if self.error:
+            raise self.error
+        prepared = files[0].with_name("prepared" if len(files) == 1 else "merged")
+        prepared.touch()
+        return PreparedAdapter(content, f"fp-{content}", (str(prepared),), (), 8)
+
+
+@dataclass
+class FakeEngine:
+    """Remembers what was registered."""
+
+    registered: set[str] = field(default_factory=set)
+
+    async def register(self, adapter: PreparedAdapter) -> None:
+        await asyncio.sleep(0)
+        self.registered.add(adapter.fingerprint)
+
+
+class OverSocket:
+    """A registry that is asked over a real socket; both ends are in this process."""
+
+    in_use = False
+    opened: list[OverSocket] = []  # noqa: RUF012
+
+    def __init__(self, registry: AdapterRegistry, place: Path) -> None:
+        self._registry = registry
+        self._address = f"ipc://{place}/s"
+        self._client: RegistryClient | None = None
+
+    async def ask(self, question: Question[T]) -> T:
+        if self._client is None:
+            self._client = RegistryClient(self._address)
+            self._server = RegistryServer(self._registry, self._address)
+            self._answering = asyncio.create_task(self._server.run())
+            self.opened.append(self)
+            await self._client.start()
+        return await self._client.ask(question)
+
+    async def close(self) -> None:
+        assert self._client is not None
+        await self._client.close()
+        self._answering.cancel()
+        await asyncio.gather(self._answering, return_exceptions=True)
+        await self._server.close()
+
+
+class Setup:
+    """A registry over the sources `hub` and `demo`, what stands behind it, and `adapters`, which is how it is asked.
+
+    `now` is the clock of its authorisations, which hold for no time unless `limits` say so.
+    """
+
+    def __init__(self, cache: Path, **limits: float) -> None:
+        self.now = 1000.0
+        limits = {"authorisation_seconds": 0, "unknown_seconds": 0, **limits}
+        self.hub, self.demo = ScriptedSource(), ScriptedSource()
+        self.engine, self.loader = FakeEngine(), FakeLoader()
+        self.cache = cache / "adapters"
+        names = NameRules("smollm2", "hub", cache)
+        sources = {"hub": self.hub, "demo": self.demo}
+        converted = msgspec.convert(limits, LoadLimits)
+        self.registry = AdapterRegistry(sources, self.loader, names, converted, lambda: self.now)
+        asked = OverSocket(self.registry, Path(tempfile.mkdtemp())) if OverSocket.in_use else self.registry
+        self.adapters = Adapters(asked, self.engine, names)
+
+    def publish(self, name: str = "org/pirate", revision: str = "r1", tokens: set[str | None] | None = None) -> None:
+        self.hub.published[name] = Published(revision, tokens)
+
+    def listed(self, world: ScriptedSource, source: str, *names: str) -> None:
+        world.aliases = [AdapterListing(AdapterRef(source, name), alias=name) for name in names]
+
+
+def run(body: Callable[[], Awaitable[None]]) -> None:
+    """Run an asynchronous test; every test must leave no task behind."""
+
+    async def checked() -> None:
+        try:
+            async with asyncio.timeout(20):
+                await body()
+        finally:
+            while OverSocket.opened:
+                await OverSocket.opened.pop().close()
+        await asyncio.sleep(0.01)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(checked())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+async def failure(call: Awaitable[object]) -> MotetError:
+    with pytest.raises(MotetError) as caught:
+        await call
+    return caught.value
