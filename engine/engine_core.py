@@ -33,10 +33,10 @@ from motet.engine.prompt_results import PromptResults
 from motet.engine.reporter import Reporter
 from motet.engine.sampling.grammar import GrammarCompiler
 from motet.engine.sampling.sampler import SampledToken, Sampler
+from motet.engine.schedule.batch import Step
 from motet.engine.schedule.plan import InstallAdapter, InstallResult, Shutdown
 from motet.engine.schedule.scheduler import Scheduler
 from motet.engine.schedule.sequence import Sequence
-from motet.engine.schedule.step import Step
 
 IDLE_WAIT, INSTALL_WAIT = 200, 2
 """Milliseconds to wait for messages when there is nothing to do, and while an adapter or a grammar is on its way."""
@@ -89,16 +89,16 @@ class EngineCore:
         now = time.monotonic()
         self._reporter.summary(now, self._prompt_tokens, self._generated_tokens)
         step = self.scheduler.schedule(now)
-        if self.scheduler.commands:
-            self._reporter.moves(self.scheduler.commands)
-        for command in self.scheduler.commands:
+        commands = self.scheduler.take_commands()
+        if commands:
+            self._reporter.moves(commands)
+        for command in commands:
             self._sockets.broadcast(command)
             if isinstance(command, InstallAdapter):
                 self._awaiting[command.fingerprint] = []
                 self._installer.start(command)
             else:
                 self._runner.pool.clear(command.slot)
-        self.scheduler.commands.clear()
         if step is not None:
             self._run(step)
         else:
@@ -140,7 +140,7 @@ class EngineCore:
         waiting = len(self.scheduler.waiting) + self._grammars.compiling
         if waiting >= MAX_WAITING:
             return f"{MAX_WAITING} sequences are waiting already"
-        if owner and waiting >= MAX_OWNED <= self.scheduler.owned[owner]:
+        if owner and waiting >= MAX_OWNED <= self.scheduler.turns.counts[owner]:
             return f"{MAX_OWNED} sequences of this key run or wait already"
         return None
 
@@ -149,7 +149,7 @@ class EngineCore:
         size, context = self._model.vocab_size, self._model.max_context
         if request.adapter in self._refused:
             return self._refused[request.adapter]
-        if request.adapter is not None and not self.scheduler.knows(request.adapter):
+        if request.adapter is not None and not self.scheduler.is_registered(request.adapter):
             return Unavailable("the adapter is not registered with the engine; try again", param="model").info()
         if (crowd := self._crowd(request.owner)) is not None:
             return Overloaded(f"{crowd}; try again later").info()
@@ -170,7 +170,7 @@ class EngineCore:
         for request, client in compiling:
             self._grammars.forget(request.id)
             self._sockets.send(client, SequenceFailure(request.id, error))
-        sequences = self.scheduler.group(group)
+        sequences = self.scheduler.in_group(group)
         for sequence in sequences:
             self._fail(sequence, error)
         return len(compiling) + len(sequences)
@@ -202,11 +202,11 @@ class EngineCore:
         failed = [r for r in reports if r.error]
         self._reporter.installed(report.fingerprint, f"{failed[0].error} on rank {failed[0].rank}" if failed else "")
         if not failed:
-            self.scheduler.slots.installed(report.fingerprint)
+            self.scheduler.slots.mark_ready(report.fingerprint)
             return
-        self.scheduler.slots.drop(report.fingerprint)
+        self.scheduler.slots.remove(report.fingerprint)
         error = Unavailable("the adapter could not be installed; try again", param="model", code="adapter_failed")
-        for sequence in self.scheduler.waiting_for(report.fingerprint):
+        for sequence in self.scheduler.waiting_for_adapter(report.fingerprint):
             self._fail(sequence, error.info())
 
     def _run(self, step: Step) -> None:
@@ -225,7 +225,7 @@ class EngineCore:
         self._generated_tokens += len(choices)
         tokens = [choice.token for choice in choices]
         self._runner.share(tokens, len(tokens))
-        self.scheduler.sampled(step, tokens)
+        self.scheduler.record_samples(step, tokens)
         told: list[tuple[Sequence, SampledToken, bool]] = []
         to_take: list[tuple[Sequence, SampledToken, bool]] = []
         for sequence, choice in zip(step.rows, choices, strict=True):

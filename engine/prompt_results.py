@@ -12,8 +12,8 @@ from torch import Tensor
 
 from motet.core.messages import PromptLogprob
 from motet.engine.model_runner import StepOutput
+from motet.engine.schedule.batch import Step
 from motet.engine.schedule.sequence import Sequence
-from motet.engine.schedule.step import Step
 
 
 @dataclass

@@ -56,8 +56,9 @@ def lead(spec: RankSpec, heartbeat: Heartbeat) -> None:
     from motet.engine.distributed.transport import EngineSockets
     from motet.engine.engine_core import EngineCore
     from motet.engine.schedule.adapter_slots import AdapterSlots
+    from motet.engine.schedule.batch import SchedulerConfig
     from motet.engine.schedule.block_manager import BlockManager
-    from motet.engine.schedule.scheduler import Scheduler, SchedulerConfig
+    from motet.engine.schedule.scheduler import Scheduler
 
     runner = _load(spec, heartbeat)
     room = runner.capacity

@@ -32,12 +32,17 @@ RULES = {
 
 # The scheduling side of the engine, and the processes' modules, which start without torch.
 TORCH_FREE_ENGINE = (
+    "schedule.adapter_eviction",
     "schedule.adapter_slots",
+    "schedule.admission",
+    "schedule.batch",
     "schedule.block_manager",
     "schedule.plan",
+    "schedule.preemption",
+    "schedule.priority",
     "schedule.scheduler",
     "schedule.sequence",
-    "schedule.step",
+    "schedule.waiting_queue",
     "engine_config",
     "processes",
     "child_process",

@@ -1,15 +1,15 @@
-"""Adapter slots and pool pages: which adapter sits where on the ranks. Knows no tensors.
+"""The table of adapter slots and pool pages: which adapter is in which slot, with which pages.
 
-    absent ──place──> LOADING ──installed──> READY ──(unpinned, room needed)──> absent
+    absent ──place──> loading ──mark_ready──> ready ──(unpinned; another adapter needs the room)──> absent
 
-Rank 0 alone decides; all ranks follow, so page numbers mean the same everywhere. A slot in use is pinned and
-never moves. Pages are counted by module, since each module has a pool of its own.
+Rank 0 decides for all ranks, so that slot and page numbers are the same on each. The slot of a running sequence's
+adapter is pinned. Every module has a pool of its own, so pages are counted per module. Which adapter is evicted is
+decided in adapter_eviction.py.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection
 from dataclasses import dataclass
 
 from motet.core.errors import AdapterRefused
@@ -17,17 +17,17 @@ from motet.core.messages import PreparedAdapter
 from motet.engine.schedule.plan import InstallAdapter, Placement
 
 PAGE_ROWS = 16
-"""Rank rows in a pool page: the unit in which an adapter's rank is paid for."""
+"""Rows of a pool page. An adapter's LoRA rank is rounded up to whole pages."""
 
 
 def pages_for(rank: int) -> int:
-    """Pool pages that a LoRA pair of this rank takes."""
+    """Pages for a LoRA pair of this LoRA rank."""
     return -(-rank // PAGE_ROWS)
 
 
 @dataclass(slots=True)
 class Resident:
-    """An adapter in a slot. `pins` counts the running sequences that use it."""
+    """An adapter in a slot. It is `ready` once every rank has installed it; `pins` counts its running sequences."""
 
     adapter: PreparedAdapter
     slot: int
@@ -37,19 +37,19 @@ class Resident:
 
 
 class AdapterSlots:
-    """The slot table. `pages[module]` is how many pages that module's pool has."""
+    """`slots` slots, and `pages[module]` pages for each module."""
 
     def __init__(self, slots: int, pages: dict[str, int]) -> None:
         self.total = slots
         self.evictions = 0
-        self.evicted: list[PreparedAdapter] = []  # since the owner last emptied it
+        self.evicted: list[PreparedAdapter] = []  # since StatLogger last cleared it
         self._pages_total = dict(pages)
         self._free_slots = list(range(slots - 1, -1, -1))
         self._free_pages = {module: list(range(n - 1, -1, -1)) for module, n in pages.items()}
         self._residents: OrderedDict[str, Resident] = OrderedDict()  # least recently used first
 
-    def admit(self, adapter: PreparedAdapter) -> None:
-        """Raise AdapterRefused if `adapter` could not be placed even into an empty pool."""
+    def check_size(self, adapter: PreparedAdapter) -> None:
+        """Raise AdapterRefused if `adapter` does not fit into an empty pool."""
         for module, pages in _demand(adapter).items():
             total = self._pages_total.get(module, 0)
             if pages > total:
@@ -60,40 +60,25 @@ class AdapterSlots:
                 )
 
     def get(self, fingerprint: str) -> Resident | None:
-        """The adapter's slot, loading or ready; None when it is absent."""
+        """The adapter in its slot, loading or ready; None if it is absent."""
         return self._residents.get(fingerprint)
 
     def pin(self, fingerprint: str) -> int:
-        """Use a ready adapter; returns its slot."""
+        """Count a running sequence of a ready adapter; returns the slot."""
         resident = self._residents[fingerprint]
-        assert resident.ready, "a slot is pinned before every rank has it"
+        assert resident.ready, "an adapter is pinned before every rank has it"
         resident.pins += 1
         self._residents.move_to_end(fingerprint)
         return resident.slot
 
     def unpin(self, fingerprint: str) -> None:
-        """One sequence less uses the adapter."""
+        """A sequence of the adapter has left the batch."""
         resident = self._residents[fingerprint]
         assert resident.pins > 0, "an adapter is unpinned too often"
         resident.pins -= 1
 
-    def place(self, adapter: PreparedAdapter, keep: Collection[str]) -> tuple[list[int], InstallAdapter | None]:
-        """Find room for an absent adapter, evicting unpinned ones (least recently used first, none in `keep`).
-
-        Returns the slots to clear and the installation to send, which is None when there is no room; then
-        nothing was evicted either.
-        """
-        victims: list[Resident] = []
-        candidates = [
-            r for r in self._residents.values() if r.ready and not r.pins and r.adapter.fingerprint not in keep
-        ]
-        while not self._fits(adapter, victims):
-            if not candidates:
-                return [], None
-            victims.append(candidates.pop(0))
-        self.evictions += len(victims)
-        self.evicted += [victim.adapter for victim in victims]
-        cleared = [self.drop(victim.adapter.fingerprint) for victim in victims]
+    def place(self, adapter: PreparedAdapter) -> InstallAdapter:
+        """Give an absent adapter a slot and pages; `fits` says whether there are any."""
         slot = self._free_slots.pop()
         placements = tuple(
             Placement(
@@ -106,13 +91,19 @@ class AdapterSlots:
             for e in adapter.entries
         )
         self._residents[adapter.fingerprint] = Resident(adapter, slot, placements)
-        return cleared, InstallAdapter(slot, adapter.fingerprint, adapter.files, placements, adapter.digests)
+        return InstallAdapter(slot, adapter.fingerprint, adapter.files, placements, adapter.digests)
 
-    def installed(self, fingerprint: str) -> None:
-        """Every rank has the adapter."""
+    def mark_ready(self, fingerprint: str) -> None:
+        """Every rank has installed the adapter."""
         self._residents[fingerprint].ready = True
 
-    def drop(self, fingerprint: str) -> int:
+    def evict(self, fingerprint: str) -> int:
+        """Remove an unpinned adapter to make room for another; returns the slot."""
+        self.evictions += 1
+        self.evicted.append(self._residents[fingerprint].adapter)
+        return self.remove(fingerprint)
+
+    def remove(self, fingerprint: str) -> int:
         """Empty an unpinned adapter's slot and free its pages; returns the slot."""
         resident = self._residents.pop(fingerprint)
         assert not resident.pins, "a slot in use is dropped"
@@ -121,10 +112,9 @@ class AdapterSlots:
         self._free_slots.append(resident.slot)
         return resident.slot
 
-    def lightest(self, exclude: Collection[str]) -> str | None:
-        """The adapter in use with the fewest pins, outside `exclude`: the one to drain when another starves."""
-        pinned = [r for r in self._residents.values() if r.pins and r.adapter.fingerprint not in exclude]
-        return min(pinned, key=lambda r: r.pins).adapter.fingerprint if pinned else None
+    def least_recently_used(self) -> list[Resident]:
+        """The adapters in slots, in the order of their last use."""
+        return list(self._residents.values())
 
     def in_use(self, fingerprint: str) -> bool:
         """Whether a running sequence uses the adapter."""
@@ -132,14 +122,15 @@ class AdapterSlots:
         return resident is not None and resident.pins > 0
 
     def counts(self) -> tuple[int, int]:
-        """How many adapters are resident, and how many of them pinned."""
+        """How many adapters are in slots, and how many of them are pinned."""
         return len(self._residents), sum(1 for r in self._residents.values() if r.pins)
 
     def residents(self) -> list[PreparedAdapter]:
-        """The adapters in slots, those in use last."""
+        """The adapters in slots; those that running sequences use are last."""
         return [r.adapter for r in sorted(self._residents.values(), key=lambda r: r.pins > 0)]
 
-    def _fits(self, adapter: PreparedAdapter, victims: list[Resident]) -> bool:
+    def fits(self, adapter: PreparedAdapter, victims: list[Resident]) -> bool:
+        """Whether `adapter` could be placed if `victims` were evicted."""
         if len(self._free_slots) + len(victims) < 1:
             return False
         freed: dict[str, int] = {}
@@ -150,12 +141,12 @@ class AdapterSlots:
         return all(len(self._free_pages[m]) + freed.get(m, 0) >= pages for m, pages in demand.items())
 
     def check_integrity(self) -> None:
-        """Assert that every slot and every page is free or held exactly once."""
+        """Assert that every slot and every page is either free or used once."""
         slots = [r.slot for r in self._residents.values()] + self._free_slots
-        assert sorted(slots) == list(range(self.total)), "slots are lost or held twice"
+        assert sorted(slots) == list(range(self.total)), "a slot is lost or used twice"
         for module, total in self._pages_total.items():
-            held = [p for r in self._residents.values() for x in r.placements if x.module == module for p in x.pages]
-            assert sorted(held + self._free_pages[module]) == list(range(total)), f"pages of {module} are lost"
+            used = [p for r in self._residents.values() for x in r.placements if x.module == module for p in x.pages]
+            assert sorted(used + self._free_pages[module]) == list(range(total)), f"pages of {module} are lost"
 
 
 def _demand(adapter: PreparedAdapter) -> dict[str, int]:

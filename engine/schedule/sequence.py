@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from motet.core.messages import AddRequest
+from motet.engine.schedule.priority import Precedence
 
 
 @dataclass(slots=True, eq=False)
@@ -14,12 +15,12 @@ class Sequence:
     The keys and values of the first `num_computed_tokens` tokens (prompt, then output) are in `blocks`.
     `sampled_row` is the row of the last step that sampled the newest output token; the next step feeds that row's
     result. None: the next step feeds the token's id. `start_time` is the time of the first step. A `blocked` sequence
-    is in no step, because its grammar has not computed the next mask yet. `turn` is its owner's turn (priority.py).
+    is in no step, because its grammar has not computed the next mask yet.
     """
 
     request: AddRequest
     client: bytes
-    number: int
+    precedence: Precedence
     arrival_time: float
     output: list[int] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
@@ -28,16 +29,10 @@ class Sequence:
     sampled_row: int | None = None
     start_time: float | None = None
     blocked: bool = False
-    turn: int = 0
     ending_ids: frozenset[int] = field(init=False)
 
     def __post_init__(self) -> None:
         self.ending_ids = self.request.params.ending_ids()  # once: every step looks at it
-
-    @property
-    def precedence(self) -> tuple[int, int, int]:
-        """Lower goes first: by priority, then by the owner's turn, then in the order of arrival."""
-        return self.request.priority, self.turn, self.number
 
     @property
     def wants_prompt_logprobs(self) -> bool:

@@ -10,9 +10,10 @@ from motet.core.sampling_params import SamplingParams
 from motet.engine import reporter as reporter_module
 from motet.engine.reporter import MAX_NAMES, SUMMARY_SECONDS, Reporter
 from motet.engine.schedule.adapter_slots import AdapterSlots
+from motet.engine.schedule.batch import SchedulerConfig
 from motet.engine.schedule.block_manager import BlockManager
 from motet.engine.schedule.plan import InstallAdapter
-from motet.engine.schedule.scheduler import Scheduler, SchedulerConfig
+from motet.engine.schedule.scheduler import Scheduler
 
 
 def adapter(name: str) -> PreparedAdapter:
@@ -43,14 +44,13 @@ class World:
     def turn(self, install_seconds: float = 0.05) -> None:
         """Schedule once, and finish the installation that this begins, if it does."""
         self.scheduler.schedule(self.now)
-        commands = list(self.scheduler.commands)
+        commands = self.scheduler.take_commands()
         self.reporter.moves(commands)
-        self.scheduler.commands.clear()
         self.now += install_seconds
         for command in commands:
             if isinstance(command, InstallAdapter):
                 self.reporter.installed(command.fingerprint)
-                self.scheduler.slots.installed(command.fingerprint)
+                self.scheduler.slots.mark_ready(command.fingerprint)
 
 
 def test_installations_and_evictions_are_lines_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +79,7 @@ def test_a_failed_installation_is_one_error_line(monkeypatch: pytest.MonkeyPatch
     world = World(monkeypatch)
     world.request("1", "one", "one")
     world.scheduler.schedule(world.now)
-    world.reporter.moves(world.scheduler.commands)
+    world.reporter.moves(world.scheduler.take_commands())
     with log_lines() as lines:
         world.reporter.installed(adapter("one").fingerprint, "OutOfMemoryError on rank 1")
     (line,) = lines

@@ -10,10 +10,10 @@ from typing import Any
 
 from motet.core.messages import AddRequest, LoraEntry, PreparedAdapter
 from motet.core.sampling_params import SamplingParams
+from motet.engine.schedule.batch import Step
 from motet.engine.schedule.plan import ClearSlot, InstallAdapter, SequencePlan
 from motet.engine.schedule.scheduler import Scheduler
 from motet.engine.schedule.sequence import Sequence
-from motet.engine.schedule.step import Step
 
 
 def make_adapter(name: str, entries: list[tuple[int, str, int]]) -> PreparedAdapter:
@@ -64,11 +64,11 @@ class FakeModelRunner:
         """An installation has ended on every rank."""
         command = self.installing.pop(adapter)
         if works:
-            self.scheduler.slots.installed(adapter)
+            self.scheduler.slots.mark_ready(adapter)
             return
         self._forget(self._slots.pop(command.slot))
-        self.scheduler.slots.drop(adapter)
-        for sequence in self.scheduler.waiting_for(adapter):
+        self.scheduler.slots.remove(adapter)
+        for sequence in self.scheduler.waiting_for_adapter(adapter):
             self.abort(sequence.id)
 
     def step(self, seconds: float) -> bool:
@@ -82,12 +82,11 @@ class FakeModelRunner:
         for sequence in gone:
             worse = [who for who in stay if who > sequence.precedence and who[0] == sequence.request.priority]
             assert not worse or any(s.request.priority < sequence.request.priority for s in self.scheduler.sequences())
-        for command in self.scheduler.commands:
+        for command in self.scheduler.take_commands():
             if isinstance(command, ClearSlot):
                 self._forget(self._slots.pop(command.slot))
             else:
                 self._install(command)
-        self.scheduler.commands.clear()
         if step is not None:
             self._run(step)
             self.busy_steps += 1
@@ -120,12 +119,12 @@ class FakeModelRunner:
                 assert self._page_owner.pop((placement.module, page)) == command.fingerprint
 
     def _run(self, step: Step) -> None:
-        plan, limits = step.plan, self.scheduler.limits
+        plan, limits = step.plan, self.scheduler.config
         sizes = [len(s.tokens) for s in plan.sequences]
         assert plan.sequences
         assert min(sizes) > 0
-        assert sum(sizes) <= limits.batch_tokens, "the token budget is exceeded"
-        assert len(plan.sequences) <= limits.sequences, "too many sequences"
+        assert sum(sizes) <= limits.max_batch_tokens, "the token budget is exceeded"
+        assert len(plan.sequences) <= limits.max_sequences, "too many sequences"
         assert sorted(sizes, key=lambda n: n > 1) == sizes, "single tokens come first"
         owners = [sequence.id for sequence in step.sequences]
         assert len(set(owners)) == len(owners), "a sequence has two shares"
@@ -135,7 +134,7 @@ class FakeModelRunner:
         sampling = [id for id, share in zip(owners, plan.sequences, strict=True) if share.sample]
         assert [row.id for row in step.rows] == sampling
         self._sampled = [self._fresh(id) for id in sampling]
-        self.scheduler.sampled(step, self._sampled)
+        self.scheduler.record_samples(step, self._sampled)
         for row in list(step.rows):
             self._check_progress(row)
 

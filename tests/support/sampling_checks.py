@@ -26,6 +26,7 @@ from motet.core.messages import AddRequest
 from motet.core.sampling_params import SamplingParams
 from motet.engine.sampling import sampler as module
 from motet.engine.sampling.sampler import Sampler
+from motet.engine.schedule.priority import Precedence
 from motet.engine.schedule.sequence import Sequence
 
 GREEDY = SamplingParams(max_tokens=99, temperature=0.0)
@@ -38,7 +39,7 @@ def row(
     params: SamplingParams, prompt: tuple[int, ...] = (0,), output: tuple[int, ...] = (), id: str = "x"
 ) -> Sequence:
     """A sequence that has come as far as `output`."""
-    return Sequence(AddRequest(id, prompt, params), b"", 0, 0.0, output=list(output))
+    return Sequence(AddRequest(id, prompt, params), b"", Precedence(0, 0, 0), 0.0, output=list(output))
 
 
 def random_logits(seed: int, rows: int, size: int, spread: float = 3.0) -> Tensor:

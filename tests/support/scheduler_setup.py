@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from support.fake_model_runner import FakeModelRunner
 
 from motet.engine.schedule.adapter_slots import AdapterSlots
+from motet.engine.schedule.batch import SchedulerConfig
 from motet.engine.schedule.block_manager import BlockManager
-from motet.engine.schedule.scheduler import Scheduler, SchedulerConfig
+from motet.engine.schedule.scheduler import Scheduler
 
 MODULES = ("q_proj", "down_proj")
 ENTRIES = st.lists(

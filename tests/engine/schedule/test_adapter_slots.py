@@ -11,7 +11,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from motet.core.errors import AdapterRefused
 from motet.core.messages import LoraEntry, PreparedAdapter
+from motet.engine.schedule.adapter_eviction import least_used, place
 from motet.engine.schedule.adapter_slots import PAGE_ROWS, AdapterSlots, pages_for
+from motet.engine.schedule.plan import ClearSlot, InstallAdapter
 
 MODULES = ("q_proj", "down_proj")
 ENTRIES = st.lists(
@@ -57,20 +59,22 @@ class Slots(RuleBasedStateMachine):
         new = adapter(f"a{next(self.numbers)}", *entries)
         if any(demand(new, module) > self.pages[module] for module in MODULES):
             with pytest.raises(AdapterRefused, match="--adapter-memory"):
-                self.slots.admit(new)
+                self.slots.check_size(new)
             return
-        self.slots.admit(new)
+        self.slots.check_size(new)
         keep = data.draw(st.sets(st.sampled_from(sorted(self.resident)))) if self.resident else set()
         idle = [n for n in self.resident if n in self.ready and not self.pins[n] and n not in keep]
         slot_of = {self.slots.get(name).slot: name for name in self.resident}  # type: ignore[union-attr]
-        cleared, install = self.slots.place(new, keep)
-        evicted = [slot_of[slot] for slot in cleared]
+        commands = place(self.slots, new, keep)
+        evicted = [slot_of[command.slot] for command in commands or () if isinstance(command, ClearSlot)]
         stay = [name for name in self.resident if name not in idle]
-        assert (install is not None) == self.fits_beside(new, stay)
+        assert (commands is not None) == self.fits_beside(new, stay)
         assert evicted == idle[: len(evicted)], "least recently used first"
-        if install is None:
-            assert evicted == []
+        if commands is None:
+            assert all(self.slots.get(name) for name in self.resident), "nothing is evicted"
             return
+        install = commands[-1]
+        assert isinstance(install, InstallAdapter)
         if evicted:
             left = [name for name in self.resident if name not in evicted[:-1]]
             assert not self.fits_beside(new, left), "nobody is evicted without need"
@@ -87,10 +91,10 @@ class Slots(RuleBasedStateMachine):
     def finish_installation(self, data: st.DataObject, works: bool) -> None:
         name = data.draw(st.sampled_from(sorted(set(self.resident) - self.ready)))
         if works:
-            self.slots.installed(name)
+            self.slots.mark_ready(name)
             self.ready.add(name)
         else:
-            self.slots.drop(name)
+            self.slots.remove(name)
             del self.resident[name]
 
     @precondition(lambda self: getattr(self, "ready", ()))
@@ -115,7 +119,7 @@ class Slots(RuleBasedStateMachine):
         self.slots.check_integrity()
         assert self.slots.counts() == (len(self.resident), sum(1 for n in self.resident if self.pins[n]))
         pinned = {n: self.pins[n] for n in self.resident if self.pins[n]}
-        lightest = self.slots.lightest(exclude=())
+        lightest = least_used(self.slots, exclude=set())
         assert (lightest is None) == (not pinned)
         assert lightest is None or pinned[lightest] == min(pinned.values())
 
@@ -126,26 +130,27 @@ TestSlots = Slots.TestCase
 
 def test_unknown_module_is_refused() -> None:
     with pytest.raises(AdapterRefused, match="lm_head"):
-        AdapterSlots(1, {"q_proj": 4}).admit(adapter("a", (0, "lm_head", 8)))
+        AdapterSlots(1, {"q_proj": 4}).check_size(adapter("a", (0, "lm_head", 8)))
 
 
 def test_adapter_in_use_is_never_dropped_or_pinned_unready() -> None:
     slots = AdapterSlots(1, {"q_proj": 1})
-    slots.place(adapter("a", (0, "q_proj", 1)), keep=())
+    slots.place(adapter("a", (0, "q_proj", 1)))
     with pytest.raises(AssertionError, match="before every rank"):
         slots.pin("a")
-    slots.installed("a")
+    slots.mark_ready("a")
     slots.pin("a")
-    assert slots.place(adapter("b", (0, "q_proj", 1)), keep=()) == ([], None)
+    assert place(slots, adapter("b", (0, "q_proj", 1)), keep=set()) is None
     assert slots.in_use("a")
     slots.unpin("a")
     assert not slots.in_use("a")
     with pytest.raises(AssertionError, match="too often"):
         slots.unpin("a")
-    cleared, install = slots.place(adapter("b", (0, "q_proj", 1)), keep=())
-    assert cleared == [0]
-    assert install is not None
-    slots.installed("b")
+    commands = place(slots, adapter("b", (0, "q_proj", 1)), keep=set())
+    assert commands is not None
+    assert commands[0] == ClearSlot(0)
+    assert isinstance(commands[1], InstallAdapter)
+    slots.mark_ready("b")
     slots.pin("b")
     with pytest.raises(AssertionError, match="in use"):
-        slots.drop("b")
+        slots.remove("b")

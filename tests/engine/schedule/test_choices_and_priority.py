@@ -7,7 +7,7 @@ from support.scheduler_setup import Room, finish_everything
 
 from motet.core.messages import AddRequest
 from motet.core.sampling_params import SamplingParams
-from motet.engine.schedule.scheduler import PATIENCE
+from motet.engine.schedule.admission import STARVATION_SECONDS
 
 
 def tokens_fed(rank: FakeModelRunner) -> int:
@@ -70,7 +70,7 @@ def test_a_scored_prompt_is_scored_once_in_chunks() -> None:
         step = rank.scheduler.schedule(0.0)
         assert step is not None
         scored.append(step.plan.sequences[0].prompt_logprob_ids)
-        rank.scheduler.sampled(step, [9] * len(step.rows))
+        rank.scheduler.record_samples(step, [9] * len(step.rows))
     assert scored == [(2, 3), (4, 5), (), (), ()]
 
 
@@ -144,7 +144,7 @@ def test_a_starving_batch_holds_up_nobody_with_a_better_priority() -> None:
     rank.submit(22, 1, None, priority=9)
     rank.submit(22, 1, None, priority=9)
     rank.step(0.0)
-    rank.step(PATIENCE * 2)
+    rank.step(STARVATION_SECONDS * 2)
     live = rank.submit(4, 2, None)
     rank.step(0.0)
     assert live in {s.id for s in rank.scheduler.running}
@@ -156,6 +156,6 @@ def test_a_group_is_found_and_the_wait_is_known() -> None:
     first = rank.submit(2, 9, None, n=2)
     rank.submit(2, 1, None)
     rank.step(0.5)
-    assert sorted(s.id for s in rank.scheduler.group(first)) == ["s0", "s1"]
+    assert sorted(s.id for s in rank.scheduler.in_group(first)) == ["s0", "s1"]
     assert rank.scheduler.running[0].start_time == 0.5
     finish_everything(rank)

@@ -12,7 +12,7 @@ from support.scheduler_setup import ENTRIES, ROOMS, Room, finish_everything
 from motet.core.errors import AdapterRefused
 from motet.core.messages import AddRequest
 from motet.core.sampling_params import SamplingParams
-from motet.engine.schedule.scheduler import PATIENCE
+from motet.engine.schedule.admission import STARVATION_SECONDS
 
 
 class Scheduling(RuleBasedStateMachine):
@@ -28,7 +28,7 @@ class Scheduling(RuleBasedStateMachine):
             try:
                 self.rank.scheduler.register(adapter)
             except AdapterRefused:
-                assert not self.rank.scheduler.knows(adapter.fingerprint)
+                assert not self.rank.scheduler.is_registered(adapter.fingerprint)
             else:
                 self.adapters.append(adapter.fingerprint)
 
@@ -160,7 +160,7 @@ def test_draining_goes_on_until_there_is_room(small_first: bool) -> None:
     large = rank.submit(1, 1, "large")
     for _ in range(60):
         rank.submit(1, 5, "busy")
-        rank.step(PATIENCE / 4)
+        rank.step(STARVATION_SECONDS / 4)
         if "large" in rank.installing:
             rank.report("large", works=True)
     assert large in rank.finished
@@ -177,7 +177,7 @@ def test_a_drain_outlives_steps_that_admit_nobody() -> None:
             rank.submit(7, 2, "hot")
         if turn == 10:
             cold = rank.submit(2, 1, "cold")
-        rank.step(PATIENCE / 4)
+        rank.step(STARVATION_SECONDS / 4)
         for adapter in sorted(rank.installing):
             rank.report(adapter, works=True)
     assert cold in rank.finished
@@ -194,7 +194,7 @@ def test_room_that_is_drained_goes_to_nobody_else() -> None:
             rank.submit(1, 3 + turn % 5, f"small{turn}")
         if turn == 10:
             large = rank.submit(1, 1, "large")
-        rank.step(PATIENCE / 4)
+        rank.step(STARVATION_SECONDS / 4)
         for adapter in sorted(rank.installing):
             rank.report(adapter, works=True)
     assert large in rank.finished
@@ -209,7 +209,7 @@ def test_room_is_kept_for_a_long_request() -> None:
     for turn in range(120):
         if len(rank.texts) < 6:
             rank.submit(2, 3 + turn % 4, None)
-        rank.step(PATIENCE / 4)
+        rank.step(STARVATION_SECONDS / 4)
     assert long in rank.finished
 
 
@@ -227,7 +227,7 @@ def test_tokens_of_an_ended_sequence_are_dropped() -> None:
     step = scheduler.schedule(0.0)
     assert step is not None
     scheduler.finish("a")
-    scheduler.sampled(step, [7])
+    scheduler.record_samples(step, [7])
     assert sequence.output == []
 
 
@@ -239,8 +239,8 @@ def test_those_that_do_not_fit_are_passed_over_cheaply(monkeypatch: pytest.Monke
     for _ in range(50):
         rank.submit(30, 1, None)
     scheduler, asked = rank.scheduler, []
-    worse = scheduler._worse
-    monkeypatch.setattr(scheduler, "_worse", lambda sequence: asked.append(sequence) or worse(sequence))
+    worse = scheduler._preemption.worse
+    monkeypatch.setattr(scheduler._preemption, "worse", lambda sequence: asked.append(sequence) or worse(sequence))
     rank.step(0.0)
     assert len(scheduler.waiting) == 50
     assert len(asked) <= 2
@@ -255,7 +255,7 @@ def test_a_blocked_sequence_sits_out() -> None:
         step = scheduler.schedule(0.0)
         assert step is not None
         assert step.rows == rows
-        scheduler.sampled(step, [7] * len(rows))
+        scheduler.record_samples(step, [7] * len(rows))
     blocked.blocked = True
     assert step.plan.sequences[0].tokens == (7,), "after sitting out, the token is fed as it is"
     scheduler.finish("b")
@@ -327,4 +327,4 @@ def test_turns_are_kept_for_few_flows_whatever_priorities_are_sent() -> None:
         rank.submit(1, 1, None, group=f"alice:{priority}", priority=priority)
         rank.abort(rank.submit(1, 1, None, group=f"bob:{priority}", priority=-priority))
     finish_everything(rank)
-    assert len(rank.scheduler._next_turns) <= 4
+    assert len(rank.scheduler.turns._next) <= 4
