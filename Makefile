@@ -57,8 +57,14 @@ $(INSTALLED_DEV): $(INSTALLED)
 	$(PIP_INSTALL) --editable ".[dev]"
 	@touch $@
 
+# Type checkers and editors do not follow the editable install: these links show them the package `motet`.
+TYPES := build/types/motet/__init__.py
+$(TYPES):
+	@rm -rf build/types && mkdir -p build/types/motet
+	@ln -s ../../../{core,plugins,engine,api} ../../../api/motet/{__init__,__main__}.py build/types/motet/
+
 .PHONY: install
-install: $(INSTALLED) ## set up .venv for serving
+install: $(INSTALLED) $(TYPES) ## set up .venv for serving
 
 .PHONY: serve
 serve: install ## serve a model (PORT= HOST= MODEL= SHARDS= ARGS=) until Ctrl-C
@@ -81,8 +87,7 @@ gpu-check: $(INSTALLED_DEV) ## the tests that need a GPU (after make install-cud
 	$(BIN)/python -m pytest -q -m gpu
 
 .PHONY: lint
-lint: $(INSTALLED_DEV) ## ruff and mypy (strict)
-	@mkdir -p build/types && ln -sfn ../.. build/types/motet
+lint: $(INSTALLED_DEV) $(TYPES) ## ruff and mypy (strict)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -1,15 +1,113 @@
-"""What `import motet` finds: the version. Motet's own folders are motet.core, motet.plugins, motet.engine, motet.api.
+"""The package `motet`: the public names of the library. Importing it loads none of them, only using them does.
 
-It lies here because the repository's top level has folders only (pyproject.toml maps it).
+`core/`, `plugins/`, `engine/` and `api/` are its subpackages `motet.core` and so on (pyproject.toml maps them).
 """
 
 from __future__ import annotations
 
-from importlib.metadata import version
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from motet.core.adapters import AdapterListing, AdapterRef, AdapterSource, ResolvedAdapter
+    from motet.core.blocking import BlockingCalls
+    from motet.core.chat_templates import ChatTemplate, ChatTemplateFinder, TemplateContext
+    from motet.core.errors import (
+        AdapterRefused,
+        Forbidden,
+        InvalidRequest,
+        MotetError,
+        NotFound,
+        Overloaded,
+        SourceOffline,
+        StartupError,
+        Unauthenticated,
+        Unavailable,
+    )
+    from motet.core.hookspecs import Register, hookimpl
+    from motet.core.messages import AdapterPart, PreparedAdapter, TokenEvent
+    from motet.core.models import ModelLocation, ModelSource
+    from motet.core.output_formats import GrammarSpec, OutputFormat
+    from motet.core.paths import inside
+    from motet.core.sampling_params import SamplingParams
+    from motet.core.settings import Settings
+    from motet.core.tools import CallPiece, Tool, ToolParser, ToolReader
+    from motet.engine.llm import Engine
+
+__all__ = [
+    "AdapterListing",
+    "AdapterPart",
+    "AdapterRef",
+    "AdapterRefused",
+    "AdapterSource",
+    "BlockingCalls",
+    "CallPiece",
+    "ChatTemplate",
+    "ChatTemplateFinder",
+    "Engine",
+    "Forbidden",
+    "GrammarSpec",
+    "InvalidRequest",
+    "ModelLocation",
+    "ModelSource",
+    "MotetError",
+    "NotFound",
+    "OutputFormat",
+    "Overloaded",
+    "PreparedAdapter",
+    "Register",
+    "ResolvedAdapter",
+    "SamplingParams",
+    "Settings",
+    "SourceOffline",
+    "StartupError",
+    "TemplateContext",
+    "TokenEvent",
+    "Tool",
+    "ToolParser",
+    "ToolReader",
+    "Unauthenticated",
+    "Unavailable",
+    "__version__",
+    "hookimpl",
+    "inside",
+]
+
+__version__: str
+
+# Module to the public names that it defines.
+_MODULES = {
+    "motet.core.adapters": ("AdapterListing", "AdapterRef", "AdapterSource", "ResolvedAdapter"),
+    "motet.core.blocking": ("BlockingCalls",),
+    "motet.core.chat_templates": ("ChatTemplate", "ChatTemplateFinder", "TemplateContext"),
+    "motet.core.errors": (
+        *("AdapterRefused", "Forbidden", "InvalidRequest", "MotetError", "NotFound", "Overloaded"),
+        *("SourceOffline", "StartupError", "Unauthenticated", "Unavailable"),
+    ),
+    "motet.core.hookspecs": ("Register", "hookimpl"),
+    "motet.core.messages": ("AdapterPart", "PreparedAdapter", "TokenEvent"),
+    "motet.core.models": ("ModelLocation", "ModelSource"),
+    "motet.core.output_formats": ("GrammarSpec", "OutputFormat"),
+    "motet.core.paths": ("inside",),
+    "motet.core.sampling_params": ("SamplingParams",),
+    "motet.core.settings": ("Settings",),
+    "motet.core.tools": ("CallPiece", "Tool", "ToolParser", "ToolReader"),
+    "motet.engine.llm": ("Engine",),
+}
+
+# Type checkers see the imports above instead, so that they report a name that does not exist.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        if name == "__version__":
+            from importlib.metadata import version  # takes 50 ms to load, and every process imports this package
+
+            return version("motet")
+        for module, names in _MODULES.items():
+            if name in names:
+                return getattr(importlib.import_module(module), name)
+        raise AttributeError(f"module 'motet' has no attribute {name!r}")
 
 
-def __getattr__(name: str) -> str:
-    # Read when somebody asks for it: every process of the server imports this package.
-    if name == "__version__":
-        return version("motet")
-    raise AttributeError(f"module 'motet' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

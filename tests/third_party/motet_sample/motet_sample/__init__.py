@@ -13,13 +13,23 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from motet.core.adapters import AdapterListing, AdapterRef, AdapterSource, ResolvedAdapter
-from motet.core.chat_templates import ChatTemplate, ChatTemplateFinder, TemplateContext
-from motet.core.errors import NotFound, Unauthenticated
-from motet.core.hookspecs import Register, hookimpl
-from motet.core.output_formats import GrammarSpec, OutputFormat
-from motet.core.paths import inside
-from motet.core.settings import Settings
+from motet import (
+    AdapterListing,
+    AdapterRef,
+    AdapterSource,
+    ChatTemplate,
+    ChatTemplateFinder,
+    GrammarSpec,
+    NotFound,
+    OutputFormat,
+    Register,
+    ResolvedAdapter,
+    Settings,
+    TemplateContext,
+    Unauthenticated,
+    hookimpl,
+    inside,
+)
 
 TEMPLATE = (
     "{% for message in messages %}<{{ message.role }}> {{ message.content }}\n{% endfor %}"
