@@ -94,7 +94,7 @@ def test_code_can_be_read(name: str, tmp_path: Path) -> None:
             case "yaml":
                 assert yaml.safe_load(fence.text)
             case language:
-                assert language in ("", "toml", "text"), language
+                assert language in ("", "toml", "text", "mermaid"), language
 
 
 @pytest.mark.parametrize("name", NAMES)
