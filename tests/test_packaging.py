@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE_FOLDERS = ("core", "plugins", "engine", "api")
 ROOT_PACKAGE = Path("api/motet")
 TOP_LEVEL = {*PACKAGE_FOLDERS, "tests", "docker", "docs", "pyproject.toml"}
-TOP_LEVEL |= {"README.md", "Makefile", "LICENSE", "CHANGELOG.md", ".ci"}
+TOP_LEVEL |= {"README.md", "Makefile", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", ".ci"}
 
 # Builds only beside an installed torch, so that no requirement list can hold it: `make install-cuda` installs it.
 BUILT_APART = {"flash_attn"}
