@@ -6,6 +6,7 @@ from quart import Quart, Request, Response, g, request
 
 from motet.api.anthropic.objects import AnthropicError, AnthropicErrorObject
 from motet.api.http.errors import add_retry_headers
+from motet.api.http.sse import event_frame
 from motet.api.schema.objects import ENCODER
 from motet.core.errors import ContextExceeded, ErrorInfo
 
@@ -43,6 +44,11 @@ def _message(info: ErrorInfo) -> str:
     if info.param is None or info.param in info.message:
         return info.message
     return f"{info.param}: {info.message}"
+
+
+def anthropic_error_frame(info: ErrorInfo, request_id: str | None) -> bytes:
+    """A failure as the last event of a stream."""
+    return event_frame(anthropic_error(info, request_id), "error")
 
 
 def anthropic_error_response(info: ErrorInfo) -> Response:

@@ -1,21 +1,23 @@
-"""Anthropic's Messages: POST /v1/messages and /v1/messages/count_tokens, over the same run as chat completions."""
+"""Anthropic's Messages API: POST /v1/messages and /v1/messages/count_tokens."""
 
 from __future__ import annotations
 
 import uuid
+from functools import partial
 
 from quart import Blueprint, Response
 
-from motet.api.anthropic.errors import PATH
+from motet.api.anthropic.errors import PATH, anthropic_error_frame
 from motet.api.anthropic.objects import AnthropicError, MessageEvent, MessageObject, TokenCount
 from motet.api.anthropic.requests import CountTokensRequest, MessagesRequest
-from motet.api.anthropic.stream import MessageStream
+from motet.api.anthropic.stream import write_stream, write_whole
 from motet.api.anthropic.translate import Translated, own_names, parse_counted, parse_messages
-from motet.api.generating.chat import ChatRun, ChatSetup
-from motet.api.generating.chat_prompts import chat_prompt
+from motet.api.generating.chat_generation import start_chat
+from motet.api.generating.chat_prompts import render_chat
+from motet.api.generating.checked_chat import check_chat
 from motet.api.http.body import read_body
 from motet.api.http.caller import current_caller
-from motet.api.http.sse import stream_response
+from motet.api.http.stream_response import joined, stream_response
 from motet.api.schema.ignored_fields import note_ignored
 from motet.api.schema.objects import ENCODER
 from motet.api.schema.operations import ERRORS, TOKEN, Operation
@@ -61,13 +63,14 @@ def routes(services: Services) -> Blueprint:
         async with services.drain.interruptible():
             request, caller = await read_body(parse_messages), current_caller()
             with own_names(request.tools):
-                run = await ChatRun.start(services, request.chat, caller, f"msg_{uuid.uuid4().hex}")
-            note_ignored("output_config.effort" for _ in run.ignored)  # the one hint that these requests have
-            run = run.limited(request.max_tokens)
-            stream = MessageStream(services, run, request.max_tokens, caller)
+                chat = await start_chat(services, request.chat, caller, f"msg_{uuid.uuid4().hex}")
+            note_ignored("output_config.effort" for _ in chat.ignored)  # the one hint that these requests have
+            chat = chat.limited(request.max_tokens)
             if request.chat.stream:
-                return await stream_response(stream.frames(), services.drain, stream.failure)
-            return Response(ENCODER.encode(await stream.whole()), content_type="application/json")
+                failed = partial(anthropic_error_frame, request_id=caller.request_id)
+                return await stream_response(joined(write_stream(chat, request.max_tokens)), services.drain, failed)
+            message = await write_whole(chat, request.max_tokens)
+            return Response(ENCODER.encode(message), content_type="application/json")
 
     @blueprint.post(f"{PATH}/count_tokens")
     async def count_tokens() -> Response:
@@ -81,6 +84,5 @@ def routes(services: Services) -> Blueprint:
 
 
 async def _count(services: Services, request: Translated) -> int:
-    setup = await ChatSetup.of(services, request.chat, current_caller())
-    services = services.for_request(setup.checked.adapter, setup.checked.caller)
-    return len(await chat_prompt(services, request.chat, setup.template, setup.tools))
+    checked = await check_chat(services, request.chat, current_caller())
+    return len(await render_chat(checked.services, request.chat, checked.template, checked.tools))

@@ -1,14 +1,12 @@
-"""A chat run as one of Anthropic's messages, which grows event by event."""
+"""Writes a chat generation as one of Anthropic's messages, whole or event by event."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
 from msgspec.structs import replace
 
-from motet.api.anthropic.errors import anthropic_error
 from motet.api.anthropic.objects import (
     AnsweredText,
     AnsweredToolUse,
@@ -17,20 +15,19 @@ from motet.api.anthropic.objects import (
     MessageUsage,
     StopReason,
 )
-from motet.api.generating.chat import CallDelta, ChatDelta, ChatRun
-from motet.api.generating.generation import finished
+from motet.api.generating.answer import require_finished
+from motet.api.generating.chat_generation import ChatGeneration
+from motet.api.generating.deltas import CallDelta, ChatDelta
 from motet.api.generating.tools import NO_ARGUMENTS, complete_arguments
-from motet.api.http.caller import Caller
-from motet.api.schema.objects import ENCODER
-from motet.api.services import Services
-from motet.core.errors import ErrorInfo
+from motet.api.http.sse import event_frame
+from motet.api.http.stream_response import Frames
 
 
 class MessageWriter:
     """Puts a message together. Every method returns the events that describe what it did."""
 
-    def __init__(self, run: ChatRun, max_tokens: int) -> None:
-        generation = run.generation
+    def __init__(self, chat: ChatGeneration, max_tokens: int) -> None:
+        generation = chat.generation
         self.message = MessageObject(
             id=generation.id,
             model=generation.model,
@@ -39,7 +36,7 @@ class MessageWriter:
             stop_sequence=None,
             usage=MessageUsage(generation.prompt_tokens, 0),
         )
-        self._limit, self._max_tokens = generation.submits[0].params.max_tokens, max_tokens
+        self._limit, self._max_tokens = generation.sequences[0].params.max_tokens, max_tokens
         self._open: AnsweredText | AnsweredToolUse | None = None
         self._pieces: list[str] = []
         self._tokens = 0
@@ -115,35 +112,25 @@ class MessageWriter:
         return "stop_sequence" if isinstance(delta.stop_reason, str) else "end_turn"
 
 
-class MessageStream:
-    """A message on its way: whole, or event by event."""
-
-    def __init__(self, services: Services, run: ChatRun, max_tokens: int, caller: Caller) -> None:
-        self._services, self._run, self._caller = services, run, caller
-        self._writer = MessageWriter(run, max_tokens)
-
-    async def whole(self) -> MessageObject:
-        """The complete message. Raises MotetError."""
-        async with aclosing(self._run.deltas(self._services)) as deltas:
-            async for _, delta in deltas:
-                self._writer.write(delta)
-        finished(self._writer.message.stop_reason)
-        return self._writer.message
-
-    async def frames(self) -> AsyncGenerator[bytes, None]:
-        """The events. Nothing is sent before the first token: until then a failure gets its own status."""
-        frames = b"".join(map(_frame, self._writer.begin()))
-        async with aclosing(self._run.deltas(self._services)) as deltas:
-            async for _, delta in deltas:
-                frames += b"".join(map(_frame, self._writer.write(delta)))
-                if not delta.more:
-                    yield frames
-                    frames = b""
-
-    def failure(self, info: ErrorInfo) -> bytes:
-        """The event that ends a stream whose request failed."""
-        return b"event: error\ndata: " + ENCODER.encode(anthropic_error(info, self._caller.request_id)) + b"\n\n"
+async def write_whole(chat: ChatGeneration, max_tokens: int) -> MessageObject:
+    """The complete message. Raises MotetError."""
+    writer = MessageWriter(chat, max_tokens)
+    async with aclosing(chat.deltas()) as deltas:
+        async for _, delta in deltas:
+            writer.write(delta)
+    require_finished(writer.message.stop_reason)
+    return writer.message
 
 
-def _frame(event: MessageEvent) -> bytes:
-    return b"event: " + event.type.encode() + b"\ndata: " + ENCODER.encode(event) + b"\n\n"
+async def write_stream(chat: ChatGeneration, max_tokens: int) -> Frames:
+    """The events. Nothing is sent before the first token: until then a failure gets its own status."""
+    writer = MessageWriter(chat, max_tokens)
+    frames = _frames(writer.begin())
+    async with aclosing(chat.deltas()) as deltas:
+        async for _, delta in deltas:
+            yield frames + _frames(writer.write(delta)), delta.more
+            frames = b""
+
+
+def _frames(events: list[MessageEvent]) -> bytes:
+    return b"".join(event_frame(event, event.type) for event in events)

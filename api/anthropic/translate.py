@@ -14,7 +14,7 @@ from motet.api.anthropic.content import ContentReader
 from motet.api.anthropic.requests import CountTokensRequest, MessagesRequest
 from motet.api.anthropic.tools import OfferedTools, offered_tools
 from motet.api.schema.ignored_fields import MAX_IGNORED_NAMES
-from motet.api.schema.parsing import Parsed, check_adapters, check_chat, convert, unknown_fields
+from motet.api.schema.parsing import Parsed, check_adapters, check_chat_fields, convert, unknown_fields
 from motet.api.schema.requests import AdapterChoice, ChatRequest, Effort, Message
 from motet.core.errors import InvalidRequest, MotetError
 
@@ -67,7 +67,7 @@ def _parsed(
     thinking = request.thinking.type if request.thinking else None
     chat = _chat_request(request, messages, tools, fields)
     with own_names(tools.places):
-        check_chat(chat)
+        check_chat_fields(chat)
     ignored = (
         *unknown_fields(body, type(request), {}),
         *(["thinking"] if thinking not in (None, "disabled") else ()),

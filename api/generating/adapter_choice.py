@@ -13,7 +13,7 @@ from motet.api.schema.requests import AdapterChoice
 from motet.api.services import Services
 from motet.core.errors import InvalidRequest, MotetError, from_info
 
-GENERATION_CHARACTERS = 12
+FINGERPRINT_CHARACTERS = 12
 """Of an adapter's fingerprint: enough to tell an adapter's contents apart in logs."""
 
 
@@ -22,7 +22,7 @@ def adapter_name(request: AdapterChoice) -> str:
     return "" if request.merged_adapters else request.adapter_id or request.model
 
 
-async def chosen_adapter(services: Services, request: AdapterChoice, caller: Caller) -> ServedAdapter | None:
+async def resolve_adapter(services: Services, request: AdapterChoice, caller: Caller) -> ServedAdapter | None:
     """The request's adapter, loaded and known to the engine; None for the base. Raises MotetError.
 
     `model` names it, or, if that is the base, `adapter_id` or `merged_adapters`.
@@ -41,7 +41,7 @@ async def chosen_adapter(services: Services, request: AdapterChoice, caller: Cal
             return None
         caller.record.adapter = str(ref)
         served = await services.adapters.serve(ref, caller.source_token(ref.source, request.api_token), caller.owner)
-    caller.record.generation = served.prepared.fingerprint[:GENERATION_CHARACTERS]
+    caller.record.generation = served.prepared.fingerprint[:FINGERPRINT_CHARACTERS]
     return served
 
 
@@ -60,7 +60,7 @@ async def _merged(services: Services, request: AdapterChoice, caller: Caller) ->
     tokens = [caller.source_token(ref.source, request.api_token) for ref in refs]
     caller.record.adapter = "+".join(map(str, refs))
     served = await services.adapters.serve_merged(list(zip(refs, weights, strict=True)), tokens, caller.owner)
-    caller.record.generation = served.prepared.fingerprint[:GENERATION_CHARACTERS]
+    caller.record.generation = served.prepared.fingerprint[:FINGERPRINT_CHARACTERS]
     return served
 
 

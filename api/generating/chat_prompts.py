@@ -60,7 +60,7 @@ async def find_template(services: Services, adapter: ServedAdapter | None) -> Ch
     return template
 
 
-async def chat_prompt(
+async def render_chat(
     services: Services, request: ChatRequest, template: ChatTemplate, tools: ToolUse | None
 ) -> tuple[int, ...]:
     """The conversation as the chat template writes it. Raises InvalidRequest, ContextExceeded."""

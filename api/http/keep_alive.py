@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from motet.api.http.sse import comment_frame
+
 if TYPE_CHECKING:
     from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 
 SECONDS = 15.0
-COMMENT = b": keep-alive\n\n"
+COMMENT = comment_frame("keep-alive")
 
 
 class _Stream:

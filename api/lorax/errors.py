@@ -10,6 +10,7 @@ from quart import Blueprint, Response
 from werkzeug.exceptions import HTTPException
 
 from motet.api.http.errors import DEFAULT_MAX_BODY, RETRY_AFTER_SECONDS, http_failure, internal_error, note_failure
+from motet.api.http.sse import event_frame
 from motet.api.lorax.objects import NativeError
 from motet.api.metrics.request_record import current_record
 from motet.api.schema.objects import ENCODER
@@ -90,9 +91,9 @@ def native_error_response(info: ErrorInfo, names: Mapping[str, str] = _OWN_NAMES
     return response
 
 
-def native_error_event(info: ErrorInfo) -> bytes:
+def native_error_frame(info: ErrorInfo) -> bytes:
     """A failure as the last frame of a stream."""
-    return b"data: " + ENCODER.encode(native_error(info)[1]) + b"\n\n"
+    return event_frame(native_error(info)[1])
 
 
 def native_blueprint(name: str, services: Services) -> Blueprint:

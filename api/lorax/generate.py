@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Any, TypeVar
 
 from quart import Blueprint, Response
 
 from motet.api.http.body import read_body
 from motet.api.http.caller import current_caller
-from motet.api.http.sse import event, stream_response
-from motet.api.lorax.errors import MEANINGS, NATIVE_ERRORS, native_blueprint, native_error_event
+from motet.api.http.stream_response import joined, stream_response
+from motet.api.lorax.errors import MEANINGS, NATIVE_ERRORS, native_blueprint, native_error_frame
+from motet.api.lorax.generation import start_lorax, write_stream, write_whole
 from motet.api.lorax.objects import NativeAnswer, NativeError, NativeEvent
 from motet.api.lorax.requests import SENT_EVERYWHERE, CompatibleRequest, NativeRequest
-from motet.api.lorax.run import NativeRun
+from motet.api.routes.response_headers import answer_headers, model_headers
 from motet.api.schema.objects import ENCODER
 from motet.api.schema.operations import TOKEN, Operation
 from motet.api.schema.parsing import Parsed, convert, unknown_fields
@@ -66,15 +65,16 @@ def routes(services: Services) -> Blueprint:
     blueprint = native_blueprint("generate", services)
 
     async def whole(body: NativeRequest, listed: bool) -> Response:
-        run = await NativeRun.start(services, body, current_caller(), stream=False)
-        answer, headers = await run.answer(services)
+        lorax = await start_lorax(services, body, current_caller(), stream=False)
+        answer = await write_whole(lorax)
         content = ENCODER.encode([answer] if listed else answer)
-        return Response(content, headers=dict(headers), content_type="application/json")
+        headers = answer_headers(lorax.generation, len(body.inputs))
+        return Response(content, headers=headers, content_type="application/json")
 
     async def streamed(body: NativeRequest) -> Response:
-        run = await NativeRun.start(services, body, current_caller(), stream=True)
-        response = await stream_response(_frames(run, services), services.drain, native_error_event)
-        response.headers.update(run.generation.labels)
+        lorax = await start_lorax(services, body, current_caller(), stream=True)
+        response = await stream_response(joined(write_stream(lorax)), services.drain, native_error_frame)
+        response.headers.update(model_headers(lorax.generation.checked))
         response.headers["x-compute-characters"] = str(len(body.inputs))
         return response
 
@@ -110,9 +110,3 @@ def parse_compatible(body: dict[str, Any]) -> Parsed[CompatibleRequest]:
 
 def _parse(body: dict[str, Any], kind: type[T]) -> Parsed[T]:
     return Parsed(convert(body, kind), unknown_fields(body, kind, SENT_EVERYWHERE))
-
-
-async def _frames(run: NativeRun, services: Services) -> AsyncGenerator[bytes, None]:
-    async with aclosing(run.events(services)) as events:
-        async for told in events:
-            yield b"".join(map(event, told))

@@ -11,8 +11,8 @@ from msgspec import UNSET, Meta, UnsetType
 from quart import Blueprint, Response, g
 
 from motet.api.adapters.messages import ServedAdapter
-from motet.api.generating.adapter_choice import chosen_adapter
-from motet.api.generating.chat_prompts import chat_prompt, find_template
+from motet.api.generating.adapter_choice import resolve_adapter
+from motet.api.generating.chat_prompts import find_template, render_chat
 from motet.api.generating.logprobs import readable
 from motet.api.generating.prompts import encode, refuse_hopeless
 from motet.api.generating.sampling_params import truncated
@@ -162,7 +162,7 @@ def routes(services: Services) -> Blueprint:
     @blueprint.post("/detokenize")
     async def detokenize() -> Response:
         asked = await read_body(_parse_tokens)
-        adapter = await chosen_adapter(services, AdapterChoice(model=asked.model or ""), current_caller())
+        adapter = await resolve_adapter(services, AdapterChoice(model=asked.model or ""), current_caller())
         services_of = services.for_request(adapter, current_caller())
         model_text = services_of.text
         size = model_text.vocab_size
@@ -210,7 +210,7 @@ async def _spans(services: Services, asked: TokenizeRequest) -> list[TokenSpan]:
     text, context = asked.inputs or "", services.model().max_context
     _refuse_long(services, text, "inputs", bounded=asked.truncate_prompt_tokens is None)
     caller = current_caller()
-    services = services.for_request(await chosen_adapter(services, asked, caller), caller)
+    services = services.for_request(await resolve_adapter(services, asked, caller), caller)
 
     def spans() -> list[TokenSpan]:
         found = services.text.spans(text, add_special_tokens=asked.add_special_tokens is not False)
@@ -223,7 +223,7 @@ async def _spans(services: Services, asked: TokenizeRequest) -> list[TokenSpan]:
 async def _listed(services: Services, asked: TokenizeRequest) -> TokenList:
     """vLLM's object."""
     context = services.model().max_context
-    adapter = await chosen_adapter(services, asked, current_caller())
+    adapter = await resolve_adapter(services, asked, current_caller())
     services = services.for_request(adapter, current_caller())
     if asked.prompt is None:
         tokens = await _conversation(services, asked, adapter)
@@ -255,4 +255,4 @@ def _refuse_long(services: Services, text: str, param: str, bounded: bool) -> No
 async def _conversation(services: Services, asked: TokenizeRequest, adapter: ServedAdapter | None) -> tuple[int, ...]:
     chat = ChatRequest(**{name: getattr(asked, name) for name in CHAT_FIELDS})
     template = await find_template(services, adapter)
-    return await chat_prompt(services, chat, template, tool_use(services, chat, template))
+    return await render_chat(services, chat, template, tool_use(services, chat, template))

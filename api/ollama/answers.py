@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from typing import TypeVar
-
 from quart import Response
 
-from motet.api.generating.adapter_choice import chosen_adapter
+from motet.api.generating.adapter_choice import resolve_adapter
 from motet.api.http.caller import current_caller
+from motet.api.http.drain import Drain
+from motet.api.http.stream_response import Frames, joined, stream_response
+from motet.api.ollama.errors import ollama_error_line
 from motet.api.ollama.objects import DoneReason, OllamaCounts
 from motet.api.ollama.requests import OllamaRequest
 from motet.api.schema.objects import ENCODER
 from motet.api.schema.requests import AdapterChoice
 from motet.api.services import Services
 
-A = TypeVar("A", bound=OllamaCounts)
+LINES = "application/x-ndjson"
 
 
 def json_response(answer: OllamaCounts) -> Response:
@@ -24,18 +23,17 @@ def json_response(answer: OllamaCounts) -> Response:
     return Response(ENCODER.encode(answer), content_type="application/json")
 
 
-async def encoded_lines(lines: AsyncGenerator[tuple[A, bool], None]) -> AsyncGenerator[bytes, None]:
-    """The lines of (answer, whether the next one is there already) as bytes; those that are there go together."""
-    frames = b""
-    async with aclosing(lines):
-        async for line, more in lines:
-            frames += ENCODER.encode(line) + b"\n"
-            if not more:
-                yield frames
-                frames = b""
+def line_frame(answer: OllamaCounts) -> bytes:
+    """`answer` as one line of a stream."""
+    return ENCODER.encode(answer) + b"\n"
+
+
+async def stream_lines(lines: Frames, drain: Drain) -> Response:
+    """The response that sends `lines` as they arrive."""
+    return await stream_response(joined(lines), drain, ollama_error_line, LINES)
 
 
 async def load(services: Services, asked: OllamaRequest, model: str) -> DoneReason:
     """Load the adapter `model` for a request without a prompt, and say what such a request is done with."""
-    await chosen_adapter(services, AdapterChoice(model=model), current_caller())
+    await resolve_adapter(services, AdapterChoice(model=model), current_caller())
     return "unload" if asked.keep_alive == 0 else "load"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import Mapping
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
@@ -10,13 +10,14 @@ import msgspec
 from msgspec import UNSET, Meta
 from quart import Blueprint, Response
 
-from motet.api.generating.chat import ChatRun
+from motet.api.generating.answer import Call, collect
+from motet.api.generating.chat_generation import ChatGeneration, start_chat
 from motet.api.generating.tools import complete_arguments
 from motet.api.http.body import read_body
 from motet.api.http.caller import current_caller
-from motet.api.http.sse import LINES, stream_response
-from motet.api.ollama.answers import encoded_lines, json_response, load
-from motet.api.ollama.errors import OllamaError, ollama_error_line
+from motet.api.http.stream_response import Frames
+from motet.api.ollama.answers import json_response, line_frame, load, stream_lines
+from motet.api.ollama.errors import OllamaError
 from motet.api.ollama.objects import (
     OllamaAnswerMessage,
     OllamaCall,
@@ -28,7 +29,7 @@ from motet.api.ollama.objects import (
 from motet.api.ollama.requests import Images, OllamaRequest, Options, effort, generate_fields, parsed, refuse_images
 from motet.api.schema.ignored_fields import note_ignored
 from motet.api.schema.operations import ERRORS, TOKEN, Operation
-from motet.api.schema.parsing import Parsed, check_chat
+from motet.api.schema.parsing import Parsed, check_chat_fields
 from motet.api.schema.requests import (
     MAX_MESSAGES,
     MAX_TOOLS,
@@ -103,7 +104,7 @@ def routes(services: Services) -> Blueprint:
     blueprint = Blueprint("ollama_chat", __name__)
 
     @blueprint.post("/api/chat")
-    async def chat() -> Response:
+    async def ollama_chat() -> Response:
         async with services.drain.interruptible():
             asked = await read_body(_parse)
             fields = generate_fields(services, asked)
@@ -115,15 +116,14 @@ def routes(services: Services) -> Blueprint:
                 reasoning_effort=effort(asked),
                 **fields,
             )
-            check_chat(request)
-            run = await ChatRun.start(services, request, current_caller())
-            note_ignored("think" for _ in run.ignored)  # the one hint that these requests have
+            check_chat_fields(request)
+            chat = await start_chat(services, request, current_caller())
+            note_ignored("think" for _ in chat.ignored)  # the one hint that these requests have
             if (limit := (asked.options or Options()).limit()) is not None:
-                run = run.limited(limit)
-            lines = _lines(services, run, asked.model)
+                chat = chat.limited(limit)
             if asked.stream is not False:
-                return await stream_response(encoded_lines(lines), services.drain, ollama_error_line, LINES)
-            return json_response(await _whole(lines))
+                return await stream_lines(write_stream(chat, asked.model), services.drain)
+            return json_response(await write_whole(chat, asked.model))
 
     return blueprint
 
@@ -161,43 +161,40 @@ def _messages(given: list[OllamaMessage]) -> list[Message]:
     return messages
 
 
-async def _lines(services: Services, run: ChatRun, model: str) -> AsyncGenerator[tuple[OllamaChatAnswer, bool], None]:
-    """Each line of the answer, and whether the next one is there already. Calls come whole."""
-    tokens, pieces, name, id = 0, list[str](), "", ""
+async def write_whole(chat: ChatGeneration, model: str) -> OllamaChatAnswer:
+    """The whole answer. Raises MotetError."""
+    [answer] = await collect(chat.deltas(), 1)
+    counts = final_counts(chat.generation, answer.finish(), answer.tokens)
+    message = OllamaAnswerMessage(content=answer.text, tool_calls=list(map(_answered, answer.calls)) or UNSET)
+    return OllamaChatAnswer(model=model, created_at=timestamp(), message=message, **counts)
 
-    def line(**message: Any) -> OllamaChatAnswer:
-        return OllamaChatAnswer(model=model, created_at=timestamp(), message=OllamaAnswerMessage(**message))
 
-    def call() -> OllamaChatAnswer:
-        made = OllamaCall(id, OllamaFunction(name, complete_arguments("".join(pieces))))
-        pieces.clear()
-        return line(tool_calls=[made])
+async def write_stream(chat: ChatGeneration, model: str) -> Frames:
+    """The lines of the answer. A call is one line, sent when its arguments are complete."""
 
-    async with aclosing(run.deltas(services)) as deltas:
+    def line(counts: Mapping[str, Any] | None = None, **message: Any) -> bytes:
+        answer = OllamaAnswerMessage(**message)
+        return line_frame(OllamaChatAnswer(model=model, created_at=timestamp(), message=answer, **(counts or {})))
+
+    tokens, call = 0, None
+    async with aclosing(chat.deltas()) as deltas:
         async for _, delta in deltas:
             tokens += len(delta.tokens)
+            frames = b""
             for part in delta.parts:
-                if isinstance(part, str) or part.name is not None:
-                    if name:
-                        yield call(), True
-                        name = ""
-                    if isinstance(part, str):
-                        yield line(content=part), delta.more or delta.finish_reason is not None
-                        continue
-                    name, id = part.name or "", part.id or ""
-                pieces.append(part.arguments)
+                if call is not None and (isinstance(part, str) or part.name is not None):
+                    frames, call = frames + line(tool_calls=[_answered(call)]), None
+                if isinstance(part, str):
+                    frames += line(content=part)
+                    continue
+                call = call or Call(part.id or "", part.name or "", part.kind)
+                call.pieces.append(part.arguments)
             if delta.finish_reason is not None:
-                if name:
-                    yield call(), True
-                counts = final_counts(run.generation, delta.finish_reason, tokens)
-                yield msgspec.structs.replace(line(), **counts), False
+                if call is not None:
+                    frames += line(tool_calls=[_answered(call)])
+                frames += line(final_counts(chat.generation, delta.finish_reason, tokens))
+            yield frames, delta.more
 
 
-async def _whole(lines: AsyncGenerator[tuple[OllamaChatAnswer, bool], None]) -> OllamaChatAnswer:
-    texts, calls = list[str](), list[OllamaCall]()
-    async with aclosing(lines):
-        async for line, _ in lines:
-            texts.append(line.message.content)
-            calls += line.message.tool_calls or []
-    message = OllamaAnswerMessage(content="".join(texts), tool_calls=calls or UNSET)
-    return msgspec.structs.replace(line, message=message)
+def _answered(call: Call) -> OllamaCall:
+    return OllamaCall(call.id, OllamaFunction(call.name, complete_arguments(call.arguments)))

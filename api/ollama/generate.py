@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Annotated, Any
 
+import msgspec
 from msgspec import Meta
-from msgspec.structs import replace
 from quart import Blueprint, Response
 
-from motet.api.generating.chat import ChatRun
-from motet.api.generating.generation import Generation, check
+from motet.api.generating.answer import collect
+from motet.api.generating.chat_generation import start_chat
+from motet.api.generating.checked_request import check_request
+from motet.api.generating.generation import Generation
 from motet.api.generating.prompts import completion_prompts
 from motet.api.http.body import read_body
 from motet.api.http.caller import current_caller
-from motet.api.http.sse import LINES, stream_response
-from motet.api.ollama.answers import encoded_lines, json_response, load
-from motet.api.ollama.errors import OllamaError, ollama_error_line
+from motet.api.http.stream_response import Frames
+from motet.api.ollama.answers import json_response, line_frame, load, stream_lines
+from motet.api.ollama.errors import OllamaError
 from motet.api.ollama.objects import OllamaText, final_counts, timestamp
 from motet.api.ollama.requests import Images, OllamaRequest, Options, effort, generate_fields, parsed, refuse_images
 from motet.api.schema.ignored_fields import note_ignored
@@ -69,11 +71,10 @@ def routes(services: Services) -> Blueprint:
             asked = await read_body(_parse)
             if not asked.prompt:
                 return json_response(await _loaded(services, asked))
-            generation = await _generation(services, asked, asked.prompt)
-            lines = _lines(services, generation, asked.model)
+            generation = await _start(services, asked, asked.prompt)
             if asked.stream is not False:
-                return await stream_response(encoded_lines(lines), services.drain, ollama_error_line, LINES)
-            return json_response(await _whole(lines))
+                return await stream_lines(write_stream(generation, asked.model), services.drain)
+            return json_response(await write_whole(generation, asked.model))
 
     return blueprint
 
@@ -102,45 +103,42 @@ async def _loaded(services: Services, asked: OllamaGenerateRequest) -> OllamaTex
     return OllamaText(model=asked.model, created_at=timestamp(), done=True, done_reason=reason, response="")
 
 
-async def _generation(services: Services, asked: OllamaGenerateRequest, prompt: str) -> Generation:
-    """The sequence of the request, checked. Raises MotetError."""
+async def _start(services: Services, asked: OllamaGenerateRequest, prompt: str) -> Generation:
+    """Check and render the request: as a completion if it is raw or has a suffix, else as a chat. Raises MotetError."""
     limit = (asked.options or Options()).limit()
     fields = generate_fields(services, asked)
     if asked.raw or asked.suffix:
-        return await _continued(services, CompletionRequest(prompt=prompt, suffix=asked.suffix, **fields), limit)
+        return await _start_raw(services, CompletionRequest(prompt=prompt, suffix=asked.suffix, **fields), limit)
     system = [Message("system", asked.system)] if asked.system else []
-    chat = ChatRequest(messages=[*system, Message("user", prompt)], reasoning_effort=effort(asked), **fields)
-    run = await ChatRun.start(services, chat, current_caller())
-    note_ignored("think" for _ in run.ignored)  # the one hint that these requests have
-    return (run if limit is None else run.limited(limit)).generation
+    request = ChatRequest(messages=[*system, Message("user", prompt)], reasoning_effort=effort(asked), **fields)
+    chat = await start_chat(services, request, current_caller())
+    note_ignored("think" for _ in chat.ignored)  # the one hint that these requests have
+    return (chat if limit is None else chat.limited(limit)).generation
 
 
-async def _continued(services: Services, request: CompletionRequest, limit: int | None) -> Generation:
-    """A completion without a limit of its own is as long as the context allows."""
-    checked = await check(services, request, current_caller())
-    [prompt] = await completion_prompts(services.for_request(checked.adapter, checked.caller), request)
-    room = max(checked.model.max_context - len(prompt), 1)
-    request = replace(request, max_tokens=room if limit is None else min(limit, room))
-    return Generation.of(services, request, checked, [prompt])
+async def _start_raw(services: Services, request: CompletionRequest, limit: int | None) -> Generation:
+    """A completion; without a limit, it may be as long as the context allows."""
+    checked = await check_request(services, request, current_caller())
+    [prompt] = await completion_prompts(checked.services, request)
+    room = checked.context_left(prompt)
+    request = msgspec.structs.replace(request, max_tokens=room if limit is None else min(limit, room))
+    return Generation.of(replace(checked, request=request), [prompt])
 
 
-async def _lines(
-    services: Services, generation: Generation, model: str
-) -> AsyncGenerator[tuple[OllamaText, bool], None]:
-    """Each line of the answer, and whether the next one is there already."""
+async def write_whole(generation: Generation, model: str) -> OllamaText:
+    """The whole answer. Raises MotetError."""
+    [answer] = await collect(generation.deltas(), 1)
+    counts = final_counts(generation, answer.finish(), answer.tokens)
+    return OllamaText(model=model, created_at=timestamp(), response=answer.text, **counts)
+
+
+async def write_stream(generation: Generation, model: str) -> Frames:
+    """The lines of the answer."""
     tokens = 0
-    async with aclosing(generation.deltas(services)) as deltas:
+    async with aclosing(generation.deltas()) as deltas:
         async for _, delta in deltas:
             tokens += len(delta.tokens)
-            line = OllamaText(model=model, created_at=timestamp(), response=delta.text)
-            if delta.finish_reason is not None:
-                line = replace(line, **final_counts(generation, delta.finish_reason, tokens))
-            yield line, delta.more
-
-
-async def _whole(lines: AsyncGenerator[tuple[OllamaText, bool], None]) -> OllamaText:
-    texts = list[str]()
-    async with aclosing(lines):
-        async for line, _ in lines:
-            texts.append(line.response)
-    return replace(line, response="".join(texts))
+            ended = delta.finish_reason is not None
+            counts = final_counts(generation, delta.finish_reason, tokens) if ended else {}
+            line = OllamaText(model=model, created_at=timestamp(), response=delta.text, **counts)
+            yield line_frame(line), delta.more

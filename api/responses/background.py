@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from motet.api.http.access_log import finish
 from motet.api.http.errors import internal_error, note_failure
-from motet.api.responses.run import Event, ResponseRun, frame
+from motet.api.responses.run import Event, ResponseGeneration, frame
 from motet.api.responses.store import Frame, ResponseStore, Stored
 from motet.api.responses.stream import failed_response, failure_event
 from motet.api.services import Services
@@ -33,7 +33,7 @@ MAX_RUNNING = 256
 class _Making:
     """A response that is being made; its `run`, and if it streams, the events that are not stored yet."""
 
-    def __init__(self, run: ResponseRun, streams: bool) -> None:
+    def __init__(self, run: ResponseGeneration, streams: bool) -> None:
         generation = dataclasses.replace(run.chat.generation, record=run.caller.record.detached())
         self.run = dataclasses.replace(run, chat=dataclasses.replace(run.chat, generation=generation))
         self.record = generation.record
@@ -77,7 +77,7 @@ class Background:
         finally:
             self._coming -= 1
 
-    async def begin(self, run: ResponseRun, streams: bool) -> None:
+    async def begin(self, run: ResponseGeneration, streams: bool) -> None:
         """Store the response, and let it be made by itself. Raises InvalidRequest, PayloadTooLarge."""
         making = _Making(run, streams)
         making.tell([(f"response.{kind}", {"response": run.response}) for kind in ("created", "queued")])
@@ -103,7 +103,7 @@ class Background:
         await self._keep(making)
         writing = asyncio.create_task(self._write(making))
         try:
-            async with self._services.drain.work(), aclosing(making.run.events(self._services)) as events:
+            async with self._services.drain.work(), aclosing(making.run.events()) as events:
                 async for happened, making.response in events:
                     making.tell([event for event in happened if event[0] != "response.created"])  # it was told
                     if writing.done():

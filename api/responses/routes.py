@@ -10,14 +10,14 @@ from quart import Blueprint, Response, request
 
 from motet.api.http.body import read_body
 from motet.api.http.caller import Caller, current_caller
-from motet.api.http.sse import stream_response
+from motet.api.http.stream_response import stream_response
 from motet.api.responses.background import Background
 from motet.api.responses.conversations import RUNNING
 from motet.api.responses.objects import DeletedResponse, InputTokens, ItemList, ResponseEvent, ResponseObject
 from motet.api.responses.replay import Replay
 from motet.api.responses.requests import Asked, CountedRequest, ResponseRequest
 from motet.api.responses.retention import stored_if_room
-from motet.api.responses.run import ResponseRun
+from motet.api.responses.run import ResponseGeneration
 from motet.api.responses.start import parse_counted, parse_response, start_response
 from motet.api.responses.store import ResponseStore, Stored
 from motet.api.responses.stream import ResponseStream
@@ -197,19 +197,19 @@ async def answer_response(services: Services, asked: ResponseRequest, caller: Ca
     return await _whole(services, await start_response(services, asked, caller), asked.stores)
 
 
-async def _started(services: Services, asked: Asked) -> ResponseRun:
+async def _started(services: Services, asked: Asked) -> ResponseGeneration:
     """The current request's run. Raises MotetError."""
     run = await start_response(services, asked, current_caller())
     note_ignored(run.ignored)
     return run
 
 
-async def _whole(services: Services, run: ResponseRun, stores: bool) -> ResponseObject:
+async def _whole(services: Services, run: ResponseGeneration, stores: bool) -> ResponseObject:
     """The whole response. If it was made and the disk is full then, its `store` is false. Raises MotetError."""
     store, owner = ResponseStore(services.database), run.caller.owner
     if stores:
         await store.check_room(owner, Stored(run.response, run.items))
-    response = await run.whole(services)
+    response = await run.whole()
     if stores and not await stored_if_room(response.id, store.add(owner, Stored(response, run.items))):
         return replace(response, store=False)
     return response

@@ -12,14 +12,15 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from motet.api.generating.chat import CallDelta, ChatDelta, ChatRun
+from motet.api.generating.chat_generation import ChatGeneration
+from motet.api.generating.deltas import CallDelta, ChatDelta
 from motet.api.generating.logprobs import chat_logprobs, told
 from motet.api.http.caller import Caller
+from motet.api.http.sse import event_frame
 from motet.api.responses.objects import IncompleteDetails, OutputItem, OutputText, ResponseObject, ResponseUsage
 from motet.api.responses.requests import Asked
 from motet.api.responses.tools import FlatTools, described
-from motet.api.schema.objects import ENCODER, CallKind
-from motet.api.services import Services
+from motet.api.schema.objects import CallKind
 from motet.engine.client.text_model import TextModel
 
 Event = tuple[str, dict[str, Any]]
@@ -35,9 +36,9 @@ def new_id() -> str:
     return f"resp_{uuid.uuid4().hex}"
 
 
-def new_response(request: Asked, id: str, chat: ChatRun) -> ResponseObject:
+def new_response(request: Asked, id: str, chat: ChatGeneration) -> ResponseObject:
     """The response as it is before anything has been made; with what it will be made with, where nothing was asked."""
-    used, tools = chat.generation.submits[0].params, chat.tools
+    used, tools = chat.generation.sequences[0].params, chat.tools
     reasoning = request.reasoning
     form = (request.text.format if request.text else None) or {"type": "text"}
     return ResponseObject(
@@ -202,10 +203,10 @@ class ResponseWriter:
 
 
 @dataclass(frozen=True)
-class ResponseRun:
+class ResponseGeneration:
     """A response that can be made: its chat, and the items that are its own input."""
 
-    chat: ChatRun
+    chat: ChatGeneration
     response: ResponseObject
     items: list[dict[str, Any]]
     logprobs: bool
@@ -217,12 +218,12 @@ class ResponseRun:
         """The fields of the request that turned out to have no effect."""
         return tuple("text.verbosity" if name == "verbosity" else name for name in self.chat.ignored)
 
-    async def events(self, services: Services) -> AsyncGenerator[tuple[Sequence[Event], ResponseObject], None]:
+    async def events(self) -> AsyncGenerator[tuple[Sequence[Event], ResponseObject], None]:
         """What happens, and the response as it is then; closing this ends the generation. Raises MotetError."""
         writer = ResponseWriter(self.chat.generation.text, self.response, self.logprobs, self.tools)
         yield writer.begin(), writer.response
         reason, events = "stop", list[Event]()
-        async with aclosing(self.chat.deltas(services)) as deltas:
+        async with aclosing(self.chat.deltas()) as deltas:
             async for _, delta in deltas:
                 reason = delta.finish_reason or reason
                 events += writer.write(delta)
@@ -231,10 +232,10 @@ class ResponseRun:
                     events = []
         yield writer.end(reason, self.chat.generation.prompt_tokens), writer.response
 
-    async def whole(self, services: Services) -> ResponseObject:
+    async def whole(self) -> ResponseObject:
         """The complete response. Raises MotetError."""
         made = self.response
-        async with aclosing(self.events(services)) as events:
+        async with aclosing(self.events()) as events:
             async for _, latest in events:
                 made = latest
         return made
@@ -243,5 +244,4 @@ class ResponseRun:
 def frame(event: Event, number: int) -> bytes:
     """One server-sent event."""
     kind, data = event
-    body = ENCODER.encode({"type": kind, "sequence_number": number, **data})
-    return b"event: " + kind.encode() + b"\ndata: " + body + b"\n\n"
+    return event_frame({"type": kind, "sequence_number": number, **data}, kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,16 +11,18 @@ from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
-from motet.api.generating.chat import ChatRun, ChatSetup
+from motet.api.generating.chat_generation import ChatGeneration
+from motet.api.generating.chat_prompts import render_chat
+from motet.api.generating.checked_chat import CheckedChat, check_chat
 from motet.api.http.caller import Caller
 from motet.api.responses.items import chat_messages, input_items, unknown_in_items, with_own_ids
 from motet.api.responses.requests import Asked, CountedRequest, ResponseRequest
-from motet.api.responses.run import ResponseRun, new_id, new_response
+from motet.api.responses.run import ResponseGeneration, new_id, new_response
 from motet.api.responses.store import ResponseStore
 from motet.api.responses.tools import FlatTools, hosted_names, refuse_hosted_choice, without_hosted
 from motet.api.responses.truncation import Fitting
 from motet.api.schema.ignored_fields import MAX_IGNORED_NAMES
-from motet.api.schema.parsing import Parsed, check_adapters, check_chat, convert, unknown_fields
+from motet.api.schema.parsing import Parsed, check_adapters, check_chat_fields, convert, unknown_fields
 from motet.api.schema.requests import ChatRequest, Message
 from motet.api.schema.unsupported_fields import RESPONSES, refuse_unsupported
 from motet.api.services import Services
@@ -72,15 +75,18 @@ def _parsed(body: dict[str, Any], kind: type[T]) -> T:
     return request
 
 
-async def start_response(services: Services, request: Asked, caller: Caller) -> ResponseRun:
+async def start_response(services: Services, request: Asked, caller: Caller) -> ResponseGeneration:
     """Everything that can be refused before work starts has been, once this returns. Raises MotetError."""
     store, id = ResponseStore(services.database), new_id()
     items = await _items(store, request, caller)
     tools = FlatTools.of(request)
     messages = await _messages(store, request, items, caller, tools)
     with own_names(tools):
-        chat = await _begun(services, chat_request(request, messages, tools), id, caller, request.truncation == "auto")
-    return ResponseRun(chat, new_response(request, id, chat), items, request.wants_logprobs, caller, tools)
+        chat_fields = chat_request(request, messages, tools)
+        check_chat_fields(chat_fields)
+        checked = await check_chat(services, chat_fields, caller)
+        chat = await (_start_truncated if request.truncation == "auto" else _start)(checked, id)
+    return ResponseGeneration(chat, new_response(request, id, chat), items, request.wants_logprobs, caller, tools)
 
 
 async def _items(store: ResponseStore, request: Asked, caller: Caller) -> list[dict[str, Any]]:
@@ -105,20 +111,23 @@ async def _messages(
     return messages
 
 
-async def _begun(services: Services, chat: ChatRequest, id: str, caller: Caller, truncates: bool) -> ChatRun:
-    """The chat's run; if it `truncates`, of the latest messages that fit. Raises MotetError."""
-    check_chat(chat)
-    setup = await ChatSetup.of(services, chat, caller)
+async def _start(checked: CheckedChat, id: str) -> ChatGeneration:
+    request = checked.request
+    prompt = await render_chat(checked.services, request, checked.template, checked.tools)
+    return ChatGeneration.of(checked, prompt, id)
 
-    async def start(messages: list[Message]) -> ChatRun:
-        return await setup.run(services, replace(chat, messages=messages), id)
 
-    text_model = services.for_request(setup.checked.adapter, setup.checked.caller).text
+async def _start_truncated(checked: CheckedChat, id: str) -> ChatGeneration:
+    """The generation of the latest messages that fit. Raises MotetError."""
+    request, services = checked.request, checked.services
+
+    async def start(messages: list[Message]) -> ChatGeneration:
+        return await _start(dataclasses.replace(checked, request=replace(request, messages=messages)), id)
 
     def may_fit(text: str) -> bool:
-        return chat.truncate_prompt_tokens is not None or text_model.may_fit(text, services.model().max_context)
+        return request.truncate_prompt_tokens is not None or services.text.may_fit(text, checked.model.max_context)
 
-    return await (Fitting(chat.messages, start, may_fit).run() if truncates else start(chat.messages))
+    return await Fitting(request.messages, start, may_fit).run()
 
 
 def chat_request(request: Asked, messages: list[Message], tools: FlatTools) -> ChatRequest:

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from motet.api.http.errors import internal_error
 from motet.api.responses.objects import ResponseError, ResponseObject
 from motet.api.responses.retention import Keeping
-from motet.api.responses.run import Event, ResponseRun, frame
+from motet.api.responses.run import Event, ResponseGeneration, frame
 from motet.api.responses.store import ResponseStore, Stored
 from motet.api.schema.objects import error_body
 from motet.api.services import Services
@@ -24,7 +24,7 @@ STOPPED = ResponseError("server_error", "the server shut down before the answer 
 class ResponseStream:
     """One stream; `keep` says whether the response is stored."""
 
-    def __init__(self, run: ResponseRun, services: Services, keep: bool) -> None:
+    def __init__(self, run: ResponseGeneration, services: Services, keep: bool) -> None:
         self._run, self._services, self._keep = run, services, keep
         self._response = run.response
         self._number = 0
@@ -37,7 +37,7 @@ class ResponseStream:
         held: Sequence[Event] | None = None
         told = False
         try:
-            async with aclosing(self._run.events(self._services)) as happenings:
+            async with aclosing(self._run.events()) as happenings:
                 async for events, response in happenings:
                     if held is None:
                         held, self._response = events, response

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Sequence
 
-from motet.api.generating.chat import ChatRun
+from motet.api.generating.chat_generation import ChatGeneration
 from motet.api.schema.requests import Message
 from motet.core.errors import ContextExceeded, InvalidRequest
 
@@ -21,13 +21,13 @@ class Fitting:
     def __init__(
         self,
         messages: Sequence[Message],
-        start: Callable[[list[Message]], Awaitable[ChatRun]],
+        start: Callable[[list[Message]], Awaitable[ChatGeneration]],
         may_fit: Callable[[str], bool],
     ) -> None:
         self._messages, self._start, self._may_fit = messages, start, may_fit
         self._units = units(messages)
 
-    async def run(self) -> ChatRun:
+    async def run(self) -> ChatGeneration:
         """The run of the latest messages that fit, of all if they do. Raises MotetError as `start` does."""
         most = len(self._units) - 1
         low = bisect_left(range(most), True, key=self._is_hopeful)
@@ -47,7 +47,7 @@ class Fitting:
         # Without a run, `high` has never moved, and says itself what is wrong.
         return found or await self._begin(high)
 
-    async def _try(self, dropped: int) -> ChatRun | None:
+    async def _try(self, dropped: int) -> ChatGeneration | None:
         """The run without the first `dropped` units; None if that is too long."""
         try:
             try:
@@ -68,7 +68,7 @@ class Fitting:
         firsts = ((n, unit[0]) for n, unit in enumerate(self._units) if n > dropped and unit)
         return next((n for n, first in firsts if self._messages[first].role == "user"), None)
 
-    async def _begin(self, dropped: int) -> ChatRun:
+    async def _begin(self, dropped: int) -> ChatGeneration:
         return await self._start(self._kept(dropped))
 
     def _kept(self, dropped: int) -> list[Message]:

@@ -1,19 +1,22 @@
-"""POST /v1/chat/completions."""
+"""POST /v1/chat/completions: OpenAI's JSON around a chat generation (`api/generating/chat_generation.py`)."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from msgspec import UNSET, UnsetType
 from quart import Blueprint, Response
 
-from motet.api.generating.chat import Call, CallDelta, ChatOutput, ChatRun
-from motet.api.generating.generation import finished
+from motet.api.generating.answer import Answer, Call, collect
+from motet.api.generating.chat_generation import ChatGeneration, start_chat
+from motet.api.generating.deltas import CallDelta, ChatDelta
+from motet.api.generating.generation import Generation
 from motet.api.generating.logprobs import chat_logprobs, packed
 from motet.api.http.body import read_body
 from motet.api.http.caller import Caller, current_caller
-from motet.api.http.sse import DONE, event, stream_response
+from motet.api.http.sse import DONE, event_frame
+from motet.api.http.stream_response import Frames, joined, stream_response
+from motet.api.routes.response_headers import answer_headers
 from motet.api.schema.ignored_fields import note_ignored
 from motet.api.schema.objects import (
     ENCODER,
@@ -37,7 +40,6 @@ from motet.api.schema.parsing import parse_chat
 from motet.api.schema.requests import ChatRequest
 from motet.api.schema.unsupported_fields import CHAT
 from motet.api.services import Services
-from motet.core.messages import TokenEvent
 
 OPERATIONS = (
     Operation(
@@ -68,65 +70,114 @@ def routes(services: Services) -> Blueprint:
     async def chat_completions() -> Response:
         async with services.drain.interruptible():
             request = await read_body(parse_chat)
-            run = await ChatRun.start(services, request, current_caller())
-            note_ignored(run.ignored)
-            if not request.stream:
-                answer = await _whole(services, run)
-                texts = (choice.message.content or "" for choice in answer.choices)
-                headers = run.generation.headers(sum(map(len, texts)))
-                return Response(ENCODER.encode(answer), headers=headers, content_type="application/json")
-            return await stream_response(chat_events(run, services, request.include_usage), services.drain)
+            chat = await start_chat(services, request, current_caller())
+            note_ignored(chat.ignored)
+            if request.stream:
+                return await stream_response(joined(write_stream(chat)), services.drain)
+            completion = await write_whole(chat)
+            characters = sum(len(choice.message.content or "") for choice in completion.choices)
+            headers = answer_headers(chat.generation, characters)
+            return Response(ENCODER.encode(completion), headers=headers, content_type="application/json")
 
     return blueprint
 
 
 async def answer_chat(services: Services, request: ChatRequest, caller: Caller) -> ChatCompletion:
     """The whole answer to `request`. Raises MotetError."""
-    return await _whole(services, await ChatRun.start(services, request, caller))
+    return await write_whole(await start_chat(services, request, caller))
 
 
-async def _whole(services: Services, run: ChatRun) -> ChatCompletion:
-    generation = run.generation
-    logprobs = [ChatLogprobs([]) if generation.wants_logprobs else None for _ in generation.submits]
+async def write_whole(chat: ChatGeneration) -> ChatCompletion:
+    """The whole answer. Raises MotetError."""
+    generation = chat.generation
+    logprobs = [ChatLogprobs([]) if generation.wants_logprobs else None for _ in generation.sequences]
 
-    def write_logprobs(index: int, tokens: Sequence[TokenEvent]) -> None:
+    def write_logprobs(index: int, delta: ChatDelta) -> None:
         if (written := logprobs[index]) is not None:
-            written.content.extend(map(packed, chat_logprobs(generation.text, tokens, generation.report).content))
+            new = chat_logprobs(generation.text, delta.tokens, generation.report)
+            written.content.extend(map(packed, new.content))
 
-    outputs = await run.collect(services, write_logprobs)
+    answers = await collect(chat.deltas(), len(generation.sequences), write_logprobs)
     choices = [
         ChatChoice(
             index,
-            _message(output),
+            _message(answer),
             logprobs[index],
-            finished(output.finish_reason),
-            output.ids if generation.report.ids else UNSET,
+            answer.finish(),
+            answer.token_ids if generation.report.ids else UNSET,
         )
-        for index, output in enumerate(outputs)
+        for index, answer in enumerate(answers)
     ]
     return ChatCompletion(
         id=generation.id,
         created=generation.created,
         model=generation.model,
         choices=choices,
-        usage=generation.usage(sum(output.tokens for output in outputs)),
+        usage=generation.usage(sum(answer.tokens for answer in answers)),
         system_fingerprint=generation.fingerprint,
         prompt_token_ids=generation.prompt_ids(0),
     )
 
 
-def _message(output: ChatOutput) -> ChatMessage:
-    text = "".join(output.texts)
-    if not output.calls:
-        return ChatMessage(content=text)
-    return ChatMessage(content=text or None, tool_calls=[_answered(call) for call in output.calls])
+def _message(answer: Answer) -> ChatMessage:
+    if not answer.calls:
+        return ChatMessage(content=answer.text)
+    return ChatMessage(content=answer.text or None, tool_calls=[_answered(call) for call in answer.calls])
 
 
 def _answered(call: Call) -> AnsweredCall:
-    arguments = "".join(call.arguments)
     if call.kind == "custom":
-        return AnsweredCall(id=call.id, type="custom", custom=CalledCustomTool(call.name, arguments))
-    return AnsweredCall(id=call.id, function=CalledFunction(call.name, arguments))
+        return AnsweredCall(id=call.id, type="custom", custom=CalledCustomTool(call.name, call.arguments))
+    return AnsweredCall(id=call.id, function=CalledFunction(call.name, call.arguments))
+
+
+async def write_stream(chat: ChatGeneration) -> Frames:
+    """The stream: each choice's role, its text and calls, its finish; then usage, if requested; then [DONE]."""
+    generation = chat.generation
+    # OpenAI's SDK needs choices to appear in the order of their indexes. The roles are not sent before the first
+    # delta: until then a failure still gets a status of its own.
+    frames = b"".join(
+        _chunk(generation, ChatChunkChoice(index, Delta(role="assistant", content="")), generation.prompt_ids(index))
+        for index in range(len(generation.sequences))
+    )
+    count = 0
+    async with aclosing(chat.deltas()) as deltas:
+        async for index, delta in deltas:
+            count += len(delta.tokens)
+            tokens = generation.report.reported(delta.tokens) if generation.wants_logprobs else ()
+            ids = generation.token_ids(delta.tokens) or UNSET
+            if delta.text or tokens or ids:
+                logprobs = chat_logprobs(generation.text, tokens, generation.report) if tokens else None
+                choice = ChatChunkChoice(index, Delta(content=delta.text), logprobs, token_ids=ids)
+                frames += _chunk(generation, choice)
+            for call in delta.calls:
+                frames += _chunk(generation, ChatChunkChoice(index, Delta(tool_calls=[_call_delta(call)])))
+            if delta.finish_reason is not None:
+                frames += _chunk(generation, ChatChunkChoice(index, Delta(), None, delta.finish_reason))
+            yield frames, delta.more
+            frames = b""
+    if generation.include_usage:
+        yield _chunk(generation, None, usage=generation.usage(count)), True
+    yield DONE, False
+
+
+def _chunk(
+    generation: Generation,
+    choice: ChatChunkChoice | None,
+    prompt_ids: tuple[int, ...] | UnsetType = UNSET,
+    usage: Usage | None = None,
+) -> bytes:
+    return event_frame(
+        ChatChunk(
+            id=generation.id,
+            created=generation.created,
+            model=generation.model,
+            choices=(choice,) if choice is not None else (),
+            system_fingerprint=generation.fingerprint,
+            usage=usage if generation.include_usage else UNSET,
+            prompt_token_ids=prompt_ids,
+        )
+    )
 
 
 def _call_delta(call: CallDelta) -> ToolCallDelta:
@@ -135,51 +186,3 @@ def _call_delta(call: CallDelta) -> ToolCallDelta:
     if call.kind == "custom":
         return ToolCallDelta(index=call.index, id=id, type=kind, custom=CustomDelta(name, call.arguments))
     return ToolCallDelta(index=call.index, id=id, type=kind, function=FunctionDelta(name, call.arguments))
-
-
-async def chat_events(run: ChatRun, services: Services, include_usage: bool) -> AsyncGenerator[bytes, None]:
-    """The stream: each choice's role, its text, its finish; then usage, if it is wanted; then [DONE]."""
-    generation = run.generation
-    usage = None if include_usage else UNSET
-
-    def chunk(
-        *choices: ChatChunkChoice,
-        usage: Usage | UnsetType | None = usage,
-        prompt_ids: tuple[int, ...] | UnsetType = UNSET,
-    ) -> bytes:
-        return event(
-            ChatChunk(
-                id=generation.id,
-                created=generation.created,
-                model=generation.model,
-                choices=choices,
-                system_fingerprint=generation.fingerprint,
-                usage=usage,
-                prompt_token_ids=prompt_ids,
-            )
-        )
-
-    # The SDK's accumulator wants choices to come up in the order of their indexes. Not sent before there is
-    # something to say: until then a failure still gets a status of its own.
-    hello = Delta(role="assistant", content="")
-    frames = b"".join(
-        chunk(ChatChunkChoice(index, hello), prompt_ids=generation.prompt_ids(index))
-        for index in range(len(generation.submits))
-    )
-    count = 0
-    async with aclosing(run.deltas(services)) as deltas:
-        async for index, delta in deltas:
-            count += len(delta.tokens)
-            tokens = generation.report.reported(delta.tokens) if generation.wants_logprobs else ()
-            ids = generation.ids(delta.tokens) or UNSET
-            if delta.text or tokens or ids:
-                logprobs = chat_logprobs(generation.text, tokens, generation.report) if tokens else None
-                frames += chunk(ChatChunkChoice(index, Delta(content=delta.text), logprobs, token_ids=ids))
-            for call in delta.calls:
-                frames += chunk(ChatChunkChoice(index, Delta(tool_calls=[_call_delta(call)])))
-            if delta.finish_reason is not None:
-                frames += chunk(ChatChunkChoice(index, Delta(), None, delta.finish_reason))
-            if frames and not delta.more:
-                yield frames
-                frames = b""
-    yield (chunk(usage=generation.usage(count)) if include_usage else b"") + DONE

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Meta
 from quart import Blueprint, Response
 
-from motet.api.generating.adapter_choice import adapter_name, chosen_adapter
+from motet.api.generating.adapter_choice import adapter_name, resolve_adapter
 from motet.api.generating.context_limit import prompt_too_long
 from motet.api.generating.logprobs import packed
 from motet.api.generating.prompts import token_lists
@@ -150,7 +150,7 @@ async def embed(
     """The token ids of every input, and its pooled hidden states as they are. Raises MotetError."""
     model = services.model()
     rank = priority(request, caller)
-    adapter = await chosen_adapter(services, request, caller)
+    adapter = await resolve_adapter(services, request, caller)
     prompts = await _prompts(services.for_request(adapter, caller), request, model.max_context)
     group, id = f"{caller.owner}:{caller.request_id}", f"embd-{uuid.uuid4().hex}"
     gate = asyncio.Semaphore(MAX_AT_ONCE)

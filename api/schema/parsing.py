@@ -85,7 +85,7 @@ def parse_chat(body: dict[str, Any]) -> Parsed[ChatRequest]:
             unsupported_fields.refuse_unsupported(message, unsupported_fields.MESSAGE, where)
             unsupported_fields.refuse_parts(message, where)
     request = convert(body, ChatRequest)
-    check_chat(request)
+    check_chat_fields(request)
     return Parsed(request, unknown_fields(body, ChatRequest, unsupported_fields.CHAT))
 
 
@@ -113,7 +113,7 @@ def parse_completion(body: dict[str, Any]) -> Parsed[CompletionRequest]:
     return Parsed(request, unknown_fields(body, CompletionRequest, unsupported_fields.COMPLETIONS))
 
 
-def check_chat(request: ChatRequest) -> None:
+def check_chat_fields(request: ChatRequest) -> None:
     """The rules between fields of a chat request. Raises InvalidRequest."""
     _check_shared(request)
     if request.continue_final_message:

@@ -105,7 +105,7 @@ class ToolCall(msgspec.Struct, frozen=True):
         """The call as one of a function; a custom tool's has one argument, `input`."""
         if self.function is not None:
             return self.function
-        assert self.custom is not None, "check_chat has seen to it"
+        assert self.custom is not None, "check_chat_fields has seen to it"
         return FunctionCall(self.custom.name, json.dumps({"input": self.custom.input}, ensure_ascii=False))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from support.api_caller import CHAT, COMPLETIONS, MESSAGES, Caller, drive
 
-from motet.api.generating.generation import merge
+from motet.api.generating.merged_streams import merge
 from motet.core.errors import InvalidRequest, MotetError, Overloaded, Unavailable
 from motet.engine.client.text_stream import TextDelta
 
