@@ -1,4 +1,4 @@
-"""What the ranks have to know of the settings, as plain data. Imports no torch."""
+"""The settings that the ranks and the loader need, with sizes in bytes. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from motet.core.settings import Settings
 
 
 class EngineConfig(msgspec.Struct, frozen=True):
-    """What a rank has to know of the settings, with sizes in bytes (None: decide here)."""
+    """The settings of a rank. With None for a size, the rank derives it from its memory."""
 
     directory: str
     device: str
@@ -21,23 +21,23 @@ class EngineConfig(msgspec.Struct, frozen=True):
     adapter_memory: int | None
     max_adapter_rank: int
     kv_memory: int | None
-    batch_tokens: int
-    sequences: int
+    max_batch_tokens: int
+    max_sequences: int
     threads: int
 
-
-def engine_config_of(settings: Settings, directory: Path) -> EngineConfig:
-    """The spec for `settings` and the model in `directory`."""
-    return EngineConfig(
-        directory=str(directory),
-        device=settings.device,
-        dtype=settings.dtype,
-        max_context=settings.max_context,
-        adapter_slots=settings.adapter_slots,
-        adapter_memory=settings.size("adapter_memory"),
-        max_adapter_rank=settings.max_adapter_rank,
-        kv_memory=settings.size("kv_memory"),
-        batch_tokens=settings.max_batch_tokens,
-        sequences=settings.max_sequences,
-        threads=max(1, (settings.threads or cpu_count()) // settings.shards),
-    )
+    @classmethod
+    def from_settings(cls, settings: Settings, directory: Path) -> EngineConfig:
+        """The config for `settings` and the model in `directory`."""
+        return cls(
+            directory=str(directory),
+            device=settings.device,
+            dtype=settings.dtype,
+            max_context=settings.max_context,
+            adapter_slots=settings.adapter_slots,
+            adapter_memory=settings.size("adapter_memory"),
+            max_adapter_rank=settings.max_adapter_rank,
+            kv_memory=settings.size("kv_memory"),
+            max_batch_tokens=settings.max_batch_tokens,
+            max_sequences=settings.max_sequences,
+            threads=max(1, (settings.threads or cpu_count()) // settings.shards),
+        )

@@ -1,8 +1,9 @@
-"""Rank 0's loop: takes requests in, schedules, runs steps, samples, and sends tokens out. Decides for all ranks."""
+"""Rank 0's loop: receives requests, schedules, runs steps, samples, and sends tokens. Decides for all ranks."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 
 from motet.core.errors import Conflict, ErrorInfo, InvalidRequest, MotetError, Overloaded, Unavailable
 from motet.core.heartbeat import Heartbeat
@@ -11,7 +12,6 @@ from motet.core.messages import (
     AddRequest,
     CancelGroup,
     Embedding,
-    EngineStats,
     FinishReason,
     GetAdapterUse,
     GetStats,
@@ -26,90 +26,81 @@ from motet.core.messages import (
 )
 from motet.core.models import ModelInfo
 from motet.engine.distributed.transport import EngineSockets
-from motet.engine.grammars import Grammars
 from motet.engine.lora.adapter_installer import Installer
 from motet.engine.model_runner import ModelRunner
-from motet.engine.prompt_results import PromptResults
-from motet.engine.reporter import Reporter
 from motet.engine.sampling.grammar import GrammarCompiler
+from motet.engine.sampling.prompt_outputs import PromptOutputs
+from motet.engine.sampling.request_grammars import RequestGrammars
 from motet.engine.sampling.sampler import SampledToken, Sampler
 from motet.engine.schedule.batch import Step
 from motet.engine.schedule.plan import InstallAdapter, InstallResult, Shutdown
 from motet.engine.schedule.scheduler import Scheduler
 from motet.engine.schedule.sequence import Sequence
+from motet.engine.stat_logger import StatLogger
 
 IDLE_WAIT, INSTALL_WAIT = 200, 2
-"""Milliseconds to wait for messages when there is nothing to do, and while an adapter or a grammar is on its way."""
+"""Milliseconds to wait for messages: when nothing can run, and while an adapter is installed or a grammar computed."""
 
 MAX_WAITING = 4096
-"""Sequences that may wait for their turn; more are refused, since they would wait for ever."""
+"""Sequences that may wait; more are refused, since they would wait too long."""
 
-MAX_OWNED = MAX_WAITING // 2
-"""Sequences that one key may have here while as many wait."""
+MAX_PER_OWNER = MAX_WAITING // 2
+"""Sequences that one API key may have while this many sequences wait."""
 
 
 class EngineCore:
-    """The engine's decisions. `run` returns when `stop` was called or Shutdown is asked for."""
+    """The engine's decisions. `run` returns after `stop` was called."""
 
     def __init__(self, runner: ModelRunner, model: ModelInfo, scheduler: Scheduler, sockets: EngineSockets) -> None:
         self.scheduler = scheduler
         self._runner, self._model, self._sockets = runner, model, sockets
         self._installer = Installer(runner.pool, rank=0)
-        self._awaiting: dict[str, list[InstallResult]] = {}  # fingerprint -> what the ranks have reported so far
-        self._refused: dict[str, ErrorInfo] = {}  # fingerprint -> why it can never be placed here
+        self._install_results: dict[str, list[InstallResult]] = {}  # by fingerprint, until every rank has answered
+        self._refused_adapters: dict[str, ErrorInfo] = {}  # by fingerprint: those that do not fit into the pool
         self._sampler = Sampler(model.vocab_size)
         self._sampler.warm_up()
-        self._grammars = Grammars(GrammarCompiler(runner.directory, model.vocab_size, model.eos_token_ids))
-        self._prompts = PromptResults()
-        self._reporter = Reporter(scheduler)
-        self._prompt_tokens = self._generated_tokens = 0
+        self._grammars = RequestGrammars(GrammarCompiler(runner.directory, model.vocab_size, model.eos_token_ids))
+        self._prompt_outputs = PromptOutputs()
+        self._stats = StatLogger(scheduler)
         self._stopping = False
         self.heartbeat: Heartbeat | None = None
 
     def run(self) -> None:
-        """Loop until told to stop."""
+        """Run steps until `stop` is called; then end the other ranks."""
         while not self._stopping:
             if self.heartbeat is not None:
                 self.heartbeat.beat()
-            self.turn()
+            self.run_once()
         self._sockets.broadcast(Shutdown())
         self._grammars.close()
 
     def stop(self) -> None:
-        """Leave `run` after the current turn."""
+        """Leave `run` after the current step."""
         self._stopping = True
 
-    def turn(self) -> None:
-        """Take in what has arrived and run one step, if anything can run; else wait a moment for messages."""
+    def run_once(self) -> None:
+        """Handle the messages that have arrived, and run one step; if nothing can run, wait a moment for messages."""
         for client, message in self._sockets.from_clients():
             self._handle(client, message)
-        for report in [*self._installer.finish(), *self._sockets.from_ranks()]:
-            self._installed(report)
-        self._take_from_grammars()
+        for result in [*self._installer.finish(), *self._sockets.from_ranks()]:
+            self._record_install(result)
+        self._add_compiled()
+        self._send_advanced()
         now = time.monotonic()
-        self._reporter.summary(now, self._prompt_tokens, self._generated_tokens)
+        self._stats.log_summary(now)
         step = self.scheduler.schedule(now)
-        commands = self.scheduler.take_commands()
-        if commands:
-            self._reporter.moves(commands)
-        for command in commands:
-            self._sockets.broadcast(command)
-            if isinstance(command, InstallAdapter):
-                self._awaiting[command.fingerprint] = []
-                self._installer.start(command)
-            else:
-                self._runner.pool.clear(command.slot)
+        self._change_slots()
         if step is not None:
-            self._run(step)
+            self._run_step(step)
         else:
-            self._sockets.wait(INSTALL_WAIT if self._awaiting or self._grammars.busy else IDLE_WAIT)
+            self._sockets.wait(INSTALL_WAIT if self._install_results or self._grammars.busy else IDLE_WAIT)
 
     def _handle(self, client: bytes, message: ToEngine) -> None:
         match message:
             case Hello():
                 self._sockets.send(client, Ready(self.scheduler.engine_id, self._model))
             case AddRequest():
-                self._submit(client, message)
+                self._add(client, message)
             case AbortRequest():
                 self._end(message.id)
             case CancelGroup():
@@ -118,55 +109,56 @@ class EngineCore:
                 try:
                     self.scheduler.register(message.adapter)
                 except MotetError as error:
-                    self._refused[message.adapter.fingerprint] = error.info()
+                    self._refused_adapters[message.adapter.fingerprint] = error.info()
             case GetStats():
-                self._sockets.send(client, self._stats())
+                self._sockets.send(client, self._stats.engine_stats(self._grammars.num_compiling))
             case GetAdapterUse():
-                self._sockets.send(client, self._reporter.adapter_use())
+                self._sockets.send(client, self._stats.adapter_use())
 
-    def _submit(self, client: bytes, request: AddRequest) -> None:
-        error = self._objection(request)
+    def _add(self, client: bytes, request: AddRequest) -> None:
+        """Queue a request, after compiling its grammar; or refuse it."""
+        error = self._refusal(request)
         if error is not None:
             self._sockets.send(client, SequenceFailure(request.id, error))
             return
-        self._reporter.request(request)
+        self._stats.record_name(request)
         if request.grammar is not None:
             self._grammars.compile(request, client)
         else:
             self.scheduler.add(request, client, time.monotonic())
 
-    def _crowd(self, owner: str) -> str | None:
-        """Why no more may wait, if so. Who has a key leaves half of the places to others."""
-        waiting = len(self.scheduler.waiting) + self._grammars.compiling
+    def _exceeded_limit(self, owner: str) -> str | None:
+        """The limit on waiting sequences that another one would exceed. One API key leaves half of it to others."""
+        waiting = len(self.scheduler.waiting) + self._grammars.num_compiling
         if waiting >= MAX_WAITING:
-            return f"{MAX_WAITING} sequences are waiting already"
-        if owner and waiting >= MAX_OWNED <= self.scheduler.turns.counts[owner]:
-            return f"{MAX_OWNED} sequences of this key run or wait already"
+            return f"{MAX_WAITING} sequences are already waiting (the maximum)"
+        if owner and waiting >= MAX_PER_OWNER <= self.scheduler.turns.counts[owner]:
+            return f"{MAX_PER_OWNER} sequences of this API key are already running or waiting (the maximum)"
         return None
 
-    def _objection(self, request: AddRequest) -> ErrorInfo | None:
-        """Why the engine cannot take a request, if so: what is let in must not be able to fail a step."""
-        size, context = self._model.vocab_size, self._model.max_context
-        if request.adapter in self._refused:
-            return self._refused[request.adapter]
+    def _refusal(self, request: AddRequest) -> ErrorInfo | None:
+        """Why the engine refuses a request, if it does. A request that passes cannot make a step fail."""
+        vocab_size, max_context = self._model.vocab_size, self._model.max_context
+        if request.adapter in self._refused_adapters:
+            return self._refused_adapters[request.adapter]
         if request.adapter is not None and not self.scheduler.is_registered(request.adapter):
             return Unavailable("the adapter is not registered with the engine; try again", param="model").info()
-        if (crowd := self._crowd(request.owner)) is not None:
-            return Overloaded(f"{crowd}; try again later").info()
-        if not request.prompt or len(request.prompt) >= context:
-            has = len(request.prompt)
+        if (limit := self._exceeded_limit(request.owner)) is not None:
+            return Overloaded(f"{limit}; try again later").info()
+        if not request.prompt or len(request.prompt) >= max_context:
+            count = len(request.prompt)
             return InvalidRequest(
-                f"the prompt has {has} tokens; it must have 1 to {context - 1}", param="prompt"
+                f"the prompt has {count} tokens; it must have 1 to {max_context - 1}", param="prompt"
             ).info()
         for field, ids in (("prompt", request.prompt), ("logit_bias", request.params.logit_bias)):
-            if ids and not (min(ids) >= 0 and max(ids) < size):
-                return InvalidRequest(f"token ids must be in 0..{size - 1}", param=field).info()
+            if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
+                return InvalidRequest(f"token ids must be in 0..{vocab_size - 1}", param=field).info()
         return None
 
     def _cancel(self, group: str) -> int:
-        """End a request's sequences, whoever submitted them; returns how many there were."""
+        """End all sequences of a group; returns how many there were."""
         error = Conflict("the request was cancelled", code="request_cancelled").info()
-        compiling = self._grammars.in_group(group)
+        compiling = self._grammars.compiling_in_group(group)
         for request, client in compiling:
             self._grammars.forget(request.id)
             self._sockets.send(client, SequenceFailure(request.id, error))
@@ -175,121 +167,134 @@ class EngineCore:
             self._fail(sequence, error)
         return len(compiling) + len(sequences)
 
-    def _take_from_grammars(self) -> None:
-        """Queue the requests whose grammars are compiled, and tell the tokens that grammars have taken."""
-        for request, client, wrong in self._grammars.compiled(self._model.vocab_size):
-            error = wrong or self._objection(request)  # its adapter may have been forgotten meanwhile
+    def _add_compiled(self) -> None:
+        """Queue the requests whose grammars have been compiled."""
+        for request, client, compile_error in self._grammars.take_compiled(self._model.vocab_size):
+            error = compile_error or self._refusal(request)  # its adapter may have been forgotten meanwhile
             if error is not None:
                 self._grammars.forget(request.id)
                 self._sockets.send(client, SequenceFailure(request.id, error))
             else:
                 self.scheduler.add(request, client, time.monotonic())
-        told: list[tuple[Sequence, SampledToken, bool]] = []
-        for move in self._grammars.taken():
-            if move.follower.error is not None:
-                self._fail(move.sequence, move.follower.error)
-            else:
-                told.append((move.sequence, move.choice, move.follower.complete))
-        self._tell(told)
 
-    def _installed(self, report: InstallResult) -> None:
-        """Keep a rank's report; once all have reported the adapter is ready, or its waiting requests fail."""
-        reports = self._awaiting[report.fingerprint]
-        reports.append(report)
-        if len(reports) < self._runner.group.size:
+    def _send_advanced(self) -> None:
+        """Send the tokens that grammars have accepted."""
+        accepted: list[tuple[Sequence, SampledToken, bool]] = []
+        for pending in self._grammars.take_advanced():
+            if pending.state.error is not None:
+                self._fail(pending.sequence, pending.state.error)
+            else:
+                accepted.append((pending.sequence, pending.sampled, pending.state.complete))
+        self._send_tokens(accepted)
+
+    def _change_slots(self) -> None:
+        """Clear and fill adapter slots, on all ranks, as the scheduler has decided."""
+        commands = self.scheduler.take_commands()
+        self._stats.record_commands(commands)
+        for command in commands:
+            self._sockets.broadcast(command)
+            if isinstance(command, InstallAdapter):
+                self._install_results[command.fingerprint] = []
+                self._installer.start(command)
+            else:
+                self._runner.pool.clear(command.slot)
+
+    def _record_install(self, result: InstallResult) -> None:
+        """Record a rank's result. After the last one the adapter is ready, or its waiting sequences fail."""
+        results = self._install_results[result.fingerprint]
+        results.append(result)
+        if len(results) < self._runner.group.size:
             return
-        del self._awaiting[report.fingerprint]
-        failed = [r for r in reports if r.error]
-        self._reporter.installed(report.fingerprint, f"{failed[0].error} on rank {failed[0].rank}" if failed else "")
+        del self._install_results[result.fingerprint]
+        failed = [r for r in results if r.error]
+        message = f"{failed[0].error} on rank {failed[0].rank}" if failed else ""
+        self._stats.record_install(result.fingerprint, message)
         if not failed:
-            self.scheduler.slots.mark_ready(report.fingerprint)
+            self.scheduler.slots.mark_ready(result.fingerprint)
             return
-        self.scheduler.slots.remove(report.fingerprint)
+        self.scheduler.slots.remove(result.fingerprint)
         error = Unavailable("the adapter could not be installed; try again", param="model", code="adapter_failed")
-        for sequence in self.scheduler.waiting_for_adapter(report.fingerprint):
+        for sequence in self.scheduler.waiting_for_adapter(result.fingerprint):
             self._fail(sequence, error.info())
 
-    def _run(self, step: Step) -> None:
+    def _run_step(self, step: Step) -> None:
+        """Run a step on all ranks, and sample a token for each of its rows."""
         self._sockets.broadcast(step.plan)
         output = self._runner.execute(step.plan)
-        self._prompts.add(step, output)
-        self._prompt_tokens += sum(len(s.tokens) for s in step.plan.sequences if not s.sample or len(s.tokens) > 1)
+        self._prompt_outputs.add(step, output.prompt_logprobs, output.hidden_states)
+        self._stats.prompt_tokens += sum(
+            len(s.tokens) for s in step.plan.sequences if not s.sample or len(s.tokens) > 1
+        )
         for sequence in step.sequences:
             if sequence.request.pooling is not None and not sequence.num_pending_tokens:
-                self._sockets.send(sequence.client, Embedding(sequence.id, self._prompts.take_vector(sequence)))
+                vector = self._prompt_outputs.take_vector(sequence)
+                self._sockets.send(sequence.client, Embedding(sequence.id, vector))
                 self._end(sequence.id)
         if not step.rows:
             return
         assert output.logits is not None, "rank 0 has the logits"
-        choices = self._sampler(output.logits, step.rows, self._grammars.masks(step.rows))
-        self._generated_tokens += len(choices)
-        tokens = [choice.token for choice in choices]
+        samples = self._sampler(output.logits, step.rows, self._grammars.masks(step.rows))
+        self._stats.generated_tokens += len(samples)
+        tokens = [sampled.token for sampled in samples]
         self._runner.share(tokens, len(tokens))
         self.scheduler.record_samples(step, tokens)
-        told: list[tuple[Sequence, SampledToken, bool]] = []
-        to_take: list[tuple[Sequence, SampledToken, bool]] = []
-        for sequence, choice in zip(step.rows, choices, strict=True):
-            ends = choice.token in sequence.ending_ids
-            if self._grammars.follows(sequence.id) and not ends:
-                to_take.append((sequence, choice, self._full(sequence)))
-            else:
-                told.append((sequence, choice, ends))
-        self._grammars.take(to_take)
-        self._tell(told)
+        self._pass_on(zip(step.rows, samples, strict=True))
 
-    def _tell(self, told: list[tuple[Sequence, SampledToken, bool]]) -> None:
-        """Send out sampled tokens, each with whether the text is complete with it."""
+    def _pass_on(self, samples: Iterable[tuple[Sequence, SampledToken]]) -> None:
+        """Send sampled tokens, or pass them to their grammars, which have to accept them first."""
+        free: list[tuple[Sequence, SampledToken, bool]] = []
+        constrained: list[tuple[Sequence, SampledToken, bool]] = []
+        for sequence, sampled in samples:
+            ends = sampled.token in sequence.ending_ids
+            if self._grammars.has(sequence.id) and not ends:
+                constrained.append((sequence, sampled, self._at_limit(sequence)))
+            else:
+                free.append((sequence, sampled, ends))
+        self._grammars.advance(constrained)
+        self._send_tokens(free)
+
+    def _send_tokens(self, samples: list[tuple[Sequence, SampledToken, bool]]) -> None:
+        """Send tokens to their clients, each with whether it completes the text; end the sequences that finish."""
         events: dict[bytes, list[TokenEvent]] = {}
-        for sequence, choice, complete in told:
-            event = self._event(sequence, choice, complete)
+        for sequence, sampled, complete in samples:
+            event = self._event(sequence, sampled, complete)
             events.setdefault(sequence.client, []).append(event)
             if event.finish:
                 self._end(sequence.id)
         for client, batch in events.items():
-            if not self._sockets.send(client, TokenEvents(tuple(batch))):
+            if not self._sockets.send(client, TokenEvents(tuple(batch))):  # the client is gone
                 for sequence in [s for s in self.scheduler.sequences() if s.client == client]:
                     self._end(sequence.id)
 
-    def _full(self, sequence: Sequence) -> bool:
-        """Whether a sequence may not become longer."""
-        longest = sequence.request.params.max_tokens
-        return len(sequence.output) >= longest or sequence.num_tokens >= self._model.max_context
+    def _at_limit(self, sequence: Sequence) -> bool:
+        """Whether a sequence has max_tokens, or fills the context."""
+        max_tokens = sequence.request.params.max_tokens
+        return len(sequence.output) >= max_tokens or sequence.num_tokens >= self._model.max_context
 
-    def _event(self, sequence: Sequence, choice: SampledToken, complete: bool) -> TokenEvent:
-        """What to tell about a sampled token."""
-        finish: FinishReason | None = "stop" if complete else "length" if self._full(sequence) else None
-        stop_id = choice.token if choice.token in sequence.ending_ids else None
-        scores = self._prompts.take_scores(sequence)
-        assert sequence.start_time is not None, "it has just run"
-        waited = sequence.start_time - sequence.arrival_time if len(sequence.output) == 1 else 0.0
-        return TokenEvent(sequence.id, choice.token, choice.logprob, choice.top, finish, stop_id, waited, scores)
+    def _event(self, sequence: Sequence, sampled: SampledToken, complete: bool) -> TokenEvent:
+        finish: FinishReason | None = "stop" if complete else "length" if self._at_limit(sequence) else None
+        stop_id = sampled.token if sampled.token in sequence.ending_ids else None
+        prompt_logprobs = self._prompt_outputs.take_logprobs(sequence)
+        assert sequence.start_time is not None, "the sequence has run"
+        queue_seconds = sequence.start_time - sequence.arrival_time if len(sequence.output) == 1 else 0.0
+        return TokenEvent(
+            id=sequence.id,
+            token=sampled.token,
+            logprob=sampled.logprob,
+            top=sampled.top,
+            finish=finish,
+            stop_id=stop_id,
+            queue_seconds=queue_seconds,
+            prompt_logprobs=prompt_logprobs,
+        )
 
     def _fail(self, sequence: Sequence, error: ErrorInfo) -> None:
         self._sockets.send(sequence.client, SequenceFailure(sequence.id, error))
         self._end(sequence.id)
 
     def _end(self, id: str) -> None:
-        """Forget a sequence and everything that is kept for it."""
+        """End a sequence, and forget its state everywhere."""
         self.scheduler.finish(id)
         self._sampler.forget(id)
         self._grammars.forget(id)
-        self._prompts.forget(id)
-
-    def _stats(self) -> EngineStats:
-        resident, pinned = self.scheduler.slots.counts()
-        return EngineStats(
-            running=len(self.scheduler.running),
-            waiting=len(self.scheduler.waiting) + self._grammars.compiling,
-            blocks_free=self.scheduler.blocks.free,
-            blocks_total=self.scheduler.blocks.total,
-            adapters_resident=resident,
-            adapters_pinned=pinned,
-            steps=self.scheduler.steps,
-            preemptions=self.scheduler.preemptions,
-            prompt_tokens=self._prompt_tokens,
-            generated_tokens=self._generated_tokens,
-            block_size=self.scheduler.blocks.block_size,
-            adapter_slots=self.scheduler.slots.total,
-            adapter_bytes=sum(adapter.bytes for adapter in self.scheduler.slots.residents()),
-            adapter_evictions=self.scheduler.slots.evictions,
-        )
+        self._prompt_outputs.forget(id)

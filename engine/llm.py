@@ -20,8 +20,8 @@ from motet.core.sampling_params import SamplingParams
 from motet.core.settings import Settings
 from motet.engine.client.engine_client import EngineClient
 from motet.engine.client.loader_client import LoaderClient
-from motet.engine.engine_config import engine_config_of
-from motet.engine.processes import EngineProcesses
+from motet.engine.engine_config import EngineConfig
+from motet.engine.processes.engine_processes import EngineProcesses
 
 START_SECONDS = 300.0
 TICK_SECONDS = 0.05
@@ -42,7 +42,7 @@ class Engine:
 
         Raises StartupError or Unavailable if it does not come up.
         """
-        processes = EngineProcesses(engine_config_of(settings, directory), settings.shards, directory.name)
+        processes = EngineProcesses(EngineConfig.from_settings(settings, directory), settings.shards, directory.name)
         engine = cls(
             processes,
             EngineClient(processes.engine_address, processes.state_address),

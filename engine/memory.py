@@ -14,9 +14,7 @@ from motet.engine.engine_config import EngineConfig
 from motet.engine.lora.pool import page_bytes
 from motet.engine.models.config import ModelConfig
 from motet.engine.models.decoder import module_shapes
-
-CPU_BLOCK, CUDA_BLOCK = 32, 256
-"""Tokens in a cache block; flash-attn's paged cache wants multiples of 256."""
+from motet.engine.schedule.block_manager import CPU_BLOCK_SIZE, CUDA_BLOCK_SIZE
 
 CPU_CACHE_SHARE, CUDA_CACHE_SHARE = 0.1, 0.8
 """The default for the cache: of the machine's memory, and of what a GPU has left (steps need some, too)."""
@@ -38,15 +36,20 @@ class MemoryPlan:
     """The sizes for one rank; `pages` is what every module's adapter pool gets."""
 
     def __init__(
-        self, spec: EngineConfig, config: ModelConfig, group: ShardGroup, dtype: torch.dtype, device: torch.device
+        self,
+        engine_config: EngineConfig,
+        config: ModelConfig,
+        group: ShardGroup,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         """Raises StartupError if --adapter-memory is less than one adapter takes."""
-        self._spec, self._config, self._group, self._device = spec, config, group, device
+        self._engine_config, self._config, self._group, self._device = engine_config, config, group, device
         self._machine = memory_bytes()
         self._shapes = module_shapes(config, group)
         self._page = page_bytes(self._shapes, dtype.itemsize)
         self._item = dtype.itemsize
-        self._block_size = CPU_BLOCK if device.type == "cpu" else CUDA_BLOCK
+        self._block_size = CPU_BLOCK_SIZE if device.type == "cpu" else CUDA_BLOCK_SIZE
         heads = config.num_kv_heads // group.size
         self._token = 2 * config.num_layers * heads * config.head_dim * dtype.itemsize
         self.pages = self._pages()
@@ -73,10 +76,10 @@ class MemoryPlan:
 
     def capacity(self) -> Capacity:
         """The cache blocks that fit, equal on every rank. Raises StartupError if a setting leaves no room."""
-        spec, config = self._spec, self._config
-        if spec.max_context > config.max_context:
+        engine_config, config = self._engine_config, self._config
+        if engine_config.max_context > config.max_context:
             raise StartupError(
-                f"--max-context {spec.max_context}: the model's context is {config.max_context}; "
+                f"--max-context {engine_config.max_context}: the model's context is {config.max_context}; "
                 f"give at most {config.max_context}, or 0 for all of it",
                 param="max_context",
             )
@@ -85,8 +88,8 @@ class MemoryPlan:
             memory = int(torch.cuda.mem_get_info(self._device)[0] * CUDA_CACHE_SHARE)
         blocks = self._group.smallest(memory // (self._token * self._block_size))
         context = self._context(blocks)
-        if context < (spec.max_context or 1):
-            wanted = spec.max_context or config.max_context
+        if context < (engine_config.max_context or 1):
+            wanted = engine_config.max_context or config.max_context
             raise StartupError(
                 f"--kv-memory: {memory} bytes hold {blocks * self._block_size} tokens and one request may need "
                 f"{wanted}; give at least {self._token * (wanted + self._block_size)} bytes or lower --max-context",
@@ -95,9 +98,9 @@ class MemoryPlan:
         return Capacity(self._blocks(blocks), self._block_size, context)
 
     def _pages(self) -> int:
-        memory, layers = self._spec.adapter_memory, self._config.num_layers
+        memory, layers = self._engine_config.adapter_memory, self._config.num_layers
         if memory is None:
-            pages = self._spec.adapter_slots * layers
+            pages = self._engine_config.adapter_slots * layers
             if self._device.type == "cpu":
                 share = self._machine * CPU_ADAPTER_SHARE / self._group.size
                 pages = min(pages, int(share) // self._page)
@@ -112,16 +115,16 @@ class MemoryPlan:
 
     def _cache_memory(self) -> int | None:
         """Bytes for the cache; None where that depends on what a GPU has left."""
-        if self._spec.kv_memory is None and self._device.type == "cpu":
+        if self._engine_config.kv_memory is None and self._device.type == "cpu":
             return int(self._machine * CPU_CACHE_SHARE)
-        return self._spec.kv_memory
+        return self._engine_config.kv_memory
 
     def _context(self, blocks: int) -> int:
-        return min(self._spec.max_context or self._config.max_context, blocks * self._block_size)
+        return min(self._engine_config.max_context or self._config.max_context, blocks * self._block_size)
 
     def _blocks(self, blocks: int) -> int:
         """Of `blocks`, those that can be used: every sequence's whole context is the most."""
-        return min(blocks, self._spec.sequences * -(-self._context(blocks) // self._block_size))
+        return min(blocks, self._engine_config.max_sequences * -(-self._context(blocks) // self._block_size))
 
     def _weights(self) -> int:
         """Bytes that the weights take on this rank, norms and biases not counted."""

@@ -27,9 +27,9 @@ SCORED_ROWS = 64
 """Rows of logits that exist at once for a prompt's logprobs; a row is the vocabulary's size."""
 
 
-def resolve_device(spec: EngineConfig, rank: int) -> torch.device:
+def resolve_device(engine_config: EngineConfig, rank: int) -> torch.device:
     """The rank's device; `auto` is CUDA where it can be used. Raises StartupError if CUDA is asked for and absent."""
-    kind = spec.device
+    kind = engine_config.device
     if kind == "auto":
         usable = torch.cuda.is_available() and flash_attention() is not None
         if torch.cuda.is_available() and not usable:
@@ -49,21 +49,22 @@ def resolve_device(spec: EngineConfig, rank: int) -> torch.device:
     return torch.device("cpu") if kind == "cpu" else torch.device("cuda", rank)
 
 
-def resolve_dtype(spec: EngineConfig, config: ModelConfig, device: torch.device) -> torch.dtype:
+def resolve_dtype(engine_config: EngineConfig, config: ModelConfig, device: torch.device) -> torch.dtype:
     """The numbers to compute with. Raises StartupError for a combination that is not there."""
     if device.type == "cpu":
-        if spec.dtype not in ("auto", "float32"):
+        if engine_config.dtype not in ("auto", "float32"):
             raise StartupError(
-                f"--dtype {spec.dtype}: on the CPU the engine computes in float32; leave --dtype at auto", param="dtype"
+                f"--dtype {engine_config.dtype}: on the CPU the engine computes in float32; leave --dtype at auto",
+                param="dtype",
             )
         return torch.float32
-    if spec.dtype == "float32":
+    if engine_config.dtype == "float32":
         raise StartupError(
             "--dtype float32: flash-attn computes in bfloat16 or float16; choose one of them", param="dtype"
         )
-    if spec.dtype == "auto":
+    if engine_config.dtype == "auto":
         return config.dtype if config.dtype == torch.float16 else torch.bfloat16
-    return torch.bfloat16 if spec.dtype == "bfloat16" else torch.float16
+    return torch.bfloat16 if engine_config.dtype == "bfloat16" else torch.float16
 
 
 @dataclass(frozen=True)
@@ -72,27 +73,27 @@ class StepOutput:
     plan's `score` ids, and the fp32 last hidden states [rows, hidden] of the sequences to be pooled."""
 
     logits: Tensor | None
-    scores: Scores | None
-    pooled: Tensor
+    prompt_logprobs: Scores | None
+    hidden_states: Tensor
 
 
 class ModelRunner:
     """Executes plans on one rank."""
 
-    def __init__(self, spec: EngineConfig, group: ShardGroup, device: torch.device) -> None:
+    def __init__(self, engine_config: EngineConfig, group: ShardGroup, device: torch.device) -> None:
         """Load the model. Raises StartupError for whatever keeps it from being served right."""
         self.group, self.device = group, device
-        self.directory = Path(spec.directory)
+        self.directory = Path(engine_config.directory)
         self.config = config = read_config(self.directory)
         config.check_shards(group.size)
-        self.dtype = resolve_dtype(spec, config, device)
-        plan = MemoryPlan(spec, config, group, self.dtype, device)
+        self.dtype = resolve_dtype(engine_config, config, device)
+        plan = MemoryPlan(engine_config, config, group, self.dtype, device)
         plan.check()
         self._decoder = Decoder(config, group, device)
         self._decoder.load(Checkpoint(self.directory, self.dtype, device))
         shapes = module_shapes(config, group)
         self.modules = [shape.name for fused in shapes for shape in fused]
-        size = PoolSize(config.num_layers, spec.adapter_slots, plan.pages, spec.max_adapter_rank)
+        size = PoolSize(config.num_layers, engine_config.adapter_slots, plan.pages, engine_config.max_adapter_rank)
         self.pool = LoraPool(shapes, size, device, self.dtype)
         self._decoder.attach(self.pool)
         # Last, since it takes what the weights and the pool have left.
@@ -107,7 +108,7 @@ class ModelRunner:
         )
         self.pages = plan.pages
         self.attention = attention_backend(shape, device, self.dtype)
-        self._sampled = torch.zeros(spec.sequences, dtype=torch.long, device=device)
+        self._sampled = torch.zeros(engine_config.max_sequences, dtype=torch.long, device=device)
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepOutput:

@@ -1,4 +1,4 @@
-"""The process of one rank: `python -m motet.engine.worker SPEC`. Rank 0 leads, the others follow its plans."""
+"""The process of one rank: `python -m motet.engine.worker SPEC`. Rank 0 schedules; the others execute its plans."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from motet.engine.model_runner import ModelRunner
 
 
-class RankSpec(msgspec.Struct, frozen=True):
+class WorkerSpec(msgspec.Struct, frozen=True):
     """One rank's part of an engine. `store` is a fresh file through which the ranks find each other."""
 
     rank: int
@@ -37,7 +37,7 @@ class RankSpec(msgspec.Struct, frozen=True):
     kernel_cache: str
 
 
-def _prepare_environment(spec: RankSpec) -> None:
+def _prepare_environment(spec: WorkerSpec) -> None:
     """What has to be set before torch and Numba are imported."""
     threads = str(spec.engine.threads)
     os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = threads
@@ -51,7 +51,7 @@ def _prepare_environment(spec: RankSpec) -> None:
         importlib.import_module("numba.np.ufunc.omppool")
 
 
-def lead(spec: RankSpec, heartbeat: Heartbeat) -> None:
+def run_rank_0(spec: WorkerSpec, heartbeat: Heartbeat) -> None:
     """Load, tell everybody that the engine is up, and run until SIGTERM."""
     from motet.engine.distributed.transport import EngineSockets
     from motet.engine.engine_core import EngineCore
@@ -65,7 +65,7 @@ def lead(spec: RankSpec, heartbeat: Heartbeat) -> None:
     scheduler = Scheduler(
         BlockManager(room.blocks, room.block_size),
         AdapterSlots(spec.engine.adapter_slots, dict.fromkeys(runner.modules, runner.pages)),
-        SchedulerConfig(spec.engine.batch_tokens, spec.engine.sequences),
+        SchedulerConfig(spec.engine.max_batch_tokens, spec.engine.max_sequences),
         spec.engine_id,
     )
     model = ModelInfo(
@@ -97,7 +97,7 @@ def lead(spec: RankSpec, heartbeat: Heartbeat) -> None:
         cache_tokens=room.blocks * room.block_size,
         adapter_slots=spec.engine.adapter_slots,
         adapter_pages=runner.pages,
-        batch_tokens=spec.engine.batch_tokens,
+        batch_tokens=spec.engine.max_batch_tokens,
     ).info("engine ready")
     core.heartbeat = heartbeat
     heartbeat.enter(SERVING)
@@ -106,7 +106,7 @@ def lead(spec: RankSpec, heartbeat: Heartbeat) -> None:
     sockets.close()
 
 
-def follow(spec: RankSpec, heartbeat: Heartbeat) -> None:
+def run_other_rank(spec: WorkerSpec, heartbeat: Heartbeat) -> None:
     """Load, and do as rank 0 says until Shutdown."""
     from motet.engine.distributed.transport import WorkerSocket
     from motet.engine.lora.adapter_installer import Installer
@@ -134,7 +134,7 @@ def follow(spec: RankSpec, heartbeat: Heartbeat) -> None:
                 return
 
 
-def _load(spec: RankSpec, heartbeat: Heartbeat) -> ModelRunner:
+def _load(spec: WorkerSpec, heartbeat: Heartbeat) -> ModelRunner:
     """This rank's runner, ready to serve."""
     from motet.engine.distributed.process_group import ShardGroup, join
     from motet.engine.model_runner import ModelRunner, resolve_device
@@ -168,15 +168,15 @@ def _has_kernels(cache: Path) -> bool:
     )
 
 
-def _run(spec: RankSpec, heartbeat: Heartbeat) -> None:
+def _run(spec: WorkerSpec, heartbeat: Heartbeat) -> None:
     heartbeat.enter("importing PyTorch")
     _prepare_environment(spec)
-    (lead if spec.rank == 0 else follow)(spec, heartbeat)
+    (run_rank_0 if spec.rank == 0 else run_other_rank)(spec, heartbeat)
 
 
 def main() -> None:
     """Run the rank that argv[1] describes; exit code 2 when it cannot start."""
-    spec = msgspec.json.decode(sys.argv[1], type=RankSpec)
+    spec = msgspec.json.decode(sys.argv[1], type=WorkerSpec)
     follow_parent()
     configure_logging(process=f"rank-{spec.rank}")
     run_child("engine", lambda heartbeat: _run(spec, heartbeat))

@@ -44,8 +44,8 @@ TORCH_FREE_ENGINE = (
     "schedule.sequence",
     "schedule.waiting_queue",
     "engine_config",
-    "processes",
-    "child_process",
+    "processes.child_process",
+    "processes.engine_processes",
     "distributed.transport",
     "worker",
 )

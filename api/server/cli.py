@@ -104,8 +104,8 @@ def _check(arguments: argparse.Namespace) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"  # before any plugin imports the hub's library
     from motet.api.server.supervisor import locate_model, model_directory
     from motet.engine.adapters.loader import LoaderSpec
-    from motet.engine.child_process import public_environment
-    from motet.engine.engine_config import engine_config_of
+    from motet.engine.engine_config import EngineConfig
+    from motet.engine.processes.child_process import public_environment
 
     given = vars(arguments)
     directories, output = given.pop("directories"), given.pop("format")
@@ -113,7 +113,7 @@ def _check(arguments: argparse.Namespace) -> None:
     found = find_adapters(directories)
     location = locate_model(settings)
     spec = LoaderSpec(
-        engine=engine_config_of(settings, model_directory(location, settings)),
+        engine=EngineConfig.from_settings(settings, model_directory(location, settings)),
         shards=settings.shards,
         address="",
         cache="",

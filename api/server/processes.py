@@ -16,7 +16,7 @@ import msgspec
 
 from motet.core.deployment import Deployment
 from motet.core.lifeline import ChildStart
-from motet.engine.child_process import WatchedProcess, start_child, stop_all
+from motet.engine.processes.child_process import WatchedProcess, start_child, stop_all
 
 TICK_SECONDS = 0.05
 

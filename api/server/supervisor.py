@@ -28,10 +28,10 @@ from motet.core.models import ModelLocation
 from motet.core.paths import cache_directory, check_writable, data_directory
 from motet.core.plugin_registry import PluginRegistry
 from motet.core.settings import Settings
-from motet.engine.child_process import public_environment
-from motet.engine.engine_config import engine_config_of
+from motet.engine.engine_config import EngineConfig
 from motet.engine.models.convert import converted_directory
-from motet.engine.processes import EngineProcesses
+from motet.engine.processes.child_process import public_environment
+from motet.engine.processes.engine_processes import EngineProcesses
 
 OPEN_FILES = 65536
 """A process may have this many, if the system lets it: each connection is one."""
@@ -52,7 +52,7 @@ def supervise(settings: Settings) -> None:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
             signal.signal(number, lambda *_: stop.set())
     name = settings.model_name or location.name
-    engine = EngineProcesses(engine_config_of(settings, directory), settings.shards, name)
+    engine = EngineProcesses(EngineConfig.from_settings(settings, directory), settings.shards, name)
     deployment = Deployment(
         settings=settings,
         model_directory=str(directory),

@@ -216,7 +216,7 @@ LIMITS = {
     "bytes of a stored response, and of the items of all those that one continues": f"{MAX_STORED_BYTES}, "
     f"{MAX_CONVERSATION_BYTES}",
     "sequences that wait for the engine": f"{core.MAX_WAITING}",
-    "sequences of one API key, while as many wait": f"{core.MAX_OWNED}",
+    "sequences of one API key, while as many wait": f"{core.MAX_PER_OWNER}",
 }
 
 

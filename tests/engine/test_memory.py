@@ -17,11 +17,11 @@ from motet.core.settings import Settings
 from motet.engine import engine_config as spec
 from motet.engine import memory
 from motet.engine.distributed.process_group import ShardGroup
-from motet.engine.engine_config import engine_config_of
+from motet.engine.engine_config import EngineConfig
 from motet.engine.memory import MemoryPlan
 from motet.engine.model_runner import resolve_device, resolve_dtype
 from motet.engine.models.config import from_transformers
-from motet.engine.worker import RankSpec
+from motet.engine.worker import WorkerSpec
 
 MIB = 1 << 20
 TOKEN = 4 * 2 * 6 * 8 * 4
@@ -33,7 +33,7 @@ def plan(machine: int, monkeypatch: pytest.MonkeyPatch, shards: int = 1, **setti
     monkeypatch.setattr(memory, "memory_bytes", lambda: machine)
     config = family_config("llama")
     config.architectures = ["LlamaForCausalLM"]
-    engine = engine_config_of(Settings(shards=shards, **settings), Path("tiny"))  # type: ignore[arg-type]
+    engine = EngineConfig.from_settings(Settings(shards=shards, **settings), Path("tiny"))  # type: ignore[arg-type]
     device = torch.device("cpu")
     return MemoryPlan(engine, from_transformers(config), ShardGroup(0, shards), torch.float32, device)
 
@@ -99,12 +99,12 @@ def test_the_longest_context_is_named_and_is_accepted(monkeypatch: pytest.Monkey
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="PyTorch is built with CUDA")
 def test_a_device_and_a_dtype_that_this_pytorch_cannot_serve_are_refused_with_the_alternative() -> None:
-    cuda = engine_config_of(Settings(device="cuda"), Path("tiny"))
+    cuda = EngineConfig.from_settings(Settings(device="cuda"), Path("tiny"))
     with pytest.raises(StartupError, match="--device cuda: this PyTorch is built without CUDA; run"):
         resolve_device(cuda, 0)
     config = family_config("llama")
     config.architectures = ["LlamaForCausalLM"]
-    half = engine_config_of(Settings(dtype="bfloat16"), Path("tiny"))
+    half = EngineConfig.from_settings(Settings(dtype="bfloat16"), Path("tiny"))
     with pytest.raises(StartupError, match=r"--dtype bfloat16: .*; leave --dtype at auto"):
         resolve_dtype(half, from_transformers(config), torch.device("cpu"))
 
@@ -113,7 +113,7 @@ def test_ranks_share_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spec, "cpu_count", lambda: 7)
 
     def threads(**settings: int) -> int:
-        return engine_config_of(Settings(**settings), Path("tiny")).threads  # type: ignore[arg-type]
+        return EngineConfig.from_settings(Settings(**settings), Path("tiny")).threads  # type: ignore[arg-type]
 
     assert threads() == 7
     assert threads(shards=2) == 3
@@ -122,11 +122,13 @@ def test_ranks_share_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_threads_reach_torch_numba_and_openmp() -> None:
-    rank = RankSpec(0, 1, "", "", engine_config_of(Settings(threads=3), Path("tiny")), "", "", "", "/nowhere")
+    rank = WorkerSpec(
+        0, 1, "", "", EngineConfig.from_settings(Settings(threads=3), Path("tiny")), "", "", "", "/nowhere"
+    )
     code = f"""
 import msgspec, os
-from motet.engine.worker import RankSpec, _prepare_environment, _set_torch_threads
-spec = msgspec.json.decode({msgspec.json.encode(rank)!r}, type=RankSpec)
+from motet.engine.worker import WorkerSpec, _prepare_environment, _set_torch_threads
+spec = msgspec.json.decode({msgspec.json.encode(rank)!r}, type=WorkerSpec)
 _prepare_environment(spec)
 import numba, torch
 _set_torch_threads(spec.engine.threads)

@@ -23,7 +23,7 @@ from motet.engine.model_runner import ModelRunner
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[core.EngineCore]:
     """Rank 0's decisions, with eight places, before its first step."""
     monkeypatch.setattr(core, "MAX_WAITING", 8)
-    monkeypatch.setattr(core, "MAX_OWNED", 4)
+    monkeypatch.setattr(core, "MAX_PER_OWNER", 4)
     sockets = EngineSockets(f"ipc://{tmp_path}/engine", f"ipc://{tmp_path}/ranks", 0)
     info = ModelInfo("tiny", "llama", str(tmp_path), 259, 256, "float32", 1, (2,))
     runner = cast(ModelRunner, SimpleNamespace(pool=None, directory=tmp_path))
@@ -39,9 +39,9 @@ def ask(engine: core.EngineCore, owner: str, count: int) -> int:
     for number in range(count):
         group = f"{owner}:req_{number}"
         request = AddRequest(f"{group}-{number}", (1,), SamplingParams(max_tokens=1), group=group)
-        refused = engine._objection(request)
+        refused = engine._refusal(request)
         if refused is None:
-            engine._submit(b"client", request)
+            engine._add(b"client", request)
             taken += 1
         else:
             assert (refused.type, refused.status) == (Overloaded.type, Overloaded.status)

@@ -7,13 +7,13 @@ from support.log_lines import log_lines
 
 from motet.core.messages import INSTALL_BUCKETS, AddRequest, LoraEntry, PreparedAdapter
 from motet.core.sampling_params import SamplingParams
-from motet.engine import reporter as reporter_module
-from motet.engine.reporter import MAX_NAMES, SUMMARY_SECONDS, Reporter
+from motet.engine import stat_logger as module
 from motet.engine.schedule.adapter_slots import AdapterSlots
 from motet.engine.schedule.batch import SchedulerConfig
 from motet.engine.schedule.block_manager import BlockManager
 from motet.engine.schedule.plan import InstallAdapter
 from motet.engine.schedule.scheduler import Scheduler
+from motet.engine.stat_logger import MAX_NAMES, SUMMARY_SECONDS, StatLogger
 
 
 def adapter(name: str) -> PreparedAdapter:
@@ -30,26 +30,26 @@ class World:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
-        monkeypatch.setattr(reporter_module.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
         self.scheduler = Scheduler(BlockManager(8, 4), AdapterSlots(1, {"q_proj": 4}), SchedulerConfig(64, 8))
-        self.reporter = Reporter(self.scheduler)
+        self.stats = StatLogger(self.scheduler)
 
     def request(self, id: str, model: str, name: str) -> None:
         prepared = adapter(name)
         self.scheduler.register(prepared)
         request = submit(id, model, prepared.fingerprint)
-        self.reporter.request(request)
+        self.stats.record_name(request)
         self.scheduler.add(request, b"client", self.now)
 
     def turn(self, install_seconds: float = 0.05) -> None:
         """Schedule once, and finish the installation that this begins, if it does."""
         self.scheduler.schedule(self.now)
         commands = self.scheduler.take_commands()
-        self.reporter.moves(commands)
+        self.stats.record_commands(commands)
         self.now += install_seconds
         for command in commands:
             if isinstance(command, InstallAdapter):
-                self.reporter.installed(command.fingerprint)
+                self.stats.record_install(command.fingerprint)
                 self.scheduler.slots.mark_ready(command.fingerprint)
 
 
@@ -69,7 +69,7 @@ def test_installations_and_evictions_are_lines_and_counts(monkeypatch: pytest.Mo
         ("adapter installed", "local:two", 60.0, generation),
     ]
     assert lines[0]["bytes"] == 1000
-    use = world.reporter.adapter_use()
+    use = world.stats.adapter_use()
     assert (sum(use.installs), use.installs[INSTALL_BUCKETS.index(0.1)], use.installs[-1]) == (2, 1, 1)
     assert use.install_seconds == pytest.approx(60.05)
     assert world.scheduler.slots.evictions == 1
@@ -79,13 +79,13 @@ def test_a_failed_installation_is_one_error_line(monkeypatch: pytest.MonkeyPatch
     world = World(monkeypatch)
     world.request("1", "one", "one")
     world.scheduler.schedule(world.now)
-    world.reporter.moves(world.scheduler.take_commands())
+    world.stats.record_commands(world.scheduler.take_commands())
     with log_lines() as lines:
-        world.reporter.installed(adapter("one").fingerprint, "OutOfMemoryError on rank 1")
+        world.stats.record_install(adapter("one").fingerprint, "OutOfMemoryError on rank 1")
     (line,) = lines
     assert (line["level"], line["adapter"]) == ("error", "local:one")
     assert line["message"] == "adapter installation failed: OutOfMemoryError on rank 1"
-    assert sum(world.reporter.adapter_use().installs) == 0
+    assert sum(world.stats.adapter_use().installs) == 0
 
 
 def test_adapters_are_known_by_what_requests_call_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,30 +95,31 @@ def test_adapters_are_known_by_what_requests_call_them(monkeypatch: pytest.Monke
     world.request("2", "local:one", "one")
     world.turn()
     world.request("3", "two", "two")
-    world.reporter.request(submit("base", "smollm2", None))
-    use = world.reporter.adapter_use()
+    world.stats.record_name(submit("base", "smollm2", None))
+    use = world.stats.adapter_use()
     assert set(use.resident) == {"one", "local:one"}
     assert "two" in use.waiting
     assert "smollm2" not in (*use.resident, *use.waiting)
     for number in range(10):
-        world.reporter.request(submit("x", f"alias-{number}", adapter("one").fingerprint))
-    assert len(world.reporter.adapter_use().resident) == MAX_NAMES
+        world.stats.record_name(submit("x", f"alias-{number}", adapter("one").fingerprint))
+    assert len(world.stats.adapter_use().resident) == MAX_NAMES
 
 
 def test_a_summary_comes_while_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch)
     with log_lines() as lines:
-        world.reporter.summary(world.now + 1, 0, 0)
-        world.reporter.summary(world.now + SUMMARY_SECONDS, 0, 0)
+        world.stats.log_summary(world.now + 1)
+        world.stats.log_summary(world.now + SUMMARY_SECONDS)
         assert lines == []  # nothing ran
         world.request("1", "one", "one")
         world.turn()
         world.scheduler.schedule(world.now)
-        world.reporter.summary(world.now + 1.5 * SUMMARY_SECONDS, 300, 600)
+        world.stats.prompt_tokens, world.stats.generated_tokens = 300, 600
+        world.stats.log_summary(world.now + 1.5 * SUMMARY_SECONDS)
         assert [line["message"] for line in lines] == ["adapter installed"]  # not yet
-        world.reporter.summary(100.0 + 2 * SUMMARY_SECONDS, 300, 600)
+        world.stats.log_summary(100.0 + 2 * SUMMARY_SECONDS)
         world.scheduler.finish("1")
-        world.reporter.summary(100.0 + 3 * SUMMARY_SECONDS, 300, 600)
+        world.stats.log_summary(100.0 + 3 * SUMMARY_SECONDS)
     (line,) = [line for line in lines if line["message"] == "engine summary"]
     assert (line["running"], line["waiting"], line["adapters_resident"]) == (1, 0, 1)
     assert (line["prompt_tokens_per_second"], line["generated_tokens_per_second"]) == (10.0, 20.0)

@@ -21,10 +21,10 @@ from motet.core.errors import StartupError
 from motet.core.lifeline import ChildStart
 from motet.core.messages import EngineState
 from motet.core.settings import Settings
-from motet.engine import child_process, processes
-from motet.engine.child_process import WatchedProcess, stop_all
-from motet.engine.engine_config import engine_config_of
-from motet.engine.processes import EngineProcesses
+from motet.engine.engine_config import EngineConfig
+from motet.engine.processes import child_process, engine_processes
+from motet.engine.processes.child_process import WatchedProcess, stop_all
+from motet.engine.processes.engine_processes import EngineProcesses
 
 PRELUDE = """
 import os, signal, sys, time
@@ -89,8 +89,8 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable
         def start(module: str, spec: msgspec.Struct, start: ChildStart, **_: Any) -> subprocess.Popen[bytes]:
             return (loader if module.endswith("loader") else ranks)(start)
 
-        monkeypatch.setattr(processes, "start_child", start)
-        made.append(EngineProcesses(engine_config_of(Settings(shards=shards), tmp_path), shards, "tiny"))
+        monkeypatch.setattr(engine_processes, "start_child", start)
+        made.append(EngineProcesses(EngineConfig.from_settings(Settings(shards=shards), tmp_path), shards, "tiny"))
         made[-1].start()
         return made[-1]
 
@@ -157,7 +157,7 @@ def test_the_phase_reaches_clients_that_connect_late(engine: Callable[..., Engin
 
 
 def test_a_hung_engine_is_replaced(engine: Callable[..., EngineProcesses], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "HANG_SECONDS", 3.0)
+    monkeypatch.setattr(engine_processes, "HANG_SECONDS", 3.0)
     ranks = Launcher(["    heartbeat.enter(SERVING)\n    time.sleep(600)", SERVE])
     running = engine(ranks)
     tick_until(running.tick, lambda: len(ranks.starts) == 2)

@@ -129,12 +129,12 @@ def test_those_that_wait_for_their_grammar_count_as_waiting(
     engine = core.EngineCore(cast(ModelRunner, SimpleNamespace(pool=None, directory=model)), info, room, sockets)
     requests = [AddRequest(f"r{i}", PROMPT, SamplingParams(max_tokens=1), grammar=SCHEMA) for i in range(4)]
     for request in requests[:3]:
-        assert engine._objection(request) is None
-        engine._submit(b"client", request)
-    refused = engine._objection(requests[3])
+        assert engine._refusal(request) is None
+        engine._add(b"client", request)
+    refused = engine._refusal(requests[3])
     assert refused is not None
     assert refused.type == Overloaded.type
     engine._handle(b"client", AbortRequest("r0"))
-    assert engine._objection(requests[3]) is None
+    assert engine._refusal(requests[3]) is None
     engine._grammars.close()
     sockets.close()

@@ -21,9 +21,9 @@ from motet.core.paths import cache_directory
 from motet.core.run_directory import RunDirectory
 from motet.core.startup_failures import ended_at_start
 from motet.engine.adapters.loader import LoaderSpec
-from motet.engine.child_process import WatchedProcess, public_environment, start_child, stop_all
 from motet.engine.engine_config import EngineConfig
-from motet.engine.worker import RankSpec
+from motet.engine.processes.child_process import WatchedProcess, public_environment, start_child, stop_all
+from motet.engine.worker import WorkerSpec
 
 HANG_SECONDS = 60.0
 """A step takes seconds at the most; a loop that has not turned for this long never will."""
@@ -150,8 +150,8 @@ class EngineProcesses:
     def _publish(self, state: EngineState) -> None:
         self._state.send(msgspec.msgpack.encode(state))
 
-    def _rank_spec(self, rank: int, engine_id: str) -> RankSpec:
-        return RankSpec(
+    def _rank_spec(self, rank: int, engine_id: str) -> WorkerSpec:
+        return WorkerSpec(
             rank=rank,
             size=self.shards,
             engine_id=engine_id,
