@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from motet.core import error_codes
 from motet.core.blocking import BlockingCalls
 from motet.core.errors import InvalidRequest, MotetError, Unavailable
 from motet.core.excerpt import shortened
@@ -66,7 +67,7 @@ class GrammarChecker:
             return None
         kind = response_format.get("type")
         if not isinstance(kind, str):
-            code = "invalid_type" if "type" in response_format else "missing_required_parameter"
+            code = error_codes.INVALID_TYPE if "type" in response_format else error_codes.MISSING_REQUIRED_PARAMETER
             raise InvalidRequest("response_format.type must be a text", param="response_format.type", code=code)
         if kind not in formats:
             known = ", ".join(sorted(formats))
@@ -137,4 +138,4 @@ def _refused(why: str, param: str, located: bool = False) -> InvalidRequest:
         why = within[1]
     why = next((advice for start, advice in _ADVICE.items() if why.startswith(start)), shortened(why))
     where = f"{param}: " if located else ""
-    return InvalidRequest(f"the output grammar is refused: {where}{why}", param=param, code="invalid_grammar")
+    return InvalidRequest(f"the output grammar is refused: {where}{why}", param=param, code=error_codes.INVALID_GRAMMAR)

@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from motet.core import error_codes
 from motet.core.errors import AdapterRefused
 
 _SHARD = re.compile(r"adapter_model-\d+-of-(\d+)\.safetensors")
@@ -17,7 +18,9 @@ _MAX_ENTRIES = 4096
 def no_weights(directory: Path) -> AdapterRefused:
     """The error for a `directory` without adapter_model.safetensors; it may come yet if nothing else is there."""
     reason = instead_of_weights(names_in(directory))
-    return AdapterRefused(f"the adapter {reason or NO_WEIGHTS}", code=None if reason else "adapter_unreadable")
+    return AdapterRefused(
+        f"the adapter {reason or NO_WEIGHTS}", code=None if reason else error_codes.ADAPTER_UNREADABLE
+    )
 
 
 def instead_of_weights(names: list[str]) -> str:

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from motet.core import error_codes
 from motet.core.errors import Unavailable
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -25,7 +26,7 @@ def cache_is_full() -> Unavailable:
     """The failure of a load whose files found no room."""
     return Unavailable(
         "the disk of the adapter cache is full; make room there, or start the server with a smaller --cache-size",
-        code="storage_full",
+        code=error_codes.STORAGE_FULL,
     )
 
 
@@ -33,7 +34,7 @@ def data_is_full() -> Unavailable:
     """The failure of what found no room in the data directory."""
     return Unavailable(
         "the disk of the server's data directory (--data-dir) is full; delete files or responses, or make room there",
-        code="storage_full",
+        code=error_codes.STORAGE_FULL,
     )
 
 

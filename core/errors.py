@@ -26,6 +26,8 @@ from __future__ import annotations
 
 import msgspec
 
+from motet.core import error_codes
+
 
 class ErrorInfo(msgspec.Struct, frozen=True):
     """A failure as data: OpenAI's error object plus its HTTP status."""
@@ -41,7 +43,7 @@ class MotetError(Exception):
     """Root of the tree; `param` names the request field (or setting) at fault, where there is one."""
 
     status = 500
-    code = "internal_error"
+    code = error_codes.INTERNAL_ERROR
     type = "server_error"
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
@@ -59,107 +61,103 @@ class MotetError(Exception):
 class StartupError(MotetError):
     """The server cannot start as it was asked to."""
 
-    code = "startup_error"
-
-
-ALREADY_SAID = "already_said"
-"""The code of a StartupError of which one of the server's processes has told on stderr."""
+    code = error_codes.STARTUP_ERROR
 
 
 class InvalidRequest(MotetError):
     """A field of the request is wrong, or unsupported and would change the result."""
 
     status = 400
-    code = "invalid_value"
+    code = error_codes.INVALID_VALUE
     type = "invalid_request_error"
 
 
 class ContextExceeded(InvalidRequest):
     """Prompt and answer do not fit into the model's context."""
 
-    code = "context_length_exceeded"
+    code = error_codes.CONTEXT_LENGTH_EXCEEDED
 
 
 class JsonInvalid(InvalidRequest):
     """The body is not JSON."""
 
-    code = "invalid_json"
+    code = error_codes.INVALID_JSON
 
 
 class Unauthenticated(InvalidRequest):
     """A token is missing or wrong."""
 
     status = 401
-    code = "invalid_api_key"
+    code = error_codes.INVALID_API_KEY
 
 
 class Forbidden(InvalidRequest):
     """The token is known and may not use this."""
 
     status = 403
-    code = "permission_denied"
+    code = error_codes.PERMISSION_DENIED
 
 
 class NotFound(InvalidRequest):
     """No such model, adapter, route or object."""
 
     status = 404
-    code = "model_not_found"
+    code = error_codes.MODEL_NOT_FOUND
 
 
 class SourceOffline(NotFound):
     """The adapter is not on disk, and its source is set to stay offline: trying again does not help."""
 
-    code = "source_offline"
+    code = error_codes.SOURCE_OFFLINE
 
 
 class MethodNotAllowed(InvalidRequest):
     """The route exists and does not take this method."""
 
     status = 405
-    code = "method_not_allowed"
+    code = error_codes.METHOD_NOT_ALLOWED
 
 
 class Conflict(InvalidRequest):
     """What is asked for does not go with the object's state, or the request was cancelled."""
 
     status = 409
-    code = "conflict"
+    code = error_codes.CONFLICT
 
 
 class PayloadTooLarge(InvalidRequest):
     """The body is over the limit."""
 
     status = 413
-    code = "payload_too_large"
+    code = error_codes.PAYLOAD_TOO_LARGE
 
 
 class UnsupportedMediaType(InvalidRequest):
     """The body is not declared as JSON, or is compressed."""
 
     status = 415
-    code = "unsupported_media_type"
+    code = error_codes.UNSUPPORTED_MEDIA_TYPE
 
 
 class AdapterRefused(InvalidRequest):
     """The adapter exists and cannot be served right: config field, tensor or size at fault is named."""
 
     status = 422
-    code = "adapter_refused"
+    code = error_codes.ADAPTER_REFUSED
 
 
 class UpgradeRequired(InvalidRequest):
     """A WebSocket handshake; every route is plain HTTP."""
 
     status = 426
-    code = "upgrade_required"
+    code = error_codes.UPGRADE_REQUIRED
 
 
 class Overloaded(MotetError):
     """Too much is waiting; the client should come back later."""
 
     status = 429
-    code = "overloaded"
+    code = error_codes.OVERLOADED
     type = "rate_limit_error"
 
 
@@ -167,7 +165,7 @@ class Unavailable(MotetError):
     """The engine or a source is away; trying again may help."""
 
     status = 503
-    code = "engine_unavailable"
+    code = error_codes.ENGINE_UNAVAILABLE
     type = "service_unavailable_error"
 
 

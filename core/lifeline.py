@@ -18,7 +18,8 @@ from typing import NoReturn
 import msgspec
 from loguru import logger
 
-from motet.core.errors import ALREADY_SAID, StartupError
+from motet.core import error_codes
+from motet.core.errors import StartupError
 from motet.core.heartbeat import Heartbeat
 from motet.core.startup_failures import startup_failure
 
@@ -87,4 +88,4 @@ def refusal(name: str, run_directory: Path) -> StartupError:
     try:
         return StartupError((run_directory / _REASON).read_text())
     except OSError:
-        return StartupError(f"the {name} could not start; its message is above", code=ALREADY_SAID)
+        return StartupError(f"the {name} could not start; its message is above", code=error_codes.ALREADY_REPORTED)

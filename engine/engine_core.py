@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
+from motet.core import error_codes
 from motet.core.errors import Conflict, ErrorInfo, InvalidRequest, MotetError, Overloaded, Unavailable
 from motet.core.heartbeat import Heartbeat
 from motet.core.messages import (
@@ -157,7 +158,7 @@ class EngineCore:
 
     def _cancel(self, group: str) -> int:
         """End all sequences of a group; returns how many there were."""
-        error = Conflict("the request was cancelled", code="request_cancelled").info()
+        error = Conflict("the request was cancelled", code=error_codes.REQUEST_CANCELLED).info()
         compiling = self._grammars.compiling_in_group(group)
         for request, client in compiling:
             self._grammars.forget(request.id)
@@ -213,7 +214,9 @@ class EngineCore:
             self.scheduler.slots.mark_ready(result.fingerprint)
             return
         self.scheduler.slots.remove(result.fingerprint)
-        error = Unavailable("the adapter could not be installed; try again", param="model", code="adapter_failed")
+        error = Unavailable(
+            "the adapter could not be installed; try again", param="model", code=error_codes.ADAPTER_FAILED
+        )
         for sequence in self.scheduler.waiting_for_adapter(result.fingerprint):
             self._fail(sequence, error.info())
 

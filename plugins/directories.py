@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from loguru import logger
 
+from motet.core import error_codes
 from motet.core.adapters import AdapterListing, AdapterRef, AdapterSource, ResolvedAdapter
 from motet.core.blocking import BlockingCalls
 from motet.core.errors import AdapterRefused, NotFound, Unavailable
@@ -83,7 +84,7 @@ class DirectoryAdapters(AdapterSource):
             raise Unavailable(
                 f"{self.source}:{key}: the files did not respond within {RESPONSE_SECONDS:g} s; check the mount",
                 param="model",
-                code="source_unavailable",
+                code=error_codes.SOURCE_UNAVAILABLE,
             ) from None
 
     def _look(self, ref: AdapterRef) -> tuple[Path, str]:
@@ -126,4 +127,4 @@ class DirectoryAdapters(AdapterSource):
 
 
 def _changed(ref: AdapterRef) -> Unavailable:
-    return Unavailable(f"{ref} has just changed; try again", param="model", code="adapter_changed")
+    return Unavailable(f"{ref} has just changed; try again", param="model", code=error_codes.ADAPTER_CHANGED)

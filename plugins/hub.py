@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 import msgspec
 from huggingface_hub import HfApi, hf_hub_url
 
+from motet.core import error_codes
 from motet.core.adapters import AdapterRef, AdapterSource, ResolvedAdapter
 from motet.core.blocking import BlockingCalls
 from motet.core.directory_advice import NO_WEIGHTS, instead_of_weights
@@ -119,7 +120,9 @@ class HubAdapters(AdapterSource):
         url = hf_hub_url(ref.id, CONFIG_FILE, revision=ref.revision, endpoint=self._hub.endpoint)
         commit = self._hub.get_hf_file_metadata(url=url, token=token, timeout=REQUEST_SECONDS).commit_hash
         if not commit or not re.fullmatch(r"[0-9a-f]{40,64}", commit):
-            raise Unavailable(f"{ref}: the hub's answer names no commit", param="model", code="source_unavailable")
+            raise Unavailable(
+                f"{ref}: the hub's answer names no commit", param="model", code=error_codes.SOURCE_UNAVAILABLE
+            )
         return commit
 
     def _download(self, adapter: ResolvedAdapter, transfers: Transfers, into: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import httpx2
 from huggingface_hub import errors as hub
 
+from motet.core import error_codes
 from motet.core.errors import (
     AdapterRefused,
     Forbidden,
@@ -61,7 +62,7 @@ def _from_status(error: hub.HfHubHTTPError, ref: str) -> MotetError:
     sent = "authorization" in error.response.request.headers
     match error:
         case hub.GatedRepoError() if not sent:
-            return Unauthenticated(f"{ref} is gated: {SEND_TOKEN}", param="api_token", code="token_missing")
+            return Unauthenticated(f"{ref} is gated: {SEND_TOKEN}", param="api_token", code=error_codes.TOKEN_MISSING)
         case hub.GatedRepoError():
             return Forbidden(f"{ref} is gated, and this token has no access to it", param="model")
         case hub.RepositoryNotFoundError() if not sent:
@@ -73,7 +74,7 @@ def _from_status(error: hub.HfHubHTTPError, ref: str) -> MotetError:
     if status == 401 and sent:
         return Unauthenticated("the hub does not accept this token", param="api_token")
     if status == 401:
-        return Unauthenticated(f"{ref} wants a token: {SEND_TOKEN}", param="api_token", code="token_missing")
+        return Unauthenticated(f"{ref} wants a token: {SEND_TOKEN}", param="api_token", code=error_codes.TOKEN_MISSING)
     if status == 403:
         return Forbidden(f"the hub forbids access to {ref}", param="model")
     if status == 404:
@@ -84,4 +85,4 @@ def _from_status(error: hub.HfHubHTTPError, ref: str) -> MotetError:
 
 
 def _unavailable(message: str) -> Unavailable:
-    return Unavailable(message, param="model", code="source_unavailable")
+    return Unavailable(message, param="model", code=error_codes.SOURCE_UNAVAILABLE)

@@ -26,6 +26,7 @@ from motet.api.adapters.outcomes import OF_THE_CALLER, Loaded, LoadLimits, Outco
 from motet.api.adapters.preparer import Preparer
 from motet.api.adapters.single_flight import SingleFlight
 from motet.api.adapters.source_calls import call_source, check_result
+from motet.core import error_codes
 from motet.core.adapters import AdapterSource, ResolvedAdapter
 from motet.core.blocking import BlockingCalls
 from motet.core.disk_space import cache_is_full, is_disk_full
@@ -34,9 +35,6 @@ from motet.core.messages import AdapterPart, PreparedAdapter
 from motet.core.paths import sync_directory
 
 Key: TypeAlias = tuple[str, str]  # id and revision at one source
-
-UNREADABLE = "adapter_unreadable"
-"""The code of a refusal for files that are absent, cut short or damaged, as they are while they are being written."""
 
 
 class SourceLoads:
@@ -104,7 +102,8 @@ class SourceLoads:
         try:
             prepared = await self._prepare(adapter, directory, preparer)
         except AdapterRefused as error:
-            settled = error.code != UNREADABLE or not await self._is_recent(directory)
+            # Files are absent, truncated or damaged also while somebody writes them.
+            settled = error.code != error_codes.ADAPTER_UNREADABLE or not await self._is_recent(directory)
             if settled and not await self._is_changed(adapter, token):
                 raise
             raise _changed(f"{adapter.ref} is being written ({error.message}); try again") from None
@@ -210,7 +209,7 @@ class AdapterLoads:
 
 
 def _changed(message: str) -> Unavailable:
-    return Unavailable(message, param="model", code="adapter_changed")
+    return Unavailable(message, param="model", code=error_codes.ADAPTER_CHANGED)
 
 
 def _last_write(directory: Path) -> float:

@@ -13,6 +13,7 @@ from motet.api.adapters.load_log import load_stage
 from motet.api.adapters.outcomes import Loaded, LoadLimits, Outcomes
 from motet.api.adapters.preparer import Preparer
 from motet.api.adapters.single_flight import SingleFlight
+from motet.core import error_codes
 from motet.core.errors import MotetError, Overloaded
 from motet.core.messages import AdapterPart
 
@@ -42,7 +43,7 @@ class MergeRate:
                 f"{self._per_minute} new merges of adapters were made for you within a minute (the maximum); use "
                 f"adapters and weights that were merged before, or try again in {times[0] + MINUTE - now:.0f} s",
                 param="merged_adapters",
-                code="rate_limit_exceeded",
+                code=error_codes.RATE_LIMIT_EXCEEDED,
             )
         times.append(now)
         self._times.move_to_end(owner)

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from motet.api.adapters.listings import SIMILAR, Listings
+from motet.core import error_codes
 from motet.core.adapters import AdapterListing, AdapterRef, AdapterSource
 from motet.core.errors import InvalidRequest, MotetError, NotFound, StartupError, from_info
 from motet.core.excerpt import shortened
@@ -111,7 +112,7 @@ class AdapterNames:
             raise InvalidRequest(
                 f"the alias {alias!r} is ambiguous: say {' or '.join(sorted(map(str, found)))}",
                 param="model",
-                code="ambiguous_model",
+                code=error_codes.AMBIGUOUS_MODEL,
             )
         return found[0] if found else None
 

@@ -25,6 +25,7 @@ from motet.api.adapters.names import AdapterNames, NameRules
 from motet.api.adapters.outcomes import OF_THE_CALLER, Loaded, LoadLimits
 from motet.api.adapters.preparer import Loader, Preparer
 from motet.api.adapters.public_records import PublicRecords
+from motet.core import error_codes
 from motet.core.adapters import AdapterRef, AdapterSource, ResolvedAdapter
 from motet.core.errors import InvalidRequest, MotetError, NotFound, Overloaded, Unavailable, from_info
 from motet.core.messages import MAX_PARTS
@@ -113,7 +114,7 @@ class AdapterRegistry:
             authorisations.end(ref, token)
             raise
         except (Unavailable, Overloaded) as error:
-            if error.code == "storage_full":
+            if error.code == error_codes.STORAGE_FULL:
                 self._cache.make_room()
             return self._generations.earlier(ref, error)
         self._generations.loaded(ref, loaded)

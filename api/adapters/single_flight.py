@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, Generic, TypeVar
 
+from motet.core import error_codes
 from motet.core.errors import Overloaded, Unavailable
 
 Key = TypeVar("Key", bound=Hashable)
@@ -48,7 +49,7 @@ class SingleFlight(Generic[Key, Result]):
         except asyncio.CancelledError:
             caller = asyncio.current_task()
             if task.cancelled() and caller is not None and not caller.cancelling():
-                raise Unavailable("the server is shutting down; try again", code="shutting_down") from None
+                raise Unavailable("the server is shutting down; try again", code=error_codes.SHUTTING_DOWN) from None
             raise
         finally:
             self._leave(key, task)

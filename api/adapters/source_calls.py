@@ -13,6 +13,7 @@ from typing import TypeVar
 import msgspec
 from loguru import logger
 
+from motet.core import error_codes
 from motet.core.adapters import AdapterRef, AdapterSource
 from motet.core.errors import InvalidRequest, MotetError, Unavailable, from_info
 
@@ -49,7 +50,7 @@ def check_result(source: AdapterSource, method: str, result: object, expected: t
         return
     message = f"{class_name(source)}.{method} returned {type(result).__name__}; expected {expected.__name__}"
     logger.error("adapter source: {}", message)
-    raise MotetError(message, code="invalid_source")
+    raise MotetError(message, code=error_codes.INVALID_SOURCE)
 
 
 def class_name(source: AdapterSource) -> str:
@@ -66,7 +67,7 @@ def presentable(error: MotetError, secret: str | None = None) -> MotetError:
 
 def unavailable(message: str) -> Unavailable:
     """A source, or the way to it, is away."""
-    return Unavailable(message, param="model", code="source_unavailable")
+    return Unavailable(message, param="model", code=error_codes.SOURCE_UNAVAILABLE)
 
 
 def _without(text: str, secret: str | None) -> str:

@@ -19,6 +19,7 @@ from motet.api.anthropic.requests import (
 from motet.api.schema.parsing import convert
 from motet.api.schema.requests import MAX_PIECES, FunctionCall, Message, ToolCall
 from motet.api.schema.unknown_fields import unknown_names
+from motet.core import error_codes
 from motet.core.errors import InvalidRequest
 from motet.core.excerpt import shortened
 
@@ -113,11 +114,13 @@ class ContentReader:
 
 def _unsupported(kind: object, place: str) -> InvalidRequest:
     if kind is None:
-        return InvalidRequest(f"{place}.type is missing", param=f"{place}.type", code="missing_required_parameter")
+        return InvalidRequest(
+            f"{place}.type is missing", param=f"{place}.type", code=error_codes.MISSING_REQUIRED_PARAMETER
+        )
     return InvalidRequest(
         f"blocks of type {shortened(str(kind))!r} are not supported here; send text",
         param=f"{place}.type",
-        code="unsupported_value",
+        code=error_codes.UNSUPPORTED_VALUE,
     )
 
 
@@ -131,7 +134,7 @@ def _assistant(blocks: Sequence[tuple[Block, str]]) -> Message:
     for block, place in blocks:
         if isinstance(block, ToolResultBlock):
             raise InvalidRequest(
-                "tool_result blocks belong in user messages", param=f"{place}.type", code="unsupported_value"
+                "tool_result blocks belong in user messages", param=f"{place}.type", code=error_codes.UNSUPPORTED_VALUE
             )
     text = "\n".join(block.text for block, _ in blocks if isinstance(block, TextBlock))
     calls = [

@@ -11,6 +11,7 @@ from motet.api.anthropic.requests import ClientTool, ToolChoice
 from motet.api.schema.parsing import convert
 from motet.api.schema.requests import FunctionDefinition, FunctionTool
 from motet.api.schema.unknown_fields import unknown_names
+from motet.core import error_codes
 from motet.core.errors import InvalidRequest
 from motet.core.excerpt import shortened
 
@@ -37,19 +38,19 @@ class OfferedTools:
             raise InvalidRequest(
                 "tool_choice asks for a call, and all tools are ones that Anthropic runs; they are not available here",
                 param="tool_choice",
-                code="unsupported_value",
+                code=error_codes.UNSUPPORTED_VALUE,
             )
         if asked is None or asked.type != "tool":
             return None if asked is None else {"any": "required"}.get(asked.type, asked.type)
         if asked.name is None:
             raise InvalidRequest(
-                "tool_choice.name is missing", param="tool_choice.name", code="missing_required_parameter"
+                "tool_choice.name is missing", param="tool_choice.name", code=error_codes.MISSING_REQUIRED_PARAMETER
             )
         if asked.name in self.left_out:
             raise InvalidRequest(
                 f"tool_choice names {shortened(asked.name)!r}, a tool that Anthropic runs; it is not available here",
                 param="tool_choice",
-                code="unsupported_value",
+                code=error_codes.UNSUPPORTED_VALUE,
             )
         return {"type": "function", "function": {"name": asked.name}}
 
@@ -67,7 +68,7 @@ def offered_tools(given: Sequence[Mapping[str, Any]]) -> OfferedTools:
             raise InvalidRequest(
                 f"{shortened(str(kind))!r} is not supported; leave type out and send name and input_schema",
                 param=f"{where}.type",
-                code="unsupported_value",
+                code=error_codes.UNSUPPORTED_VALUE,
             )
         tool = _client_tool(entry, where)
         ignored += [f"{where}.{name}" for name in unknown_names(entry, ClientTool)]

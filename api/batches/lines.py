@@ -24,6 +24,7 @@ from motet.api.schema.batch_tokens import ADVICE
 from motet.api.schema.objects import ENCODER, error_body
 from motet.api.schema.parsing import parse_chat, parse_completion
 from motet.api.services import Services
+from motet.core import error_codes
 from motet.core.errors import ErrorInfo, InvalidRequest, MotetError, Overloaded, Unavailable
 
 MAX_LINES = 50_000
@@ -72,34 +73,38 @@ def check_lines(path: Path, endpoint: str) -> tuple[int, list[BatchError]]:
         if (error := _mistake(number, raw, endpoint, seen)) is not None:
             errors.append(error)
     if count == 0:
-        errors.append(BatchError(code="empty_file", message="the input file has no lines"))
+        errors.append(BatchError(code=error_codes.EMPTY_FILE, message="the input file has no lines"))
     if count > MAX_LINES:
-        errors.append(BatchError(code="too_many_lines", message=f"a batch has at most {MAX_LINES} lines"))
+        errors.append(BatchError(code=error_codes.TOO_MANY_LINES, message=f"a batch has at most {MAX_LINES} lines"))
     return count, errors
 
 
 def _mistake(number: int, raw: bytes, endpoint: str, seen: set[str]) -> BatchError | None:
     if len(raw) > MAX_LINE_BYTES:
         message = f"a line has at most {MAX_LINE_BYTES} bytes"
-        return BatchError(code="line_too_long", message=message, line=number)
+        return BatchError(code=error_codes.LINE_TOO_LONG, message=message, line=number)
     try:
         line = msgspec.json.decode(raw, type=Line)
     except msgspec.ValidationError as error:
         message = f"the line is not a request: {str(error)[:200]}"
-        return BatchError(code="invalid_line", message=message, line=number)
+        return BatchError(code=error_codes.INVALID_LINE, message=message, line=number)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return BatchError(code="invalid_json_line", message=f"the line is not JSON: {str(error)[:200]}", line=number)
+        return BatchError(
+            code=error_codes.INVALID_JSON_LINE, message=f"the line is not JSON: {str(error)[:200]}", line=number
+        )
     if line.url != endpoint:
         message = f"url must be the batch's endpoint, {endpoint}"
-        return BatchError(code="mismatched_endpoint", message=message, line=number, param="url")
+        return BatchError(code=error_codes.MISMATCHED_ENDPOINT, message=message, line=number, param="url")
     if not line.custom_id or line.custom_id in seen:
         message = "custom_id must be a text of its own for each line"
-        return BatchError(code="duplicate_custom_id", message=message, line=number, param="custom_id")
+        return BatchError(code=error_codes.DUPLICATE_CUSTOM_ID, message=message, line=number, param="custom_id")
     seen.add(line.custom_id)
     if not isinstance(line.body.get("model"), str):
-        return BatchError(code="missing_model", message="body.model is missing", line=number, param="body.model")
+        return BatchError(
+            code=error_codes.MISSING_MODEL, message="body.model is missing", line=number, param="body.model"
+        )
     if line.body.get("api_token") is not None:
-        return BatchError(code="token_in_file", message=ADVICE, line=number, param="body.api_token")
+        return BatchError(code=error_codes.TOKEN_IN_FILE, message=ADVICE, line=number, param="body.api_token")
     return None
 
 
@@ -108,7 +113,7 @@ async def run_line(services: Services, caller: Caller, raw: bytes) -> tuple[bool
     try:
         line = msgspec.json.decode(raw, type=Line)
     except RecursionError:
-        error = {"code": "invalid_json", "message": "the line is nested too deeply"}
+        error = {"code": error_codes.INVALID_JSON, "message": "the line is nested too deeply"}
         return True, _output(_custom_id(raw), None, error)
     parse, answer = _ENDPOINTS[line.url]
     request_id = caller.request_id
@@ -140,7 +145,7 @@ async def run_line(services: Services, caller: Caller, raw: bytes) -> tuple[bool
 
 def expired_line(raw: bytes) -> bytes:
     """The line of output for a line that was not run in time."""
-    error = ErrorInfo("the batch's time was over before this line was run", "", "batch_expired", 0)
+    error = ErrorInfo("the batch's time was over before this line was run", "", error_codes.BATCH_EXPIRED, 0)
     return _output(_custom_id(raw), None, {"code": error.code, "message": error.message})
 
 

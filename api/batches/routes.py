@@ -21,6 +21,7 @@ from motet.api.schema.operations import Operation, path_parameter, query_paramet
 from motet.api.schema.parsing import Parsed, convert, unknown_fields
 from motet.api.services import Services
 from motet.api.storage.paging import Page
+from motet.core import error_codes
 from motet.core.errors import Conflict, InvalidRequest, NotFound
 
 WINDOW_SECONDS = 24 * 3600
@@ -75,7 +76,7 @@ def routes(services: Services) -> Blueprint:
             file = await files.get(owner, asked.input_file_id)
         except NotFound:
             raise NotFound(
-                f"there is no file {asked.input_file_id[:80]!r}", param="input_file_id", code="not_found"
+                f"there is no file {asked.input_file_id[:80]!r}", param="input_file_id", code=error_codes.NOT_FOUND
             ) from None
         if file.purpose != "batch":
             raise InvalidRequest("the file's purpose must be batch", param="input_file_id")

@@ -15,6 +15,7 @@ from motet.api.batches.objects import ACTIVE, BatchObject, RequestCounts
 from motet.api.storage.database import Database
 from motet.api.storage.paging import Page, page_rows
 from motet.api.storage.usage import Counted, count_by_owner
+from motet.core import error_codes
 from motet.core.errors import NotFound
 
 LEASE_SECONDS = 20.0
@@ -218,7 +219,7 @@ def _claimable(connection: sqlite3.Connection) -> list[tuple[str, str]]:
 def _found(connection: sqlite3.Connection, owner: str, id: str) -> BatchObject:
     row = connection.execute("SELECT batch FROM batches WHERE id = ? AND owner = ?", (id, owner)).fetchone()
     if row is None:
-        raise NotFound(f"there is no batch {id[:80]!r}", param="batch_id", code="not_found")
+        raise NotFound(f"there is no batch {id[:80]!r}", param="batch_id", code=error_codes.NOT_FOUND)
     return msgspec.json.decode(row[0], type=BatchObject)
 
 

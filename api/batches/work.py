@@ -19,6 +19,7 @@ from motet.api.http.caller import Caller
 from motet.api.routes.files import file_store
 from motet.api.services import Services
 from motet.api.storage.files import new_file
+from motet.core import error_codes
 from motet.core.errors import PayloadTooLarge
 
 Ending: TypeAlias = Literal["completed", "expired", "cancelled", "failed"]
@@ -31,7 +32,7 @@ PUT_BACK_SECONDS = 10.0
 PRIORITY = 1000
 """Added to what a line asks for: live traffic has -128 to 127."""
 
-UNREADABLE = BatchError(code="file_not_found", message="the input file is not there any more")
+UNREADABLE = BatchError(code=error_codes.FILE_NOT_FOUND, message="the input file is not there any more")
 
 
 class PutBack(Exception):

@@ -15,6 +15,7 @@ from motet.api.generating.prompts import encode, refuse_hopeless
 from motet.api.generating.tools import ToolUse, tool_parser
 from motet.api.schema.requests import ChatRequest, Message
 from motet.api.services import Services
+from motet.core import error_codes
 from motet.core.chat_templates import ChatTemplate, TemplateContext
 from motet.core.errors import InvalidRequest, Unavailable
 from motet.core.tools import ToolParser
@@ -48,14 +49,14 @@ async def find_template(services: Services, adapter: ServedAdapter | None) -> Ch
         raise Unavailable(
             f"the chat template's files did not respond within {TEMPLATE_SECONDS:g} s; check the adapter's mount",
             param="model",
-            code="source_unavailable",
+            code=error_codes.SOURCE_UNAVAILABLE,
         ) from None
     if template is None:
         raise InvalidRequest(
             "neither the adapter nor the base model has a chat template: use /v1/completions, or add "
             "chat_template.jinja to the adapter's or the model's directory",
             param="messages",
-            code="no_chat_template",
+            code=error_codes.NO_CHAT_TEMPLATE,
         )
     return template
 
@@ -143,7 +144,7 @@ def _unsupported(field: str, template: ChatTemplate) -> InvalidRequest:
     return InvalidRequest(
         f"the chat template ({template.origin}'s) does not read {field}; leave it out",
         param=field,
-        code="unsupported_parameter",
+        code=error_codes.UNSUPPORTED_PARAMETER,
     )
 
 

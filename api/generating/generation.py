@@ -29,6 +29,7 @@ from motet.api.metrics.request_record import RequestRecord
 from motet.api.metrics.timing import Timing
 from motet.api.schema.objects import Usage
 from motet.api.schema.requests import ChatRequest, CompletionRequest
+from motet.core import error_codes
 from motet.core.errors import InvalidRequest
 from motet.core.messages import AddRequest, TokenEvent
 from motet.core.sampling_params import choice_seed
@@ -156,7 +157,7 @@ def _check_grammar_tokens(checked: CheckedRequest) -> None:
             f"answers of this adapter cannot follow a grammar: its token {renamed[0]!r} is one that the "
             "base model writes text with",
             param="response_format" if checked.request.response_format else "tools",
-            code="unsupported_parameter",
+            code=error_codes.UNSUPPORTED_PARAMETER,
         )
 
 

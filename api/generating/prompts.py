@@ -9,6 +9,7 @@ from typing import TypeAlias
 from motet.api.generating.context_limit import prompt_too_long
 from motet.api.schema.requests import MAX_CHOICES, CompletionRequest
 from motet.api.services import Services
+from motet.core import error_codes
 from motet.core.errors import InvalidRequest
 
 # Tokenising more characters than this is worth a thread: the event loop goes on with other requests.
@@ -68,13 +69,13 @@ async def _gaps(
     ids = services.text.gap_ids()
     if ids is None:
         raise InvalidRequest(
-            "the model has no tokens for filling in the middle", param="suffix", code="unsupported_parameter"
+            "the model has no tokens for filling in the middle", param="suffix", code=error_codes.UNSUPPORTED_PARAMETER
         )
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
     if request.truncate_prompt_tokens is not None:
         raise InvalidRequest("suffix and truncate_prompt_tokens exclude each other", param="truncate_prompt_tokens")
     if len(texts) < len(prompts):
-        raise InvalidRequest("with suffix, a prompt is a text", param="prompt", code="invalid_type")
+        raise InvalidRequest("with suffix, a prompt is a text", param="prompt", code=error_codes.INVALID_TYPE)
     suffix = request.suffix or ""
     for text in texts:
         refuse_hopeless(services, text + suffix, "prompt")
@@ -102,7 +103,7 @@ def _as_list(given: Given, field: str) -> list[str | list[int]]:
         raise InvalidRequest("the list is empty", param=field)
     kinds = {type(item) for item in given}
     if len(kinds) > 1:
-        raise InvalidRequest("texts, ids and lists of ids cannot be mixed", param=field, code="invalid_type")
+        raise InvalidRequest("texts, ids and lists of ids cannot be mixed", param=field, code=error_codes.INVALID_TYPE)
     if kinds == {int}:
         return [[item for item in given if isinstance(item, int)]]
     return [item for item in given if not isinstance(item, int)]

@@ -18,6 +18,7 @@ from motet.api.http.keys import KeyRing
 from motet.api.http.probe_paths import HEALTH_PATHS, LIVE_PATHS, READY_PATHS
 from motet.api.metrics.request_record import RequestRecord
 from motet.api.schema.ignored_fields import ignored_header
+from motet.core import error_codes
 from motet.core.errors import Forbidden, InvalidRequest, Unauthenticated
 from motet.core.settings import Settings
 
@@ -83,7 +84,9 @@ def _refuse_two_lengths(asked: Request) -> None:
     """Raise InvalidRequest for a body whose end a proxy may see elsewhere (RFC 9112, section 6.3)."""
     if _has_two_lengths(asked):
         raise InvalidRequest(
-            "send content-length or transfer-encoding, not both", param="transfer-encoding", code="bad_request"
+            "send content-length or transfer-encoding, not both",
+            param="transfer-encoding",
+            code=error_codes.BAD_REQUEST,
         )
 
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+from motet.core import error_codes
 from motet.core.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Drain:
     def check(self) -> None:
         """Raise Unavailable if the server is about to stop."""
         if self.draining:
-            raise Unavailable("the server is shutting down; try again in a moment", code="shutting_down")
+            raise Unavailable("the server is shutting down; try again in a moment", code=error_codes.SHUTTING_DOWN)
 
     async def wait(self, timeout: float) -> bool:
         """Wait at most `timeout` seconds until nothing runs any more; whether that came true."""
@@ -72,7 +73,9 @@ class Drain:
         except TimeoutError:
             if not scope.expired():
                 raise
-            raise Unavailable("the server shut down before the answer was complete", code="shutting_down") from None
+            raise Unavailable(
+                "the server shut down before the answer was complete", code=error_codes.SHUTTING_DOWN
+            ) from None
 
     @asynccontextmanager
     async def work(self) -> AsyncIterator[None]:

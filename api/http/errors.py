@@ -13,7 +13,7 @@ from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 from motet.api.http.route_hints import no_route
 from motet.api.metrics.request_record import RequestRecord, current_record
 from motet.api.schema.objects import ENCODER, error_body
-from motet.core import errors
+from motet.core import error_codes, errors
 from motet.core.errors import ErrorInfo, MotetError
 
 DEFAULT_MAX_BODY = 4 << 20
@@ -26,7 +26,7 @@ def internal_error(error: BaseException) -> ErrorInfo:
     Nothing of ours goes deep but what clients nest: that is their mistake.
     """
     if isinstance(error, RecursionError):
-        return errors.InvalidRequest("the request is nested too deeply", code="invalid_json").info()
+        return errors.InvalidRequest("the request is nested too deeply", code=error_codes.INVALID_JSON).info()
     number = secrets.token_hex(4)
     logger.opt(exception=error).error("internal error {}", number)
     return MotetError(f"internal error {number}; the server's log has the details").info()
@@ -61,16 +61,18 @@ def http_failure(error: HTTPException, max_body: int) -> MotetError:
     """The routing's and the framework's own errors as ours."""
     match error.code:
         case 404:
-            return errors.NotFound(no_route(), code="not_found")
+            return errors.NotFound(no_route(), code=error_codes.NOT_FOUND)
         case 405:
             return errors.MethodNotAllowed(f"this route takes {_methods(error)} only")
         case 413:
             return errors.PayloadTooLarge(f"the body is larger than {max_body} bytes (--max-body)")
         case 408:
-            failure: MotetError = errors.InvalidRequest("the body did not arrive in time", code="request_timeout")
+            failure: MotetError = errors.InvalidRequest(
+                "the body did not arrive in time", code=error_codes.REQUEST_TIMEOUT
+            )
             failure.status = 408
         case _:
-            failure = errors.InvalidRequest(error.description or error.name, code="bad_request")
+            failure = errors.InvalidRequest(error.description or error.name, code=error_codes.BAD_REQUEST)
             failure.status = error.code or 400
     return failure
 

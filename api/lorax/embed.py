@@ -17,6 +17,7 @@ from motet.api.schema.objects import ENCODER
 from motet.api.schema.operations import TOKEN, Operation
 from motet.api.schema.parsing import Parsed, check_adapters, convert, unknown_fields
 from motet.api.services import Services
+from motet.core import error_codes
 from motet.core.errors import InvalidRequest, NotFound
 
 OPERATIONS = (
@@ -70,7 +71,7 @@ def routes(services: Services) -> Blueprint:
     @blueprint.post("/classify")
     @blueprint.post("/classify_batch")
     async def classify() -> Response:
-        raise NotFound("the model writes text, and is no classifier", code="not_offered")
+        raise NotFound("the model writes text, and is no classifier", code=error_codes.NOT_OFFERED)
 
     return blueprint
 

@@ -36,6 +36,7 @@ from motet.api.schema.requests import (
     TokenId,
 )
 from motet.api.services import Services
+from motet.core import error_codes
 from motet.core.errors import InvalidRequest, MotetError
 
 MAX_CHARACTERS = 1 << 19
@@ -183,7 +184,7 @@ def _parse(body: dict[str, Any]) -> Parsed[TokenizeRequest]:
     g.lorax = given == ["inputs"]
     if len(given) != 1:
         raise InvalidRequest(
-            "send one of prompt, messages and inputs", param="prompt", code="missing_required_parameter"
+            "send one of prompt, messages and inputs", param="prompt", code=error_codes.MISSING_REQUIRED_PARAMETER
         )
     [kind] = given
     asked = convert(body, TokenizeRequest)

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field, replace
 from quart import g, has_request_context
 
 from motet.api.metrics.timing import Timing
-
-CANCELLED = "request_cancelled"
+from motet.core import error_codes
 
 
 @dataclass
@@ -41,7 +40,7 @@ class RequestRecord:
     def ended(self) -> str:
         """How the request ended: `stop`, `length`, `cancelled`, `client_gone`, an error's code, or `done`."""
         if self.failure:
-            return "cancelled" if self.failure == CANCELLED else self.failure
+            return "cancelled" if self.failure == error_codes.REQUEST_CANCELLED else self.failure
         if self.disconnected and not (self.status and (self.complete or not self.stream)):
             return "client_gone"
         return (self.timing.finish if self.timing is not None else None) or "done"

@@ -27,6 +27,7 @@ from motet.api.schema.operations import ERRORS, TOKEN, Operation
 from motet.api.schema.parsing import Parsed
 from motet.api.schema.requests import ChatRequest, CompletionRequest, Message
 from motet.api.services import Services
+from motet.core import error_codes
 from motet.core.errors import InvalidRequest
 
 
@@ -87,13 +88,13 @@ def _parse(body: dict[str, Any]) -> Parsed[OllamaGenerateRequest]:
         raise InvalidRequest(
             "template is not supported; leave it out, or send raw: true and the whole prompt",
             param="template",
-            code="unsupported_parameter",
+            code=error_codes.UNSUPPORTED_PARAMETER,
         )
     if request.context:
         raise InvalidRequest(
             "context is not supported; send the earlier messages to /api/chat",
             param="context",
-            code="unsupported_parameter",
+            code=error_codes.UNSUPPORTED_PARAMETER,
         )
     return asked
 

@@ -10,6 +10,7 @@ from msgspec import Meta
 from motet.api.schema.parsing import Parsed, convert, unknown_fields
 from motet.api.schema.requests import MAX_STOP_STRINGS, Effort, Fraction, Penalty, StopString
 from motet.api.services import Services
+from motet.core import error_codes
 from motet.core.errors import InvalidRequest
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -105,7 +106,9 @@ def effort(request: OllamaRequest) -> Effort | None:
 def refuse_images(images: list[Any] | None, where: str) -> None:
     """Raise InvalidRequest if there are any."""
     if images:
-        raise InvalidRequest(f"{where} must be empty: the model reads text only", param=where, code="unsupported_value")
+        raise InvalidRequest(
+            f"{where} must be empty: the model reads text only", param=where, code=error_codes.UNSUPPORTED_VALUE
+        )
 
 
 def _response_format(form: str | dict[str, Any] | None) -> dict[str, Any] | None:

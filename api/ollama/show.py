@@ -17,6 +17,7 @@ from motet.api.schema.objects import ENCODER, ModelCard
 from motet.api.schema.operations import ERRORS, TOKEN, Operation
 from motet.api.schema.parsing import Parsed
 from motet.api.services import Services
+from motet.core import error_codes
 from motet.core.errors import InvalidRequest
 
 
@@ -60,7 +61,7 @@ def routes(services: Services) -> Blueprint:
 def _parse(body: dict[str, Any]) -> Parsed[ShowRequest]:
     asked = parsed(body, ShowRequest)
     if asked.request.model is None and asked.request.name is None:
-        raise InvalidRequest("model is missing", param="model", code="missing_required_parameter")
+        raise InvalidRequest("model is missing", param="model", code=error_codes.MISSING_REQUIRED_PARAMETER)
     return asked
 
 

@@ -18,6 +18,7 @@ from motet.api.responses.run import Event, ResponseGeneration, frame
 from motet.api.responses.store import Frame, ResponseStore, Stored
 from motet.api.responses.stream import failed_response, failure_event
 from motet.api.services import Services
+from motet.core import error_codes
 from motet.core.errors import ErrorInfo, MotetError, Overloaded, Unavailable
 
 BEAT_SECONDS = 5.0
@@ -122,7 +123,7 @@ class Background:
 
     def _fail(self, making: _Making, info: ErrorInfo) -> None:
         note_failure(info, making.record)
-        if info.code == "request_cancelled":
+        if info.code == error_codes.REQUEST_CANCELLED:
             making.response = replace(making.response, status="cancelled")
         else:
             making.response = failed_response(making.response, info)

@@ -14,6 +14,7 @@ import msgspec
 from msgspec.structs import replace
 
 from motet.api.responses.objects import OutputItem, ResponseObject
+from motet.core import error_codes
 from motet.core.errors import InvalidRequest, NotFound
 
 STALE_SECONDS = 30.0
@@ -91,7 +92,7 @@ def conversation(connection: sqlite3.Connection, owner: str, id: str) -> list[It
         raise NotFound(
             f"there is no response {missing[:80]!r} (any more)",
             param="previous_response_id",
-            code="previous_response_not_found",
+            code=error_codes.PREVIOUS_RESPONSE_NOT_FOUND,
         )
     query = "SELECT input, output FROM responses JOIN response_outputs USING (id) WHERE id = ?"
     turns = (connection.execute(query, (row[0],)).fetchone() for row in reversed(chain))
@@ -110,7 +111,7 @@ def stored_items(connection: sqlite3.Connection, owner: str, wanted: Mapping[str
             continue
         holder = connection.execute(_HOLDER, (id, owner)).fetchone()
         if holder is None:
-            raise NotFound(f"there is no stored item {id[:80]!r}", param=field, code="not_found")
+            raise NotFound(f"there is no stored item {id[:80]!r}", param=field, code=error_codes.NOT_FOUND)
         total += sum(map(len, holder))
         if total > MAX_CONVERSATION_BYTES:
             raise InvalidRequest(

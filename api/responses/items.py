@@ -8,6 +8,7 @@ from typing import Any
 
 from motet.api.responses import hosted_items
 from motet.api.schema.requests import CustomCall, FunctionCall, Message, ToolCall
+from motet.core import error_codes
 from motet.core.errors import InvalidRequest
 
 TEXT_PARTS = ("input_text", "output_text", "text", "refusal")
@@ -114,7 +115,7 @@ def _item(item: Mapping[str, Any], where: str) -> dict[str, Any]:
     raise InvalidRequest(
         f"the type {str(kind)[:64]!r} is not supported; it must be one of {', '.join(_PREFIXES)}, item_reference",
         param=f"{where}.type",
-        code="unsupported_value",
+        code=error_codes.UNSUPPORTED_VALUE,
     )
 
 
@@ -156,7 +157,7 @@ def _content(content: Any, where: str) -> list[dict[str, str]]:
         raise InvalidRequest(
             f"{where} must be a text or a list of parts",
             param=where,
-            code="missing_required_parameter" if content is None else "invalid_type",
+            code=error_codes.MISSING_REQUIRED_PARAMETER if content is None else error_codes.INVALID_TYPE,
         )
     parts: list[dict[str, str]] = []
     for index, part in enumerate(content):
@@ -166,7 +167,7 @@ def _content(content: Any, where: str) -> list[dict[str, str]]:
                 f"{str(kind)[:64]!r} parts are not supported, since the model reads text only; supported parts are "
                 f"{', '.join(TEXT_PARTS)}",
                 param=f"{where}[{index}].type",
-                code="unsupported_value",
+                code=error_codes.UNSUPPORTED_VALUE,
             )
         field = "refusal" if part["type"] == "refusal" else "text"
         parts.append({"text": _text(part.get(field), f"{where}[{index}].{field}")})
@@ -175,7 +176,7 @@ def _content(content: Any, where: str) -> list[dict[str, str]]:
 
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):
-        code = "missing_required_parameter" if value is None else "invalid_type"
+        code = error_codes.MISSING_REQUIRED_PARAMETER if value is None else error_codes.INVALID_TYPE
         raise InvalidRequest(f"{where} must be a text", param=where, code=code)
     return value
 

@@ -13,12 +13,13 @@ from motet.api.responses.run import frame
 from motet.api.responses.store import ResponseStore
 from motet.api.responses.stream import failure_event
 from motet.api.schema.objects import error_body
+from motet.core import error_codes
 from motet.core.errors import ErrorInfo, InvalidRequest
 
 POLL_SECONDS = 0.5
 """Between looks at a response that another process makes."""
 
-CANCELLED = ResponseError("request_cancelled", "the response was cancelled")
+CANCELLED = ResponseError(error_codes.REQUEST_CANCELLED, "the response was cancelled")
 
 
 class Replay:
@@ -35,7 +36,7 @@ class Replay:
             raise InvalidRequest(
                 "only a response that was made with background and stream can be streamed from the store",
                 param="stream",
-                code="unsupported_parameter",
+                code=error_codes.UNSUPPORTED_PARAMETER,
             )
 
     async def frames(self) -> AsyncGenerator[bytes, None]:

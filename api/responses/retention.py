@@ -11,6 +11,7 @@ from loguru import logger
 
 from motet.api.responses.objects import ResponseObject
 from motet.api.responses.store import MAX_STORED_BYTES, ResponseStore, Stored
+from motet.core import error_codes
 from motet.core.errors import MotetError, NotFound, PayloadTooLarge, Unavailable
 
 BEAT_SECONDS = 10.0
@@ -22,7 +23,7 @@ async def stored_if_room(id: str, storing: Awaitable[object]) -> bool:
     try:
         await storing
     except (PayloadTooLarge, Unavailable) as error:
-        if error.code != "storage_full":
+        if error.code != error_codes.STORAGE_FULL:
             raise
         logger.warning("response {} is not stored: {}", id, error.message)
         return False

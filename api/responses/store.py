@@ -14,6 +14,7 @@ from motet.api.responses.conversations import TABLES, Item, conversation, is_sta
 from motet.api.responses.objects import ResponseError, ResponseObject, Status
 from motet.api.storage.database import Database
 from motet.api.storage.usage import Counted, count_by_owner
+from motet.core import error_codes
 from motet.core.errors import InvalidRequest, NotFound
 
 KEPT_SECONDS = 30 * 24 * 3600
@@ -41,7 +42,7 @@ _COUNTED = (
     Counted("responses", "LENGTH({row}.response) + LENGTH({row}.input)"),
     Counted("response_events", "LENGTH({row}.frame)", "(SELECT owner FROM responses WHERE id = {row}.response)"),
 )
-LOST = ResponseError("server_error", "the server was restarted before the response was complete")
+LOST = ResponseError(error_codes.SERVER_ERROR, "the server was restarted before the response was complete")
 
 T = TypeVar("T")
 Frame: TypeAlias = tuple[int, bytes]
@@ -213,4 +214,4 @@ def _too_large() -> InvalidRequest:
 
 
 def _not_found(id: str) -> NotFound:
-    return NotFound(f"there is no response {id[:80]!r}", param="response_id", code="not_found")
+    return NotFound(f"there is no response {id[:80]!r}", param="response_id", code=error_codes.NOT_FOUND)

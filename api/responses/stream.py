@@ -16,9 +16,10 @@ from motet.api.responses.run import Event, ResponseGeneration, frame
 from motet.api.responses.store import ResponseStore, Stored
 from motet.api.schema.objects import error_body
 from motet.api.services import Services
+from motet.core import error_codes
 from motet.core.errors import ErrorInfo, MotetError, from_info
 
-STOPPED = ResponseError("server_error", "the server shut down before the answer was complete")
+STOPPED = ResponseError(error_codes.SERVER_ERROR, "the server shut down before the answer was complete")
 
 
 class ResponseStream:
@@ -102,8 +103,9 @@ def failed_response(response: ResponseObject, info: ErrorInfo) -> ResponseObject
 def _code(info: ErrorInfo) -> str:
     """OpenAI knows few codes here."""
     if info.status == 429:
-        return "rate_limit_exceeded"
-    return "invalid_prompt" if 400 <= info.status < 500 and info.status != 409 else "server_error"
+        return error_codes.RATE_LIMIT_EXCEEDED
+    refused = 400 <= info.status < 500 and info.status != 409
+    return error_codes.INVALID_PROMPT if refused else error_codes.SERVER_ERROR
 
 
 def failure_event(response: ResponseObject, info: ErrorInfo) -> Event:

@@ -20,6 +20,7 @@ from motet.api.schema.requests import (
     GrammarInput,
     TextInput,
 )
+from motet.core import error_codes
 from motet.core.errors import InvalidRequest
 
 MAX_FLAT_TOOLS = 512
@@ -58,7 +59,7 @@ def refuse_hosted_choice(body: Mapping[str, Any]) -> None:
         f"tool_choice asks for {wanted}, a hosted tool, which this server does not offer; set tool_choice to auto, or "
         "name a function",
         param="tool_choice",
-        code="unsupported_value",
+        code=error_codes.UNSUPPORTED_VALUE,
     )
 
 
@@ -78,7 +79,7 @@ def _kept(tools: list[object], where: str) -> list[object]:
             raise InvalidRequest(
                 f"the type {kind[:64]!r} is not supported; use {', '.join(kinds)}",
                 param=f"{where}[{index}].type",
-                code="unsupported_value",
+                code=error_codes.UNSUPPORTED_VALUE,
             )
         elif isinstance(tool, dict) and isinstance(tool.get("tools"), list):
             kept.append({**tool, "tools": _kept(tool["tools"], f"{where}[{index}].tools")})

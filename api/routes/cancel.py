@@ -15,6 +15,7 @@ from motet.api.http.caller import current_caller
 from motet.api.schema.objects import ENCODER
 from motet.api.schema.operations import Operation, path_parameter
 from motet.api.services import Services
+from motet.core import error_codes
 from motet.core.errors import NotFound
 
 # The ids of answers are secrets of those who got them. Nothing else may pass for one: a key may have a name such as
@@ -56,7 +57,7 @@ def routes(services: Services) -> Blueprint:
         if not sequences and _ANSWER.fullmatch(request_id):
             sequences = await services.engine.cancel(request_id)
         if not sequences:
-            raise NotFound("no request of this id runs now", param="request_id", code="not_found")
+            raise NotFound("no request of this id runs now", param="request_id", code=error_codes.NOT_FOUND)
         answer = CancelledRequest(id=request_id, sequences=sequences)
         return Response(ENCODER.encode(answer), content_type="application/json")
 

@@ -22,6 +22,7 @@ from motet.api.services import Services
 from motet.api.storage.files import ExpiresAfter, FileObject, FileStore, new_file
 from motet.api.storage.paging import Page
 from motet.api.storage.uploads import Uploads
+from motet.core import error_codes
 from motet.core.disk_space import needs_room
 from motet.core.errors import InvalidRequest, MotetError, PayloadTooLarge, UnsupportedMediaType
 
@@ -197,7 +198,7 @@ async def _uploaded(max_file: int) -> tuple[FileObject, BinaryIO]:
     unknown = [name for name in (*fields_sent, *files) if name not in ("file", "purpose", *EXPIRES_AFTER)]
     fields: dict[str, Any] = {"purpose": fields_sent.get("purpose")}
     if fields["purpose"] not in PURPOSES:
-        code = "missing_required_parameter" if fields["purpose"] is None else "invalid_value"
+        code = error_codes.MISSING_REQUIRED_PARAMETER if fields["purpose"] is None else error_codes.INVALID_VALUE
         raise InvalidRequest(f"purpose must be one of {', '.join(PURPOSES)}", param="purpose", code=code)
     if expires := {name: fields_sent[field] for field, name in EXPIRES_AFTER.items() if field in fields_sent}:
         fields["expires_after"] = expires
@@ -208,7 +209,7 @@ async def _uploaded(max_file: int) -> tuple[FileObject, BinaryIO]:
     sent, form = files.get("file"), parsed.request
     if sent is None:
         message = "file must come with a file name" if "file" in fields_sent else "file is missing"
-        raise InvalidRequest(message, param="file", code="missing_required_parameter")
+        raise InvalidRequest(message, param="file", code=error_codes.MISSING_REQUIRED_PARAMETER)
     content = cast(BinaryIO, sent.stream)
     if content.seek(0, os.SEEK_END) > max_file:
         raise _too_large(max_file)
@@ -222,7 +223,7 @@ async def _uploaded(max_file: int) -> tuple[FileObject, BinaryIO]:
 def _refuse_token(content: BinaryIO) -> None:
     """Raise InvalidRequest if a line of a batch's input has an adapter source's token."""
     if (number := line_with_token(content)) is not None:
-        raise InvalidRequest(f"line {number}: {ADVICE}", param="file", code="token_in_file")
+        raise InvalidRequest(f"line {number}: {ADVICE}", param="file", code=error_codes.TOKEN_IN_FILE)
 
 
 def _too_large(max_file: int) -> PayloadTooLarge:

@@ -7,6 +7,7 @@ from quart import Blueprint, Response
 from motet.api.http.route_hints import near_miss, no_route
 from motet.api.schema.operations import Operation
 from motet.api.services import Services
+from motet.core import error_codes
 from motet.core.errors import NotFound
 
 OPERATIONS: tuple[Operation, ...] = ()
@@ -80,8 +81,8 @@ def routes(services: Services) -> Blueprint:
     def refuse(path: str, methods: list[str], what: str) -> None:
         async def refusal(rest: str = "") -> Response:
             if rest and (path, methods[0]) in PLACES and near_miss() is not None:
-                raise NotFound(no_route(), code="not_found")
-            raise NotFound(f"this server does not offer {what}", code="not_offered")
+                raise NotFound(no_route(), code=error_codes.NOT_FOUND)
+            raise NotFound(f"this server does not offer {what}", code=error_codes.NOT_OFFERED)
 
         blueprint.add_url_rule(path, f"{path} {methods}".replace(".", "_"), refusal, methods=methods)
 

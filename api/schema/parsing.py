@@ -15,6 +15,7 @@ from motet.api.schema import unsupported_fields
 from motet.api.schema.ignored_fields import MAX_IGNORED_NAMES
 from motet.api.schema.requests import MAX_MESSAGES, MAX_PIECES, AdapterChoice, ChatRequest, CompletionRequest
 from motet.api.schema.unknown_fields import choices, unknown_names, with_integers
+from motet.core import error_codes
 from motet.core.errors import InvalidRequest, JsonInvalid, UnsupportedMediaType
 from motet.core.excerpt import shortened
 
@@ -59,7 +60,7 @@ def decode_object(content: bytes, mimetype: str) -> dict[str, Any]:
     except RecursionError:
         raise JsonInvalid("the body is nested too deeply") from None
     if not isinstance(body, dict):
-        raise InvalidRequest("the body must be a JSON object", code="invalid_type")
+        raise InvalidRequest("the body must be a JSON object", code=error_codes.INVALID_TYPE)
     return body
 
 
@@ -143,14 +144,14 @@ def check_chat_fields(request: ChatRequest) -> None:
             raise InvalidRequest(
                 f"messages[{index}].content is missing",
                 param=f"messages[{index}].content",
-                code="missing_required_parameter",
+                code=error_codes.MISSING_REQUIRED_PARAMETER,
             )
         if message.tool_calls and message.role != "assistant":
             raise InvalidRequest("only assistant messages have tool_calls", param=f"messages[{index}].tool_calls")
         for number, call in enumerate(message.tool_calls or ()):
             if getattr(call, call.type) is None:
                 param = f"messages[{index}].tool_calls[{number}].{call.type}"
-                raise InvalidRequest(f"{param} is missing", param=param, code="missing_required_parameter")
+                raise InvalidRequest(f"{param} is missing", param=param, code=error_codes.MISSING_REQUIRED_PARAMETER)
 
 
 def check_completion(request: CompletionRequest) -> None:
@@ -181,7 +182,7 @@ def check_adapters(request: AdapterChoice) -> None:
         raise InvalidRequest(
             f"merge_strategy {shortened(merged.merge_strategy)!r} is not supported; only linear is",
             param="merged_adapters.merge_strategy",
-            code="unsupported_value",
+            code=error_codes.UNSUPPORTED_VALUE,
         )
     if merged is not None and merged.weights and len(merged.weights) != len(merged.ids):
         raise InvalidRequest(
@@ -218,10 +219,10 @@ def field_error(message: str, kind: type[msgspec.Struct]) -> InvalidRequest:
     missing = _MISSING.search(text)
     if missing:
         param = f"{param}.{missing[1]}" if param else missing[1]
-        return InvalidRequest(f"{param} is missing", param=param, code="missing_required_parameter")
+        return InvalidRequest(f"{param} is missing", param=param, code=error_codes.MISSING_REQUIRED_PARAMETER)
     if (strange := _STRANGE.search(text)) and (allowed := choices(kind, param)):
         return InvalidRequest(f"{param}: {strange[1]} is not one of {', '.join(allowed)}", param=param)
-    code = "invalid_type" if ", got `" in text else "invalid_value"
-    if code == "invalid_value" and (limit := _WITHOUT.get(param)) and ">= " in text:
+    code = error_codes.INVALID_TYPE if ", got `" in text else error_codes.INVALID_VALUE
+    if code == error_codes.INVALID_VALUE and (limit := _WITHOUT.get(param)) and ">= " in text:
         text += f"; leave it out {limit if kind is not CompletionRequest else 'for the default of 16'}"
     return InvalidRequest(f"{param}: {text[:1].lower()}{text[1:]}", param=param or None, code=code)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from motet.core import error_codes
 from motet.core.errors import InvalidRequest
 
 TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
@@ -198,7 +199,7 @@ def refuse_parts(message: Mapping[str, object], where: str) -> None:
                 f"{kind[:64]!r} parts are not supported, since the model reads text only; supported parts are "
                 f"{', '.join(TEXT_PARTS)}",
                 param=f"{where}content[{index}].type",
-                code="unsupported_value",
+                code=error_codes.UNSUPPORTED_VALUE,
             )
 
 
@@ -208,4 +209,4 @@ def _unsupported(field: str, instead: Mapping[str, str]) -> InvalidRequest:
         known = instead.get(re.sub(r"\d+", "", field))
         advice = f"use {known}, or leave it out" if known else "leave it out"
         message = f"{field} is not supported and would change the answer; {advice}"
-    return InvalidRequest(message, param=field, code="unsupported_parameter")
+    return InvalidRequest(message, param=field, code=error_codes.UNSUPPORTED_PARAMETER)

@@ -15,8 +15,9 @@ from typing import Any
 import msgspec
 from loguru import logger
 
+from motet.core import error_codes
 from motet.core.adapter_check import CheckRequest, Verdict
-from motet.core.errors import ALREADY_SAID, StartupError
+from motet.core.errors import StartupError
 from motet.core.logs import configure_logging
 from motet.core.plugin_registry import PluginRegistry
 from motet.core.settings import Settings, did_you_mean, flag, load_settings, misspelt_variables, service_links
@@ -125,7 +126,9 @@ def _check(arguments: argparse.Namespace) -> None:
         command, input=msgspec.json.encode(request), stdout=subprocess.PIPE, env=public_environment(), check=False
     )
     if done.returncode:
-        raise StartupError(f"the checker ended with code {done.returncode}; its message is above", code=ALREADY_SAID)
+        raise StartupError(
+            f"the checker ended with code {done.returncode}; its message is above", code=error_codes.ALREADY_REPORTED
+        )
     verdicts = msgspec.json.decode(done.stdout, type=list[Verdict])
     print(report(verdicts, location.name, output))
     if not all(verdict.fits for verdict in verdicts):
@@ -187,7 +190,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except StartupError as error:
-        if error.code != ALREADY_SAID:
+        if error.code != error_codes.ALREADY_REPORTED:
             print(f"motet: {error.message}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:

@@ -21,8 +21,9 @@ from loguru import logger
 from motet.api.http.keys import read_keys
 from motet.api.server.processes import TICK_SECONDS, ApiProcesses
 from motet.api.storage.data_directory import check_owners
+from motet.core import error_codes
 from motet.core.deployment import Deployment
-from motet.core.errors import ALREADY_SAID, StartupError
+from motet.core.errors import StartupError
 from motet.core.machine import cpu_count
 from motet.core.models import ModelLocation
 from motet.core.paths import cache_directory, check_writable, data_directory
@@ -196,6 +197,6 @@ def model_directory(location: ModelLocation, settings: Settings) -> Path:
         if code := subprocess.run(command, stdout=subprocess.DEVNULL, env=variables).returncode:
             raise StartupError(
                 f"converting {location.path.name} failed (exit code {code}); its message is above",
-                code=ALREADY_SAID if code == 2 else None,
+                code=error_codes.ALREADY_REPORTED if code == 2 else None,
             )
     return target

@@ -16,6 +16,7 @@ from typing import TypeVar
 from motet.api.storage.data_directory import RESERVE, open_private
 from motet.api.storage.disk_reserve import DiskReserve
 from motet.api.storage.usage import used, used_by
+from motet.core import error_codes
 from motet.core.disk_space import is_disk_full, needs_room
 from motet.core.errors import PayloadTooLarge, StartupError
 
@@ -58,7 +59,7 @@ class Database:
             raise PayloadTooLarge(
                 f"the server keeps {self._limit} bytes at most (--max-files); {advice}",
                 param=param,
-                code="storage_full",
+                code=error_codes.STORAGE_FULL,
             )
         own = used_by(connection, owner) if owner else 0
         share = (self._limit - max(total - own, 0)) // 2
@@ -67,7 +68,7 @@ class Database:
                 f"an API key may use half of what the others leave of --max-files, {share} bytes now; "
                 f"yours uses {own}; {advice}",
                 param=param,
-                code="storage_full",
+                code=error_codes.STORAGE_FULL,
             )
 
     async def close(self) -> None:

@@ -25,6 +25,7 @@ from motet.api.storage.database import Database
 from motet.api.storage.paging import Page, page_rows
 from motet.api.storage.uploads import uploads_under_way
 from motet.api.storage.usage import Counted, count_by_owner
+from motet.core import error_codes
 from motet.core.disk_space import needs_room
 from motet.core.errors import NotFound
 
@@ -223,4 +224,4 @@ class FileStore:
 
 
 def _missing(id: str) -> NotFound:
-    return NotFound(f"there is no file {id[:80]!r}", param="file_id", code="not_found")
+    return NotFound(f"there is no file {id[:80]!r}", param="file_id", code=error_codes.NOT_FOUND)

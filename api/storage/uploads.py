@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager, suppress
 from loguru import logger
 
 from motet.api.storage.database import Database
+from motet.core import error_codes
 from motet.core.errors import Overloaded, Unavailable
 
 MAX_UPLOADS = 32
@@ -51,7 +52,7 @@ class Uploads:
             if own >= MAX_UPLOADS_OF_OWNER or everybody >= MAX_UPLOADS:
                 which = f"{own} uploads of yours" if own >= MAX_UPLOADS_OF_OWNER else f"{everybody} uploads"
                 message = f"{which} are under way, which is the most; wait until one has ended"
-                raise Overloaded(message, code="too_many_uploads")
+                raise Overloaded(message, code=error_codes.TOO_MANY_UPLOADS)
             self._database.check_room(connection, size, "file", owner)
             connection.execute("INSERT INTO uploads VALUES (?, ?, ?, ?)", (id, owner, size, now + LEASE_SECONDS))
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from motet.core import error_codes
 from motet.core.directory_advice import MLX, no_config
 from motet.core.errors import AdapterRefused
 from motet.core.paths import read_regular
@@ -193,7 +194,9 @@ def read_config(directory: Path) -> LoraConfig:
     except RecursionError as error:  # what can just be read may still be too deep to be shown in an error
         raise AdapterRefused("adapter_config.json is nested too deeply") from error
     except ValueError as error:
-        raise AdapterRefused(f"adapter_config.json is not JSON: {error}", code="adapter_unreadable") from error
+        raise AdapterRefused(
+            f"adapter_config.json is not JSON: {error}", code=error_codes.ADAPTER_UNREADABLE
+        ) from error
 
 
 def parse_config(raw: dict[str, Any]) -> LoraConfig:

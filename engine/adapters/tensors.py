@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from motet.core import error_codes
 from motet.core.directory_advice import no_weights
 from motet.core.errors import AdapterRefused
 from motet.core.messages import LoraEntry
@@ -164,5 +165,5 @@ def _name(dtype: torch.dtype) -> str:
 
 def _unreadable(error: OSError | ValueError) -> AdapterRefused:
     reason = (error.strerror or type(error).__name__) if isinstance(error, OSError) else str(error)
-    code = "adapter_unreadable" if isinstance(error, DamagedFile) else None
+    code = error_codes.ADAPTER_UNREADABLE if isinstance(error, DamagedFile) else None
     return AdapterRefused(f"{WEIGHTS} cannot be read: {reason}", code=code)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from motet.core import error_codes
 from motet.core.errors import MotetError, Overloaded
 from motet.core.messages import TokenEvent
 
@@ -42,7 +43,7 @@ class Inbox:
         self._count(_size(event))
         if event.finish is not None or (self._queue.qsize() <= MAX_LAG and self._lag.bytes <= MAX_LAG_BYTES):
             return True
-        self.fail(Overloaded("the answer was not read fast enough", code="slow_reader"))
+        self.fail(Overloaded("the answer was not read fast enough", code=error_codes.SLOW_READER))
         return False
 
     def fail(self, error: MotetError) -> None:

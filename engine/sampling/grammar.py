@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from motet.core import error_codes
 from motet.core.errors import InvalidRequest
 from motet.core.output_formats import GrammarSpec
 from motet.engine.client.llguidance_grammar import LIMITS, grammar_source
@@ -72,7 +73,7 @@ class Grammar:
                 "the output grammar is refused: what may come next takes too long to find out; make it simpler, with"
                 " fewer alternatives that begin alike",
                 param="response_format",
-                code="invalid_grammar",
+                code=error_codes.INVALID_GRAMMAR,
             )
 
     def charge(self, seconds: float) -> None:
@@ -85,7 +86,7 @@ class Grammar:
     def fail(self, reason: str) -> NoReturn:
         """Raise InvalidRequest. After a panic all that follow the grammar fail, and who comes next has a fresh one."""
         self._panicked = self._panicked or reason.startswith("panic")
-        raise InvalidRequest(f"the grammar failed: {reason}", param="response_format", code="invalid_grammar")
+        raise InvalidRequest(f"the grammar failed: {reason}", param="response_format", code=error_codes.INVALID_GRAMMAR)
 
     def ban(self) -> None:
         """Refuse the grammar for a while, to those that follow it already too. Raises InvalidRequest."""
