@@ -71,11 +71,19 @@ serve: install ## serve a model (PORT= HOST= MODEL= SHARDS= ARGS=) until Ctrl-C
 	@exec $(BIN)/motet serve --host $(HOST) --port $(PORT) --model $(MODEL) --shards $(SHARDS) $(ARGS)
 
 .PHONY: test
-test: lint ## lint, type-check and run the tests
+test: lint ## lint, type-check and run the tests that need no third-party client
 	$(BIN)/python -m pytest -q
 
+.PHONY: test-clients
+test-clients: $(INSTALLED_DEV) ## install third-party clients (PyPI, npm) and run them against a server
+	$(BIN)/python -m pytest -q -m "clients and not slow"
+
+.PHONY: test-ci
+test-ci: lint ## make test and make test-clients as one run; .ci/run runs this
+	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+
 .PHONY: test-all
-test-all: lint ## the tests with every slow sweep
+test-all: lint ## every test but those that need a GPU, slow sweeps included
 	$(BIN)/python -m pytest -q -m "not gpu"
 
 .PHONY: test-wild

@@ -1,7 +1,8 @@
-"""GET /openapi.json and GET /docs, a page that renders it. Both are made once and need no internet."""
+"""GET /openapi.json, made at its first request, and GET /docs, a page that renders it without the internet."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from importlib.resources import files
 
@@ -25,12 +26,15 @@ OPERATIONS = (
 def routes(operations: Iterable[Operation]) -> Blueprint:
     """The routes; the document describes `operations`."""
     blueprint = Blueprint("docs", __name__)
-    document = ENCODER.encode(openapi_document(operations))
     page = files("motet.api.routes").joinpath("docs_page.html").read_bytes()
+
+    @functools.cache
+    def document() -> bytes:
+        return ENCODER.encode(openapi_document(operations))
 
     @blueprint.get("/openapi.json")
     async def openapi() -> Response:
-        return Response(document, content_type="application/json")
+        return Response(document(), content_type="application/json")
 
     @blueprint.get("/docs")
     async def docs() -> Response:
