@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import msgspec
 
 from motet.core import error_codes
-from motet.core.blocking import BlockingCalls
+from motet.core.blocking_calls import BlockingCalls
 from motet.core.errors import InvalidRequest, MotetError, Unavailable
 from motet.core.excerpt import shortened
 from motet.core.output_formats import GrammarSpec, OutputFormat

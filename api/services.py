@@ -15,14 +15,14 @@ from motet.api.http.caller import Caller
 from motet.api.http.drain import Drain
 from motet.api.storage.database import Database
 from motet.api.tokenising import Tokenising
-from motet.core.blocking import BlockingCalls
+from motet.core.blocking_calls import BlockingCalls
 from motet.core.errors import Unavailable
 from motet.core.models import ModelInfo
 from motet.core.plugin_registry import PluginRegistry
 from motet.core.settings import Settings
 from motet.engine.client.engine_client import EngineClient
 from motet.engine.client.template_renderer import TemplateRenderer
-from motet.engine.client.text_model import TextModel
+from motet.engine.client.tokenizer import ModelTokenizer
 
 
 @cache
@@ -35,7 +35,7 @@ class Services:
     """The parts of one API process; those that have a default need no setting up."""
 
     settings: Settings
-    text: TextModel
+    text: ModelTokenizer
     engine: EngineClient
     adapters: Adapters
     renderer: TemplateRenderer

@@ -21,15 +21,15 @@ from motet.api.http.listener import LAST_WORDS_SECONDS, ListenerConfig
 from motet.api.routes.files import file_store
 from motet.api.services import Services
 from motet.api.storage.database import Database
+from motet.core.child_processes import follow_parent, run_child
 from motet.core.deployment import Deployment
 from motet.core.heartbeat import SERVING, Heartbeat
-from motet.core.lifeline import follow_parent, run_child
 from motet.core.logs import configure_logging
 from motet.core.paths import data_directory
 from motet.core.plugin_registry import PluginRegistry
 from motet.engine.client.engine_client import EngineClient
 from motet.engine.client.template_renderer import TemplateRenderer
-from motet.engine.client.text_model import TextModel
+from motet.engine.client.tokenizer import ModelTokenizer
 
 
 async def run(deployment: Deployment, heartbeat: Heartbeat) -> None:
@@ -41,7 +41,7 @@ async def run(deployment: Deployment, heartbeat: Heartbeat) -> None:
     async with worker_adapters(deployment, plugins, engine) as adapters:
         services = Services(
             settings=settings,
-            text=TextModel(Path(deployment.model_directory)),
+            text=ModelTokenizer(Path(deployment.model_directory)),
             engine=engine,
             adapters=adapters,
             renderer=TemplateRenderer(),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-MAX_ECHO = 200
+MAX_EXCERPT = 200
 
 
 def shortened(text: str) -> str:
-    """`text`, without its middle if it has more than MAX_ECHO characters."""
-    return text if len(text) <= MAX_ECHO else f"{text[: MAX_ECHO - 60]} … {text[-57:]}"
+    """`text`, without its middle if it has more than MAX_EXCERPT characters."""
+    return text if len(text) <= MAX_EXCERPT else f"{text[: MAX_EXCERPT - 60]} … {text[-57:]}"

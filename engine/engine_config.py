@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from motet.core.machine import cpu_count
+from motet.core.machine_limits import cpu_count
 from motet.core.settings import Settings
 
 

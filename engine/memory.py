@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from motet.core.errors import StartupError
-from motet.core.machine import memory_bytes
+from motet.core.machine_limits import memory_bytes
 from motet.core.settings import flag
 from motet.engine.distributed.process_group import ShardGroup
 from motet.engine.engine_config import EngineConfig

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import msgspec
 from loguru import logger
 
+from motet.core.child_processes import follow_parent, run_child
 from motet.core.heartbeat import SERVING, Heartbeat
-from motet.core.lifeline import follow_parent, run_child
 from motet.core.logs import configure_logging
 from motet.core.models import ModelInfo
 from motet.engine.engine_config import EngineConfig

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from motet.core.directory_advice import names_in, other_formats
+from motet.core.adapter_directory_errors import names_in, other_formats
 from motet.core.errors import NotFound
 from motet.core.paths import read_regular
 

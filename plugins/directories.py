@@ -15,7 +15,7 @@ from loguru import logger
 
 from motet.core import error_codes
 from motet.core.adapters import AdapterListing, AdapterRef, AdapterSource, ResolvedAdapter
-from motet.core.blocking import BlockingCalls
+from motet.core.blocking_calls import BlockingCalls
 from motet.core.errors import AdapterRefused, NotFound, Unavailable
 from motet.plugins.adapter_roots import CONFIG_FILE, WEIGHTS_FILE, AdapterRoots
 

@@ -23,9 +23,9 @@ import msgspec
 from huggingface_hub import HfApi, hf_hub_url
 
 from motet.core import error_codes
+from motet.core.adapter_directory_errors import NO_WEIGHTS, instead_of_weights
 from motet.core.adapters import AdapterRef, AdapterSource, ResolvedAdapter
-from motet.core.blocking import BlockingCalls
-from motet.core.directory_advice import NO_WEIGHTS, instead_of_weights
+from motet.core.blocking_calls import BlockingCalls
 from motet.core.errors import AdapterRefused, MotetError, NotFound, StartupError, Unauthenticated, Unavailable
 from motet.core.hookspecs import Register, hookimpl
 from motet.core.models import ModelLocation, ModelSource

@@ -28,7 +28,7 @@ from motet.api.adapters.single_flight import SingleFlight
 from motet.api.adapters.source_calls import call_source, check_result
 from motet.core import error_codes
 from motet.core.adapters import AdapterSource, ResolvedAdapter
-from motet.core.blocking import BlockingCalls
+from motet.core.blocking_calls import BlockingCalls
 from motet.core.disk_space import cache_is_full, is_disk_full
 from motet.core.errors import AdapterRefused, MotetError, NotFound, Overloaded, Unavailable
 from motet.core.messages import AdapterPart, PreparedAdapter

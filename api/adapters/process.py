@@ -18,10 +18,10 @@ from motet.api.adapters.client import FAILED
 from motet.api.adapters.messages import AnyQuestion, decoder, encode
 from motet.api.adapters.registry import AdapterRegistry
 from motet.api.adapters.wiring import own_registry
+from motet.core.child_processes import follow_parent, run_child
 from motet.core.deployment import Deployment
 from motet.core.errors import MotetError
 from motet.core.heartbeat import SERVING, Heartbeat
-from motet.core.lifeline import follow_parent, run_child
 from motet.core.logs import configure_logging
 from motet.core.plugin_registry import PluginRegistry
 

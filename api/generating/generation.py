@@ -33,8 +33,8 @@ from motet.core import error_codes
 from motet.core.errors import InvalidRequest
 from motet.core.messages import AddRequest, TokenEvent
 from motet.core.sampling_params import choice_seed
-from motet.engine.client.text_model import TextModel
 from motet.engine.client.text_stream import TextDelta, stream_text
+from motet.engine.client.tokenizer import ModelTokenizer
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Generation:
         return self.checked.request.model
 
     @property
-    def text(self) -> TextModel:
+    def text(self) -> ModelTokenizer:
         """What tokenises the prompts and answers: the adapter's own tokens, where it has some."""
         return self.checked.services.text
 

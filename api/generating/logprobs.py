@@ -15,7 +15,7 @@ import msgspec
 from motet.api.schema.objects import ENCODER, ChatLogprobs, CompletionLogprobs, TokenLogprob, TopLogprob
 from motet.core.messages import PromptLogprob, TokenEvent
 from motet.engine.client.detokenizer import Detokenizer
-from motet.engine.client.text_model import TextModel
+from motet.engine.client.tokenizer import ModelTokenizer
 
 # JSON has no infinity; this is what OpenAI writes instead.
 LOWEST = -9999.0
@@ -64,7 +64,7 @@ class TokenReport:
 PLAIN = TokenReport()
 
 
-def chat_logprobs(text: TextModel, tokens: Iterable[TokenEvent], report: TokenReport = PLAIN) -> ChatLogprobs:
+def chat_logprobs(text: ModelTokenizer, tokens: Iterable[TokenEvent], report: TokenReport = PLAIN) -> ChatLogprobs:
     """`choices[].logprobs` of a chat answer or chunk."""
     content = []
     for event in report.reported(tokens):
@@ -75,7 +75,7 @@ def chat_logprobs(text: TextModel, tokens: Iterable[TokenEvent], report: TokenRe
     return ChatLogprobs(content)
 
 
-def _top(text: TextModel, report: TokenReport, token: int, logprob: float) -> TopLogprob:
+def _top(text: ModelTokenizer, report: TokenReport, token: int, logprob: float) -> TopLogprob:
     piece = text.token_bytes(token)
     return TopLogprob(report.name(token, readable(piece)), finite(logprob), list(piece))
 
@@ -93,7 +93,7 @@ class Echo:
     offsets: tuple[int, ...] = ()
 
 
-def echo_offsets(text: TextModel, prompt: Sequence[int], given: str | None) -> tuple[int, ...]:
+def echo_offsets(text: ModelTokenizer, prompt: Sequence[int], given: str | None) -> tuple[int, ...]:
     """Where in the echoed text each token of a prompt begins. `given` is the prompt as the caller wrote it, if so.
 
     There, special tokens are part of the text if they were written out in it.
@@ -125,7 +125,7 @@ class CompletionLogprobsWriter:
     A character may be spread over several tokens: all of them get the offset at which it stands.
     """
 
-    def __init__(self, text: TextModel, prompt: Sequence[int], echo: Echo, report: TokenReport = PLAIN) -> None:
+    def __init__(self, text: ModelTokenizer, prompt: Sequence[int], echo: Echo, report: TokenReport = PLAIN) -> None:
         self._text, self._echo, self._report = text, echo, report
         self._detokenizer = Detokenizer(text.pieces, prompt)
         self._place = len(echo.text)

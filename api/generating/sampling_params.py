@@ -14,7 +14,7 @@ from motet.api.http.caller import Caller
 from motet.api.schema.requests import AdapterChoice, ChatRequest, CompletionRequest, GenerateRequest
 from motet.core.errors import Forbidden, InvalidRequest
 from motet.core.sampling_params import SamplingParams
-from motet.engine.client.text_model import GenerationDefaults
+from motet.engine.client.tokenizer import GenerationDefaults
 
 DEFAULT_COMPLETION_TOKENS = 16
 MAX_LOGPROBS = 1_000_000

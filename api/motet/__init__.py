@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from motet.core.adapters import AdapterListing, AdapterRef, AdapterSource, ResolvedAdapter
-    from motet.core.blocking import BlockingCalls
+    from motet.core.blocking_calls import BlockingCalls
     from motet.core.chat_templates import ChatTemplate, ChatTemplateFinder, TemplateContext
     from motet.core.errors import (
         AdapterRefused,
@@ -78,7 +78,7 @@ __version__: str
 # Module to the public names that it defines.
 _MODULES = {
     "motet.core.adapters": ("AdapterListing", "AdapterRef", "AdapterSource", "ResolvedAdapter"),
-    "motet.core.blocking": ("BlockingCalls",),
+    "motet.core.blocking_calls": ("BlockingCalls",),
     "motet.core.chat_templates": ("ChatTemplate", "ChatTemplateFinder", "TemplateContext"),
     "motet.core.errors": (
         *("AdapterRefused", "Forbidden", "InvalidRequest", "MotetError", "NotFound", "Overloaded"),

@@ -21,7 +21,7 @@ from motet.api.responses.objects import IncompleteDetails, OutputItem, OutputTex
 from motet.api.responses.requests import Asked
 from motet.api.responses.tools import FlatTools, described
 from motet.api.schema.objects import CallKind
-from motet.engine.client.text_model import TextModel
+from motet.engine.client.tokenizer import ModelTokenizer
 
 Event = tuple[str, dict[str, Any]]
 
@@ -78,7 +78,7 @@ class _Open:
 class ResponseWriter:
     """Puts a response together. Every method returns the events that tell of what it did."""
 
-    def __init__(self, text: TextModel, response: ResponseObject, logprobs: bool, tools: FlatTools) -> None:
+    def __init__(self, text: ModelTokenizer, response: ResponseObject, logprobs: bool, tools: FlatTools) -> None:
         self.response, self._tools = response, tools
         self._model_text, self._logprobs = text, logprobs
         self._items: list[OutputItem] = []

@@ -121,7 +121,7 @@ def _check(arguments: argparse.Namespace) -> None:
         names=(settings.model_name or location.name,),
     )
     request = CheckRequest(msgspec.to_builtins(spec), tuple(found))
-    command = [sys.executable, "-m", "motet.engine.adapters.checker"]
+    command = [sys.executable, "-m", "motet.engine.adapters.check_worker"]
     done = subprocess.run(
         command, input=msgspec.json.encode(request), stdout=subprocess.PIPE, env=public_environment(), check=False
     )

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import msgspec
 
+from motet.core.child_processes import ChildStart
 from motet.core.deployment import Deployment
-from motet.core.lifeline import ChildStart
 from motet.engine.processes.child_process import WatchedProcess, start_child, stop_all
 
 TICK_SECONDS = 0.05

@@ -20,9 +20,9 @@ import zmq
 import zmq.asyncio
 from loguru import logger
 
+from motet.core.child_processes import follow_parent, run_child
 from motet.core.errors import ErrorInfo, MotetError, Unavailable
 from motet.core.heartbeat import SERVING, Heartbeat
-from motet.core.lifeline import follow_parent, run_child
 from motet.core.logs import configure_logging
 from motet.core.messages import CheckConfig, ConfigAccepted, FromLoader, LoaderFailure, ToLoader
 from motet.engine.engine_config import EngineConfig
@@ -56,8 +56,8 @@ class LoaderSpec(msgspec.Struct, frozen=True):
 
 def make_target(spec: LoaderSpec) -> Target:
     """What to prepare adapters for. Raises StartupError."""
+    from motet.engine.adapters.added_tokens import BaseTokens
     from motet.engine.adapters.prepare import Target
-    from motet.engine.adapters.tokens import BaseTokens
     from motet.engine.model_runner import resolve_device, resolve_dtype
     from motet.engine.models.config import read_config
 
@@ -78,7 +78,7 @@ def make_target(spec: LoaderSpec) -> Target:
 
 def limit_memory(target: Target) -> None:
     """Limit this process's memory to what the largest adapters take, so that no file can take the machine's."""
-    from motet.engine.adapters.tensors import largest_adapter
+    from motet.engine.adapters.lora_tensors import largest_adapter
 
     status = Path("/proc/self/status").read_text()
     now = int(status.partition("VmData:")[2].split()[0]) << 10

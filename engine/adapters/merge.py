@@ -15,8 +15,8 @@ from torch import Tensor
 
 from motet.core.errors import AdapterRefused
 from motet.core.messages import LoraEntry
+from motet.engine.adapters.lora_tensors import LoraPair
 from motet.engine.adapters.peft_config import MAX_NUMBER
-from motet.engine.adapters.tensors import LoraPair
 from motet.engine.layers.linear import LinearSpec
 
 

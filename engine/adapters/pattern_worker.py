@@ -9,7 +9,7 @@ import re
 
 import msgspec
 
-from motet.engine.client.subprocess_entry import serve
+from motet.engine.client.subprocess_main import serve
 
 CPU_SECONDS = 5
 """CPU time for one field's patterns; a large model's adapter has hundreds of them, for hundreds of modules."""

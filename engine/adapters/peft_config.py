@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from motet.core import error_codes
-from motet.core.directory_advice import MLX, no_config
+from motet.core.adapter_directory_errors import MLX, no_config
 from motet.core.errors import AdapterRefused
 from motet.core.paths import read_regular
-from motet.engine.adapters.patterns import first_matches
+from motet.engine.adapters.module_patterns import first_matches
 
 T = TypeVar("T")
 

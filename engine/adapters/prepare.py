@@ -15,15 +15,22 @@ from torch import Tensor
 from motet.core.adapter_tokens import AdapterTokens
 from motet.core.errors import AdapterRefused
 from motet.core.messages import MAX_PARTS, AdapterPart, PreparedAdapter
-from motet.engine.adapters.base_name import base_name_warning
-from motet.engine.adapters.base_weights import check_copies
-from motet.engine.adapters.end_tokens import end_tokens
+from motet.engine.adapters.added_tokens import BaseTokens, read_added_tokens
+from motet.engine.adapters.base_model_name import base_model_warning
+from motet.engine.adapters.base_weight_copies import check_copies
+from motet.engine.adapters.eos_tokens import read_eos_token_ids
+from motet.engine.adapters.lora_tensors import (
+    LoraPair,
+    check_magnitudes,
+    check_rank,
+    open_weights,
+    read_pairs,
+    shard_pair,
+)
 from motet.engine.adapters.merge import Merge
 from motet.engine.adapters.peft_config import read_config
 from motet.engine.adapters.prepared_files import find_prepared, write_prepared
 from motet.engine.adapters.tensor_names import read_layout
-from motet.engine.adapters.tensors import LoraPair, check_magnitudes, check_rank, open_weights, read_pairs, shard_pair
-from motet.engine.adapters.tokens import BaseTokens, read_tokens
 from motet.engine.distributed.process_group import ShardGroup
 from motet.engine.models.config import ModelConfig
 
@@ -81,7 +88,7 @@ def prepare_adapter(parts: Sequence[AdapterPart], target: Target) -> PreparedAda
         prepared = _kept(fingerprint, target, "merged") or _built(fingerprint, pairs, target, "merged")
     for entry in prepared.entries:  # the record may be of a server with a higher limit
         check_rank(f"layer {entry.layer}, {entry.module}", entry.rank, target.max_rank)
-    warnings = (base_name_warning(name, target.names) for name in named)
+    warnings = (base_model_warning(name, target.names) for name in named)
     eos, tokens = _text(Path(first.directory), target)
     return msgspec.structs.replace(
         prepared, eos_token_ids=eos, tokens=tokens, warnings=tuple(dict.fromkeys(filter(None, warnings)))
@@ -96,15 +103,15 @@ def check_adapter(directory: Path, target: Target) -> tuple[str, ...]:
     files = _read(directory, target)
     check_magnitudes(files.pairs, target.dtype)
     _text(directory, target)
-    warning = base_name_warning(files.base_model, target.names)
+    warning = base_model_warning(files.base_model, target.names)
     return (warning,) if warning else ()
 
 
 def _text(directory: Path, target: Target) -> tuple[tuple[int, ...], AdapterTokens]:
     """The adapter's own end-of-text ids and tokens."""
     vocab_size = target.model.vocab_size
-    tokens = read_tokens(directory, target.tokens, vocab_size) if target.tokens else AdapterTokens()
-    return end_tokens(directory, vocab_size), tokens
+    tokens = read_added_tokens(directory, target.tokens, vocab_size) if target.tokens else AdapterTokens()
+    return read_eos_token_ids(directory, vocab_size), tokens
 
 
 def _read(directory: Path, target: Target) -> _AdapterFiles:

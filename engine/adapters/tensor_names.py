@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from motet.core.errors import AdapterRefused
-from motet.engine.adapters.name_advice import advice, shown
+from motet.engine.adapters.tensor_name_errors import advice, shown
 from motet.engine.layers.linear import LinearSpec, Part
 from motet.engine.models.config import ModelConfig
 from motet.engine.models.decoder import linear_specs

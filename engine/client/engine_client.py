@@ -36,7 +36,7 @@ from motet.core.messages import (
     TokenEvents,
 )
 from motet.core.models import ModelInfo
-from motet.engine.client.inbox import MAX_TURN, Inbox, Lag
+from motet.engine.client.token_queue import MAX_TOKENS_PER_READ, QueuedBytes, TokenQueue
 
 Answer = TypeVar("Answer")
 
@@ -60,8 +60,8 @@ class EngineClient:
         self._address, self._state_address = address, state_address
         self._context = zmq.asyncio.Context()
         self._encoder = msgspec.msgpack.Encoder()
-        self._inboxes: dict[str, Inbox] = {}
-        self._lags: WeakValueDictionary[str, Lag] = WeakValueDictionary()  # by request, whose sequences hold it
+        self._inboxes: dict[str, TokenQueue] = {}
+        self._lags: WeakValueDictionary[str, QueuedBytes] = WeakValueDictionary()  # by request, whose sequences hold it
         self._vectors: dict[str, asyncio.Future[tuple[float, ...]]] = {}
         self._cancels: dict[str, list[asyncio.Future[int]]] = {}
         self._adapters: dict[str, PreparedAdapter] = {}
@@ -115,7 +115,7 @@ class EngineClient:
         """
         if not self.ready:
             raise Unavailable(f"the engine is not ready: {self.reason}; try again shortly")
-        inbox = Inbox(self._lags.setdefault(request.id.rpartition("-")[0] or request.id, Lag()))
+        inbox = TokenQueue(self._lags.setdefault(request.id.rpartition("-")[0] or request.id, QueuedBytes()))
         self._inboxes[request.id] = inbox
         ended = False
         try:
@@ -127,7 +127,7 @@ class EngineClient:
                     yield tuple(events)
                 if error is not None:
                     raise error
-                if len(events) == MAX_TURN:
+                if len(events) == MAX_TOKENS_PER_READ:
                     await asyncio.sleep(0)
         finally:
             self._inboxes.pop(request.id, None)

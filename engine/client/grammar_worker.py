@@ -15,8 +15,8 @@ from llguidance import LLMatcher
 
 from motet.core.output_formats import GrammarSpec
 from motet.engine.client.llguidance_grammar import LIMITS, grammar_source
-from motet.engine.client.schema_fault import fault_path
-from motet.engine.client.subprocess_entry import serve
+from motet.engine.client.schema_error_path import schema_error_path
+from motet.engine.client.subprocess_main import serve
 
 CPU_SECONDS = 10
 _MEMORY_BYTES = 1 << 30
@@ -43,7 +43,9 @@ def located(spec: GrammarSpec) -> str:
     message = problem(spec)
     if not message or spec.kind != "json_schema" or time.monotonic() - began > QUICK_SECONDS:
         return message
-    path = fault_path(json.loads(spec.text), message, lambda part: problem(GrammarSpec(spec.kind, json.dumps(part))))
+    path = schema_error_path(
+        json.loads(spec.text), message, lambda part: problem(GrammarSpec(spec.kind, json.dumps(part)))
+    )
     return f"{path}\0{message}"
 
 

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 from motet.core.errors import Overloaded, Unavailable
-from motet.engine.client.subprocess_entry import LENGTH_BYTES
+from motet.engine.client.subprocess_main import LENGTH_BYTES
 
 _START_SECONDS = 30.0
 # Somebody else may have held the event loop while the answer lay there: look once more before killing.

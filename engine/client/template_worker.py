@@ -19,7 +19,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from motet.engine.client.subprocess_entry import serve
+from motet.engine.client.subprocess_main import serve
 
 MAX_OUTPUT_BYTES = 4 * 1024 * 1024
 MAX_DEPTH = 64

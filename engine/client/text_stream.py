@@ -14,7 +14,7 @@ import msgspec
 from motet.core.messages import AddRequest, FinishReason, TokenEvent
 from motet.engine.client.detokenizer import Detokenizer
 from motet.engine.client.stop_strings import StopStrings
-from motet.engine.client.text_model import TextModel
+from motet.engine.client.tokenizer import ModelTokenizer
 
 
 class TokenSource(Protocol):
@@ -45,7 +45,7 @@ class TextDelta(msgspec.Struct, frozen=True):
 class _TextBuilder:
     """The text of one sequence so far: what may be shown, and whether it is complete."""
 
-    def __init__(self, text: TextModel, request: AddRequest, stop: Sequence[str], shown: frozenset[int]) -> None:
+    def __init__(self, text: ModelTokenizer, request: AddRequest, stop: Sequence[str], shown: frozenset[int]) -> None:
         self._detokenizer = Detokenizer(text.pieces, request.prompt, shown=shown)
         self._stops = StopStrings(stop)
         # A special token has no text that a stop string could be found in, so that one goes by id.
@@ -88,7 +88,11 @@ class _TextBuilder:
 
 
 async def stream_text(
-    engine: TokenSource, text: TextModel, request: AddRequest, stop: Sequence[str], shown: frozenset[int] = frozenset()
+    engine: TokenSource,
+    text: ModelTokenizer,
+    request: AddRequest,
+    stop: Sequence[str],
+    shown: frozenset[int] = frozenset(),
 ) -> AsyncGenerator[TextDelta, None]:
     """The text of `request` as it comes, up to the first of the strings in `stop` (none of them empty).
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import msgspec
 from loguru import logger
 
+from motet.core.child_processes import REFUSED, ChildStart, refusal
 from motet.core.heartbeat import HeartbeatMonitor
-from motet.core.lifeline import REFUSED, ChildStart, refusal
 from motet.core.startup_failures import ended_at_start
 
 STOP_SECONDS = 0.8

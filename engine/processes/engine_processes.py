@@ -14,8 +14,8 @@ import msgspec
 import zmq
 from loguru import logger
 
+from motet.core.child_processes import REFUSED, ChildStart, refusal
 from motet.core.heartbeat import HeartbeatMonitor
-from motet.core.lifeline import REFUSED, ChildStart, refusal
 from motet.core.messages import EngineState
 from motet.core.paths import cache_directory
 from motet.core.run_directory import RunDirectory

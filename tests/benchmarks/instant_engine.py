@@ -26,7 +26,7 @@ from motet.core.messages import (
     TokenEvents,
 )
 from motet.core.models import ModelInfo
-from motet.engine.client.text_model import TextModel
+from motet.engine.client.tokenizer import ModelTokenizer
 
 CONTEXT = 8192
 SAID = " the sea is wide and the wind is fair, and so we sail on for another day"
@@ -51,7 +51,7 @@ class InstantEngine:
         self._socket.bind(f"ipc://{run_directory}/engine")
         self._state = context.socket(zmq.PUB)
         self._state.bind(f"ipc://{run_directory}/state")
-        text = TextModel(Path(model_directory))
+        text = ModelTokenizer(Path(model_directory))
         self._model = ModelInfo("instant", "Instant", model_directory, text.vocab_size, CONTEXT, "float32", 1, ())
         self._tokens = text.encode(SAID, add_special_tokens=False)
         self._decode = msgspec.msgpack.Decoder(ToEngine).decode

@@ -12,7 +12,7 @@ from support.peft_oracle import Oracle
 from motet.core.messages import PreparedAdapter
 from motet.core.sampling_params import SamplingParams
 from motet.core.settings import Settings
-from motet.engine.client.text_model import TextModel
+from motet.engine.client.tokenizer import ModelTokenizer
 from motet.engine.llm import Engine
 
 DEMO = Path(__file__).parents[2] / "plugins" / "demo" / "adapters"
@@ -23,7 +23,7 @@ QUESTION = "<|im_start|>user\nWhere does the rain come from?<|im_end|>\n<|im_sta
 
 @pytest.mark.parametrize("shards", TOKENS)
 def test_demo_adapters_equal_peft(shards: int, smollm2_directory: Path) -> None:
-    prompt = TextModel(smollm2_directory).encode(QUESTION, add_special_tokens=False)
+    prompt = ModelTokenizer(smollm2_directory).encode(QUESTION, add_special_tokens=False)
     params = SamplingParams(max_tokens=TOKENS[shards], temperature=0.0, logprobs=0)
 
     async def complete(engine: Engine, adapter: PreparedAdapter | None) -> list[Scored]:

@@ -33,9 +33,9 @@ from motet.core.messages import (
 from motet.core.models import ModelInfo
 from motet.core.plugin_registry import PluginRegistry
 from motet.core.settings import Settings
-from motet.engine.adapters.tokens import BaseTokens, read_tokens
+from motet.engine.adapters.added_tokens import BaseTokens, read_added_tokens
 from motet.engine.client.template_renderer import TemplateRenderer
-from motet.engine.client.text_model import TextModel
+from motet.engine.client.tokenizer import ModelTokenizer
 
 CONTEXT = 2048
 PLUGINS = ("chat_templates", "output_formats", "tool_parsers.hermes", "tool_parsers.llama3_json")
@@ -66,7 +66,7 @@ Script = Callable[[AddRequest], str]
 class ScriptedEngine:
     """Says `script(request)`, one byte a step, so many of them at once; remembers what it was asked and what runs."""
 
-    text: TextModel
+    text: ModelTokenizer
     model: ModelInfo | None
     script: Script = lambda request: "Hello!"
     step_seconds: float = 0.0
@@ -195,7 +195,7 @@ class ScriptedLoader:
             raise AdapterRefused("adapter_config.json: use_qalora is not supported", param="model")
         weighted = [n if p.weight == 1 else f"{n}*{p.weight:g}" for n, p in zip(names, parts, strict=True)]
         name = "+".join(weighted)
-        tokens = read_tokens(Path(parts[0].directory), self.base, self.vocab_size)
+        tokens = read_added_tokens(Path(parts[0].directory), self.base, self.vocab_size)
         return PreparedAdapter(name, f"print-of-{name}", (), (), 0, eos_token_ids=(7,), tokens=tokens)
 
 
@@ -215,7 +215,7 @@ async def scripted_api(
     """A whole API process around a scripted engine; `root` is an empty directory."""
     (root / "model").mkdir(parents=True)
     directory = write_model(root / "model", template)
-    text = TextModel(directory)
+    text = ModelTokenizer(directory)
     model = ModelInfo("tiny", "Tiny", str(directory), text.vocab_size, CONTEXT, "float32", 1, (), hidden_size=4)
     engine = ScriptedEngine(text, model)
     plugins = PluginRegistry.load(map("motet.plugins.{}".format, PLUGINS), installed=False)

@@ -11,7 +11,7 @@ from motet.api.schema.parsing import parse_chat, parse_completion
 from motet.api.schema.requests import ChatRequest, CompletionRequest
 from motet.core.errors import ContextExceeded, InvalidRequest
 from motet.core.sampling_params import SamplingParams
-from motet.engine.client.text_model import GenerationDefaults
+from motet.engine.client.tokenizer import GenerationDefaults
 
 RECOMMENDED = GenerationDefaults(temperature=0.2, top_p=0.9, top_k=20, min_p=0.1, repetition_penalty=1.1)
 

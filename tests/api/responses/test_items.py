@@ -11,7 +11,7 @@ from support.responses_calls import CALL, RESPONSES, WEATHER, events_of
 
 from motet.api.responses.items import chat_messages, input_items
 from motet.api.responses.tools import FlatTools
-from motet.engine.client.text_model import GenerationDefaults
+from motet.engine.client.tokenizer import GenerationDefaults
 
 CALLED: dict[str, Any] = {"type": "function_call", "call_id": "c", "name": "weather", "arguments": "{}"}
 RESULT: dict[str, Any] = {"type": "function_call_output", "call_id": "c", "output": "wet"}

@@ -19,7 +19,7 @@ from peft.utils.other import get_pattern_key
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from motet.core.errors import AdapterRefused
-from motet.engine.adapters import patterns
+from motet.engine.adapters import module_patterns
 from motet.engine.adapters.peft_config import (
     HONOURED,
     NEUTRAL,
@@ -308,14 +308,14 @@ def test_a_pattern_that_takes_all_memory_is_refused(field: str) -> None:
 
 
 def test_a_pattern_that_never_ends_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patterns, "_SECONDS", 0.5)
-    patterns._matcher.cache_clear()  # the next worker has the shorter time
+    monkeypatch.setattr(module_patterns, "_SECONDS", 0.5)
+    module_patterns._matcher.cache_clear()  # the next worker has the shorter time
     ours = pattern_config("target_modules", "(a|b|c|..|.)+(?<!.)")
     try:
         with pytest.raises(AdapterRefused, match="target_modules") as caught:
             ours.modules(MODULES)
     finally:
-        patterns._matcher.cache_clear()
+        module_patterns._matcher.cache_clear()
     assert caught.value.param == "target_modules"
     assert pattern_config("target_modules", ".*q_proj").modules(MODULES), "the next one finds a fresh worker"
 

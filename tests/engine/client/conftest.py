@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from motet.engine.client.text_model import TextModel
+from motet.engine.client.tokenizer import ModelTokenizer
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CORPUS = ["Hello world, hello there! The quick brown fox.", "naïve café über 中文字符 in the world", "a  b   c"] * 20
 
-Save = Callable[[Tokenizer], TextModel]
+Save = Callable[[Tokenizer], ModelTokenizer]
 
 
 @pytest.fixture(scope="session")
@@ -34,18 +34,18 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def smollm2(model_directory: Path) -> TextModel:
-    return TextModel(model_directory)
+def smollm2(model_directory: Path) -> ModelTokenizer:
+    return ModelTokenizer(model_directory)
 
 
 @pytest.fixture(scope="session")
 def save(tmp_path_factory: pytest.TempPathFactory) -> Save:
-    """Write a tokenizer into a directory of its own and read it back as a TextModel."""
+    """Write a tokenizer into a directory of its own and read it back as a ModelTokenizer."""
 
-    def write(tokenizer: Tokenizer) -> TextModel:
+    def write(tokenizer: Tokenizer) -> ModelTokenizer:
         directory = tmp_path_factory.mktemp("tokenizer")
         tokenizer.save(str(directory / "tokenizer.json"))
-        return TextModel(directory)
+        return ModelTokenizer(directory)
 
     return write
 
@@ -83,10 +83,10 @@ def metaspace_tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def byte_fallback(save: Save) -> TextModel:
+def byte_fallback(save: Save) -> ModelTokenizer:
     return save(byte_fallback_tokenizer())
 
 
 @pytest.fixture(scope="session")
-def metaspace(save: Save) -> TextModel:
+def metaspace(save: Save) -> ModelTokenizer:
     return save(metaspace_tokenizer())

@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from motet.core.adapter_tokens import AdapterTokens, AddedToken
 from motet.core.errors import AdapterRefused
-from motet.engine.adapters.tokens import FILES, BaseTokens, read_tokens
-from motet.engine.client.text_model import TextModel
+from motet.engine.adapters.added_tokens import FILES, BaseTokens, read_added_tokens
+from motet.engine.client.tokenizer import ModelTokenizer
 
 VOCAB = 49_152
 USERS = {5: "<|user|>", 6: "<|assistant|>"}
@@ -40,18 +40,18 @@ def tiny(tmp_path: Path) -> Path:
 
 def refusal(directory: Path, base: Path, vocab_size: int = 300) -> str:
     with pytest.raises(AdapterRefused) as caught:
-        read_tokens(directory, BaseTokens(base), vocab_size)
+        read_added_tokens(directory, BaseTokens(base), vocab_size)
     return caught.value.message
 
 
 def test_prompts_are_those_of_transformers(
-    tmp_path: Path, model_directory: Path, base: BaseTokens, smollm2: TextModel
+    tmp_path: Path, model_directory: Path, base: BaseTokens, smollm2: ModelTokenizer
 ) -> None:
     directory = write_renamed(model_directory, tmp_path / "adapter", USERS)
     theirs = PreTrainedTokenizerFast.from_pretrained(directory)
     messages = [{"role": "user", "content": "hi there"}]
     prompt = theirs.apply_chat_template(messages, chat_template=TEMPLATE, add_generation_prompt=True, tokenize=False)
-    ours = smollm2.for_adapter(read_tokens(directory, base, VOCAB))
+    ours = smollm2.for_adapter(read_added_tokens(directory, base, VOCAB))
     assert ours.encode(prompt, add_special_tokens=False) == [5, 6004, 665, 6]
     for text in (prompt, "<file_sep> is <|user|>s <|im_end|>", "a<|assistant|>\n b", "no token é 🙂", ""):
         ids = ours.encode(text, add_special_tokens=False)
@@ -78,7 +78,7 @@ def test_any_renaming_beyond_the_vocabulary(tmp_path: Path, tiny: Path, names: d
         return  # a name twice is refused, below
     directory = write_renamed(tiny, tmp_path / "adapter", names)
     theirs = PreTrainedTokenizerFast(tokenizer_file=str(directory / "tokenizer.json"))
-    ours = TextModel(tiny).for_adapter(read_tokens(directory, BaseTokens(tiny), 300))
+    ours = ModelTokenizer(tiny).for_adapter(read_added_tokens(directory, BaseTokens(tiny), 300))
     text += "".join(names.values()) + text
     ids = ours.encode(text, add_special_tokens=False)
     assert ids == theirs.encode(text, add_special_tokens=False)
@@ -90,7 +90,7 @@ def test_a_token_beyond_the_models_vocabulary_is_refused(
 ) -> None:
     directory = write_renamed(model_directory, tmp_path / "adapter", {VOCAB: "<|tool|>"})
     assert "'<|tool|>' with id 49152" in refusal(directory, model_directory, VOCAB)
-    assert read_tokens(directory, base, VOCAB + 1).added[0].content == "<|tool|>"
+    assert read_added_tokens(directory, base, VOCAB + 1).added[0].content == "<|tool|>"
     listed = write_config(model_directory, tmp_path / "b", added_tokens_decoder={str(VOCAB): {"content": "<x>"}})
     assert "'<x>' with id 49152" in refusal(listed, model_directory, VOCAB)
     (tmp_path / "c").mkdir()
@@ -100,20 +100,20 @@ def test_a_token_beyond_the_models_vocabulary_is_refused(
 
 def test_padding_beyond_the_vocabulary_does_no_harm(tmp_path: Path, tiny: Path) -> None:
     directory = write_renamed(tiny, tmp_path / "adapter", {258: "[PAD]"}, {"pad_token": "[PAD]"})
-    assert read_tokens(directory, BaseTokens(tiny), 258) == AdapterTokens()
+    assert read_added_tokens(directory, BaseTokens(tiny), 258) == AdapterTokens()
 
 
 def test_the_bases_own_tokens_are_no_difference(tmp_path: Path, tiny: Path) -> None:
     base = BaseTokens(tiny)
     (tmp_path / "none").mkdir()
-    assert read_tokens(tmp_path / "none", base, 258) == AdapterTokens()
+    assert read_added_tokens(tmp_path / "none", base, 258) == AdapterTokens()
     same = write_renamed(tiny, tmp_path / "same", {})
-    assert read_tokens(same, base, 258) == AdapterTokens()
+    assert read_added_tokens(same, base, 258) == AdapterTokens()
     file = json.loads((same / "tokenizer.json").read_bytes())
     file["added_tokens"] = file["added_tokens"][1:]  # fewer
     (same / "tokenizer.json").write_text(json.dumps(file))
-    assert read_tokens(same, base, 258) == AdapterTokens()
-    text = TextModel(tiny)
+    assert read_added_tokens(same, base, 258) == AdapterTokens()
+    text = ModelTokenizer(tiny)
     assert text.for_adapter(AdapterTokens()) is text
 
 
@@ -121,21 +121,21 @@ def test_names_without_a_tokenizer_file(tmp_path: Path, tiny: Path) -> None:
     directory = write_config(
         tiny, tmp_path / "a", added_tokens_decoder={"256": {"content": "<|user|>", "special": True}}
     )
-    tokens = read_tokens(directory, BaseTokens(tiny), 258)
+    tokens = read_added_tokens(directory, BaseTokens(tiny), 258)
     assert tokens == AdapterTokens((AddedToken(256, "<|user|>", special=True),))
-    assert TextModel(tiny).for_adapter(tokens).encode("a<|user|>", add_special_tokens=False)[1:] == [256]
+    assert ModelTokenizer(tiny).for_adapter(tokens).encode("a<|user|>", add_special_tokens=False)[1:] == [256]
 
 
 def test_special_tokens_of_its_own(tmp_path: Path, tiny: Path) -> None:
-    base, text = BaseTokens(tiny), TextModel(tiny)
+    base, text = BaseTokens(tiny), ModelTokenizer(tiny)
     ended = write_config(tiny, tmp_path / "a", eos_token={"content": "<|im_start|>"}, bos_token=None)
-    mine = text.for_adapter(read_tokens(ended, base, 258))
+    mine = text.for_adapter(read_added_tokens(ended, base, 258))
     assert mine.special_tokens == {"eos_token": "<|im_start|>"}
     assert mine.eos_token_ids == (257, 256)
     renamed = write_renamed(tiny, tmp_path / "b", {256: "<|end|>"}, {"eos_token": "<|end|>"})
-    assert text.for_adapter(read_tokens(renamed, base, 258)).eos_token_ids == (257, 256)
+    assert text.for_adapter(read_added_tokens(renamed, base, 258)).eos_token_ids == (257, 256)
     unknown = write_config(tiny, tmp_path / "c", eos_token="</s>")
-    assert read_tokens(unknown, base, 258) == AdapterTokens()
+    assert read_added_tokens(unknown, base, 258) == AdapterTokens()
 
 
 def test_what_cannot_be_used_is_named(tmp_path: Path, tiny: Path) -> None:

@@ -15,8 +15,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from motet.api.generating.logprobs import echo_offsets
 from motet.core.errors import StartupError
 from motet.engine.client.detokenizer import Detokenizer
-from motet.engine.client.text_model import TextModel
 from motet.engine.client.token_bytes import read_decoding
+from motet.engine.client.tokenizer import ModelTokenizer
 
 SAMPLES = [
     "😀👩‍👩‍👧‍👦🏳️‍🌈",
@@ -36,14 +36,14 @@ def reference(directory: Path) -> Tokenizer:
     return Tokenizer.from_file(str(directory / "tokenizer.json"))
 
 
-def deltas(text: TextModel, ids: list[int], prompt: list[int] | None = None) -> list[str]:
+def deltas(text: ModelTokenizer, ids: list[int], prompt: list[int] | None = None) -> list[str]:
     detokenizer = Detokenizer(text.pieces, prompt or [])
     return [*map(detokenizer.push, ids), detokenizer.flush()]
 
 
 @settings(max_examples=200, deadline=None)
 @given(text=TEXTS)
-def test_byte_level_text_comes_back_whole(smollm2: TextModel, model_directory: Path, text: str) -> None:
+def test_byte_level_text_comes_back_whole(smollm2: ModelTokenizer, model_directory: Path, text: str) -> None:
     ids = smollm2.encode(text, add_special_tokens=False)
     parts = deltas(smollm2, ids)
     assert "".join(parts) == reference(model_directory).decode(ids)
@@ -52,7 +52,7 @@ def test_byte_level_text_comes_back_whole(smollm2: TextModel, model_directory: P
         assert "\ufffd" in text or not any("\ufffd" in part for part in parts)
 
 
-def test_no_character_is_ever_shown_in_halves(smollm2: TextModel) -> None:
+def test_no_character_is_ever_shown_in_halves(smollm2: ModelTokenizer) -> None:
     text = "".join(SAMPLES)
     parts = deltas(smollm2, smollm2.encode(text, add_special_tokens=False))
     assert "".join(parts) == text
@@ -61,7 +61,7 @@ def test_no_character_is_ever_shown_in_halves(smollm2: TextModel) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(ids=st.lists(st.integers(0, 49_151), max_size=40))
-def test_any_ids_decode_like_the_tokenizer(smollm2: TextModel, model_directory: Path, ids: list[int]) -> None:
+def test_any_ids_decode_like_the_tokenizer(smollm2: ModelTokenizer, model_directory: Path, ids: list[int]) -> None:
     """Invalid UTF-8 and special tokens too: the library's decode of the whole is the reference."""
     tokenizer = reference(model_directory)
     assert "".join(deltas(smollm2, ids)) == tokenizer.decode(ids, skip_special_tokens=True)
@@ -70,7 +70,7 @@ def test_any_ids_decode_like_the_tokenizer(smollm2: TextModel, model_directory: 
 
 @settings(max_examples=200, deadline=None)
 @given(text=TEXTS)
-def test_byte_fallback_decodes_like_the_tokenizer(byte_fallback: TextModel, text: str) -> None:
+def test_byte_fallback_decodes_like_the_tokenizer(byte_fallback: ModelTokenizer, text: str) -> None:
     ids = byte_fallback.encode(text, add_special_tokens=False)
     parts = deltas(byte_fallback, ids)
     assert "".join(parts) == byte_fallback._tokenizer.decode(ids)
@@ -79,44 +79,44 @@ def test_byte_fallback_decodes_like_the_tokenizer(byte_fallback: TextModel, text
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
-def test_metaspace_decodes_like_the_tokenizer(metaspace: TextModel, data: st.DataObject) -> None:
+def test_metaspace_decodes_like_the_tokenizer(metaspace: ModelTokenizer, data: st.DataObject) -> None:
     ids = data.draw(st.lists(st.integers(0, metaspace.vocab_size - 1), max_size=12))
     assert "".join(deltas(metaspace, ids)) == metaspace._tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize("kind", ["byte_fallback", "metaspace", "smollm2"])
 def test_a_continuation_keeps_its_leading_space(kind: str, request: pytest.FixtureRequest) -> None:
-    text: TextModel = request.getfixturevalue(kind)
+    text: ModelTokenizer = request.getfixturevalue(kind)
     ids = text.encode("Hello world there", add_special_tokens=False)
     for cut in range(len(ids) + 1):
         prompt, answer = ids[:cut], ids[cut:]
         assert text.decode(prompt) + "".join(deltas(text, answer, prompt)) == "Hello world there"
 
 
-def test_special_tokens_before_the_text_do_not_count_as_text(byte_fallback: TextModel) -> None:
+def test_special_tokens_before_the_text_do_not_count_as_text(byte_fallback: ModelTokenizer) -> None:
     ids = byte_fallback.encode("Hello", add_special_tokens=False)
     assert "".join(deltas(byte_fallback, ids, prompt=[1])) == "Hello"
     assert byte_fallback.decode([1, *ids], skip_special_tokens=False) == "<s> Hello"
     assert byte_fallback.decode([1, *ids]) == "Hello"
 
 
-def test_a_character_that_the_prompt_began_is_finished(smollm2: TextModel) -> None:
+def test_a_character_that_the_prompt_began_is_finished(smollm2: ModelTokenizer) -> None:
     ids = smollm2.encode("🦜", add_special_tokens=False)
     assert len(ids) > 1, "the test needs a character of several tokens"
     assert "".join(deltas(smollm2, ids[1:], prompt=ids[:1])) == "🦜"
 
 
-def test_an_unfinished_character_is_flushed_as_one_replacement(smollm2: TextModel) -> None:
+def test_an_unfinished_character_is_flushed_as_one_replacement(smollm2: ModelTokenizer) -> None:
     ids = smollm2.encode("ok🦜", add_special_tokens=False)[:-1]
     *parts, last = deltas(smollm2, ids)
     assert ("".join(parts), last) == ("ok", "\ufffd")
 
 
-def test_special_and_unknown_ids_have_no_text(smollm2: TextModel) -> None:
+def test_special_and_unknown_ids_have_no_text(smollm2: ModelTokenizer) -> None:
     assert deltas(smollm2, [*smollm2.eos_token_ids, 10**6, -1]) == ["", "", "", ""]
 
 
-def test_endless_invalid_bytes_cost_the_same_for_every_token(smollm2: TextModel) -> None:
+def test_endless_invalid_bytes_cost_the_same_for_every_token(smollm2: ModelTokenizer) -> None:
     invalid = next(i for i in range(smollm2.vocab_size) if smollm2.token_bytes(i) == b"\xa9")
     started = time.perf_counter()
     parts = deltas(smollm2, [invalid] * 50_000)
@@ -124,7 +124,7 @@ def test_endless_invalid_bytes_cost_the_same_for_every_token(smollm2: TextModel)
     assert time.perf_counter() - started < 2  # the quadratic way needs minutes
 
 
-def test_token_bytes_add_up_to_the_text(smollm2: TextModel, byte_fallback: TextModel) -> None:
+def test_token_bytes_add_up_to_the_text(smollm2: ModelTokenizer, byte_fallback: ModelTokenizer) -> None:
     text = "naïve 中 😀"
     for model, whole in ((smollm2, text), (byte_fallback, f" {text}")):
         ids = model.encode(text, add_special_tokens=False)
@@ -150,7 +150,7 @@ def test_a_decoder_that_we_do_not_know_is_refused(decoder: dict[str, object] | N
 @pytest.mark.parametrize("family", ["smollm2", "byte_fallback", "metaspace"])
 def test_the_places_of_a_prompt_s_tokens_are_in_its_text(family: str, request: pytest.FixtureRequest) -> None:
     """Completions report them as `text_offset`."""
-    text: TextModel = request.getfixturevalue(family)
+    text: ModelTokenizer = request.getfixturevalue(family)
     for words in ("Hello world", " Hello", "Hello é🦜!"):
         ids = text.encode(words, add_special_tokens=True)
         offsets = echo_offsets(text, ids, None)
@@ -160,7 +160,7 @@ def test_the_places_of_a_prompt_s_tokens_are_in_its_text(family: str, request: p
             assert len(text.decode(ids[:place], goes_on=True)) == start
 
 
-def test_places_are_in_the_text_as_it_was_written(save: Callable[[Tokenizer], TextModel]) -> None:
+def test_places_are_in_the_text_as_it_was_written(save: Callable[[Tokenizer], ModelTokenizer]) -> None:
     """Some tokenizers put an accent and its letter together before they begin."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={letter: n for n, letter in enumerate(alphabet)}, merges=[]))

@@ -26,9 +26,9 @@ from motet.core.messages import (
 )
 from motet.core.models import ModelInfo
 from motet.core.sampling_params import SamplingParams
-from motet.engine.client import inbox
+from motet.engine.client import token_queue
 from motet.engine.client.engine_client import EngineClient
-from motet.engine.client.inbox import MAX_LAG, MAX_TURN
+from motet.engine.client.token_queue import MAX_QUEUED_TOKENS, MAX_TOKENS_PER_READ
 
 MODEL = ModelInfo("tiny", "llama", "/nowhere", 259, 256, "float32", 1, (2,))
 decode = msgspec.msgpack.Decoder(ToEngine).decode
@@ -112,7 +112,7 @@ def test_tokens_come_singly_to_who_keeps_up_and_at_once_to_who_does_not(tmp_path
                 await rank.say(TokenEvents((TokenEvent("other", 5),)))
                 await waiting
             rest = [[event.token for event in batch] async for batch in batches]
-        assert rest == [list(range(1, MAX_TURN + 1)), list(range(MAX_TURN + 1, 100))]
+        assert rest == [list(range(1, MAX_TOKENS_PER_READ + 1)), list(range(MAX_TOKENS_PER_READ + 1, 100))]
 
     talk(tmp_path, scenario)
 
@@ -139,12 +139,12 @@ def test_what_came_before_a_failure_is_told_first(tmp_path: Path) -> None:
 def test_who_reads_too_slowly_is_stopped_and_keeps_nothing_more_waiting(tmp_path: Path) -> None:
     async def scenario(client: EngineClient, rank: Rank) -> None:
         async with begun(client, rank) as batches:
-            await rank.say(tokens(range(MAX_LAG + 1)))
+            await rank.say(tokens(range(MAX_QUEUED_TOKENS + 1)))
             assert await rank.hear() == AbortRequest("r")
             await rank.say(tokens(range(1000)))  # were on their way
             assert await rank.hear() == AbortRequest("r")
-            kept = [await anext(batches) for _ in range(MAX_LAG // MAX_TURN + 1)]
-            assert sum(map(len, kept)) == MAX_LAG + 1
+            kept = [await anext(batches) for _ in range(MAX_QUEUED_TOKENS // MAX_TOKENS_PER_READ + 1)]
+            assert sum(map(len, kept)) == MAX_QUEUED_TOKENS + 1
             with pytest.raises(Overloaded, match="not read fast enough"):
                 await anext(batches)
 
@@ -164,7 +164,7 @@ def test_the_sequences_of_a_request_share_the_memory_of_waiting_tokens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With logprobs a token takes many times the memory of one without, and a request may have many sequences."""
-    monkeypatch.setattr(inbox, "MAX_LAG_BYTES", 300_000)
+    monkeypatch.setattr(token_queue, "MAX_QUEUED_BYTES", 300_000)
     top = tuple((token, -1.0) for token in range(20))  # 2700 bytes by the estimate
 
     async def scenario(client: EngineClient, rank: Rank) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from motet.core.chat_templates import ChatTemplate
 from motet.core.errors import InvalidRequest, MotetError, Unavailable
-from motet.engine.client.subprocess_entry import LENGTH_BYTES
+from motet.engine.client.subprocess_main import LENGTH_BYTES
 from motet.engine.client.template_renderer import TemplateRenderer
 from motet.engine.client.template_worker import Render
 from motet.plugins.chat_templates import template_in

@@ -14,8 +14,8 @@ from msgspec.structs import replace
 from motet.core.errors import Unavailable
 from motet.core.messages import AddRequest, FinishReason, TokenEvent
 from motet.core.sampling_params import SamplingParams
-from motet.engine.client.text_model import TextModel
 from motet.engine.client.text_stream import TextDelta, stream_text
+from motet.engine.client.tokenizer import ModelTokenizer
 
 EOS = 2
 
@@ -50,7 +50,7 @@ def request(**params: object) -> AddRequest:
 
 
 def stream(
-    engine: Script, text: TextModel, stop: Sequence[str] = (), submit: AddRequest | None = None
+    engine: Script, text: ModelTokenizer, stop: Sequence[str] = (), submit: AddRequest | None = None
 ) -> list[TextDelta]:
     async def collect() -> list[TextDelta]:
         return [delta async for delta in stream_text(engine, text, submit or request(), stop)]
@@ -58,7 +58,7 @@ def stream(
     return asyncio.run(collect())
 
 
-def ids_of(text: TextModel, words: str) -> list[int]:
+def ids_of(text: ModelTokenizer, words: str) -> list[int]:
     return text.encode(words, add_special_tokens=False)
 
 
@@ -73,7 +73,7 @@ def check_shape(deltas: list[TextDelta], sent: Sequence[TokenEvent]) -> None:
     assert deltas[-1].finish_reason is not None
 
 
-def test_eos_is_counted_and_has_no_text(smollm2: TextModel) -> None:
+def test_eos_is_counted_and_has_no_text(smollm2: ModelTokenizer) -> None:
     engine = Script(events([*ids_of(smollm2, "Ahoy, matey!"), EOS], "stop", EOS))
     deltas = stream(engine, smollm2)
     check_shape(deltas, engine.events)
@@ -81,19 +81,19 @@ def test_eos_is_counted_and_has_no_text(smollm2: TextModel) -> None:
     assert (deltas[-1].finish_reason, deltas[-1].stop_reason) == ("stop", None)
 
 
-def test_a_stop_token_of_the_request_has_no_text_and_is_named(smollm2: TextModel) -> None:
+def test_a_stop_token_of_the_request_has_no_text_and_is_named(smollm2: ModelTokenizer) -> None:
     *_, last = ids = ids_of(smollm2, "one two three")
     deltas = stream(Script(events(ids, "stop", last)), smollm2, submit=request(stop_token_ids=(last,)))
     assert shown(deltas) == "one two"
     assert (deltas[-1].finish_reason, deltas[-1].stop_reason) == ("stop", last)
 
 
-def test_an_eos_that_is_ignored_and_asked_for_as_a_stop_token_is_named(smollm2: TextModel) -> None:
+def test_an_eos_that_is_ignored_and_asked_for_as_a_stop_token_is_named(smollm2: ModelTokenizer) -> None:
     submit = request(stop_token_ids=(EOS,), ignore_eos=True)
     assert stream(Script(events([EOS], "stop", EOS)), smollm2, submit=submit)[-1].stop_reason == EOS
 
 
-def test_special_tokens_never_leak(smollm2: TextModel) -> None:
+def test_special_tokens_never_leak(smollm2: ModelTokenizer) -> None:
     hello = ids_of(smollm2, "Hello")
     engine = Script(events([1, *hello, EOS, 1, *hello]))
     deltas = stream(engine, smollm2)
@@ -101,7 +101,7 @@ def test_special_tokens_never_leak(smollm2: TextModel) -> None:
     assert shown(deltas) == "HelloHello"
 
 
-def test_a_character_over_several_tokens_comes_whole(smollm2: TextModel) -> None:
+def test_a_character_over_several_tokens_comes_whole(smollm2: ModelTokenizer) -> None:
     engine = Script(events(ids_of(smollm2, "a🦜b")))
     deltas = stream(engine, smollm2)
     check_shape(deltas, engine.events)
@@ -109,7 +109,7 @@ def test_a_character_over_several_tokens_comes_whole(smollm2: TextModel) -> None
     assert len(deltas[1].tokens) > 1
 
 
-def test_an_unfinished_character_is_not_shown_at_the_end(smollm2: TextModel) -> None:
+def test_an_unfinished_character_is_not_shown_at_the_end(smollm2: ModelTokenizer) -> None:
     engine = Script(events(ids_of(smollm2, "a🦜")[:-1]))
     deltas = stream(engine, smollm2)
     check_shape(deltas, engine.events)
@@ -117,7 +117,7 @@ def test_an_unfinished_character_is_not_shown_at_the_end(smollm2: TextModel) -> 
 
 
 @pytest.mark.parametrize("stop", ["world", "lo wor", "or", "Hello", " wor", "!"])
-def test_a_stop_string_ends_text_and_engine(smollm2: TextModel, stop: str) -> None:
+def test_a_stop_string_ends_text_and_engine(smollm2: ModelTokenizer, stop: str) -> None:
     engine = Script(events(ids_of(smollm2, "Hello world! And so on, and so on.")))
     deltas = stream(engine, smollm2, [stop, "never said"])
     assert shown(deltas) == "Hello world! And".split(stop)[0]
@@ -139,7 +139,7 @@ def test_a_stop_string_ends_text_and_engine(smollm2: TextModel, stop: str) -> No
     ],
 )
 def test_tokens_that_say_a_stop_string_alone_are_counted(
-    smollm2: TextModel, words: list[str], stop: str, cut: int
+    smollm2: ModelTokenizer, words: list[str], stop: str, cut: int
 ) -> None:
     ids = [id for word in words for id in ids_of(smollm2, word)]
     for at_once in (1, 9):
@@ -147,14 +147,14 @@ def test_tokens_that_say_a_stop_string_alone_are_counted(
         assert [delta.cut for delta in deltas] == [*[0] * (len(deltas) - 1), cut]
 
 
-def test_text_that_was_held_back_comes_with_a_token(smollm2: TextModel) -> None:
+def test_text_that_was_held_back_comes_with_a_token(smollm2: ModelTokenizer) -> None:
     for words, tokens, cut in ((["a", "b", "cd"], 2, 1), (["ab", "cd"], 1, 0)):
         ids = [id for word in words for id in ids_of(smollm2, word)]
         [first, last] = stream(Script(events(ids)), smollm2, ["bcx", "cd"])
         assert (first.text, last.text, len(last.tokens), last.cut) == ("a", "b", tokens, cut)
 
 
-def test_the_engine_is_told_before_the_client_has_read_the_last_delta(smollm2: TextModel) -> None:
+def test_the_engine_is_told_before_the_client_has_read_the_last_delta(smollm2: ModelTokenizer) -> None:
     engine = Script(events(ids_of(smollm2, "one two three")))
 
     async def first() -> bool:
@@ -167,33 +167,33 @@ def test_the_engine_is_told_before_the_client_has_read_the_last_delta(smollm2: T
     assert asyncio.run(first())
 
 
-def test_a_stop_string_in_the_last_token_beats_length(smollm2: TextModel) -> None:
+def test_a_stop_string_in_the_last_token_beats_length(smollm2: ModelTokenizer) -> None:
     deltas = stream(Script(events(ids_of(smollm2, "one two"))), smollm2, ["two"])
     assert (shown(deltas), deltas[-1].finish_reason, deltas[-1].stop_reason) == ("one ", "stop", "two")
 
 
-def test_what_was_held_back_is_released_at_the_end(smollm2: TextModel) -> None:
+def test_what_was_held_back_is_released_at_the_end(smollm2: ModelTokenizer) -> None:
     for finish, stop_id, tail in (("length", None, []), ("stop", EOS, [EOS])):
         script = Script(events([*ids_of(smollm2, "one two"), *tail], finish, stop_id))  # type: ignore[arg-type]
         deltas = stream(script, smollm2, ["two three"])
         assert (shown(deltas), deltas[-1].finish_reason) == ("one two", finish)
 
 
-def test_stop_strings_before_min_tokens_do_not_count(smollm2: TextModel) -> None:
+def test_stop_strings_before_min_tokens_do_not_count(smollm2: ModelTokenizer) -> None:
     ids = ids_of(smollm2, "no no no no")
     assert len(ids) == 4
     deltas = stream(Script(events(ids)), smollm2, ["no"], request(min_tokens=3))
     assert (shown(deltas), len([e for d in deltas for e in d.tokens])) == ("no no ", 3)
 
 
-def test_a_special_token_can_be_a_stop_string(smollm2: TextModel) -> None:
+def test_a_special_token_can_be_a_stop_string(smollm2: ModelTokenizer) -> None:
     engine = Script(events([*ids_of(smollm2, "Hi"), 0, *ids_of(smollm2, "there")]))
     deltas = stream(engine, smollm2, ["<|endoftext|>"])
     assert (shown(deltas), deltas[-1].stop_reason, engine.sent) == ("Hi", "<|endoftext|>", 2)
     assert engine.closed
 
 
-def test_closing_the_stream_closes_the_engine(smollm2: TextModel) -> None:
+def test_closing_the_stream_closes_the_engine(smollm2: ModelTokenizer) -> None:
     engine = Script(events(ids_of(smollm2, "one two three")))
 
     async def leave() -> None:
@@ -208,7 +208,7 @@ def test_closing_the_stream_closes_the_engine(smollm2: TextModel) -> None:
 
 @pytest.mark.parametrize("stop", [(), ("four",), ("never",), ("four five",)])
 def test_tokens_that_come_at_once_say_the_same_and_whether_more_is_there(
-    smollm2: TextModel, stop: tuple[str, ...]
+    smollm2: ModelTokenizer, stop: tuple[str, ...]
 ) -> None:
     said = events(ids_of(smollm2, "one two three four ☃ five, and six"))
     singly = stream(Script(said), smollm2, stop)
@@ -220,13 +220,13 @@ def test_tokens_that_come_at_once_say_the_same_and_whether_more_is_there(
         assert at_once < 99 or all(delta.more for delta in deltas[:-1])
 
 
-def test_the_engines_failure_reaches_the_caller(smollm2: TextModel) -> None:
+def test_the_engines_failure_reaches_the_caller(smollm2: ModelTokenizer) -> None:
     running = [TokenEvent("r", i) for i in ids_of(smollm2, "one two")]
     with pytest.raises(Unavailable, match="gone"):
         stream(Script(running, Unavailable("the engine is gone")), smollm2)
 
 
-def test_sentencepiece_keeps_the_space_after_the_prompt(byte_fallback: TextModel) -> None:
+def test_sentencepiece_keeps_the_space_after_the_prompt(byte_fallback: ModelTokenizer) -> None:
     ids = ids_of(byte_fallback, "Hello world")
     text = AddRequest("r", tuple(ids), SamplingParams(max_tokens=10))
     assert shown(stream(Script(events(ids)), byte_fallback, submit=text)) == " Hello world"
@@ -234,7 +234,7 @@ def test_sentencepiece_keeps_the_space_after_the_prompt(byte_fallback: TextModel
 
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
-def test_text_is_cut_at_the_first_stop_string_whatever_the_tokens(smollm2: TextModel, data: st.DataObject) -> None:
+def test_text_is_cut_at_the_first_stop_string_whatever_the_tokens(smollm2: ModelTokenizer, data: st.DataObject) -> None:
     ids = data.draw(st.lists(st.integers(3, 49_151), min_size=1, max_size=20))
     whole = smollm2.decode(ids, goes_on=True)
     places = st.tuples(st.integers(0, len(whole)), st.integers(1, 6))

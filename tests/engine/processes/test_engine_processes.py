@@ -17,8 +17,8 @@ import msgspec
 import pytest
 import zmq
 
+from motet.core.child_processes import ChildStart
 from motet.core.errors import StartupError
-from motet.core.lifeline import ChildStart
 from motet.core.messages import EngineState
 from motet.core.settings import Settings
 from motet.engine.engine_config import EngineConfig
@@ -30,7 +30,7 @@ PRELUDE = """
 import os, signal, sys, time
 from motet.core.errors import StartupError
 from motet.core.heartbeat import SERVING
-from motet.core.lifeline import follow_parent, run_child
+from motet.core.child_processes import follow_parent, run_child
 from motet.core.logs import configure_logging
 
 follow_parent()

@@ -18,7 +18,7 @@ _VARIANT = re.compile(r"([-_.](unsloth|bnb|4bit|8bit|[48]-bit|int[48]|gptq|awq|f
 """What stands for another form of the same weights."""
 
 
-def base_name_warning(stated: object, names: Iterable[str]) -> str | None:
+def base_model_warning(stated: object, names: Iterable[str]) -> str | None:
     """A warning if `stated`, of base_model_name_or_path, is a hub id of another model than those called `names`.
 
     A directory's name says nothing about the model in it, so only ids such as `org/name` are compared, without the

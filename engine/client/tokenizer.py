@@ -19,8 +19,8 @@ from tokenizers import Tokenizer
 
 from motet.core.adapter_tokens import AdapterTokens, special_tokens
 from motet.core.errors import StartupError
+from motet.engine.client.adapter_tokenizer import renamed
 from motet.engine.client.detokenizer import Detokenizer
-from motet.engine.client.renamed_tokens import renamed
 from motet.engine.client.token_bytes import TokenBytes, read_decoding
 
 ADAPTERS = 64
@@ -45,7 +45,7 @@ class GenerationDefaults(msgspec.Struct, frozen=True):
     repetition_penalty: float | None = None
 
 
-class TextModel:
+class ModelTokenizer:
     """Everything about the text of the base model in `directory`.
 
     `eos_token_ids` are generation_config's and the tokenizer's; `special_tokens` maps `bos_token`, `eos_token`
@@ -79,11 +79,11 @@ class TextModel:
         stated = generation or _read_object(directory / "config.json")
         self.eos_token_ids = self._eos_token_ids(stated.get("eos_token_id"))
         self.generation = _generation_defaults(generation)
-        self._adapters: OrderedDict[AdapterTokens, TextModel] = OrderedDict()
+        self._adapters: OrderedDict[AdapterTokens, ModelTokenizer] = OrderedDict()
         self.base = self  # of an adapter's text side, the base model's
         self.renamed_words: tuple[str, ...] = ()
 
-    def for_adapter(self, tokens: AdapterTokens) -> TextModel:
+    def for_adapter(self, tokens: AdapterTokens) -> ModelTokenizer:
         """The text side of an adapter whose tokenizer differs from this one by `tokens`; takes about a millisecond.
 
         Its `eos_token_ids` are these and its own `eos_token`'s. Raises AdapterRefused if `tokens` fit no vocabulary.
@@ -97,7 +97,7 @@ class TextModel:
         self._adapters.move_to_end(tokens)
         return known
 
-    def _changed(self, tokens: AdapterTokens) -> TextModel:
+    def _changed(self, tokens: AdapterTokens) -> ModelTokenizer:
         other = copy.copy(self)
         other._adapters = OrderedDict()
         other.fingerprint = hashlib.sha256(self.fingerprint.encode() + msgspec.msgpack.encode(tokens)).hexdigest()

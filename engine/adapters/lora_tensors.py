@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from motet.core import error_codes
-from motet.core.directory_advice import no_weights
+from motet.core.adapter_directory_errors import no_weights
 from motet.core.errors import AdapterRefused
 from motet.core.messages import LoraEntry
 from motet.engine.adapters.peft_config import LoraConfig
+from motet.engine.adapters.safetensors_file import DamagedFile, SafetensorsFile, TensorInfo
 from motet.engine.adapters.tensor_names import AdapterLayout, LoraNames, lora_modules
-from motet.engine.adapters.weights_file import DamagedFile, TensorPlace, WeightsFile
 from motet.engine.distributed.process_group import ShardGroup
 from motet.engine.layers.linear import LinearSpec
 from motet.engine.models.config import ModelConfig
@@ -47,10 +47,10 @@ def largest_adapter(model: ModelConfig, max_rank: int) -> int:
 
 
 @contextmanager
-def open_weights(directory: Path) -> Iterator[WeightsFile]:
+def open_weights(directory: Path) -> Iterator[SafetensorsFile]:
     """The adapter's one safetensors file. Raises AdapterRefused if it is absent, pickled or damaged, also later."""
     try:
-        weights = WeightsFile.open(directory / WEIGHTS)
+        weights = SafetensorsFile.open(directory / WEIGHTS)
     except FileNotFoundError as error:
         raise no_weights(directory) from error
     except (OSError, ValueError) as error:
@@ -64,7 +64,7 @@ def open_weights(directory: Path) -> Iterator[WeightsFile]:
 
 
 def read_pairs(
-    weights: WeightsFile, layout: AdapterLayout, config: LoraConfig, model: ModelConfig, max_rank: int
+    weights: SafetensorsFile, layout: AdapterLayout, config: LoraConfig, model: ModelConfig, max_rank: int
 ) -> list[LoraPair]:
     """The adapter's pairs, in the model's order. Raises AdapterRefused naming the tensor that does not fit.
 
@@ -136,7 +136,7 @@ def _largest_delta(pair: LoraPair) -> float:
     return max(float((block.double() @ a).abs().max()) for block in pair.b.split(rows))
 
 
-def _check_place(name: str, place: TensorPlace, shape: tuple[int, int]) -> None:
+def _check_place(name: str, place: TensorInfo, shape: tuple[int, int]) -> None:
     """Raise AdapterRefused unless the tensor has that shape and is floating point."""
     if 0 in place.shape:
         raise AdapterRefused(
@@ -152,7 +152,7 @@ def _check_place(name: str, place: TensorPlace, shape: tuple[int, int]) -> None:
         raise AdapterRefused(f"tensor {name} is {_name(place.dtype)}; it must be floating point")
 
 
-def _finite(weights: WeightsFile, name: str) -> Tensor:
+def _finite(weights: SafetensorsFile, name: str) -> Tensor:
     tensor = weights.read(name)
     if not bool(torch.isfinite(tensor.float()).all()):
         raise AdapterRefused(f"tensor {name} contains NaN or infinity")

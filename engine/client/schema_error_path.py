@@ -26,7 +26,7 @@ _KEYWORDS = {
 """What a message begins with, and the keyword that it is about."""
 
 
-def fault_path(schema: Mapping[str, Any], message: str, problem: Callable[[dict[str, Any]], str]) -> str:
+def schema_error_path(schema: Mapping[str, Any], message: str, problem: Callable[[dict[str, Any]], str]) -> str:
     """The path of the smallest part of `schema` that fails alone with `message`, as far as it is found in time.
 
     `problem` compiles a schema and returns its message.

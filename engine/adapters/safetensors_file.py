@@ -43,7 +43,7 @@ class DamagedFile(ValueError):
 
 
 @dataclass(frozen=True)
-class TensorPlace:
+class TensorInfo:
     """A tensor's dtype and shape, and where its bytes are in the file."""
 
     dtype: torch.dtype
@@ -57,7 +57,7 @@ class TensorPlace:
         return self.end - self.begin
 
 
-class WeightsFile:
+class SafetensorsFile:
     """An open safetensors file: `tensors` in the order of their names, and `header` as it is in the file.
 
     Raises ValueError, on opening and on reading, for a file that is damaged, cut short or of another kind.
@@ -79,7 +79,7 @@ class WeightsFile:
         self.tensors = _places(self.header, size - self._begin)
 
     @classmethod
-    def open(cls, path: Path) -> WeightsFile:
+    def open(cls, path: Path) -> SafetensorsFile:
         """The file at `path`. Raises OSError, and ValueError as the class does."""
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -109,7 +109,7 @@ class WeightsFile:
             rows.stop - rows.start, *place.shape[1:]
         )
 
-    def _read(self, place: TensorPlace, begin: int, count: int) -> Tensor:
+    def _read(self, place: TensorInfo, begin: int, count: int) -> Tensor:
         self._file.seek(self._begin + begin)
         data = bytearray(count)
         if self._file.readinto(data) != count:  # type: ignore[attr-defined]
@@ -117,7 +117,7 @@ class WeightsFile:
         return torch.frombuffer(data, dtype=place.dtype) if count else torch.empty(0, dtype=place.dtype)
 
 
-def _places(header: bytes, size: int) -> dict[str, TensorPlace]:
+def _places(header: bytes, size: int) -> dict[str, TensorInfo]:
     """The tensors that a header describes, which fill the `size` bytes after it without a gap."""
     try:
         described = json.loads(header)
@@ -134,8 +134,8 @@ def _places(header: bytes, size: int) -> dict[str, TensorPlace]:
     return dict(sorted(places.items()))
 
 
-def _place(entry: dict[str, Any]) -> TensorPlace:
+def _place(entry: dict[str, Any]) -> TensorInfo:
     shape, (begin, end) = entry["shape"], entry["data_offsets"]
     if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in (*shape, begin, end)):
         raise TypeError("not a size")
-    return TensorPlace(_DTYPES[entry["dtype"]], tuple(shape), begin, end)
+    return TensorInfo(_DTYPES[entry["dtype"]], tuple(shape), begin, end)

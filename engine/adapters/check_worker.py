@@ -1,4 +1,4 @@
-"""`python -m motet.engine.adapters.checker`: says of adapters whether the loader would take them; writes nothing.
+"""`python -m motet.engine.adapters.check_worker`: says of adapters whether the loader would take them; writes nothing.
 
 A CheckRequest comes as JSON on stdin, a list of Verdict goes as JSON to stdout.
 """

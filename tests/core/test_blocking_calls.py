@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from motet.core.blocking import BlockingCalls
+from motet.core.blocking_calls import BlockingCalls
 
 
 def test_results_and_errors_come_back() -> None:

@@ -9,11 +9,11 @@ from motet.core.errors import AdapterRefused
 from motet.core.paths import read_regular
 from motet.engine.adapters.peft_config import MAX_CONFIG_BYTES
 
-MAX_END_TOKENS = 64
+MAX_EOS_TOKENS = 64
 _FILE = "generation_config.json"
 
 
-def end_tokens(directory: Path, vocab_size: int) -> tuple[int, ...]:
+def read_eos_token_ids(directory: Path, vocab_size: int) -> tuple[int, ...]:
     """`eos_token_id`, one id or a list; none without the file. Raises AdapterRefused naming the file and field."""
     try:
         value = json.loads(read_regular(directory / _FILE, MAX_CONFIG_BYTES))
@@ -29,9 +29,9 @@ def end_tokens(directory: Path, vocab_size: int) -> tuple[int, ...]:
         raise AdapterRefused(f"the adapter's {_FILE} is not a JSON object")
     eos = value.get("eos_token_id")
     ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    if len(ids) > MAX_END_TOKENS:
+    if len(ids) > MAX_EOS_TOKENS:
         raise AdapterRefused(
-            f"the adapter's {_FILE}: eos_token_id lists {len(ids)} tokens; the limit is {MAX_END_TOKENS}"
+            f"the adapter's {_FILE}: eos_token_id lists {len(ids)} tokens; the limit is {MAX_EOS_TOKENS}"
         )
     if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < vocab_size for i in ids):
         raise AdapterRefused(f"the adapter's {_FILE}: eos_token_id must be ids in 0..{vocab_size - 1}")

@@ -14,10 +14,10 @@ from support.tiny_adapters import CONFIG, LINEARS, MODEL, PREFIX, Q0, RANK, Tens
 from torch import Tensor
 
 from motet.core.errors import AdapterRefused
+from motet.engine.adapters.lora_tensors import LoraPair, check_magnitudes, open_weights, read_pairs, shard_pair
 from motet.engine.adapters.peft_config import parse_config
+from motet.engine.adapters.safetensors_file import SafetensorsFile
 from motet.engine.adapters.tensor_names import read_layout
-from motet.engine.adapters.tensors import LoraPair, check_magnitudes, open_weights, read_pairs, shard_pair
-from motet.engine.adapters.weights_file import WeightsFile
 from motet.engine.distributed.process_group import ShardGroup
 
 Change = Callable[[Tensors], None]
@@ -25,7 +25,7 @@ Change = Callable[[Tensors], None]
 
 def pairs_of(tensors: Tensors, max_rank: int = 8, **config: object) -> list[LoraPair]:
     """The adapter's pairs, through a file's bytes."""
-    weights = WeightsFile(BytesIO(save(tensors)))
+    weights = SafetensorsFile(BytesIO(save(tensors)))
     return read_pairs(weights, read_layout(weights.tensors, MODEL), parse_config(CONFIG | config), MODEL, max_rank)
 
 

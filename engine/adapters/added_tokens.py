@@ -81,7 +81,7 @@ class BaseTokens:
         return special_tokens(_config(self._directory))
 
 
-def read_tokens(directory: Path, base: BaseTokens, vocab_size: int) -> AdapterTokens:
+def read_added_tokens(directory: Path, base: BaseTokens, vocab_size: int) -> AdapterTokens:
     """How the tokenizer in an adapter's `directory` differs from `base`; nothing if the directory has none.
 
     Raises AdapterRefused naming the file or the token that is at fault: one whose id the model, which has

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 
 from motet.core.errors import AdapterRefused, Unavailable
-from motet.engine.adapters.weights_file import WeightsFile
+from motet.engine.adapters.safetensors_file import SafetensorsFile
 
 _BLOCK_BYTES = 16 << 20
 
 
-def check_copies(weights: WeightsFile, copies: Mapping[str, str], base: Path) -> None:
+def check_copies(weights: SafetensorsFile, copies: Mapping[str, str], base: Path) -> None:
     """Raise AdapterRefused for the first tensor in `copies` that is not the base's tensor that it is named after.
 
     A copy has the same bits as the base's tensor converted to the copy's dtype: training in 16 bits saves a rounded
@@ -37,21 +37,21 @@ def check_copies(weights: WeightsFile, copies: Mapping[str, str], base: Path) ->
                 file.close()
 
 
-def _file_of(name: str, base: Path) -> WeightsFile | None:
+def _file_of(name: str, base: Path) -> SafetensorsFile | None:
     """The base's file that has the tensor, or None. Raises OSError, ValueError."""
     index = base / "model.safetensors.index.json"
     if index.is_file():
         chosen = json.loads(index.read_bytes())["weight_map"].get(name)
-        return WeightsFile.open(base / chosen) if chosen else None
+        return SafetensorsFile.open(base / chosen) if chosen else None
     for path in sorted(base.glob("*.safetensors")):
-        file = WeightsFile.open(path)
+        file = SafetensorsFile.open(path)
         if name in file.tensors:
             return file
         file.close()
     return None
 
 
-def _same(weights: WeightsFile, name: str, base: WeightsFile, original: str) -> bool:
+def _same(weights: SafetensorsFile, name: str, base: SafetensorsFile, original: str) -> bool:
     ours, theirs = weights.tensors[name], base.tensors[original]
     if ours.shape != theirs.shape or not ours.dtype.is_floating_point or 0 in ours.shape:
         return False

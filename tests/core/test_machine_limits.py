@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from motet.core.machine import cpu_count, memory_bytes
+from motet.core.machine_limits import cpu_count, memory_bytes
 
 GIB = 1 << 30
 MACHINE = 64 * GIB
