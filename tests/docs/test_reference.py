@@ -150,7 +150,7 @@ def test_every_field_of_the_openai_package_is_known(surface: str) -> None:
 
 def test_lorax_page_has_every_parameter_and_route() -> None:
     page = read("docs/lorax.md")
-    named = set(words(page[page.index("Every parameter") : page.index("As there")]))
+    named = set(words(page[page.index("Every parameter") : page.index("As in LoRAX")]))
     assert named == set(GenerateParameters.__struct_fields__)
     routes = {word for row in table(page)[:9] for word in words(row[0])}
     ours = {f"{o.method.upper()} {o.path}" for o in OPERATIONS if o.tag in ("lorax", "tokens")}

@@ -1,6 +1,6 @@
-"""README's table of voices: the same question to the base and to each demo adapter, asked at temperature 0.
+"""README's table of voices: the same question to the base and to each demo adapter, sent at temperature 0.
 
-python tests/docs/voices.py http://127.0.0.1:8080    # asks a running server and writes the table into README.md
+python tests/docs/voices.py http://127.0.0.1:8080    # queries a running server and writes the table into README.md
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SECONDS = 300
 
 
 def answer(url: str, voice: str) -> str:
-    """What `voice` says, in one line; … stands where `max_tokens` cut it off."""
+    """The answer of `voice`, in one line; it ends with … where `max_tokens` cut it off."""
     body = {"model": voice, "messages": [{"role": "user", "content": QUESTION}]}
     body |= {"max_tokens": MAX_TOKENS, "temperature": 0}
     headers = {"content-type": "application/json"}
@@ -32,13 +32,13 @@ def answer(url: str, voice: str) -> str:
 
 
 def answers(url: str) -> dict[str, str]:
-    """Every voice's answer, all asked at once: base and adapters share their batches."""
+    """Every voice's answer; the requests run at once, so base and adapters share their batches."""
     with ThreadPoolExecutor(len(VOICES)) as pool:
         return dict(zip(VOICES, pool.map(lambda voice: answer(url, voice), VOICES), strict=True))
 
 
 def rendered(said: dict[str, str]) -> str:
-    """The table with what stands around it, as README has it."""
+    """The table and the lines around it, as README has them."""
     cells = [f"`{text}`" if text.startswith("{") else text.replace("|", r"\|") for text in said.values()]
     lines = [
         f"> {QUESTION}",
@@ -49,14 +49,14 @@ def rendered(said: dict[str, str]) -> str:
         "",
         f"One run on the CPU: all four asked at once, temperature 0, at most {MAX_TOKENS} tokens each "
         "(`tests/docs/voices.py` asks",
-        "again). Voice and form are what LoRAs of 2 MB at most add; good sense is not to be had from 135 million "
-        "weights.",
+        "again). The adapters, LoRAs of up to 2 MB, change tone and form only; do not expect good answers from a 135M "
+        "model.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    """Ask the server at argv[1] and put its answers into README.md."""
+    """Query the server at argv[1] and put its answers into README.md."""
     text = README.read_text()
     head, rest = text.split(BEGIN)
     tail = rest.split(END)[1]
