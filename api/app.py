@@ -12,10 +12,10 @@ from motet.api.batches import routes as batches
 from motet.api.error_shapes import response_by_client
 from motet.api.http.access_log import recorded
 from motet.api.http.auth import install_access
+from motet.api.http.body_limits import LimitedRequest
 from motet.api.http.cors import install_cors
 from motet.api.http.errors import DEFAULT_MAX_BODY, install_error_handlers
-from motet.api.http.keep_alive import kept_alive
-from motet.api.http.request_limits import LimitedRequest
+from motet.api.http.sse_keep_alive import kept_alive
 from motet.api.lorax import embed, generate, info, tokens
 from motet.api.ollama import chat as ollama_chat
 from motet.api.ollama import generate as ollama_generate

@@ -16,8 +16,8 @@ from motet.api.anthropic.requests import (
     ToolResultBlock,
     ToolUseBlock,
 )
+from motet.api.schema.chat_messages import MAX_PIECES, FunctionCall, Message, ToolCall
 from motet.api.schema.parsing import convert
-from motet.api.schema.requests import MAX_PIECES, FunctionCall, Message, ToolCall
 from motet.api.schema.unknown_fields import unknown_names
 from motet.core import error_codes
 from motet.core.errors import InvalidRequest

@@ -7,7 +7,7 @@ from quart import Quart, Request, Response, g, request
 from motet.api.anthropic.objects import AnthropicError, AnthropicErrorObject
 from motet.api.http.errors import add_retry_headers
 from motet.api.http.sse import event_frame
-from motet.api.schema.objects import ENCODER
+from motet.api.schema.openai_objects import ENCODER
 from motet.core.errors import ContextExceeded, ErrorInfo
 
 PATH = "/v1/messages"

@@ -15,11 +15,11 @@ from motet.api.anthropic.translate import Translated, own_names, parse_counted, 
 from motet.api.generating.chat_generation import start_chat
 from motet.api.generating.chat_prompts import render_chat
 from motet.api.generating.checked_chat import check_chat
-from motet.api.http.body import read_body
 from motet.api.http.caller import current_caller
+from motet.api.http.request_body import read_body
 from motet.api.http.stream_response import joined, stream_response
-from motet.api.schema.ignored_fields import note_ignored
-from motet.api.schema.objects import ENCODER
+from motet.api.schema.ignored_header import note_ignored
+from motet.api.schema.openai_objects import ENCODER
 from motet.api.schema.operations import ERRORS, TOKEN, Operation
 from motet.api.services import Services
 

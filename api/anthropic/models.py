@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from motet.api.anthropic.objects import AnthropicModel, AnthropicModelList
-from motet.api.schema.objects import ModelCard
+from motet.api.schema.openai_objects import ModelCard
 from motet.core.errors import InvalidRequest
 
 DEFAULT_LIMIT = 20

@@ -7,16 +7,10 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from motet.api.schema.requests import (
-    MAX_MESSAGES,
-    MAX_STOP_STRINGS,
-    MAX_TOOLS,
-    AdapterChoice,
-    Effort,
-    Fraction,
-    Positive,
-    StopString,
-)
+from motet.api.schema.adapter_fields import AdapterChoice
+from motet.api.schema.chat_messages import MAX_MESSAGES
+from motet.api.schema.chat_tools import MAX_TOOLS
+from motet.api.schema.request_fields import MAX_STOP_STRINGS, Effort, Fraction, Positive, StopString
 
 
 def _says(text: str, *examples: object) -> Meta:

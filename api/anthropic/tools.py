@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from motet.api.anthropic.requests import ClientTool, ToolChoice
+from motet.api.schema.chat_tools import FunctionDefinition, FunctionTool
 from motet.api.schema.parsing import convert
-from motet.api.schema.requests import FunctionDefinition, FunctionTool
 from motet.api.schema.unknown_fields import unknown_names
 from motet.core import error_codes
 from motet.core.errors import InvalidRequest

@@ -20,10 +20,10 @@ from motet.api.responses.start import parse_response
 from motet.api.routes.chat import answer_chat
 from motet.api.routes.completions import answer_completion
 from motet.api.routes.embeddings import answer_embedding, parse_embedding
-from motet.api.schema.batch_tokens import ADVICE
-from motet.api.schema.objects import ENCODER, error_body
+from motet.api.schema.openai_objects import ENCODER, error_body
 from motet.api.schema.parsing import parse_chat, parse_completion
 from motet.api.services import Services
+from motet.api.storage.batch_input_tokens import ADVICE
 from motet.core import error_codes
 from motet.core.errors import ErrorInfo, InvalidRequest, MotetError, Overloaded, Unavailable
 

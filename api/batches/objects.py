@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from motet.api.schema.requests import Text64, Text512
+from motet.api.schema.request_fields import Text64, Text512
 from motet.api.storage.files import ExpiresAfter
 
 Endpoint: TypeAlias = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]

@@ -13,10 +13,10 @@ from quart import Blueprint, Response, request
 
 from motet.api.batches.objects import BatchList, BatchObject, BatchRequest
 from motet.api.batches.store import BatchStore
-from motet.api.http.body import read_body
 from motet.api.http.caller import current_caller
+from motet.api.http.request_body import read_body
 from motet.api.routes.files import file_store
-from motet.api.schema.objects import ENCODER
+from motet.api.schema.openai_objects import ENCODER
 from motet.api.schema.operations import Operation, path_parameter, query_parameter
 from motet.api.schema.parsing import Parsed, convert, unknown_fields
 from motet.api.services import Services

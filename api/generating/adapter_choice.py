@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from motet.api.adapters.messages import ServedAdapter
 from motet.api.http.caller import Caller
-from motet.api.schema.requests import AdapterChoice
+from motet.api.schema.adapter_fields import AdapterChoice
 from motet.api.services import Services
 from motet.core.errors import InvalidRequest, MotetError, from_info
 

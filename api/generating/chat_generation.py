@@ -16,7 +16,7 @@ from motet.api.generating.generation import Generation
 from motet.api.generating.merged_streams import merge
 from motet.api.generating.tools import ToolUse
 from motet.api.http.caller import Caller
-from motet.api.schema.requests import ChatRequest
+from motet.api.schema.chat_request import ChatRequest
 from motet.api.services import Services
 from motet.engine.client.text_stream import TextDelta
 

@@ -13,7 +13,8 @@ from motet.api.adapters.messages import ServedAdapter
 from motet.api.generating.context_limit import prompt_too_long
 from motet.api.generating.prompts import encode, refuse_hopeless
 from motet.api.generating.tools import ToolUse, tool_parser
-from motet.api.schema.requests import ChatRequest, Message
+from motet.api.schema.chat_messages import Message
+from motet.api.schema.chat_request import ChatRequest
 from motet.api.services import Services
 from motet.core import error_codes
 from motet.core.chat_templates import ChatTemplate, TemplateContext

@@ -8,7 +8,7 @@ from motet.api.generating.chat_prompts import find_template
 from motet.api.generating.checked_request import CheckedRequest, check_request
 from motet.api.generating.tools import ToolUse, tool_name, tool_use
 from motet.api.http.caller import Caller
-from motet.api.schema.requests import ChatRequest
+from motet.api.schema.chat_request import ChatRequest
 from motet.api.services import Services
 from motet.core.chat_templates import ChatTemplate
 from motet.core.errors import InvalidRequest

@@ -12,7 +12,7 @@ from motet.api.generating.generation import Generation, unreported
 from motet.api.generating.logprobs import CompletionLogprobsWriter, Echo, echo_offsets
 from motet.api.generating.prompts import completion_prompts, prompt_texts
 from motet.api.http.caller import Caller
-from motet.api.schema.requests import CompletionRequest
+from motet.api.schema.completion_request import CompletionRequest
 from motet.api.services import Services
 from motet.engine.client.text_stream import TextDelta
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from motet.api.schema.objects import CallKind, ChatFinishReason
+from motet.api.schema.openai_objects import CallKind, ChatFinishReason
 from motet.core.messages import TokenEvent
 
 

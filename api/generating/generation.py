@@ -27,8 +27,9 @@ from motet.api.generating.sampling_params import (
 )
 from motet.api.metrics.request_record import RequestRecord
 from motet.api.metrics.timing import Timing
-from motet.api.schema.objects import Usage
-from motet.api.schema.requests import ChatRequest, CompletionRequest
+from motet.api.schema.chat_request import ChatRequest
+from motet.api.schema.completion_request import CompletionRequest
+from motet.api.schema.openai_objects import Usage
 from motet.core import error_codes
 from motet.core.errors import InvalidRequest
 from motet.core.messages import AddRequest, TokenEvent

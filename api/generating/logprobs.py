@@ -12,7 +12,7 @@ from typing import TypeVar, cast
 
 import msgspec
 
-from motet.api.schema.objects import ENCODER, ChatLogprobs, CompletionLogprobs, TokenLogprob, TopLogprob
+from motet.api.schema.openai_objects import ENCODER, ChatLogprobs, CompletionLogprobs, TokenLogprob, TopLogprob
 from motet.core.messages import PromptLogprob, TokenEvent
 from motet.engine.client.detokenizer import Detokenizer
 from motet.engine.client.tokenizer import ModelTokenizer

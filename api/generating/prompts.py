@@ -7,7 +7,8 @@ from functools import partial
 from typing import TypeAlias
 
 from motet.api.generating.context_limit import prompt_too_long
-from motet.api.schema.requests import MAX_CHOICES, CompletionRequest
+from motet.api.schema.completion_request import CompletionRequest
+from motet.api.schema.request_fields import MAX_CHOICES
 from motet.api.services import Services
 from motet.core import error_codes
 from motet.core.errors import InvalidRequest

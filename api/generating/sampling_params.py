@@ -11,7 +11,10 @@ from typing import TypeVar
 
 from motet.api.generating.context_limit import answer_too_long, prompt_too_long
 from motet.api.http.caller import Caller
-from motet.api.schema.requests import AdapterChoice, ChatRequest, CompletionRequest, GenerateRequest
+from motet.api.schema.adapter_fields import AdapterChoice
+from motet.api.schema.chat_request import ChatRequest
+from motet.api.schema.completion_request import CompletionRequest
+from motet.api.schema.generation_request import GenerateRequest
 from motet.core.errors import Forbidden, InvalidRequest
 from motet.core.sampling_params import SamplingParams
 from motet.engine.client.tokenizer import GenerationDefaults

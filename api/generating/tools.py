@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 
 from motet.api.generating.custom_tools import custom_tool
-from motet.api.schema.requests import ChatRequest, CustomTool, FunctionTool, GrammarInput
+from motet.api.schema.chat_request import ChatRequest
+from motet.api.schema.chat_tools import CustomTool, FunctionTool, GrammarInput
 from motet.api.services import Services
 from motet.core.chat_templates import ChatTemplate
 from motet.core.errors import InvalidRequest

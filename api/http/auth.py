@@ -12,12 +12,12 @@ from quart import Quart, Request, Response, g, request
 from werkzeug.datastructures import Headers
 
 from motet.api.http.access_log import answered, begin
+from motet.api.http.api_keys import KeyRing
 from motet.api.http.caller import Caller, hub_bearer
 from motet.api.http.cors import Origins
-from motet.api.http.keys import KeyRing
 from motet.api.http.probe_paths import HEALTH_PATHS, LIVE_PATHS, READY_PATHS
 from motet.api.metrics.request_record import RequestRecord
-from motet.api.schema.ignored_fields import ignored_header
+from motet.api.schema.ignored_header import ignored_header
 from motet.core import error_codes
 from motet.core.errors import Forbidden, InvalidRequest, Unauthenticated
 from motet.core.settings import Settings

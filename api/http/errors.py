@@ -12,7 +12,7 @@ from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 
 from motet.api.http.route_hints import no_route
 from motet.api.metrics.request_record import RequestRecord, current_record
-from motet.api.schema.objects import ENCODER, error_body
+from motet.api.schema.openai_objects import ENCODER, error_body
 from motet.core import error_codes, errors
 from motet.core.errors import ErrorInfo, MotetError
 

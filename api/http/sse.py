@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from motet.api.schema.objects import ENCODER, error_body
+from motet.api.schema.openai_objects import ENCODER, error_body
 from motet.core.errors import ErrorInfo
 
 DONE = b"data: [DONE]\n\n"

@@ -8,7 +8,7 @@ from hypercorn.protocol.ws_stream import WSStream
 from loguru import logger
 
 from motet.api.http.auth import request_id
-from motet.api.schema.objects import ENCODER, error_body
+from motet.api.schema.openai_objects import ENCODER, error_body
 from motet.core.errors import UpgradeRequired
 
 MAX_LOGGED_PATH = 200

@@ -6,14 +6,14 @@ from typing import Any
 
 from quart import Blueprint, Response
 
-from motet.api.http.body import read_body
 from motet.api.http.caller import current_caller
+from motet.api.http.request_body import read_body
 from motet.api.lorax.errors import MEANINGS, NATIVE_ERRORS, native_blueprint
 from motet.api.lorax.objects import NativeEmbedding, NativeError
 from motet.api.lorax.requests import SENT_EVERYWHERE, AdapterParameters, ClassifyRequest, NativeEmbedRequest
 from motet.api.lorax.translate import adapter_fields
 from motet.api.routes.embeddings import EmbeddingRequest, embed, unit
-from motet.api.schema.objects import ENCODER
+from motet.api.schema.openai_objects import ENCODER
 from motet.api.schema.operations import TOKEN, Operation
 from motet.api.schema.parsing import Parsed, check_adapters, convert, unknown_fields
 from motet.api.services import Services

@@ -13,7 +13,7 @@ from motet.api.http.errors import DEFAULT_MAX_BODY, RETRY_AFTER_SECONDS, http_fa
 from motet.api.http.sse import event_frame
 from motet.api.lorax.objects import NativeError
 from motet.api.metrics.request_record import current_record
-from motet.api.schema.objects import ENCODER
+from motet.api.schema.openai_objects import ENCODER
 from motet.api.services import Services
 from motet.core.errors import ErrorInfo, JsonInvalid, MotetError
 

@@ -6,15 +6,15 @@ from typing import Any, TypeVar
 
 from quart import Blueprint, Response
 
-from motet.api.http.body import read_body
 from motet.api.http.caller import current_caller
+from motet.api.http.request_body import read_body
 from motet.api.http.stream_response import joined, stream_response
 from motet.api.lorax.errors import MEANINGS, NATIVE_ERRORS, native_blueprint, native_error_frame
 from motet.api.lorax.generation import start_lorax, write_stream, write_whole
 from motet.api.lorax.objects import NativeAnswer, NativeError, NativeEvent
 from motet.api.lorax.requests import SENT_EVERYWHERE, CompatibleRequest, NativeRequest
 from motet.api.routes.response_headers import answer_headers, model_headers
-from motet.api.schema.objects import ENCODER
+from motet.api.schema.openai_objects import ENCODER
 from motet.api.schema.operations import TOKEN, Operation
 from motet.api.schema.parsing import Parsed, convert, unknown_fields
 from motet.api.services import Services

@@ -31,7 +31,7 @@ from motet.api.lorax.objects import (
 )
 from motet.api.lorax.requests import GenerateParameters, NativeRequest
 from motet.api.lorax.translate import chat_request, completion_request
-from motet.api.schema.requests import CompletionRequest
+from motet.api.schema.completion_request import CompletionRequest
 from motet.api.services import Services
 from motet.core.messages import TokenEvent
 from motet.engine.client.text_stream import TextDelta

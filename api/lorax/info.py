@@ -12,9 +12,9 @@ from quart import Blueprint, Response
 from motet.api.lorax.errors import MEANINGS, native_blueprint
 from motet.api.lorax.objects import NativeError, ServerInfo
 from motet.api.routes.health import health_response
-from motet.api.schema.objects import ENCODER, Health
+from motet.api.schema.openai_objects import ENCODER, Health
 from motet.api.schema.operations import Operation
-from motet.api.schema.requests import MAX_CHOICES, MAX_STOP_STRINGS
+from motet.api.schema.request_fields import MAX_CHOICES, MAX_STOP_STRINGS
 from motet.api.services import Services
 from motet.core.errors import Unavailable
 from motet.core.messages import AddRequest

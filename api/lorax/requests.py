@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from motet.api.schema.requests import MAX_CHOICES, MAX_STOP_STRINGS, MergedAdapters, Penalty, Positive, StopString
+from motet.api.schema.adapter_fields import MergedAdapters
+from motet.api.schema.request_fields import MAX_CHOICES, MAX_STOP_STRINGS, Penalty, Positive, StopString
 from motet.core.sampling_params import MAX_TOP_LOGPROBS
 
 SENT_EVERYWHERE = {"stream": "the client sends it to every route"}

@@ -17,24 +17,19 @@ from motet.api.generating.logprobs import readable
 from motet.api.generating.prompts import encode, refuse_hopeless
 from motet.api.generating.sampling_params import truncated
 from motet.api.generating.tools import tool_use
-from motet.api.http.body import read_body
 from motet.api.http.caller import current_caller
 from motet.api.http.errors import error_response
+from motet.api.http.request_body import read_body
 from motet.api.lorax.errors import native_error_response
 from motet.api.lorax.objects import NativeError
-from motet.api.schema.objects import ENCODER
+from motet.api.schema.adapter_fields import AdapterChoice
+from motet.api.schema.chat_messages import Message
+from motet.api.schema.chat_request import MAX_TEMPLATE_VARIABLES, ChatRequest
+from motet.api.schema.chat_tools import MAX_TOOLS, CustomTool, FunctionTool
+from motet.api.schema.openai_objects import ENCODER
 from motet.api.schema.operations import ERRORS, TOKEN, Operation
 from motet.api.schema.parsing import Parsed, check_adapters, convert, parse_chat, unknown_fields
-from motet.api.schema.requests import (
-    MAX_TEMPLATE_VARIABLES,
-    MAX_TOOLS,
-    AdapterChoice,
-    ChatRequest,
-    CustomTool,
-    FunctionTool,
-    Message,
-    TokenId,
-)
+from motet.api.schema.request_fields import TokenId
 from motet.api.services import Services
 from motet.core import error_codes
 from motet.core.errors import InvalidRequest, MotetError

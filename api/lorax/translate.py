@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from motet.api.lorax.requests import AdapterParameters, GenerateParameters
+from motet.api.schema.chat_messages import Message
+from motet.api.schema.chat_request import ChatRequest
+from motet.api.schema.completion_request import CompletionRequest
 from motet.api.schema.parsing import check_adapters
-from motet.api.schema.requests import ChatRequest, CompletionRequest, Message
 from motet.core.errors import InvalidRequest
 
 BASE = "__base_model__"

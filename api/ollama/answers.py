@@ -11,8 +11,8 @@ from motet.api.http.stream_response import Frames, joined, stream_response
 from motet.api.ollama.errors import ollama_error_line
 from motet.api.ollama.objects import DoneReason, OllamaCounts
 from motet.api.ollama.requests import OllamaRequest
-from motet.api.schema.objects import ENCODER
-from motet.api.schema.requests import AdapterChoice
+from motet.api.schema.adapter_fields import AdapterChoice
+from motet.api.schema.openai_objects import ENCODER
 from motet.api.services import Services
 
 LINES = "application/x-ndjson"

@@ -13,8 +13,8 @@ from quart import Blueprint, Response
 from motet.api.generating.answer import Call, collect
 from motet.api.generating.chat_generation import ChatGeneration, start_chat
 from motet.api.generating.tools import complete_arguments
-from motet.api.http.body import read_body
 from motet.api.http.caller import current_caller
+from motet.api.http.request_body import read_body
 from motet.api.http.stream_response import Frames
 from motet.api.ollama.answers import json_response, line_frame, load, stream_lines
 from motet.api.ollama.errors import OllamaError
@@ -27,18 +27,12 @@ from motet.api.ollama.objects import (
     timestamp,
 )
 from motet.api.ollama.requests import Images, OllamaRequest, Options, effort, generate_fields, parsed, refuse_images
-from motet.api.schema.ignored_fields import note_ignored
+from motet.api.schema.chat_messages import MAX_MESSAGES, FunctionCall, Message, ToolCall
+from motet.api.schema.chat_request import ChatRequest
+from motet.api.schema.chat_tools import MAX_TOOLS, FunctionTool
+from motet.api.schema.ignored_header import note_ignored
 from motet.api.schema.operations import ERRORS, TOKEN, Operation
 from motet.api.schema.parsing import Parsed, check_chat_fields
-from motet.api.schema.requests import (
-    MAX_MESSAGES,
-    MAX_TOOLS,
-    ChatRequest,
-    FunctionCall,
-    FunctionTool,
-    Message,
-    ToolCall,
-)
 from motet.api.services import Services
 
 

@@ -6,7 +6,7 @@ import msgspec
 from quart import Request, Response
 
 from motet.api.http.errors import add_retry_headers
-from motet.api.schema.objects import ENCODER
+from motet.api.schema.openai_objects import ENCODER
 from motet.core.errors import ErrorInfo
 
 PREFIX = "/api/"

@@ -15,17 +15,19 @@ from motet.api.generating.chat_generation import start_chat
 from motet.api.generating.checked_request import check_request
 from motet.api.generating.generation import Generation
 from motet.api.generating.prompts import completion_prompts
-from motet.api.http.body import read_body
 from motet.api.http.caller import current_caller
+from motet.api.http.request_body import read_body
 from motet.api.http.stream_response import Frames
 from motet.api.ollama.answers import json_response, line_frame, load, stream_lines
 from motet.api.ollama.errors import OllamaError
 from motet.api.ollama.objects import OllamaText, final_counts, timestamp
 from motet.api.ollama.requests import Images, OllamaRequest, Options, effort, generate_fields, parsed, refuse_images
-from motet.api.schema.ignored_fields import note_ignored
+from motet.api.schema.chat_messages import Message
+from motet.api.schema.chat_request import ChatRequest
+from motet.api.schema.completion_request import CompletionRequest
+from motet.api.schema.ignored_header import note_ignored
 from motet.api.schema.operations import ERRORS, TOKEN, Operation
 from motet.api.schema.parsing import Parsed
-from motet.api.schema.requests import ChatRequest, CompletionRequest, Message
 from motet.api.services import Services
 from motet.core import error_codes
 from motet.core.errors import InvalidRequest

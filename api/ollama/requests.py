@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from motet.api.schema.parsing import Parsed, convert, unknown_fields
-from motet.api.schema.requests import MAX_STOP_STRINGS, Effort, Fraction, Penalty, StopString
+from motet.api.schema.request_fields import MAX_STOP_STRINGS, Effort, Fraction, Penalty, StopString
 from motet.api.services import Services
 from motet.core import error_codes
 from motet.core.errors import InvalidRequest

@@ -8,12 +8,12 @@ import msgspec
 from msgspec import Meta
 from quart import Blueprint, Response
 
-from motet.api.http.body import read_body
+from motet.api.http.request_body import read_body
 from motet.api.ollama.errors import OllamaError
 from motet.api.ollama.objects import OllamaShow, architecture, details, timestamp
 from motet.api.ollama.requests import model_name, parsed
 from motet.api.routes.models import model_card
-from motet.api.schema.objects import ENCODER, ModelCard
+from motet.api.schema.openai_objects import ENCODER, ModelCard
 from motet.api.schema.operations import ERRORS, TOKEN, Operation
 from motet.api.schema.parsing import Parsed
 from motet.api.services import Services

@@ -9,7 +9,7 @@ from quart import Blueprint, Response
 from motet.api.ollama.errors import OllamaError
 from motet.api.ollama.objects import OllamaModel, OllamaTags, details, timestamp
 from motet.api.routes.models import model_cards
-from motet.api.schema.objects import ENCODER
+from motet.api.schema.openai_objects import ENCODER
 from motet.api.schema.operations import Operation
 from motet.api.services import Services
 

@@ -6,7 +6,7 @@ from quart import Blueprint, Response
 
 from motet.api.ollama.errors import OllamaError
 from motet.api.ollama.objects import OllamaVersion
-from motet.api.schema.objects import ENCODER
+from motet.api.schema.openai_objects import ENCODER
 from motet.api.schema.operations import Operation
 from motet.api.services import Services
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from motet.api.schema.requests import FunctionCall, ToolCall
+from motet.api.schema.chat_messages import FunctionCall, ToolCall
 
 PREFIXES = {
     "local_shell_call": "lsh",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from motet.api.responses import hosted_items
-from motet.api.schema.requests import CustomCall, FunctionCall, Message, ToolCall
+from motet.api.schema.chat_messages import CustomCall, FunctionCall, Message, ToolCall
 from motet.core import error_codes
 from motet.core.errors import InvalidRequest
 

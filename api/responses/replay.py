@@ -12,7 +12,7 @@ from motet.api.responses.objects import ResponseError
 from motet.api.responses.run import frame
 from motet.api.responses.store import ResponseStore
 from motet.api.responses.stream import failure_event
-from motet.api.schema.objects import error_body
+from motet.api.schema.openai_objects import error_body
 from motet.core import error_codes
 from motet.core.errors import ErrorInfo, InvalidRequest
 

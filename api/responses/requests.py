@@ -7,21 +7,19 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from motet.api.schema.requests import (
-    MAX_DEFINITION,
+from motet.api.schema.adapter_fields import AdapterChoice
+from motet.api.schema.chat_request import Reasoning
+from motet.api.schema.chat_tools import MAX_DEFINITION, MAX_TOOLS, TextInput
+from motet.api.schema.generation_request import StreamOptions
+from motet.api.schema.request_fields import (
     MAX_STOP_STRINGS,
-    MAX_TOOLS,
-    AdapterChoice,
     Fraction,
     Penalty,
     Positive,
-    Reasoning,
     ServiceTier,
     StopString,
-    StreamOptions,
     Text64,
     Text512,
-    TextInput,
     Verbosity,
 )
 from motet.core.sampling_params import MAX_TOP_LOGPROBS

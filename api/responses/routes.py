@@ -8,8 +8,8 @@ import msgspec
 from msgspec.structs import replace
 from quart import Blueprint, Response, request
 
-from motet.api.http.body import read_body
 from motet.api.http.caller import Caller, current_caller
+from motet.api.http.request_body import read_body
 from motet.api.http.stream_response import stream_response
 from motet.api.responses.background import Background
 from motet.api.responses.conversations import RUNNING
@@ -21,8 +21,8 @@ from motet.api.responses.run import ResponseGeneration
 from motet.api.responses.start import parse_counted, parse_response, start_response
 from motet.api.responses.store import ResponseStore, Stored
 from motet.api.responses.stream import ResponseStream
-from motet.api.schema.ignored_fields import note_ignored
-from motet.api.schema.objects import ENCODER
+from motet.api.schema.ignored_header import note_ignored
+from motet.api.schema.openai_objects import ENCODER
 from motet.api.schema.operations import ERRORS, TOKEN, Operation, path_parameter, query_parameter
 from motet.api.schema.unsupported_fields import RESPONSES
 from motet.api.services import Services

@@ -20,7 +20,7 @@ from motet.api.http.sse import event_frame
 from motet.api.responses.objects import IncompleteDetails, OutputItem, OutputText, ResponseObject, ResponseUsage
 from motet.api.responses.requests import Asked
 from motet.api.responses.tools import FlatTools, described
-from motet.api.schema.objects import CallKind
+from motet.api.schema.openai_objects import CallKind
 from motet.engine.client.tokenizer import ModelTokenizer
 
 Event = tuple[str, dict[str, Any]]

@@ -21,9 +21,10 @@ from motet.api.responses.run import ResponseGeneration, new_id, new_response
 from motet.api.responses.store import ResponseStore
 from motet.api.responses.tools import FlatTools, hosted_names, refuse_hosted_choice, without_hosted
 from motet.api.responses.truncation import Fitting
-from motet.api.schema.ignored_fields import MAX_IGNORED_NAMES
+from motet.api.schema.chat_messages import Message
+from motet.api.schema.chat_request import ChatRequest
+from motet.api.schema.ignored_header import MAX_IGNORED_NAMES
 from motet.api.schema.parsing import Parsed, check_adapters, check_chat_fields, convert, unknown_fields
-from motet.api.schema.requests import ChatRequest, Message
 from motet.api.schema.unsupported_fields import RESPONSES, refuse_unsupported
 from motet.api.services import Services
 from motet.core.errors import InvalidRequest, MotetError

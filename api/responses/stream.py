@@ -14,7 +14,7 @@ from motet.api.responses.objects import ResponseError, ResponseObject
 from motet.api.responses.retention import Keeping
 from motet.api.responses.run import Event, ResponseGeneration, frame
 from motet.api.responses.store import ResponseStore, Stored
-from motet.api.schema.objects import error_body
+from motet.api.schema.openai_objects import error_body
 from motet.api.services import Services
 from motet.core import error_codes
 from motet.core.errors import ErrorInfo, MotetError, from_info

@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 import msgspec
 
 from motet.api.responses.requests import Asked, FlatCustomTool, FlatGrammarInput, FlatTool, NamespaceTool
-from motet.api.schema.requests import (
+from motet.api.schema.chat_tools import (
     CustomDefinition,
     CustomTool,
     FunctionDefinition,

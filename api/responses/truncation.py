@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Sequence
 
 from motet.api.generating.chat_generation import ChatGeneration
-from motet.api.schema.requests import Message
+from motet.api.schema.chat_messages import Message
 from motet.core.errors import ContextExceeded, InvalidRequest
 
 KEPT_ROLES = ("system", "developer")

@@ -12,7 +12,7 @@ import msgspec
 from quart import Blueprint, Response
 
 from motet.api.http.caller import current_caller
-from motet.api.schema.objects import ENCODER
+from motet.api.schema.openai_objects import ENCODER
 from motet.api.schema.operations import Operation, path_parameter
 from motet.api.services import Services
 from motet.core import error_codes

@@ -12,13 +12,14 @@ from motet.api.generating.chat_generation import ChatGeneration, start_chat
 from motet.api.generating.deltas import CallDelta, ChatDelta
 from motet.api.generating.generation import Generation
 from motet.api.generating.logprobs import chat_logprobs, packed
-from motet.api.http.body import read_body
 from motet.api.http.caller import Caller, current_caller
+from motet.api.http.request_body import read_body
 from motet.api.http.sse import DONE, event_frame
 from motet.api.http.stream_response import Frames, joined, stream_response
 from motet.api.routes.response_headers import answer_headers
-from motet.api.schema.ignored_fields import note_ignored
-from motet.api.schema.objects import (
+from motet.api.schema.chat_request import ChatRequest
+from motet.api.schema.ignored_header import note_ignored
+from motet.api.schema.openai_objects import (
     ENCODER,
     AnsweredCall,
     CalledCustomTool,
@@ -37,7 +38,6 @@ from motet.api.schema.objects import (
 )
 from motet.api.schema.operations import ERRORS, TOKEN, Operation
 from motet.api.schema.parsing import parse_chat
-from motet.api.schema.requests import ChatRequest
 from motet.api.schema.unsupported_fields import CHAT
 from motet.api.services import Services
 

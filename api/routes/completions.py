@@ -13,15 +13,15 @@ from motet.api.generating.answer import Answer, collect
 from motet.api.generating.completion_generation import CompletionGeneration, start_completion
 from motet.api.generating.generation import Generation
 from motet.api.generating.logprobs import packed
-from motet.api.http.body import read_body
 from motet.api.http.caller import Caller, current_caller
+from motet.api.http.request_body import read_body
 from motet.api.http.sse import DONE, event_frame
 from motet.api.http.stream_response import Frames, joined, stream_response
 from motet.api.routes.response_headers import answer_headers
-from motet.api.schema.objects import ENCODER, Completion, CompletionChoice, CompletionLogprobs, Usage
+from motet.api.schema.completion_request import CompletionRequest
+from motet.api.schema.openai_objects import ENCODER, Completion, CompletionChoice, CompletionLogprobs, Usage
 from motet.api.schema.operations import ERRORS, TOKEN, Operation
 from motet.api.schema.parsing import parse_completion
-from motet.api.schema.requests import CompletionRequest
 from motet.api.schema.unsupported_fields import COMPLETIONS
 from motet.api.services import Services
 from motet.core.messages import FinishReason

@@ -9,7 +9,7 @@ from importlib.resources import files
 from quart import Blueprint, Response
 
 from motet.api.routes.openapi import openapi_document
-from motet.api.schema.objects import ENCODER
+from motet.api.schema.openai_objects import ENCODER
 from motet.api.schema.operations import Operation
 
 # The page's own script and style, and the document of this server: nothing else.

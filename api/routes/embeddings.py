@@ -21,12 +21,13 @@ from motet.api.generating.context_limit import prompt_too_long
 from motet.api.generating.logprobs import packed
 from motet.api.generating.prompts import token_lists
 from motet.api.generating.sampling_params import priority, truncated
-from motet.api.http.body import read_body
 from motet.api.http.caller import Caller, current_caller
-from motet.api.schema.objects import ENCODER
+from motet.api.http.request_body import read_body
+from motet.api.schema.adapter_fields import AdapterChoice
+from motet.api.schema.openai_objects import ENCODER
 from motet.api.schema.operations import ERRORS, TOKEN, Operation
 from motet.api.schema.parsing import Parsed, check_adapters, convert, unknown_fields
-from motet.api.schema.requests import AdapterChoice, Positive, TokenId
+from motet.api.schema.request_fields import Positive, TokenId
 from motet.api.schema.unsupported_fields import EMBEDDINGS, refuse_unsupported
 from motet.api.services import Services
 from motet.core.errors import InvalidRequest

@@ -11,14 +11,14 @@ from typing import Any, BinaryIO, Literal, cast
 import msgspec
 from quart import Blueprint, Response, request
 
+from motet.api.http.body_limits import FORM_BYTES, LimitedRequest, discard_body
 from motet.api.http.caller import current_caller
-from motet.api.http.request_limits import FORM_BYTES, LimitedRequest, discard_body
-from motet.api.schema.batch_tokens import ADVICE, line_with_token
-from motet.api.schema.ignored_fields import note_ignored
-from motet.api.schema.objects import ENCODER
+from motet.api.schema.ignored_header import note_ignored
+from motet.api.schema.openai_objects import ENCODER
 from motet.api.schema.operations import Operation, path_parameter, query_parameter
 from motet.api.schema.parsing import Parsed, field_error
 from motet.api.services import Services
+from motet.api.storage.batch_input_tokens import ADVICE, line_with_token
 from motet.api.storage.files import ExpiresAfter, FileObject, FileStore, new_file
 from motet.api.storage.paging import Page
 from motet.api.storage.uploads import Uploads

@@ -8,7 +8,7 @@ from quart import Blueprint, Response
 
 from motet.api.http.errors import RETRY_AFTER_SECONDS
 from motet.api.http.probe_paths import HEALTH_PATHS, LIVE_PATHS, READY_PATHS
-from motet.api.schema.objects import ENCODER, Health, Live
+from motet.api.schema.openai_objects import ENCODER, Health, Live
 from motet.api.schema.operations import Operation
 from motet.api.services import Services
 from motet.core.errors import Unavailable

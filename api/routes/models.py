@@ -8,7 +8,7 @@ from motet.api.anthropic.errors import VERSION_HEADER
 from motet.api.anthropic.models import MAX_LIMIT, anthropic_model, anthropic_page
 from motet.api.anthropic.objects import AnthropicError, AnthropicModel, AnthropicModelList
 from motet.api.http.caller import current_caller
-from motet.api.schema.objects import ENCODER, ErrorBody, ModelCard, ModelList
+from motet.api.schema.openai_objects import ENCODER, ErrorBody, ModelCard, ModelList
 from motet.api.schema.operations import Operation, Parameter, path_parameter, query_parameter
 from motet.api.services import Services
 from motet.core.adapters import AdapterListing

@@ -11,7 +11,7 @@ import msgspec
 
 from motet.api.http.auth import OPEN_PATHS
 from motet.api.http.errors import RETRY_AFTER_SECONDS
-from motet.api.schema.objects import ErrorBody
+from motet.api.schema.openai_objects import ErrorBody
 from motet.api.schema.operations import STATUSES, Operation
 
 _PREFIX = "#/components/schemas/"

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from motet.api.schema.objects import ErrorBody
+from motet.api.schema.openai_objects import ErrorBody
 
 STATUSES: Mapping[int, str] = {
     400: "A field is wrong, not supported, or too large for the context.",

@@ -12,9 +12,13 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from motet.api.schema import unsupported_fields
-from motet.api.schema.ignored_fields import MAX_IGNORED_NAMES
-from motet.api.schema.requests import MAX_MESSAGES, MAX_PIECES, AdapterChoice, ChatRequest, CompletionRequest
-from motet.api.schema.unknown_fields import choices, unknown_names, with_integers
+from motet.api.schema.adapter_fields import AdapterChoice
+from motet.api.schema.chat_messages import MAX_MESSAGES, MAX_PIECES
+from motet.api.schema.chat_request import ChatRequest
+from motet.api.schema.completion_request import CompletionRequest
+from motet.api.schema.ignored_header import MAX_IGNORED_NAMES
+from motet.api.schema.struct_types import choices, with_integers
+from motet.api.schema.unknown_fields import unknown_names
 from motet.core import error_codes
 from motet.core.errors import InvalidRequest, JsonInvalid, UnsupportedMediaType
 from motet.core.excerpt import shortened

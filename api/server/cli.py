@@ -86,7 +86,7 @@ def _plugins(arguments: argparse.Namespace) -> None:
 
 
 def _key(arguments: argparse.Namespace) -> None:
-    from motet.api.http.keys import key_line, new_key
+    from motet.api.http.api_keys import key_line, new_key
 
     key = new_key()
     print(key_line(arguments.name, key, arguments.admin))

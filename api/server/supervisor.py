@@ -18,7 +18,7 @@ from pathlib import Path
 
 from loguru import logger
 
-from motet.api.http.keys import read_keys
+from motet.api.http.api_keys import read_keys
 from motet.api.server.processes import TICK_SECONDS, ApiProcesses
 from motet.api.storage.data_directory import check_owners
 from motet.core import error_codes

@@ -32,8 +32,7 @@ from motet.api.responses.store import MAX_STORED_BYTES
 from motet.api.routes import embeddings
 from motet.api.routes.embeddings import EmbeddingRequest
 from motet.api.routes.openapi import openapi_document
-from motet.api.schema import parsing
-from motet.api.schema import requests as schemas
+from motet.api.schema import chat_messages, chat_request, chat_tools, completion_request, parsing, request_fields
 from motet.api.schema import unsupported_fields as unsupported
 from motet.core import chat_templates as templates
 from motet.core import error_codes, errors
@@ -84,8 +83,8 @@ def test_api_page_has_every_route() -> None:
 
 
 SURFACES: dict[str, tuple[type[msgspec.Struct], Mapping[str, object]]] = {
-    "chat": (schemas.ChatRequest, unsupported.CHAT),
-    "completions": (schemas.CompletionRequest, unsupported.COMPLETIONS),
+    "chat": (chat_request.ChatRequest, unsupported.CHAT),
+    "completions": (completion_request.CompletionRequest, unsupported.COMPLETIONS),
     "responses": (ResponseRequest, unsupported.RESPONSES),
     "embeddings": (EmbeddingRequest, unsupported.EMBEDDINGS),
     "batches": (BatchRequest, {}),
@@ -187,16 +186,16 @@ def test_api_page_has_every_exact_code() -> None:
 
 LIMITS = {
     "lists and objects, and values, in one body": f"{parsing.MAX_CONTAINERS}, {parsing.MAX_VALUES}",
-    "choices in one request (prompts × `n`)": f"{schemas.MAX_CHOICES}",
-    "stop strings": f"{schemas.MAX_STOP_STRINGS} of {schemas.MAX_STOP_CHARACTERS} characters",
-    "stop token ids": f"{schemas.MAX_STOP_TOKEN_IDS}",
-    "messages": f"{schemas.MAX_MESSAGES}",
-    "content parts and tool calls of all messages": f"{schemas.MAX_PIECES}",
-    "tools in one request": f"{schemas.MAX_TOOLS}",
-    "characters of a custom tool's grammar": f"{schemas.MAX_DEFINITION}",
+    "choices in one request (prompts × `n`)": f"{request_fields.MAX_CHOICES}",
+    "stop strings": f"{request_fields.MAX_STOP_STRINGS} of {request_fields.MAX_STOP_CHARACTERS} characters",
+    "stop token ids": f"{request_fields.MAX_STOP_TOKEN_IDS}",
+    "messages": f"{chat_messages.MAX_MESSAGES}",
+    "content parts and tool calls of all messages": f"{chat_messages.MAX_PIECES}",
+    "tools in one request": f"{chat_tools.MAX_TOOLS}",
+    "characters of a custom tool's grammar": f"{chat_tools.MAX_DEFINITION}",
     "entries of `choice` in a `response_format`": f"{MAX_OPTIONS}",
-    "`documents`, and variables in `chat_template_kwargs`": f"{schemas.MAX_DOCUMENTS}, "
-    f"{schemas.MAX_TEMPLATE_VARIABLES}",
+    "`documents`, and variables in `chat_template_kwargs`": f"{chat_request.MAX_DOCUMENTS}, "
+    f"{chat_request.MAX_TEMPLATE_VARIABLES}",
     "entries in `logit_bias`": f"{sampling.MAX_LOGIT_BIAS}",
     "`top_logprobs`": f"{sampling.MAX_TOP_LOGPROBS}",
     "logprobs in an answer that is not streamed, or in an echo, alternatives included": f"{params.MAX_LOGPROBS}",

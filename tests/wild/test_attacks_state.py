@@ -19,8 +19,8 @@ from loguru import logger
 from support.api_caller import CHAT, MESSAGES, Caller, drive
 from support.responses_calls import RESPONSES
 
-from motet.api.http import keys
-from motet.api.http.keys import key_line
+from motet.api.http import api_keys
+from motet.api.http.api_keys import key_line
 from motet.api.storage.database import Database
 from motet.api.storage.files import FileStore, new_file
 from motet.api.storage.uploads import Uploads
@@ -279,7 +279,7 @@ def test_withstood_a_private_adapter_stays_private(tmp_path: Path) -> None:
 
 
 def test_withstood_the_file_of_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keys, "CHECK_SECONDS", 0.0)
+    monkeypatch.setattr(api_keys, "CHECK_SECONDS", 0.0)
     settings = keyed(tmp_path, "alice")
     file = tmp_path / "keys"
 

@@ -8,7 +8,7 @@ from typing import Any
 from support.anthropic_calls import CALL, DEFAULTS, PATH, WEATHER, events, failure, failure_of
 from support.api_caller import MESSAGES, Caller, drive
 
-from motet.api.http.keys import key_line
+from motet.api.http.api_keys import key_line
 from motet.core.errors import Conflict, Overloaded, Unavailable
 from motet.core.settings import Settings
 

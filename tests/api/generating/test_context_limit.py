@@ -13,7 +13,7 @@ from support.api_caller import CHAT, COMPLETIONS, MESSAGES, Caller, drive
 from support.scripted_api import CONTEXT
 
 from motet.api.generating.context_limit import answer_too_long
-from motet.api.schema.objects import ENCODER, error_body
+from motet.api.schema.openai_objects import ENCODER, error_body
 
 EMBEDDINGS, RESPONSES = "/v1/embeddings", "/v1/responses"
 LONG = "x" * CONTEXT  # one token each

@@ -8,7 +8,7 @@ import pytest
 from support.scripted_api import write_model
 
 from motet.api.generating.logprobs import CompletionLogprobsWriter, Echo, chat_logprobs, packed
-from motet.api.schema.objects import ENCODER, ChatLogprobs
+from motet.api.schema.openai_objects import ENCODER, ChatLogprobs
 from motet.core.messages import TokenEvent
 from motet.engine.client.tokenizer import ModelTokenizer
 

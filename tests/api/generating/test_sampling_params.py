@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from motet.api.generating.sampling_params import MAX_LOGPROBS, check_logprobs, sampling_params, token_limit
+from motet.api.schema.chat_request import ChatRequest
+from motet.api.schema.completion_request import CompletionRequest
 from motet.api.schema.parsing import parse_chat, parse_completion
-from motet.api.schema.requests import ChatRequest, CompletionRequest
 from motet.core.errors import ContextExceeded, InvalidRequest
 from motet.core.sampling_params import SamplingParams
 from motet.engine.client.tokenizer import GenerationDefaults

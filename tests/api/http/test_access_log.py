@@ -17,7 +17,7 @@ from support.batch_calls import finished, jsonl, line, upload
 from support.log_lines import log_lines
 from support.scripted_server import Running, scripted_server
 
-from motet.api.http.keys import key_line
+from motet.api.http.api_keys import key_line
 from motet.core.errors import Conflict, MotetError
 from motet.core.settings import Settings
 

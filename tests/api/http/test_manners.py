@@ -16,8 +16,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support.api_caller import CHAT, COMPLETIONS, MESSAGES, Caller, drive
 
-from motet.api.http.keep_alive import COMMENT, kept_alive
-from motet.api.http.keys import key_line
+from motet.api.http.api_keys import key_line
+from motet.api.http.sse_keep_alive import COMMENT, kept_alive
 from motet.core.settings import Settings
 
 

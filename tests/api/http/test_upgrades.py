@@ -14,7 +14,7 @@ from support.api_caller import CHAT, MESSAGES
 from support.http2_client import Http2Client
 from support.scripted_server import Running, scripted_server
 
-from motet.api.http.keys import key_line
+from motet.api.http.api_keys import key_line
 from motet.core.settings import Settings
 
 HANDSHAKE = (

@@ -8,7 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support.api_caller import CHAT, MESSAGES, Caller, drive
 
-from motet.api.http.keys import key_line
+from motet.api.http.api_keys import key_line
 from motet.api.metrics import bounded_labels
 from motet.api.metrics.bounded_labels import LEAST, BoundedLabels
 from motet.api.metrics.timing import GAP_BUCKETS, Timing

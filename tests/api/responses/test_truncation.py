@@ -11,7 +11,7 @@ from support.responses_calls import RESPONSES, WEATHER
 from support.scripted_api import TEMPLATE
 
 from motet.api.responses.truncation import units
-from motet.api.schema.requests import FunctionCall, Message, ToolCall
+from motet.api.schema.chat_messages import FunctionCall, Message, ToolCall
 from motet.engine.client.template_renderer import TemplateRenderer
 
 AUTO: dict[str, Any] = {"truncation": "auto"}

@@ -14,12 +14,13 @@ import pytest
 from support.scripted_api import scripted_api
 
 from motet.api.app import OPERATIONS, create_app
+from motet.api.http.api_keys import key_line
 from motet.api.http.auth import OPEN_PATHS
-from motet.api.http.keys import key_line
 from motet.api.routes.openapi import openapi_document
-from motet.api.schema.objects import ChatCompletion, Completion, ErrorBody, ModelList
+from motet.api.schema.chat_request import ChatRequest
+from motet.api.schema.completion_request import CompletionRequest
+from motet.api.schema.openai_objects import ChatCompletion, Completion, ErrorBody, ModelList
 from motet.api.schema.parsing import parse_chat, parse_completion
-from motet.api.schema.requests import ChatRequest, CompletionRequest
 from motet.core.settings import Settings
 
 DOCUMENT = openapi_document(OPERATIONS)

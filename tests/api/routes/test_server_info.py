@@ -8,7 +8,7 @@ from pathlib import Path
 from support.api_caller import Caller, drive
 from support.scripted_api import CONTEXT, TEMPLATE
 
-from motet.api.http.keys import key_line
+from motet.api.http.api_keys import key_line
 from motet.api.routes.health import HEALTH_PATHS, LIVE_PATHS, READY_PATHS
 from motet.core.settings import Settings
 

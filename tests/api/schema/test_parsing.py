@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from motet.api.schema.ignored_fields import MAX_IGNORED_BYTES, header_of
+from motet.api.schema.chat_request import ChatRequest
+from motet.api.schema.ignored_header import MAX_IGNORED_BYTES, header_of
 from motet.api.schema.parsing import parse_chat, parse_completion
-from motet.api.schema.requests import ChatRequest
 from motet.core.errors import InvalidRequest
 
 MESSAGES = [{"role": "user", "content": "hi"}]

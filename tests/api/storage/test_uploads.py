@@ -16,7 +16,7 @@ from openai import AsyncOpenAI
 from support.batch_calls import CHAT, drive, finished, jsonl, line
 from support.scripted_server import Running
 
-from motet.api.http import request_limits
+from motet.api.http import body_limits
 from motet.api.storage import uploads
 from motet.api.storage.database import Database
 from motet.api.storage.uploads import Uploads
@@ -71,7 +71,7 @@ def test_fields_of_an_upload_are_checked_and_unknown_ones_are_named(tmp_path: Pa
 def test_an_upload_too_large_is_refused_before_it_is_read(
     tmp_path: Path, settings: Settings, code: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(request_limits, "BODY_SECONDS", 0.2)
+    monkeypatch.setattr(body_limits, "BODY_SECONDS", 0.2)
 
     async def scenario(client: AsyncOpenAI, server: Running) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
@@ -182,11 +182,11 @@ def test_processes_count_uploads_together_and_forget_those_that_died(
 
 
 def test_an_upload_must_make_some_pace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_limits, "BODY_SECONDS", 0.2)
+    monkeypatch.setattr(body_limits, "BODY_SECONDS", 0.2)
 
     async def scenario(client: AsyncOpenAI, server: Running) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-        writer.write(begun(request_limits.UPLOAD_PACE, b"--b\r\n"))
+        writer.write(begun(body_limits.UPLOAD_PACE, b"--b\r\n"))
         start = time.monotonic()
         answer = await asyncio.wait_for(reader.read(), 20)
         assert answer.startswith(b"HTTP/1.1 408")

@@ -17,7 +17,7 @@ from support.responses_calls import RESPONSES
 
 from motet.api.batches.objects import BatchObject
 from motet.api.batches.store import BatchStore
-from motet.api.http.keys import key_line
+from motet.api.http.api_keys import key_line
 from motet.api.responses import store as store_module
 from motet.api.responses.objects import ResponseObject
 from motet.api.responses.store import KEPT_SECONDS, ResponseStore, Stored

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from support.api_caller import CHAT, MESSAGES, Caller, drive
 
-from motet.api.http import keys
+from motet.api.http import api_keys
+from motet.api.http.api_keys import KeyRing, key_line, new_key, read_keys
 from motet.api.http.auth import OPEN_PATHS
-from motet.api.http.keys import KeyRing, key_line, new_key, read_keys
 from motet.api.server.cli import main
 from motet.core.errors import StartupError
 from motet.core.settings import Settings
@@ -65,7 +65,7 @@ def test_a_file_that_is_wrong_says_where_and_quotes_no_key(tmp_path: Path, text:
 
 
 def test_a_new_version_counts_and_a_broken_one_does_not(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keys, "CHECK_SECONDS", 0.0)
+    monkeypatch.setattr(api_keys, "CHECK_SECONDS", 0.0)
     ring = KeyRing(file)
     assert ring.find(ALICE) is not None
     assert ring.find("sk-motet-nobody") is None
@@ -82,15 +82,15 @@ def test_a_new_version_counts_and_a_broken_one_does_not(file: Path, monkeypatch:
 def test_a_change_while_the_file_is_read_at_the_start_is_not_missed(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read_and_change(path: Path) -> list[keys.Key]:
+    def read_and_change(path: Path) -> list[api_keys.Key]:
         monkeypatch.undo()
         found = read_keys(path)
         write(path, key_line("carol", "sk-motet-carol", False))
         return found
 
-    monkeypatch.setattr(keys, "read_keys", read_and_change)
+    monkeypatch.setattr(api_keys, "read_keys", read_and_change)
     ring = KeyRing(file)
-    monkeypatch.setattr(keys, "CHECK_SECONDS", 0.0)
+    monkeypatch.setattr(api_keys, "CHECK_SECONDS", 0.0)
     assert (ring.find(ALICE), getattr(ring.find("sk-motet-carol"), "name", None)) == (None, "carol")
 
 
