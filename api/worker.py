@@ -17,6 +17,7 @@ from loguru import logger
 from motet.api.adapters.wiring import worker_adapters
 from motet.api.app import create_app
 from motet.api.batches.runner import BatchRunner
+from motet.api.http import hypercorn_patches
 from motet.api.http.listener import LAST_WORDS_SECONDS, ListenerConfig
 from motet.api.routes.files import file_store
 from motet.api.services import Services
@@ -71,6 +72,7 @@ async def _answer(services: Services, deployment: Deployment, heartbeat: Heartbe
     announce = asyncio.create_task(_announce(services, deployment))
     tend = asyncio.create_task(file_store(services).tend())
     beat = asyncio.create_task(heartbeat.keep_beating())
+    hypercorn_patches.apply()
     config = ListenerConfig(deployment.socket, services.settings)
     heartbeat.enter(SERVING)
     await serve(create_app(services), config, shutdown_trigger=drained.wait)

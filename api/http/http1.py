@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hypercorn import protocol
 from hypercorn.protocol.events import Event, Response
 from hypercorn.protocol.h11 import H11Protocol
 
@@ -22,8 +21,3 @@ class AnnouncingHttp1(H11Protocol):
         if unread and isinstance(event, Response) and event.status_code >= 200:
             event = replace(event, headers=[*event.headers, (b"connection", b"close")])
         await super().stream_send(event)
-
-
-def install() -> None:
-    """Make Hypercorn use it."""
-    setattr(protocol, "H11Protocol", AnnouncingHttp1)  # noqa: B010 (as in api/http/listener.py)

@@ -14,7 +14,6 @@ from contextlib import suppress
 from h2.errors import ErrorCodes
 from h2.events import DataReceived, Event, PriorityUpdated, RequestReceived, StreamReset
 from h2.exceptions import ProtocolError
-from hypercorn import protocol
 from hypercorn.events import Closed, RawData
 from hypercorn.events import Event as IOEvent
 from hypercorn.protocol.events import Body, EndBody
@@ -114,8 +113,3 @@ def _is_sound(request: RequestReceived) -> bool:
     """Whether there are a method and a path that Hypercorn can read."""
     headers = dict(request.headers)
     return all(headers.get(name, b"\xff").isascii() for name in (b":method", b":path"))
-
-
-def install() -> None:
-    """Make Hypercorn use it."""
-    setattr(protocol, "H2Protocol", CalmHttp2)  # noqa: B010 (as in api/http/listener.py)

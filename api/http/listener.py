@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import resource
 import socket
-import struct
 from contextlib import suppress
 from typing import Any
 
-from hypercorn.asyncio import run
-from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.config import Config, Sockets
-from hypercorn.events import Closed, Event, RawData, Updated
 
-from motet.api.http import http1, http2, slow_readers, websockets
 from motet.core.settings import Settings
 
 LAST_WORDS_SECONDS = 0.5
@@ -31,10 +25,6 @@ LISTEN_QUEUE = 1024
 MAX_CONNECTIONS = 8192
 SPARE_FILES = 0.25
 """The part of the files that a process may open which connections leave for everything else."""
-
-http1.install()
-http2.install()
-websockets.install()
 
 
 def most_connections() -> int:
@@ -116,6 +106,7 @@ class ListenerConfig(Config):
         super().__init__()
         self.backlog = 1
         self.keep_alive_timeout = KEEP_ALIVE_SECONDS
+        self.first_head_timeout = FIRST_HEAD_SECONDS
         self.ssl_handshake_timeout = FIRST_HEAD_SECONDS
         self.graceful_timeout = LAST_WORDS_SECONDS
         self.h11_max_incomplete_size = 64 << 10
@@ -129,85 +120,3 @@ class ListenerConfig(Config):
         """The listening socket."""
         sockets: list[socket.socket] = [_Listener(self._descriptor, self.limiter)]
         return Sockets(sockets, [], []) if self.ssl_enabled else Sockets([], sockets, [])
-
-
-class Connection(TCPServer):
-    """Hypercorn's, but gone when its client is, and soon where none says what it wants or reads what it gets.
-
-    Hypercorn's own keeps the socket of a client that left until the idle time is over, and waits without end for one
-    that does not read.
-    """
-
-    config: ListenerConfig
-    _left = False
-    _asked = False
-
-    async def protocol_send(self, event: Event) -> None:
-        """Send, or take note; nobody waits for the next request of a client that left."""
-        if isinstance(event, RawData):
-            await self._send(event.data)
-            return
-        if isinstance(event, Updated):
-            if self._left:
-                return
-            self._note(event.idle)
-        await super().protocol_send(event)
-
-    async def _send(self, data: bytes) -> None:
-        """Send; the connection ends if the client does not take it, which ends its requests."""
-        async with self.send_lock:
-            try:
-                self.writer.write(data)
-                if self._unsent():
-                    async with slow_readers.taking(self._unsent):
-                        await self.writer.drain()
-                else:
-                    await self.writer.drain()  # only raises
-            except TimeoutError:
-                self._abort()
-                await self.protocol.handle(Closed())
-            except (ConnectionError, RuntimeError):
-                await self.protocol.handle(Closed())
-
-    def _unsent(self) -> int:
-        """Bytes that wait to be sent; 0 on a connection that is being closed."""
-        return 0 if self.writer.is_closing() else self.writer.transport.get_write_buffer_size()
-
-    def _abort_later(self) -> None:
-        """End a connection that is about to be closed, if its client does not take what waits for it."""
-        if self._unsent():
-            self.loop.call_later(slow_readers.SEND_SECONDS, self._abort)
-
-    def _abort(self) -> None:
-        """End the connection at once; with this option the kernel drops its part of what was not sent, too."""
-        with suppress(OSError):  # it is closed already
-            option = struct.pack("ii", 1, 0)
-            self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, option)
-        self.writer.transport.abort()
-
-    async def _close(self) -> None:
-        self._abort_later()
-        await super()._close()
-
-    async def _initiate_server_close(self) -> None:
-        self._abort_later()
-        await super()._initiate_server_close()
-
-    def _note(self, idle: bool) -> None:
-        descriptor = self.writer.get_extra_info("socket").fileno()
-        self._asked = self._asked or not idle
-        (self.config.limiter.rest if idle else self.config.limiter.work)(descriptor)
-
-    async def _idle_timeout(self) -> None:
-        seconds = KEEP_ALIVE_SECONDS if self._asked else FIRST_HEAD_SECONDS
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self.context.terminated.wait(), seconds)
-        await asyncio.shield(self._initiate_server_close())
-
-    async def _read_data(self) -> None:
-        await super()._read_data()
-        self._left = True
-        await self.idle_task.stop()
-
-
-setattr(run, "TCPServer", Connection)  # noqa: B010 (the module does not export the name, and uses it)

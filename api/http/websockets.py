@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from hypercorn.protocol import h2, h11
 from hypercorn.protocol.events import Body, EndBody, Event, Request, Response, StreamClosed
 from hypercorn.protocol.ws_stream import WSStream
 from loguru import logger
@@ -49,9 +48,3 @@ class RefusedWebSocket(WSStream):
         await self.send(Body(self.stream_id, body))
         await self.send(EndBody(self.stream_id))
         await self.send(StreamClosed(self.stream_id))
-
-
-def install() -> None:
-    """Make Hypercorn use it."""
-    for protocol in (h11, h2):
-        setattr(protocol, "WSStream", RefusedWebSocket)  # noqa: B010 (as in api/http/listener.py)

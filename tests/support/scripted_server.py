@@ -14,6 +14,7 @@ from quart import Quart
 from support.scripted_api import Scripted, scripted_api
 
 from motet.api.app import create_app
+from motet.api.http import hypercorn_patches
 from motet.api.http.listener import ListenerConfig
 from motet.core.settings import Settings
 
@@ -34,6 +35,7 @@ async def scripted_server(root: Path, settings: Settings | None = None) -> Async
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     done = asyncio.Event()
+    hypercorn_patches.apply()
     async with scripted_api(root, settings) as api:
         config = ListenerConfig(listener.detach(), api.services.settings)
         config.accesslog = config.errorlog = None

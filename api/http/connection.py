@@ -1,0 +1,93 @@
+"""One TCP connection: closed when its client leaves, stays idle too long, or does not read what is sent to it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from contextlib import suppress
+
+from hypercorn.asyncio.tcp_server import TCPServer
+from hypercorn.events import Closed, Event, RawData, Updated
+
+from motet.api.http import slow_readers
+from motet.api.http.listener import ListenerConfig
+
+
+class Connection(TCPServer):
+    """Hypercorn's, but gone when its client is, and soon where none says what it wants or reads what it gets.
+
+    Hypercorn's own keeps the socket of a client that left until the idle time is over, and waits without end for one
+    that does not read.
+    """
+
+    config: ListenerConfig
+    _left = False
+    _asked = False
+
+    async def protocol_send(self, event: Event) -> None:
+        """Send, or take note; nobody waits for the next request of a client that left."""
+        if isinstance(event, RawData):
+            await self._send(event.data)
+            return
+        if isinstance(event, Updated):
+            if self._left:
+                return
+            self._note(event.idle)
+        await super().protocol_send(event)
+
+    async def _send(self, data: bytes) -> None:
+        """Send; the connection ends if the client does not take it, which ends its requests."""
+        async with self.send_lock:
+            try:
+                self.writer.write(data)
+                if self._unsent():
+                    async with slow_readers.taking(self._unsent):
+                        await self.writer.drain()
+                else:
+                    await self.writer.drain()  # only raises
+            except TimeoutError:
+                self._abort()
+                await self.protocol.handle(Closed())
+            except (ConnectionError, RuntimeError):
+                await self.protocol.handle(Closed())
+
+    def _unsent(self) -> int:
+        """Bytes that wait to be sent; 0 on a connection that is being closed."""
+        return 0 if self.writer.is_closing() else self.writer.transport.get_write_buffer_size()
+
+    def _abort_later(self) -> None:
+        """End a connection that is about to be closed, if its client does not take what waits for it."""
+        if self._unsent():
+            self.loop.call_later(slow_readers.SEND_SECONDS, self._abort)
+
+    def _abort(self) -> None:
+        """End the connection at once; with this option the kernel drops its part of what was not sent, too."""
+        with suppress(OSError):  # it is closed already
+            option = struct.pack("ii", 1, 0)
+            self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, option)
+        self.writer.transport.abort()
+
+    async def _close(self) -> None:
+        self._abort_later()
+        await super()._close()
+
+    async def _initiate_server_close(self) -> None:
+        self._abort_later()
+        await super()._initiate_server_close()
+
+    def _note(self, idle: bool) -> None:
+        descriptor = self.writer.get_extra_info("socket").fileno()
+        self._asked = self._asked or not idle
+        (self.config.limiter.rest if idle else self.config.limiter.work)(descriptor)
+
+    async def _idle_timeout(self) -> None:
+        seconds = self.config.keep_alive_timeout if self._asked else self.config.first_head_timeout
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.context.terminated.wait(), seconds)
+        await asyncio.shield(self._initiate_server_close())
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        self._left = True
+        await self.idle_task.stop()
