@@ -16,8 +16,8 @@ from motet.api.anthropic.objects import (
     StopReason,
 )
 from motet.api.generating.answer import require_finished
+from motet.api.generating.chat_deltas import CallDelta, ChatDelta
 from motet.api.generating.chat_generation import ChatGeneration
-from motet.api.generating.deltas import CallDelta, ChatDelta
 from motet.api.generating.tools import NO_ARGUMENTS, complete_arguments
 from motet.api.http.sse import event_frame
 from motet.api.http.stream_response import Frames

@@ -1,4 +1,4 @@
-"""Which adapter a request means: `model`, `adapter_id` or `merged_adapters`, found and ready to be used."""
+"""Resolves a request's adapter (`model`, `adapter_id` or `merged_adapters`), authorises the caller and loads it."""
 
 from __future__ import annotations
 
@@ -14,27 +14,29 @@ from motet.api.services import Services
 from motet.core.errors import InvalidRequest, MotetError, from_info
 
 FINGERPRINT_CHARACTERS = 12
-"""Of an adapter's fingerprint: enough to tell an adapter's contents apart in logs."""
+"""Of an adapter's fingerprint, in logs: enough to identify its content."""
 
 
 def adapter_name(request: AdapterChoice) -> str:
-    """What `request` calls its adapter, if it names one; gateways route by that."""
+    """The name of the request's adapter as the request has it, by which gateways route; "" if it has none."""
     return "" if request.merged_adapters else request.adapter_id or request.model
 
 
 async def resolve_adapter(services: Services, request: AdapterChoice, caller: Caller) -> ServedAdapter | None:
-    """The request's adapter, loaded and known to the engine; None for the base. Raises MotetError.
+    """The request's adapter, loaded and registered with the engine; None for the base. Raises MotetError.
 
     `model` names it, or, if that is the base, `adapter_id` or `merged_adapters`.
     """
     source = request.adapter_source
-    other = "adapter_id" if request.adapter_id else "merged_adapters" if request.merged_adapters else None
-    ref = await services.adapters.name(request.model, None if other else source)
-    if ref is not None and other:
-        raise InvalidRequest(f"{other} is for requests whose model is the base; model names an adapter", param=other)
+    alternative = "adapter_id" if request.adapter_id else "merged_adapters" if request.merged_adapters else None
+    ref = await services.adapters.name(request.model, None if alternative else source)
+    if ref is not None and alternative:
+        raise InvalidRequest(
+            f"{alternative} requires that model names the base model; here it names an adapter", param=alternative
+        )
     if request.merged_adapters is not None:
         return await _merged(services, request, caller)
-    with _called(other or "model"):
+    with _errors_at(alternative or "model"):
         if request.adapter_id:
             ref = await services.adapters.name(request.adapter_id, source)
         if ref is None:
@@ -50,11 +52,11 @@ async def _merged(services: Services, request: AdapterChoice, caller: Caller) ->
     assert merged is not None
     refs = []
     for index, id in enumerate(merged.ids):
-        where = f"merged_adapters.ids[{index}]"
-        with _called(where):
+        param = f"merged_adapters.ids[{index}]"
+        with _errors_at(param):
             ref = await services.adapters.name(id, request.adapter_source)
         if ref is None:
-            raise InvalidRequest("the base model cannot be merged", param=where)
+            raise InvalidRequest("the base model cannot be merged", param=param)
         refs.append(ref)
     weights = merged.weights or [1.0] * len(refs)
     tokens = [caller.source_token(ref.source, request.api_token) for ref in refs]
@@ -65,12 +67,12 @@ async def _merged(services: Services, request: AdapterChoice, caller: Caller) ->
 
 
 @contextmanager
-def _called(param: str) -> Iterator[None]:
-    """Inside, errors about an adapter name `param`, the field that it was named by."""
+def _errors_at(param: str) -> Iterator[None]:
+    """Inside, errors about an adapter have the `param` of the field that names it."""
     try:
         yield
     except MotetError as error:
         if error.param != "model" or param == "model":
             raise
-        # Another error: this one may be told to others, too.
+        # A new error: this one may be shared with alternative requests.
         raise from_info(replace(error.info(), param=param)) from error

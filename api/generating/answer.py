@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from motet.api.generating.deltas import ChatDelta
+from motet.api.generating.chat_deltas import ChatDelta
 from motet.api.schema.openai_objects import CallKind, ChatFinishReason
 from motet.core.errors import MotetError
 from motet.engine.client.text_stream import TextDelta

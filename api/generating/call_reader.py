@@ -6,8 +6,8 @@ import json
 import uuid
 from collections.abc import Iterator
 
+from motet.api.generating.chat_deltas import CallDelta, ChatDelta
 from motet.api.generating.custom_tools import InputReader
-from motet.api.generating.deltas import CallDelta, ChatDelta
 from motet.api.generating.repeated_calls import RepeatedCalls
 from motet.api.generating.tools import ToolUse
 from motet.api.schema.openai_objects import CallKind, ChatFinishReason
@@ -20,9 +20,9 @@ class CallReader:
 
     def __init__(self, tools: ToolUse) -> None:
         self._reader = tools.parser.reader(tools.tools)
-        self._several, self._forced, self._custom = tools.several, tools.forced, tools.custom
+        self._parallel, self._required, self._custom = tools.parallel, tools.required, tools.custom
         # Where the model is not forced to call, a repeated call may be intended.
-        self._repeated = RepeatedCalls() if tools.forced and tools.several else None
+        self._repeated = RepeatedCalls() if tools.required and tools.parallel else None
         self._calls = 0
         self._latest: list[str] = []  # the latest call's arguments
         self._is_raw = False  # those arguments are plain text
@@ -37,7 +37,7 @@ class CallReader:
         parts: list[str | CallDelta] = []
         for piece in pieces:
             # What follows the only call allowed is not part of the answer.
-            if isinstance(piece, CallPiece) and (self._several or piece.index == 0):
+            if isinstance(piece, CallPiece) and (self._parallel or piece.index == 0):
                 parts += self._numbered(piece)
             elif isinstance(piece, str) and self._is_shown(piece):
                 parts.append(piece)
@@ -51,7 +51,7 @@ class CallReader:
 
     def _is_shown(self, text: str) -> bool:
         # Where the answer must be calls, text can only be the beginning of a call that was cut off.
-        return bool(text) and not self._forced and (self._several or not self._calls)
+        return bool(text) and not self._required and (self._parallel or not self._calls)
 
     def _numbered(self, piece: CallPiece) -> list[CallDelta]:
         released = [piece] if self._repeated is None else self._repeated.push(piece)

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from motet.api.generating.call_reader import CallReader
+from motet.api.generating.chat_deltas import ChatDelta
 from motet.api.generating.chat_prompts import ignored_hints, render_chat
 from motet.api.generating.checked_chat import CheckedChat, check_chat
-from motet.api.generating.deltas import ChatDelta
 from motet.api.generating.generation import Generation
 from motet.api.generating.merged_streams import merge
 from motet.api.generating.tools import ToolUse
@@ -41,7 +41,9 @@ class ChatGeneration:
         last = request.messages[-1]
         echo = last.text() if request.echo and last.role == "assistant" else ""
         ignored = ignored_hints(request, checked.template)
-        return cls(replace(generation, shown=tools.shown) if tools else generation, tools, echo, ignored)
+        return cls(
+            replace(generation, visible_special_ids=tools.marker_ids) if tools else generation, tools, echo, ignored
+        )
 
     def limited(self, max_tokens: int) -> ChatGeneration:
         """The same, with answers of at most `max_tokens`, if that is less than the context leaves."""

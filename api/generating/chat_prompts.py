@@ -1,4 +1,4 @@
-"""From a conversation to token ids: finds the chat template, hands it what it understands, and tokenises."""
+"""Renders conversations: finds the chat template, fills in what it reads, and tokenises the result."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 
 from motet.api.adapters.messages import ServedAdapter
 from motet.api.generating.context_limit import prompt_too_long
-from motet.api.generating.prompts import encode, refuse_hopeless
+from motet.api.generating.prompts import encode, refuse_too_long
 from motet.api.generating.tools import ToolUse, tool_parser
 from motet.api.schema.chat_messages import Message
 from motet.api.schema.chat_request import ChatRequest
@@ -21,11 +21,11 @@ from motet.core.chat_templates import ChatTemplate, TemplateContext
 from motet.core.errors import InvalidRequest, Unavailable
 from motet.core.tools import ToolParser
 
-MARK = "\ue000the answer goes on here\ue001 "
-"""Stands in a rendered prompt where the last message ends; of characters that nobody has a use for."""
+CONTINUATION_MARK = "\ue000the answer goes on here\ue001 "
+"""Marks in a rendered prompt where the last message ends; of private-use characters."""
 
 TEMPLATE_SECONDS = 5.0
-"""How long the files of a template may take: an adapter's directory may lie on a mount that hangs."""
+"""Time limit for reading a template's files: an adapter's directory may be on a mount that hangs."""
 
 RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token")
 
@@ -41,7 +41,7 @@ async def find_template(services: Services, adapter: ServedAdapter | None) -> Ch
     finders = tuple(services.plugins.chat_templates.items.values())
 
     def find() -> ChatTemplate | None:
-        return next((found for finder in finders if (found := finder.find(context)) is not None), None)
+        return next((template for finder in finders if (template := finder.find(context)) is not None), None)
 
     try:
         async with asyncio.timeout(TEMPLATE_SECONDS):
@@ -54,7 +54,7 @@ async def find_template(services: Services, adapter: ServedAdapter | None) -> Ch
         ) from None
     if template is None:
         raise InvalidRequest(
-            "neither the adapter nor the base model has a chat template: use /v1/completions, or add "
+            "neither the adapter nor the base model has a chat template; use /v1/completions, or add "
             "chat_template.jinja to the adapter's or the model's directory",
             param="messages",
             code=error_codes.NO_CHAT_TEMPLATE,
@@ -65,53 +65,53 @@ async def find_template(services: Services, adapter: ServedAdapter | None) -> Ch
 async def render_chat(
     services: Services, request: ChatRequest, template: ChatTemplate, tools: ToolUse | None
 ) -> tuple[int, ...]:
-    """The conversation as the chat template writes it. Raises InvalidRequest, ContextExceeded."""
+    """The conversation's token ids, as the chat template writes it. Raises InvalidRequest, ContextExceeded."""
     context = services.model().max_context
     if len(request.messages) > context:
         size = f"more than {context} tokens (there are {len(request.messages)} messages)"
         raise prompt_too_long(context, size, "messages")
     variables = template_variables(services, request, template, tools)
     if request.continue_final_message:
-        prompt = _opened(await services.renderer.render(template, _marked(variables), services.flow))
+        prompt = _cut_at_mark(await services.renderer.render(template, _marked(variables), services.flow))
     else:
         prompt = await services.renderer.render(template, variables, services.flow)
-    refuse_hopeless(services, prompt, "messages", truncated=request.truncate_prompt_tokens is not None)
+    refuse_too_long(services, prompt, "messages", truncated=request.truncate_prompt_tokens is not None)
     [tokens] = await encode(services, [prompt], add_special_tokens=False)
     if not tokens:
-        raise InvalidRequest("the chat template made an empty prompt of these messages", param="messages")
+        raise InvalidRequest("the chat template rendered these messages as an empty prompt", param="messages")
     return tuple(tokens)
 
 
 def template_variables(
     services: Services, request: ChatRequest, template: ChatTemplate, tools: ToolUse | None = None
 ) -> dict[str, object]:
-    """What the template sees; the names are transformers'."""
-    parser = None if _knows_calls(template) else tool_parser(services, template)
-    messages = [_plain(message, template, parser) for message in request.messages]
-    variables: dict[str, object] = {**_extra(request), **_hints(request, template)}
+    """The template's variables; the names are transformers'."""
+    parser = None if _supports_tools(template) else tool_parser(services, template)
+    messages = [_template_message(message, template, parser) for message in request.messages]
+    variables: dict[str, object] = {**_template_kwargs(request), **_hints(request, template)}
     if tools is not None and "tools" in template.text:
-        variables["tools"] = tools.written()
+        variables["tools"] = tools.for_template()
     elif tools is not None:
-        messages = _instructed(messages, tools.parser.instructions(tools.tools))
+        messages = _with_instructions(messages, tools.parser.instructions(tools.tools))
     if request.documents:
         if "documents" not in template.text:
             raise _unsupported("documents", template)
         variables["documents"] = request.documents
-    asked = request.add_generation_prompt
-    variables["add_generation_prompt"] = not request.continue_final_message if asked is None else asked
+    requested = request.add_generation_prompt
+    variables["add_generation_prompt"] = not request.continue_final_message if requested is None else requested
     return {**services.text.special_tokens, **variables, "messages": messages}
 
 
-def _knows_calls(template: ChatTemplate) -> bool:
+def _supports_tools(template: ChatTemplate) -> bool:
     return "tool_calls" in template.text
 
 
-def _extra(request: ChatRequest) -> Mapping[str, object]:
-    """The request's own variables. Raises InvalidRequest for one that has a field of its own."""
+def _template_kwargs(request: ChatRequest) -> Mapping[str, object]:
+    """The variables in `chat_template_kwargs`. Raises InvalidRequest for a reserved name."""
     for name in request.chat_template_kwargs or {}:
         if name in RESERVED:
             raise InvalidRequest(
-                f"{name} cannot be set here; it has its own field, or is the tokenizer's",
+                f"chat_template_kwargs cannot set {name}; it has its own field, or comes from the tokenizer",
                 param=f"chat_template_kwargs.{name}",
             )
     return request.chat_template_kwargs or {}
@@ -119,18 +119,18 @@ def _extra(request: ChatRequest) -> Mapping[str, object]:
 
 def _hints(request: ChatRequest, template: ChatTemplate) -> dict[str, object]:
     """`effort` and `verbosity` under the names that the template reads."""
-    known: dict[str, object] = {}
+    hints: dict[str, object] = {}
     if (effort := request.effort) is not None:
-        known = {"reasoning_effort": effort, "enable_thinking": effort != "none"}
+        hints = {"reasoning_effort": effort, "enable_thinking": effort != "none"}
     if request.verbosity is not None:
-        known["verbosity"] = request.verbosity
-    return {name: value for name, value in known.items() if name in template.text}
+        hints["verbosity"] = request.verbosity
+    return {name: value for name, value in hints.items() if name in template.text}
 
 
 def ignored_hints(request: ChatRequest, template: ChatTemplate) -> tuple[str, ...]:
     """The fields with a hint that the template does not read.
 
-    Clients send such hints by default, so that they cannot be errors. What asks for nothing is not among them.
+    Clients send such hints by default, so they are not errors. Default values are not listed.
     """
     read = _hints(request, template)
     ignored = []
@@ -149,25 +149,25 @@ def _unsupported(field: str, template: ChatTemplate) -> InvalidRequest:
     )
 
 
-def _instructed(messages: list[dict[str, Any]], instructions: str) -> list[dict[str, Any]]:
-    """The messages with `instructions` in the system message, which is made if there is none."""
+def _with_instructions(messages: list[dict[str, Any]], instructions: str) -> list[dict[str, Any]]:
+    """The messages with `instructions` added to the system message; a new one if there is none."""
     if messages and messages[0]["role"] == "system":
         first = {**messages[0], "content": f"{messages[0]['content']}\n\n{instructions}"}
         return [first, *messages[1:]]
     return [{"role": "system", "content": instructions}, *messages]
 
 
-def _plain(message: Message, template: ChatTemplate, parser: ToolParser | None) -> dict[str, Any]:
+def _template_message(message: Message, template: ChatTemplate, parser: ToolParser | None) -> dict[str, Any]:
     """A message as templates expect it: text as one string, a call's arguments as an object.
 
-    With `parser`, for a template that knows no tools, calls and their results are written as text.
+    With `parser`, for a template without tool support, calls and their results are written as text.
     """
-    # `developer` is OpenAI's newer word for `system`; few templates know it.
+    # `developer` is OpenAI's newer name of `system`; few templates support it.
     role = "system" if message.role == "developer" and "developer" not in template.text else message.role
     plain: dict[str, Any] = {"role": role, "content": message.text()}
     calls = _calls(message)
     if parser is not None and (calls or role in ("tool", "function")):
-        written = [_written(parser, call["function"]) for call in calls]
+        written = [_call_text(parser, call["function"]) for call in calls]
         if calls:
             plain["content"] = "\n".join(filter(None, (plain["content"], *written)))
         else:
@@ -182,7 +182,7 @@ def _plain(message: Message, template: ChatTemplate, parser: ToolParser | None) 
     return plain
 
 
-def _written(parser: ToolParser, function: Mapping[str, Any]) -> str:
+def _call_text(parser: ToolParser, function: Mapping[str, Any]) -> str:
     arguments = function["arguments"]
     return parser.call_text(function["name"], {"malformed": arguments} if isinstance(arguments, str) else arguments)
 
@@ -197,7 +197,7 @@ def _calls(message: Message) -> list[dict[str, Any]]:
 
 
 def _arguments(text: str) -> dict[str, Any] | str:
-    """A call's arguments as an object; as the text that they are if that was cut."""
+    """A call's arguments as an object, or as text if they were cut off."""
     try:
         return msgspec.json.decode(text or "{}", type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError):
@@ -205,20 +205,20 @@ def _arguments(text: str) -> dict[str, Any] | str:
 
 
 def _marked(variables: dict[str, object]) -> dict[str, object]:
-    """The variables with MARK at the end of the last message's text."""
+    """The variables with CONTINUATION_MARK at the end of the last message's text."""
     *before, last = cast(list[dict[str, Any]], variables["messages"])
     if not last["content"].strip():
-        raise InvalidRequest("the last message has no text that could be continued", param="continue_final_message")
-    return {**variables, "messages": [*before, {**last, "content": last["content"] + MARK}]}
+        raise InvalidRequest("the last message has no text to continue", param="continue_final_message")
+    return {**variables, "messages": [*before, {**last, "content": last["content"] + CONTINUATION_MARK}]}
 
 
-def _opened(prompt: str) -> str:
-    """The prompt up to the end of its last message's text, as transformers cuts it."""
-    end = prompt.rfind(MARK.rstrip())
+def _cut_at_mark(prompt: str) -> str:
+    """The prompt up to the end of its last message's text, cut as transformers cuts it."""
+    end = prompt.rfind(CONTINUATION_MARK.rstrip())
     if end < 0:
         raise InvalidRequest(
-            "the last message cannot be continued: the chat template does not write its text as it is",
+            "the last message cannot be continued: the chat template changes its text",
             param="continue_final_message",
         )
-    # The mark ends with a space: a template that takes that away would have taken the text's own, too.
-    return prompt[:end] if prompt.startswith(MARK, end) else prompt[:end].rstrip()
+    # The mark ends with a space: a template that strips it would strip the text's trailing space, too.
+    return prompt[:end] if prompt.startswith(CONTINUATION_MARK, end) else prompt[:end].rstrip()

@@ -1,7 +1,7 @@
-"""The one sentence that says a prompt, or a prompt and its answer, do not fit into the context.
+"""Words the error for a prompt, or a prompt and its answer, that exceed the context.
 
-Clients recognise the overflow by OpenAI's words ("maximum context length is") or by the code, and many see the
-message alone: both are in it. The numbers stand where OpenAI has them, for clients that read those.
+Clients recognise it by OpenAI's words ("maximum context length is") or by the code, and many see only the message,
+so it contains both. The numbers are where OpenAI has them, for clients that parse them.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from motet.core.errors import ContextExceeded
 
 
 def prompt_too_long(context: int, size: int | str, param: str, advice: str = "") -> ContextExceeded:
-    """The error for a prompt that does not fit, however short the answer.
+    """The error for a prompt that leaves no room for an answer.
 
-    `size` is the number of its tokens, or a phrase for what is known of it; `param` is the field that holds it;
-    `advice` is what can be done beside shortening it.
+    `size` is the number of its tokens, or a phrase; `param` is its field; `advice` is an alternative to shortening it.
     """
     what = param.partition("[")[0]
     tokens = f"{size} tokens" if isinstance(size, int) else size
@@ -21,15 +20,17 @@ def prompt_too_long(context: int, size: int | str, param: str, advice: str = "")
 
 
 def answer_too_long(context: int, prompt_tokens: int, answer_tokens: int, what: str, param: str) -> ContextExceeded:
-    """The error for `what` (the field that holds the prompt) beside the tokens that `param` requests."""
+    """The error for a prompt in the field `what` together with the tokens that `param` requests."""
     total = prompt_tokens + answer_tokens
-    found = f"you requested {total} tokens ({prompt_tokens} in the {what}, {answer_tokens} in the completion)"
-    return _exceeded(context, found, f"{what} or completion: {param} can be {context - prompt_tokens} at most", param)
+    requested = f"you requested {total} tokens ({prompt_tokens} in the {what}, {answer_tokens} in the completion)"
+    return _exceeded(
+        context, requested, f"{what} or completion: {param} can be {context - prompt_tokens} at most", param
+    )
 
 
-def _exceeded(context: int, found: str, shorten: str, param: str) -> ContextExceeded:
+def _exceeded(context: int, requested: str, shorten: str, param: str) -> ContextExceeded:
     return ContextExceeded(
-        f"This model's maximum context length is {context} tokens. However, {found}. Please reduce the length of the "
-        f"{shorten}. ({ContextExceeded.code})",
+        f"This model's maximum context length is {context} tokens. However, {requested}. Please reduce the length of "
+        f"the {shorten}. ({ContextExceeded.code})",
         param=param,
     )

@@ -18,12 +18,12 @@ from motet.api.generating.checked_request import CheckedRequest
 from motet.api.generating.logprobs import TokenReport
 from motet.api.generating.merged_streams import merge
 from motet.api.generating.sampling_params import (
+    answer_room,
     check_logprobs,
     check_token_ids,
     priority,
     token_limit,
     truncated,
-    wanted_room,
 )
 from motet.api.metrics.request_record import RequestRecord
 from motet.api.metrics.timing import Timing
@@ -50,8 +50,8 @@ class Generation:
     prompt_tokens: int
     timing: Timing
     record: RequestRecord
-    shown: frozenset[int] = frozenset()
-    """Ids of special tokens that are part of the text, for a reader between here and the caller."""
+    visible_special_ids: frozenset[int] = frozenset()
+    """Ids of special tokens that are part of the text, since a tool parser reads them."""
 
     @classmethod
     def of(
@@ -60,7 +60,7 @@ class Generation:
         """The sequences that answer `prompts`. Raises ContextExceeded, or InvalidRequest for too many logprobs."""
         request, context = checked.request, checked.model.max_context
         _check_grammar_tokens(checked)
-        prompts = [truncated(request, prompt, context, wanted_room(request, context)) for prompt in prompts]
+        prompts = [truncated(request, prompt, context, answer_room(request, context)) for prompt in prompts]
         limits = [token_limit(request, len(prompt), context) for prompt in prompts]
         per_prompt = (request.best_of if isinstance(request, CompletionRequest) else None) or request.n or 1
         check_logprobs(request, sum(limits) * per_prompt, sum(map(len, prompts)) * per_prompt)
@@ -144,7 +144,9 @@ class Generation:
 
     async def _stream(self, index: int) -> AsyncGenerator[TextDelta, None]:
         engine, stop = self.checked.services.engine, self.checked.request.stop_strings()
-        async with aclosing(stream_text(engine, self.text, self.sequences[index], stop, self.shown)) as deltas:
+        async with aclosing(
+            stream_text(engine, self.text, self.sequences[index], stop, self.visible_special_ids)
+        ) as deltas:
             async for delta in deltas:
                 self.timing.take(index, delta)
                 yield _without_stop_string(delta)
@@ -155,8 +157,8 @@ def _check_grammar_tokens(checked: CheckedRequest) -> None:
     renamed = checked.services.text.renamed_words
     if checked.grammar is not None and renamed:
         raise InvalidRequest(
-            f"answers of this adapter cannot follow a grammar: its token {renamed[0]!r} is one that the "
-            "base model writes text with",
+            f"this adapter cannot follow a grammar: it renames {renamed[0]!r}, a token that the base model "
+            "writes text with",
             param="response_format" if checked.request.response_format else "tools",
             code=error_codes.UNSUPPORTED_PARAMETER,
         )
@@ -199,8 +201,8 @@ def _without_stop_string(delta: TextDelta) -> TextDelta:
     """The same delta; tokens of nothing but the stop string count as what ended the text, and are not reported."""
     if not delta.cut:
         return delta
-    shown, ended = delta.tokens[: -delta.cut], delta.tokens[-delta.cut :]
-    return replace(delta, tokens=(*shown, *unreported(ended)))
+    visible, ended = delta.tokens[: -delta.cut], delta.tokens[-delta.cut :]
+    return replace(delta, tokens=(*visible, *unreported(ended)))
 
 
 def unreported(tokens: Iterable[TokenEvent]) -> tuple[TokenEvent, ...]:

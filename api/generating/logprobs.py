@@ -1,6 +1,6 @@
-"""Token events as OpenAI's two shapes of logprobs: chat's list of objects and completions' parallel lists.
+"""Writes token events as OpenAI's two shapes of logprobs: chat's list of objects and completions' parallel lists.
 
-What ends a text (EOS, a stop token, the tokens of a stop string) is not shown, and reported only beside token ids.
+Tokens that end a text (EOS, a stop token, the tokens of a stop string) are reported only if token ids are.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ T = TypeVar("T")
 
 
 def finite(logprob: float | None) -> float:
-    """A logprob that JSON can say."""
+    """The logprob as a number that JSON can hold."""
     return LOWEST if logprob is None else max(logprob, LOWEST)
 
 
 def readable(piece: bytes) -> str:
-    """A token's text; if its bytes are no whole characters, each is written as \\xNN."""
+    """A token's text; bytes that are not whole characters are written as \\xNN."""
     try:
         return piece.decode()
     except UnicodeDecodeError:
         return "".join(f"\\x{byte:02x}" for byte in piece)
 
 
-def told(tokens: Iterable[TokenEvent]) -> list[TokenEvent]:
-    """The tokens that are reported: all but those that ended the text."""
+def shown_tokens(tokens: Iterable[TokenEvent]) -> list[TokenEvent]:
+    """All tokens but those that ended the text."""
     return [event for event in tokens if event.stop_id is None]
 
 
@@ -45,19 +45,19 @@ def told(tokens: Iterable[TokenEvent]) -> list[TokenEvent]:
 class TokenReport:
     """How a request's tokens are reported: their `ids` beside the answer, `named_by_id` in logprobs.
 
-    Either is for training, which needs every token that was sampled: those too that `ended` the text are reported.
+    Both are for training, which needs every sampled token: `include_end` reports those that ended the text, too.
     """
 
     ids: bool = False
     named_by_id: bool = False
-    ended: bool = False
+    include_end: bool = False
 
     def reported(self, tokens: Iterable[TokenEvent]) -> list[TokenEvent]:
         """The tokens that are reported."""
-        return list(tokens) if self.ended else told(tokens)
+        return list(tokens) if self.include_end else shown_tokens(tokens)
 
     def name(self, token: int, text: str) -> str:
-        """What logprobs call a token whose text is `text`."""
+        """The name in logprobs of a token whose text is `text`."""
         return f"token_id:{token}" if self.named_by_id else text
 
 
@@ -81,80 +81,80 @@ def _top(text: ModelTokenizer, report: TokenReport, token: int, logprob: float) 
 
 
 def packed(entry: T) -> T:
-    """`entry` as JSON already: a fraction of its size, and no work is left for when a long answer is complete."""
+    """`entry` encoded as JSON: much smaller, and no work remains for the end of a long answer."""
     return cast(T, msgspec.Raw(ENCODER.encode(entry)))
 
 
 @dataclass(frozen=True)
 class Echo:
-    """What a completion begins with: its prompt's text, and where in it each of the prompt's tokens begins."""
+    """The prompt that a completion echoes: its text, and the offset in it of each of its tokens."""
 
     text: str = ""
     offsets: tuple[int, ...] = ()
 
 
-def echo_offsets(text: ModelTokenizer, prompt: Sequence[int], given: str | None) -> tuple[int, ...]:
-    """Where in the echoed text each token of a prompt begins. `given` is the prompt as the caller wrote it, if so.
+def echo_offsets(text: ModelTokenizer, prompt: Sequence[int], original: str | None) -> tuple[int, ...]:
+    """The offset in the echoed text of each token of a prompt. `original` is the caller's text, if that is echoed.
 
-    There, special tokens are part of the text if they were written out in it.
+    Special tokens that are written out in `original` are part of the text.
     """
     detokenizer = Detokenizer(text.pieces)
     lengths = [len(detokenizer.push(token)) for token in prompt]
-    # Tokenised again only where that is not all of the text: special tokens, and what the tokenizer reads otherwise.
-    if given is not None and sum(lengths) != len(given):
-        return _offsets_in(given, text.spans(given, add_special_tokens=True))
+    # Tokenise again only where the tokens' texts differ from the text, as with special tokens.
+    if original is not None and sum(lengths) != len(original):
+        return _offsets_in(original, text.spans(original, add_special_tokens=True))
     return tuple(accumulate(lengths[:-1], initial=0))
 
 
-def _offsets_in(given: str, spans: Iterable[tuple[int, int, int]]) -> tuple[int, ...]:
-    """Where in `given` the tokens begin that have these (id, start, stop) in it."""
+def _offsets_in(text: str, spans: Iterable[tuple[int, int, int]]) -> tuple[int, ...]:
+    """The offsets in `text` of the tokens with these (id, start, stop)."""
     offsets, end = [], 0
     for _, start, stop in spans:
-        if stop == 0:  # no text of its own
+        if stop == 0:  # it has no text
             start = end
-        elif start > end:  # the span leaves out the space that its token begins with
-            start = end + len(given[end:start].rstrip())
+        elif start > end:  # the span leaves out the token's leading space
+            start = end + len(text[end:start].rstrip())
         offsets.append(start)
         end = max(end, stop)
     return tuple(offsets)
 
 
 class CompletionLogprobsWriter:
-    """Writes one choice's logprobs, chunk by chunk; keeps the place in its text, which begins with `echo`.
+    """Writes one choice's logprobs chunk by chunk, with offsets into its text, which begins with `echo`.
 
-    A character may be spread over several tokens: all of them get the offset at which it stands.
+    If a character spans several tokens, all of them get its offset.
     """
 
     def __init__(self, text: ModelTokenizer, prompt: Sequence[int], echo: Echo, report: TokenReport = PLAIN) -> None:
         self._text, self._echo, self._report = text, echo, report
         self._detokenizer = Detokenizer(text.pieces, prompt)
-        self._place = len(echo.text)
+        self._offset = len(echo.text)
 
     def write(self, tokens: Iterable[TokenEvent]) -> CompletionLogprobs:
-        """`choices[].logprobs` for the next tokens, after the prompt's if the first one brings their scores."""
+        """`choices[].logprobs` of the next tokens, after those of the prompt if the first token carries them."""
         result = CompletionLogprobs([], [], [], [])
         for event in tokens:
-            for score, offset in zip(event.prompt_logprobs, self._echo.offsets, strict=False):
-                self._add(result, score, offset)
+            for entry, offset in zip(event.prompt_logprobs, self._echo.offsets, strict=False):
+                self._add(result, entry, offset)
             if self._report.reported([event]):
-                self._add(result, PromptLogprob(event.token, finite(event.logprob), event.top), self._place)
+                self._add(result, PromptLogprob(event.token, finite(event.logprob), event.top), self._offset)
             if event.stop_id is None:
-                self._place += len(self._detokenizer.push(event.token))
+                self._offset += len(self._detokenizer.push(event.token))
         return result
 
-    def _add(self, result: CompletionLogprobs, score: PromptLogprob, offset: int) -> None:
-        name = self._name(score.token)
-        logprob = None if score.logprob is None else finite(score.logprob)
-        top = {self._name(other): finite(value) for other, value in score.top}
+    def _add(self, result: CompletionLogprobs, entry: PromptLogprob, offset: int) -> None:
+        name = self._name(entry.token)
+        logprob = None if entry.logprob is None else finite(entry.logprob)
+        top = {self._name(other): finite(value) for other, value in entry.top}
         result.text_offset.append(offset)
         result.token_logprobs.append(logprob)
         result.tokens.append(name)
         result.top_logprobs.append(None if logprob is None else {**top, name: logprob})
 
     def _name(self, token: int) -> str:
-        return self._report.name(token, _legacy(self._text.token_bytes(token)))
+        return self._report.name(token, _completion_name(self._text.token_bytes(token)))
 
 
-def _legacy(piece: bytes) -> str:
+def _completion_name(piece: bytes) -> str:
     text = readable(piece)
     return text if text.encode() == piece else f"bytes:{text}"

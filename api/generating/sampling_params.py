@@ -1,4 +1,4 @@
-"""A request's fields as complete sampling parameters.
+"""Turns a request's fields into complete sampling parameters.
 
 A value comes from the request, else from the model's generation_config, else from OpenAI's documentation.
 """
@@ -21,7 +21,7 @@ from motet.engine.client.tokenizer import GenerationDefaults
 
 DEFAULT_COMPLETION_TOKENS = 16
 MAX_LOGPROBS = 1_000_000
-"""In one answer that is not streamed; one is about 75 bytes of JSON."""
+"""Limit per answer that is not streamed; one logprob is about 75 bytes of JSON."""
 
 T = TypeVar("T", int, float)
 
@@ -29,13 +29,13 @@ T = TypeVar("T", int, float)
 def sampling_params(
     request: ChatRequest | CompletionRequest, defaults: GenerationDefaults, eos: Iterable[int], vocab_size: int
 ) -> SamplingParams:
-    """Everything but `max_tokens` (0 here; see `token_limit`). Raises InvalidRequest on ids beyond the vocabulary."""
+    """All but `max_tokens` (0 here; see `token_limit`). Raises InvalidRequest on ids outside the vocabulary."""
     top_p = _first(request.top_p, defaults.top_p, 1.0)
     top_k = max(_first(request.top_k, defaults.top_k, 0), 0)
     return SamplingParams(
         max_tokens=0,
         temperature=_first(request.temperature, defaults.temperature, 1.0),
-        # The smallest set of tokens with a mass of 0 is taken to be the likeliest token alone.
+        # top_p 0 leaves the likeliest token alone.
         top_p=top_p or 1.0,
         top_k=top_k if top_p else 1,
         min_p=_first(request.min_p, defaults.min_p, 0.0),
@@ -58,29 +58,29 @@ def token_limit(request: ChatRequest | CompletionRequest, prompt_tokens: int, co
     """`max_tokens`, or its default, for a prompt of this length. Raises ContextExceeded giving the numbers."""
     if isinstance(request, ChatRequest):
         field, prompt_field, default = "max_tokens", "messages", context
-        asked = request.max_tokens
-        if asked is None and request.max_completion_tokens is not None:
-            field, asked = "max_completion_tokens", request.max_completion_tokens
+        requested = request.max_tokens
+        if requested is None and request.max_completion_tokens is not None:
+            field, requested = "max_completion_tokens", request.max_completion_tokens
     else:
         field, prompt_field, default = "max_tokens", "prompt", DEFAULT_COMPLETION_TOKENS
-        asked = request.max_tokens
-    rest = context - prompt_tokens
-    if rest < 1:
+        requested = request.max_tokens
+    room = context - prompt_tokens
+    if room < 1:
         raise prompt_too_long(context, prompt_tokens, prompt_field)
-    if asked is not None and asked > rest:
-        raise answer_too_long(context, prompt_tokens, asked, prompt_field, field)
-    limit = min(default, rest) if asked is None else asked
+    if requested is not None and requested > room:
+        raise answer_too_long(context, prompt_tokens, requested, prompt_field, field)
+    limit = min(default, room) if requested is None else requested
     if (request.min_tokens or 0) > limit:
         raise InvalidRequest(
-            f"min_tokens is {request.min_tokens}, and the answer has at most {limit} tokens", param="min_tokens"
+            f"min_tokens is {request.min_tokens}, but the answer has at most {limit} tokens", param="min_tokens"
         )
     return limit
 
 
 def check_logprobs(request: ChatRequest | CompletionRequest, answer: int, prompt: int) -> None:
-    """Raise InvalidRequest if the logprobs of an answer may be too many: `answer` and `prompt` tokens in all choices.
+    """Raise InvalidRequest if an answer could have too many logprobs; `answer` and `prompt` count all choices' tokens.
 
-    A prompt's, for an echo, come all at once, also where the answer is streamed.
+    The logprobs of an echoed prompt are sent at once, even if the answer is streamed.
     """
     top = _logprobs(request)
     if top is None:
@@ -91,20 +91,20 @@ def check_logprobs(request: ChatRequest | CompletionRequest, answer: int, prompt
         return
     param = "top_logprobs" if isinstance(request, ChatRequest) and top else "logprobs"
     raise InvalidRequest(
-        f"{param}: up to {tokens} tokens with {top + 1} logprobs each are over the {MAX_LOGPROBS} that one answer may "
-        "have; ask for fewer, lower max_tokens or n, " + ("or leave echo out" if echoed else "or set stream"),
+        f"{param}: up to {tokens} tokens with {top + 1} logprobs each exceed the limit of {MAX_LOGPROBS} per "
+        "answer; request fewer, lower max_tokens or n, " + ("or leave echo out" if echoed else "or set stream"),
         param=param,
     )
 
 
 def check_token_ids(request: ChatRequest | CompletionRequest, answer: int, prompt: int) -> None:
-    """Raise InvalidRequest if the ids of an answer may be too many; a completion has its prompt's once a choice."""
+    """Raise InvalidRequest if an answer could have too many ids; a completion repeats its prompt's for each choice."""
     if not request.return_token_ids:
         return
     ids = (0 if request.stream else answer) + (prompt if isinstance(request, CompletionRequest) else 0)
     if ids > MAX_LOGPROBS:
         raise InvalidRequest(
-            f"up to {ids} token ids are over the {MAX_LOGPROBS} that one answer may have; lower max_tokens or n, or "
+            f"up to {ids} token ids exceed the limit of {MAX_LOGPROBS} per answer; lower max_tokens or n, or "
             "set stream",
             param="return_token_ids",
         )
@@ -112,23 +112,23 @@ def check_token_ids(request: ChatRequest | CompletionRequest, answer: int, promp
 
 def priority(request: AdapterChoice, caller: Caller) -> int:
     """The priority of the request's sequences. Raises Forbidden for one below 0 without an admin's key."""
-    asked = request.priority or 0
-    if asked < 0 and not caller.admin:
+    requested = request.priority or 0
+    if requested < 0 and not caller.admin:
         raise Forbidden("a priority below 0 needs an admin's key", param="priority")
-    return asked + caller.priority
+    return requested + caller.priority
 
 
-def wanted_room(request: ChatRequest | CompletionRequest, context: int) -> int:
-    """How many tokens of the context `truncate_prompt_tokens: -1` leaves for the answer."""
+def answer_room(request: ChatRequest | CompletionRequest, context: int) -> int:
+    """The tokens of the context that `truncate_prompt_tokens: -1` leaves for the answer."""
     if isinstance(request, ChatRequest):
         return request.max_tokens or request.max_completion_tokens or context // 4
     return DEFAULT_COMPLETION_TOKENS if request.max_tokens is None else max(request.max_tokens, 1)
 
 
 def truncated(request: AdapterChoice, prompt: tuple[int, ...], context: int, room: int = 1) -> tuple[int, ...]:
-    """The prompt's last tokens, as many as `truncate_prompt_tokens` keeps, with `room` for an answer.
+    """The last `truncate_prompt_tokens` tokens of the prompt; for -1, all but `room` tokens of the context.
 
-    Raises InvalidRequest if that is none.
+    Raises InvalidRequest if none would be left.
     """
     keep = request.truncate_prompt_tokens
     if keep == 0:
@@ -140,10 +140,10 @@ def truncated(request: AdapterChoice, prompt: tuple[int, ...], context: int, roo
     return prompt[-keep:]
 
 
-def _first(asked: T | None, recommended: T | None, usual: T) -> T:
-    if asked is not None:
-        return asked
-    return usual if recommended is None else recommended
+def _first(requested: T | None, recommended: T | None, default: T) -> T:
+    if requested is not None:
+        return requested
+    return default if recommended is None else recommended
 
 
 def _logprobs(request: ChatRequest | CompletionRequest) -> int | None:
@@ -157,7 +157,7 @@ def _logit_bias(request: GenerateRequest, vocab_size: int) -> dict[int, float]:
     for name, value in (request.logit_bias or {}).items():
         if not (name.isascii() and name.isdigit() and len(name) < 10 and int(name) < vocab_size):
             raise InvalidRequest(
-                f"logit_bias: {name[:32]!r} is not the id of a token (0 to {vocab_size - 1})", param="logit_bias"
+                f"logit_bias: {name[:32]!r} is not a token id (0 to {vocab_size - 1})", param="logit_bias"
             )
         bias[int(name)] = value
     return bias
@@ -167,7 +167,7 @@ def _stop_token_ids(request: GenerateRequest, vocab_size: int) -> tuple[int, ...
     for index, token in enumerate(request.stop_token_ids or ()):
         if token >= vocab_size:
             raise InvalidRequest(
-                f"stop_token_ids: {token} is not the id of a token (0 to {vocab_size - 1})",
+                f"stop_token_ids: {token} is not a token id (0 to {vocab_size - 1})",
                 param=f"stop_token_ids[{index}]",
             )
     return tuple(request.stop_token_ids or ())

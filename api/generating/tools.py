@@ -1,4 +1,4 @@
-"""A chat request's tools: which may be called, how the model is told, and what grammar its answer must follow."""
+"""A chat request's tools: which may be called, how templates list them, which grammar the answer must follow."""
 
 from __future__ import annotations
 
@@ -23,55 +23,55 @@ NO_ARGUMENTS = msgspec.Raw(b"{}")
 
 @dataclass(frozen=True)
 class ToolUse:
-    """The tools that a request offers the model. `forced`: the answer is calls; else it may be text."""
+    """The tools that a request offers the model. `required`: the answer must be calls; `parallel`: of any number."""
 
     parser: ToolParser
     tools: tuple[Tool, ...]
-    forced: bool
-    several: bool
-    shown: frozenset[int]
-    """Ids of the parser's markers that are special tokens: its reader has to see them."""
+    required: bool
+    parallel: bool
+    marker_ids: frozenset[int]
+    """Ids of the parser's markers that are special tokens: its reader needs to see them."""
     custom: frozenset[str] = frozenset()
     """Names of the tools whose calls have an input instead of arguments."""
 
-    def written(self) -> list[dict[str, Any]]:
+    def for_template(self) -> list[dict[str, Any]]:
         """The tools as chat templates expect them."""
         return [{"type": "function", "function": _function(tool)} for tool in self.tools]
 
-    def grammar(self, services: Services, form: GrammarSpec | None) -> GrammarSpec | None:
-        """What the answer must follow, if it has the form `form` where it is no calls; None for free text.
+    def grammar(self, services: Services, text_grammar: GrammarSpec | None) -> GrammarSpec | None:
+        """The grammar of the answer: calls, or text with the grammar `text_grammar`; None for free text.
 
-        Raises InvalidRequest for a form that cannot be had beside calls.
+        Raises InvalidRequest for a `text_grammar` that cannot be combined with calls.
         """
         special = self._special(services)
-        if self.forced:
-            return self.parser.grammar(self.tools, self.several, special)
-        if form is not None:
-            return _either(self.parser.grammar(self.tools, self.several, special), form)
+        if self.required:
+            return self.parser.grammar(self.tools, self.parallel, special)
+        if text_grammar is not None:
+            return _calls_or_text(self.parser.grammar(self.tools, self.parallel, special), text_grammar)
         strict = any(tool.strict for tool in self.tools)
         return self.parser.text_or_calls(self.tools, special) if strict else None
 
     def grammar_of(self, services: Services, name: str) -> GrammarSpec | None:
-        """One call of the function called `name`; None if that may not be called."""
+        """The grammar of one call of the function `name`; None if that may not be called."""
         named = [tool for tool in self.tools if tool.name == name]
         return self.parser.grammar(named, False, self._special(services)) if named else None
 
     def _special(self, services: Services) -> frozenset[str]:
         text = services.text
         ids = {marker: text.special_id(marker) for marker in self.parser.markers}
-        # Grammars know the base's tokens; an adapter's own are written as text.
+        # Grammars use the base's tokens; they write an adapter's own tokens as text.
         return frozenset(marker for marker, id in ids.items() if id is not None and id == text.base.special_id(marker))
 
 
-def _either(calls: GrammarSpec, form: GrammarSpec) -> GrammarSpec:
-    """Calls, or what has that form. Raises InvalidRequest for a form that is a grammar itself."""
-    if form.kind == "lark":
+def _calls_or_text(calls: GrammarSpec, text: GrammarSpec) -> GrammarSpec:
+    """The grammar of calls or `text`. Raises InvalidRequest for a Lark grammar of text."""
+    if text.kind == "lark":
         raise InvalidRequest(
-            "a grammar or a choice cannot be had beside tools that may be called; set tool_choice to none, or take a "
-            "json_schema or a regex",
+            "`grammar` and `choice` cannot be combined with tools; set tool_choice to none, or use json_schema or "
+            "regex",
             param="response_format.type",
         )
-    answer = f"%json {form.text}" if form.kind == "json_schema" else f"/{slashed(form.text)}/"
+    answer = f"%json {text.text}" if text.kind == "json_schema" else f"/{slashed(text.text)}/"
     rules = calls.text.replace("start:", "motet_calls:", 1)
     return GrammarSpec("lark", f"start: motet_calls | motet_answer\nmotet_answer: {answer}\n{rules}")
 
@@ -81,12 +81,12 @@ def _function(tool: Tool) -> dict[str, Any]:
 
 
 def tool_name(tool: FunctionTool | CustomTool) -> str:
-    """What the model calls it."""
+    """The name that the model calls it by."""
     return tool.custom.name if isinstance(tool, CustomTool) else tool.function.name
 
 
 def complete_arguments(text: str) -> msgspec.Raw:
-    """A call's arguments as JSON; an empty object where they are not complete."""
+    """A call's arguments as JSON; an empty object if they are incomplete."""
     try:
         msgspec.json.decode(text, type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError):
@@ -95,7 +95,7 @@ def complete_arguments(text: str) -> msgspec.Raw:
 
 
 def tool_parser(services: Services, template: ChatTemplate) -> ToolParser:
-    """The parser that the settings name, else the first that claims the template, else the usual one."""
+    """The parser that the settings name, else the first that claims the template, else FALLBACK."""
     parsers = services.plugins.tool_parsers.items
     if services.settings.tool_parser != "auto":
         return parsers[services.settings.tool_parser]
@@ -104,35 +104,35 @@ def tool_parser(services: Services, template: ChatTemplate) -> ToolParser:
 
 def tool_use(services: Services, request: ChatRequest, template: ChatTemplate) -> ToolUse | None:
     """The tools of `request`; None if it has none, or none may be called. Raises InvalidRequest."""
-    forced, names = _choice(request)
+    required, names = _choice(request)
     tools = [_tool(tool) for tool in request.tools or ()]
-    if (forced or names is not None) and not tools:
-        raise InvalidRequest("tool_choice asks for a call and there are no tools", param="tool_choice")
+    if (required or names is not None) and not tools:
+        raise InvalidRequest("tool_choice requires a call, but there are no tools", param="tool_choice")
     known = {tool.name for tool in tools}
     if len(known) < len(tools):
         raise InvalidRequest("two tools have the same name", param="tools")
     for name in names or ():
         if name not in known:
-            raise InvalidRequest(f"tool_choice names {name[:64]!r}, and no tool is called so", param="tool_choice")
+            raise InvalidRequest(f"tool_choice names {name[:64]!r}, which is not in tools", param="tool_choice")
     offered = tuple(tool for tool in tools if names is None or tool.name in names)
-    if forced and not offered:
+    if required and not offered:
         raise InvalidRequest(
-            "tool_choice asks for a call and allows none of the tools", param="tool_choice.allowed_tools.tools"
+            "tool_choice requires a call, but allows none of the tools", param="tool_choice.allowed_tools.tools"
         )
     if not offered or request.tool_choice == "none":
         return None
     parser = tool_parser(services, template)
     ids = (services.text.special_id(marker) for marker in parser.markers)
-    shown = frozenset(id for id in ids if id is not None)
-    several = request.parallel_tool_calls
-    if several is None:  # who names a function wants it called, and called once
-        several = not (forced and names is not None and len(names) == 1)
+    marker_ids = frozenset(id for id in ids if id is not None)
+    parallel = request.parallel_tool_calls
+    if parallel is None:  # a function that tool_choice names is called once
+        parallel = not (required and names is not None and len(names) == 1)
     custom = frozenset(tool.custom.name for tool in request.tools or () if isinstance(tool, CustomTool))
-    return ToolUse(parser, offered, forced, several, shown, custom)
+    return ToolUse(parser, offered, required, parallel, marker_ids, custom)
 
 
 def _choice(request: ChatRequest) -> tuple[bool, Sequence[str] | None]:
-    """Whether a call is a must, and the names it is limited to (None: all). Raises InvalidRequest."""
+    """Whether a call is required, and the names it is limited to (None: all). Raises InvalidRequest."""
     choice = request.tool_choice
     if not isinstance(choice, dict):
         return choice == "required", None

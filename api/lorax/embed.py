@@ -8,9 +8,9 @@ from quart import Blueprint, Response
 
 from motet.api.http.caller import current_caller
 from motet.api.http.request_body import read_body
-from motet.api.lorax.errors import MEANINGS, NATIVE_ERRORS, native_blueprint
-from motet.api.lorax.objects import NativeEmbedding, NativeError
-from motet.api.lorax.requests import SENT_EVERYWHERE, AdapterParameters, ClassifyRequest, NativeEmbedRequest
+from motet.api.lorax.errors import LORAX_ERRORS, MEANINGS, lorax_blueprint
+from motet.api.lorax.objects import LoraxEmbedding, LoraxError
+from motet.api.lorax.requests import SENT_EVERYWHERE, AdapterParameters, ClassifyRequest, LoraxEmbedRequest
 from motet.api.lorax.translate import adapter_fields
 from motet.api.routes.embeddings import EmbeddingRequest, embed, unit
 from motet.api.schema.openai_objects import ENCODER
@@ -26,12 +26,12 @@ OPERATIONS = (
         "/embed",
         "A text to a vector",
         "lorax",
-        NativeEmbedding,
-        body=NativeEmbedRequest,
+        LoraxEmbedding,
+        body=LoraxEmbedRequest,
         example={"inputs": "The sea is wide."},
-        errors=NATIVE_ERRORS,
+        errors=LORAX_ERRORS,
         parameters=(TOKEN,),
-        failure=NativeError,
+        failure=LoraxError,
         meanings=MEANINGS,
     ),
     *(
@@ -42,8 +42,8 @@ OPERATIONS = (
             "lorax",
             None,
             body=ClassifyRequest,
-            errors=NATIVE_ERRORS,
-            failure=NativeError,
+            errors=LORAX_ERRORS,
+            failure=LoraxError,
             meanings=MEANINGS,
         )
         for path in ("/classify", "/classify_batch")
@@ -53,7 +53,7 @@ OPERATIONS = (
 
 def routes(services: Services) -> Blueprint:
     """The routes, bound to `services`."""
-    blueprint = native_blueprint("embed", services)
+    blueprint = lorax_blueprint("embed", services)
 
     @blueprint.post("/embed")
     async def embed_text() -> Response:
@@ -65,7 +65,7 @@ def routes(services: Services) -> Blueprint:
             request = EmbeddingRequest(input=body.inputs, **fields)
             check_adapters(request)
             _, vectors = await embed(services, request, current_caller())
-            answer = NativeEmbedding(unit(vectors[0]))
+            answer = LoraxEmbedding(unit(vectors[0]))
             return Response(ENCODER.encode(answer), content_type="application/json")
 
     @blueprint.post("/classify")
@@ -76,5 +76,5 @@ def routes(services: Services) -> Blueprint:
     return blueprint
 
 
-def _parse(body: dict[str, Any]) -> Parsed[NativeEmbedRequest]:
-    return Parsed(convert(body, NativeEmbedRequest), unknown_fields(body, NativeEmbedRequest, SENT_EVERYWHERE))
+def _parse(body: dict[str, Any]) -> Parsed[LoraxEmbedRequest]:
+    return Parsed(convert(body, LoraxEmbedRequest), unknown_fields(body, LoraxEmbedRequest, SENT_EVERYWHERE))

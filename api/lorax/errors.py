@@ -1,4 +1,4 @@
-"""Failures in LoRAX's shape and statuses: 422 for what is wrong with a request, 424 for an adapter's fault."""
+"""Errors in LoRAX's shape and statuses: 422 for an invalid request, 424 for a failing adapter."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from werkzeug.exceptions import HTTPException
 
 from motet.api.http.errors import DEFAULT_MAX_BODY, RETRY_AFTER_SECONDS, http_failure, internal_error, note_failure
 from motet.api.http.sse import event_frame
-from motet.api.lorax.objects import NativeError
+from motet.api.lorax.objects import LoraxError
 from motet.api.metrics.request_record import current_record
 from motet.api.schema.openai_objects import ENCODER
 from motet.api.services import Services
 from motet.core.errors import ErrorInfo, JsonInvalid, MotetError
 
 _ADAPTER_STATUSES = (401, 403, 404, 422)
-"""Of failures that name a field: what an adapter's source or the loader said."""
+"""Statuses of failures that name a field: an adapter's source or the loader refused the adapter."""
 
-NATIVE_ERRORS = (404, 422, 424, 429, 503)
+LORAX_ERRORS = (404, 422, 424, 429, 503)
 MEANINGS = {
     400: "The body is not JSON.",
-    401: "The API key is missing or wrong.",
+    401: "The API key is missing or invalid.",
     403: "On a server without keys, the Host or Origin is a strange one.",
     422: "A field is wrong, or not supported.",
 }
 
 PREFIX = "lorax_"
-"""What the names of these blueprints begin with."""
+"""The prefix of the names of LoRAX's blueprints."""
 
-_OWN_NAMES = {
+_LORAX_NAMES = {
     "prompt": "inputs",
     "input": "inputs",
     "max_tokens": "max_new_tokens",
@@ -41,10 +41,10 @@ _OWN_NAMES = {
     "echo": "decoder_input_details",
     "model": "adapter_id",
 }
-"""Field of a completion or embedding request to the native one that it was made from."""
+"""Field of a completion or embedding request -> LoRAX's field that it was made from."""
 
 _IN_MESSAGES = re.compile(r"\b(?:max_tokens|(?<=max_tokens or )n|truncate_prompt_tokens|echo)\b")
-"""Those of the names that messages have, and that are no words."""
+"""The names that occur in messages and are not ordinary words."""
 
 _KINDS = {
     401: "authentication",
@@ -55,11 +55,11 @@ _KINDS = {
     500: "generation",
     503: "generation",
 }
-_WORDS = {"validation": "Input validation error: ", "generation": "Request failed during generation: "}
+_PREFIXES = {"validation": "Input validation error: ", "generation": "Request failed during generation: "}
 
 
-def native_error(info: ErrorInfo, names: Mapping[str, str] = _OWN_NAMES) -> tuple[int, NativeError]:
-    """Status and body for a failure; `names` is what the caller calls fields."""
+def lorax_error(info: ErrorInfo, names: Mapping[str, str] = _LORAX_NAMES) -> tuple[int, LoraxError]:
+    """Status and body for a failure; `names` maps our names of fields to the caller's."""
     if info.param is not None and info.status in _ADAPTER_STATUSES:
         status, kind = 424, "generation"
     elif info.status in _KINDS:
@@ -67,55 +67,55 @@ def native_error(info: ErrorInfo, names: Mapping[str, str] = _OWN_NAMES) -> tupl
     else:
         unreadable = info.code == JsonInvalid.code or info.status != 400
         status, kind = info.status if unreadable else 422, "validation"
-    body = {"error": _WORDS.get(kind, "") + _named(info, names), "error_type": kind}
-    return status, msgspec.convert(body, NativeError)
+    body = {"error": _PREFIXES.get(kind, "") + _named(info, names), "error_type": kind}
+    return status, msgspec.convert(body, LoraxError)
 
 
 def _named(info: ErrorInfo, names: Mapping[str, str]) -> str:
-    """The message, which names the field as the caller knows it."""
+    """The message, with the caller's name of the field."""
     if info.param is None:
         return info.message
     own = names.get(info.param, info.param)
-    message = _IN_MESSAGES.sub(lambda found: names.get(found[0], found[0]), info.message)
+    message = _IN_MESSAGES.sub(lambda match: names.get(match[0], match[0]), info.message)
     if own != info.param:
         message = message.removeprefix(f"{info.param}: ")
     return message if own in message else f"{own}: {message}"
 
 
-def native_error_response(info: ErrorInfo, names: Mapping[str, str] = _OWN_NAMES) -> Response:
-    """A failure as a response; `names` is what the caller calls fields."""
-    status, body = native_error(info, names)
+def lorax_error_response(info: ErrorInfo, names: Mapping[str, str] = _LORAX_NAMES) -> Response:
+    """A failure as a response; `names` maps our names of fields to the caller's."""
+    status, body = lorax_error(info, names)
     response = Response(ENCODER.encode(body), status, content_type="application/json")
     if status in RETRY_AFTER_SECONDS:
         response.headers["retry-after"] = RETRY_AFTER_SECONDS[status]
     return response
 
 
-def native_error_frame(info: ErrorInfo) -> bytes:
+def lorax_error_frame(info: ErrorInfo) -> bytes:
     """A failure as the last frame of a stream."""
-    return event_frame(native_error(info)[1])
+    return event_frame(lorax_error(info)[1])
 
 
-def native_blueprint(name: str, services: Services) -> Blueprint:
-    """A blueprint whose routes fail in LoRAX's shape."""
+def lorax_blueprint(name: str, services: Services) -> Blueprint:
+    """A blueprint whose errors have LoRAX's shape."""
     blueprint = Blueprint(PREFIX + name, __name__)
     max_body = services.settings.size("max_body") or DEFAULT_MAX_BODY
 
     @blueprint.errorhandler(MotetError)
     async def on_motet_error(error: MotetError) -> Response:
         note_failure(error.info(), current_record())
-        return native_error_response(error.info())
+        return lorax_error_response(error.info())
 
     @blueprint.errorhandler(HTTPException)
     async def on_http_error(error: HTTPException) -> Response:
         info = http_failure(error, max_body).info()
         note_failure(info, current_record())
-        return native_error_response(info)
+        return lorax_error_response(info)
 
     @blueprint.errorhandler(Exception)
     async def on_fault(error: Exception) -> Response:
         info = internal_error(error)
         current_record().failure = info.code
-        return native_error_response(info)
+        return lorax_error_response(info)
 
     return blueprint

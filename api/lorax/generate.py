@@ -9,38 +9,38 @@ from quart import Blueprint, Response
 from motet.api.http.caller import current_caller
 from motet.api.http.request_body import read_body
 from motet.api.http.stream_response import joined, stream_response
-from motet.api.lorax.errors import MEANINGS, NATIVE_ERRORS, native_blueprint, native_error_frame
+from motet.api.lorax.errors import LORAX_ERRORS, MEANINGS, lorax_blueprint, lorax_error_frame
 from motet.api.lorax.generation import start_lorax, write_stream, write_whole
-from motet.api.lorax.objects import NativeAnswer, NativeError, NativeEvent
-from motet.api.lorax.requests import SENT_EVERYWHERE, CompatibleRequest, NativeRequest
+from motet.api.lorax.objects import LoraxAnswer, LoraxError, LoraxEvent
+from motet.api.lorax.requests import SENT_EVERYWHERE, CompatibleRequest, LoraxRequest
 from motet.api.routes.response_headers import answer_headers, model_headers
 from motet.api.schema.openai_objects import ENCODER
 from motet.api.schema.operations import TOKEN, Operation
 from motet.api.schema.parsing import Parsed, convert, unknown_fields
 from motet.api.services import Services
 
-T = TypeVar("T", bound=NativeRequest)
+T = TypeVar("T", bound=LoraxRequest)
 
 _EXAMPLE = {"inputs": "Once upon a time", "parameters": {"max_new_tokens": 16}}
 _SHARED: dict[str, Any] = {
     "tag": "lorax",
     "example": _EXAMPLE,
-    "errors": NATIVE_ERRORS,
+    "errors": LORAX_ERRORS,
     "parameters": (TOKEN,),
-    "failure": NativeError,
+    "failure": LoraxError,
     "meanings": MEANINGS,
 }
-_LIST = {"type": "array", "items": {"$ref": "#/components/schemas/NativeAnswer"}, "minItems": 1, "maxItems": 1}
+_LIST = {"type": "array", "items": {"$ref": "#/components/schemas/LoraxAnswer"}, "minItems": 1, "maxItems": 1}
 
 OPERATIONS = (
-    Operation("post", "/generate", "Go on with a text", answer=NativeAnswer, body=NativeRequest, **_SHARED),
+    Operation("post", "/generate", "Go on with a text", answer=LoraxAnswer, body=LoraxRequest, **_SHARED),
     Operation(
         "post",
         "/generate_stream",
         "Go on with a text, token by token",
         answer=None,
-        body=NativeRequest,
-        chunk=NativeEvent,
+        body=LoraxRequest,
+        chunk=LoraxEvent,
         media="text/event-stream",
         **_SHARED,
     ),
@@ -51,8 +51,8 @@ OPERATIONS = (
             "Go on with a text, whole or token by token",
             answer=_LIST,
             body=CompatibleRequest,
-            chunk=NativeEvent,
-            parts=(NativeAnswer,),
+            chunk=LoraxEvent,
+            parts=(LoraxAnswer,),
             **_SHARED,
         )
         for path in ("/", "/invocations")
@@ -62,18 +62,18 @@ OPERATIONS = (
 
 def routes(services: Services) -> Blueprint:
     """The routes, bound to `services`."""
-    blueprint = native_blueprint("generate", services)
+    blueprint = lorax_blueprint("generate", services)
 
-    async def whole(body: NativeRequest, listed: bool) -> Response:
+    async def whole(body: LoraxRequest, listed: bool) -> Response:
         lorax = await start_lorax(services, body, current_caller(), stream=False)
         answer = await write_whole(lorax)
         content = ENCODER.encode([answer] if listed else answer)
         headers = answer_headers(lorax.generation, len(body.inputs))
         return Response(content, headers=headers, content_type="application/json")
 
-    async def streamed(body: NativeRequest) -> Response:
+    async def streamed(body: LoraxRequest) -> Response:
         lorax = await start_lorax(services, body, current_caller(), stream=True)
-        response = await stream_response(joined(write_stream(lorax)), services.drain, native_error_frame)
+        response = await stream_response(joined(write_stream(lorax)), services.drain, lorax_error_frame)
         response.headers.update(model_headers(lorax.generation.checked))
         response.headers["x-compute-characters"] = str(len(body.inputs))
         return response
@@ -81,12 +81,12 @@ def routes(services: Services) -> Blueprint:
     @blueprint.post("/generate")
     async def generate() -> Response:
         async with services.drain.interruptible():
-            return await whole(await read_body(parse_native), listed=False)
+            return await whole(await read_body(parse_generate), listed=False)
 
     @blueprint.post("/generate_stream")
     async def generate_stream() -> Response:
         async with services.drain.interruptible():
-            return await streamed(await read_body(parse_native))
+            return await streamed(await read_body(parse_generate))
 
     @blueprint.post("/")
     @blueprint.post("/invocations")
@@ -98,9 +98,9 @@ def routes(services: Services) -> Blueprint:
     return blueprint
 
 
-def parse_native(body: dict[str, Any]) -> Parsed[NativeRequest]:
+def parse_generate(body: dict[str, Any]) -> Parsed[LoraxRequest]:
     """The body of /generate and /generate_stream. Raises InvalidRequest."""
-    return _parse(body, NativeRequest)
+    return _parse(body, LoraxRequest)
 
 
 def parse_compatible(body: dict[str, Any]) -> Parsed[CompatibleRequest]:

@@ -20,16 +20,16 @@ from motet.api.http.sse import event_frame
 from motet.api.http.stream_response import Frames
 from motet.api.lorax.objects import (
     AlternativeToken,
-    NativeAnswer,
-    NativeDetails,
-    NativeEvent,
-    NativeFinish,
-    NativeSequence,
-    NativeToken,
+    LoraxAnswer,
+    LoraxDetails,
+    LoraxEvent,
+    LoraxFinish,
+    LoraxSequence,
+    LoraxToken,
     PrefillToken,
     StreamDetails,
 )
-from motet.api.lorax.requests import GenerateParameters, NativeRequest
+from motet.api.lorax.requests import GenerateParameters, LoraxRequest
 from motet.api.lorax.translate import chat_request, completion_request
 from motet.api.schema.completion_request import CompletionRequest
 from motet.api.services import Services
@@ -53,7 +53,7 @@ class LoraxGeneration:
         """The seed that sequence number `index` samples with; None if it is greedy."""
         return self.generation.sequences[index].params.seed if self.parameters.samples else None
 
-    def tokens(self, delta: TextDelta) -> list[NativeToken]:
+    def tokens(self, delta: TextDelta) -> list[LoraxToken]:
         """The tokens of a delta; its text is with the last one that is not special, since clients skip special ones."""
         plain = [index for index, event in enumerate(delta.tokens) if not self._is_special(event)]
         last = plain[-1] if plain else len(delta.tokens) - 1
@@ -66,10 +66,10 @@ class LoraxGeneration:
             for entry in event.prompt_logprobs:
                 yield PrefillToken(entry.token, readable(text.token_bytes(entry.token)), entry.logprob)
 
-    def _token(self, event: TokenEvent, shown: str) -> NativeToken:
+    def _token(self, event: TokenEvent, shown: str) -> LoraxToken:
         token_bytes = self.generation.text.token_bytes
         others = [AlternativeToken(id, readable(token_bytes(id)), finite(value)) for id, value in event.top]
-        return NativeToken(
+        return LoraxToken(
             event.token,
             shown,
             finite(event.logprob),
@@ -81,7 +81,7 @@ class LoraxGeneration:
         return event.stop_id is not None or event.token in self.generation.text.pieces.special_ids
 
 
-async def start_lorax(services: Services, body: NativeRequest, caller: Caller, stream: bool) -> LoraxGeneration:
+async def start_lorax(services: Services, body: LoraxRequest, caller: Caller, stream: bool) -> LoraxGeneration:
     """Check and render `body`. Everything that can be refused has been when this returns. Raises MotetError."""
     parameters = body.parameters or GenerateParameters()
     request = completion_request(body.inputs, parameters, stream)
@@ -92,7 +92,7 @@ async def start_lorax(services: Services, body: NativeRequest, caller: Caller, s
     return LoraxGeneration(Generation.of(checked, [prompt]), parameters, body.inputs)
 
 
-async def _render(checked: CheckedRequest, request: CompletionRequest, body: NativeRequest) -> tuple[int, ...]:
+async def _render(checked: CheckedRequest, request: CompletionRequest, body: LoraxRequest) -> tuple[int, ...]:
     services = checked.services
     if body.parameters is None or not body.parameters.apply_chat_template:
         return (await completion_prompts(services, request))[0]
@@ -105,10 +105,10 @@ class _Tokens:
     """The tokens of one sequence, for `details`."""
 
     prefill: list[PrefillToken] = field(default_factory=list)
-    generated: list[NativeToken] = field(default_factory=list)
+    generated: list[LoraxToken] = field(default_factory=list)
 
 
-async def write_whole(lorax: LoraxGeneration) -> NativeAnswer:
+async def write_whole(lorax: LoraxGeneration) -> LoraxAnswer:
     """The whole answer: the likeliest sequence, with the others in its details. Raises MotetError."""
     tokens = [_Tokens() for _ in lorax.generation.sequences]
 
@@ -120,14 +120,14 @@ async def write_whole(lorax: LoraxGeneration) -> NativeAnswer:
     answers = await collect(lorax.generation.deltas(), len(tokens), write_tokens)
     best, *others = sorted(range(len(answers)), key=lambda index: -answers[index].mean_logprob)
     details = _details(lorax, answers, tokens, best, others) if lorax.parameters.details else UNSET
-    return NativeAnswer(generated_text=lorax.full_text(answers[best]), details=details)
+    return LoraxAnswer(generated_text=lorax.full_text(answers[best]), details=details)
 
 
 def _details(
     lorax: LoraxGeneration, answers: list[Answer], tokens: list[_Tokens], best: int, others: list[int]
-) -> NativeDetails:
+) -> LoraxDetails:
     sequences = [
-        NativeSequence(
+        LoraxSequence(
             generated_text=lorax.full_text(answers[index]),
             finish_reason=_finish_reason(answers[index]),
             generated_tokens=answers[index].tokens,
@@ -137,7 +137,7 @@ def _details(
         )
         for index in others
     ]
-    return NativeDetails(
+    return LoraxDetails(
         finish_reason=_finish_reason(answers[best]),
         prompt_tokens=lorax.generation.prompt_tokens,
         generated_tokens=answers[best].tokens,
@@ -155,12 +155,12 @@ async def write_stream(lorax: LoraxGeneration) -> Frames:
         async for _, delta in deltas:
             answer.add(delta)
             *tokens, last = lorax.tokens(delta)
-            events = [NativeEvent(token=token) for token in tokens]
+            events = [LoraxEvent(token=token) for token in tokens]
             if delta.finish_reason is None:
-                events.append(NativeEvent(token=last))
+                events.append(LoraxEvent(token=last))
             else:
                 details = _stream_details(lorax, answer) if lorax.parameters.details else None
-                events.append(NativeEvent(token=last, generated_text=lorax.full_text(answer), details=details))
+                events.append(LoraxEvent(token=last, generated_text=lorax.full_text(answer), details=details))
             yield b"".join(map(event_frame, events)), delta.more
 
 
@@ -173,7 +173,7 @@ def _stream_details(lorax: LoraxGeneration, answer: Answer) -> StreamDetails:
     )
 
 
-def _finish_reason(answer: Answer) -> NativeFinish:
+def _finish_reason(answer: Answer) -> LoraxFinish:
     """LoRAX's word for why an answer ended. Raises MotetError if it has not ended."""
     if answer.finish() == "length":
         return "length"

@@ -9,8 +9,8 @@ from importlib.metadata import version
 
 from quart import Blueprint, Response
 
-from motet.api.lorax.errors import MEANINGS, native_blueprint
-from motet.api.lorax.objects import NativeError, ServerInfo
+from motet.api.lorax.errors import MEANINGS, lorax_blueprint
+from motet.api.lorax.objects import LoraxError, ServerInfo
 from motet.api.routes.health import health_response
 from motet.api.schema.openai_objects import ENCODER, Health
 from motet.api.schema.operations import Operation
@@ -32,7 +32,7 @@ OPERATIONS = (
         "lorax",
         ServerInfo,
         errors=(503,),
-        failure=NativeError,
+        failure=LoraxError,
         meanings=MEANINGS,
     ),
     *(
@@ -44,7 +44,7 @@ OPERATIONS = (
             Health,
             says="Yes.",
             unavailable=Health,
-            failure=NativeError,
+            failure=LoraxError,
             meanings=MEANINGS,
         )
         for path in ("/", "/ping")
@@ -57,7 +57,7 @@ OPERATIONS = (
         Health,
         says="It did.",
         errors=(503,),
-        failure=NativeError,
+        failure=LoraxError,
         meanings=MEANINGS,
     ),
 )
@@ -65,7 +65,7 @@ OPERATIONS = (
 
 def routes(services: Services) -> Blueprint:
     """The routes, bound to `services`."""
-    blueprint = native_blueprint("about", services)
+    blueprint = lorax_blueprint("about", services)
 
     @blueprint.get("/info")
     async def info() -> Response:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-NativeFinish: TypeAlias = Literal["length", "eos_token", "stop_sequence"]
+LoraxFinish: TypeAlias = Literal["length", "eos_token", "stop_sequence"]
 
 
 class PrefillToken(msgspec.Struct, frozen=True):
@@ -26,7 +26,7 @@ class AlternativeToken(msgspec.Struct, frozen=True):
     logprob: float
 
 
-class NativeToken(msgspec.Struct, frozen=True, omit_defaults=False):
+class LoraxToken(msgspec.Struct, frozen=True, omit_defaults=False):
     """A token of the answer. The texts of all tokens together are the generated text."""
 
     id: int
@@ -37,55 +37,55 @@ class NativeToken(msgspec.Struct, frozen=True, omit_defaults=False):
     alternative_tokens: list[AlternativeToken] | UnsetType = UNSET
 
 
-class NativeSequence(msgspec.Struct, frozen=True, kw_only=True):
+class LoraxSequence(msgspec.Struct, frozen=True, kw_only=True):
     """One of the answers that `best_of` asked for beside the likeliest."""
 
     generated_text: str
-    finish_reason: NativeFinish
+    finish_reason: LoraxFinish
     generated_tokens: int
     seed: int | None
     prefill: list[PrefillToken]
-    tokens: list[NativeToken]
+    tokens: list[LoraxToken]
 
 
-class NativeDetails(msgspec.Struct, frozen=True, kw_only=True):
+class LoraxDetails(msgspec.Struct, frozen=True, kw_only=True):
     """How an answer came about."""
 
-    finish_reason: NativeFinish
+    finish_reason: LoraxFinish
     prompt_tokens: int
     generated_tokens: int
     skipped_tokens: int = 0
     seed: int | None
     prefill: list[PrefillToken]
-    tokens: list[NativeToken]
-    best_of_sequences: list[NativeSequence] | UnsetType = UNSET
+    tokens: list[LoraxToken]
+    best_of_sequences: list[LoraxSequence] | UnsetType = UNSET
 
 
-class NativeAnswer(msgspec.Struct, frozen=True, kw_only=True):
+class LoraxAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """The answer to POST /generate."""
 
     generated_text: str
-    details: NativeDetails | UnsetType = UNSET
+    details: LoraxDetails | UnsetType = UNSET
 
 
 class StreamDetails(msgspec.Struct, frozen=True, kw_only=True):
     """How a streamed answer came about."""
 
-    finish_reason: NativeFinish
+    finish_reason: LoraxFinish
     prompt_tokens: int
     generated_tokens: int
     seed: int | None
 
 
-class NativeEvent(msgspec.Struct, frozen=True, kw_only=True):
+class LoraxEvent(msgspec.Struct, frozen=True, kw_only=True):
     """One event of a stream: a token; the last has the whole text, too."""
 
-    token: NativeToken
+    token: LoraxToken
     generated_text: str | None = None
     details: StreamDetails | None = None
 
 
-class NativeEmbedding(msgspec.Struct, frozen=True):
+class LoraxEmbedding(msgspec.Struct, frozen=True):
     """The answer to POST /embed: a vector of length 1."""
 
     embeddings: list[float]
@@ -115,7 +115,7 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
     request_logger_url: str | None
 
 
-class NativeError(msgspec.Struct, frozen=True):
+class LoraxError(msgspec.Struct, frozen=True):
     """The error object of LoRAX's routes."""
 
     error: str

@@ -85,7 +85,7 @@ class GenerateParameters(AdapterParameters, frozen=True, kw_only=True):
         return self.temperature != 0 and (bool(self.do_sample) or any(value is not None for value in asked))
 
 
-class NativeRequest(msgspec.Struct, frozen=True, kw_only=True):
+class LoraxRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Body of POST /generate and /generate_stream."""
 
     inputs: Annotated[str, _says("The text to go on with.", "Once upon a time")]
@@ -96,13 +96,13 @@ class NativeRequest(msgspec.Struct, frozen=True, kw_only=True):
         return f"{type(self).__name__}(...)"
 
 
-class CompatibleRequest(NativeRequest, frozen=True, kw_only=True):
+class CompatibleRequest(LoraxRequest, frozen=True, kw_only=True):
     """Body of POST / and /invocations."""
 
     stream: Annotated[bool | None, _says("Answer as server-sent events.")] = None
 
 
-class NativeEmbedRequest(msgspec.Struct, frozen=True, kw_only=True):
+class LoraxEmbedRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Body of POST /embed."""
 
     inputs: Annotated[str, _says("The text.", "The sea is wide.")]

@@ -14,14 +14,14 @@ from motet.api.adapters.messages import ServedAdapter
 from motet.api.generating.adapter_choice import resolve_adapter
 from motet.api.generating.chat_prompts import find_template, render_chat
 from motet.api.generating.logprobs import readable
-from motet.api.generating.prompts import encode, refuse_hopeless
+from motet.api.generating.prompts import encode, refuse_too_long
 from motet.api.generating.sampling_params import truncated
 from motet.api.generating.tools import tool_use
 from motet.api.http.caller import current_caller
 from motet.api.http.errors import error_response
 from motet.api.http.request_body import read_body
-from motet.api.lorax.errors import native_error_response
-from motet.api.lorax.objects import NativeError
+from motet.api.lorax.errors import lorax_error_response
+from motet.api.lorax.objects import LoraxError
 from motet.api.schema.adapter_fields import AdapterChoice
 from motet.api.schema.chat_messages import Message
 from motet.api.schema.chat_request import MAX_TEMPLATE_VARIABLES, ChatRequest
@@ -108,7 +108,7 @@ class DetokenizedText(msgspec.Struct, frozen=True):
     prompt: str
 
 
-_FAILURE = {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("ErrorBody", "NativeError")]}
+_FAILURE = {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("ErrorBody", "LoraxError")]}
 _SPANS = {"type": "array", "items": {"$ref": "#/components/schemas/TokenSpan"}}
 
 OPERATIONS = (
@@ -123,7 +123,7 @@ OPERATIONS = (
         errors=(*ERRORS, 424),
         failure=_FAILURE,
         parameters=(TOKEN,),
-        parts=(TokenList, TokenSpan, NativeError),
+        parts=(TokenList, TokenSpan, LoraxError),
     ),
     Operation(
         "post",
@@ -146,7 +146,7 @@ def routes(services: Services) -> Blueprint:
     @blueprint.errorhandler(MotetError)
     async def on_error(error: MotetError) -> Response:
         info = error.info()
-        return native_error_response(info, names={}) if g.get("lorax") else error_response(info)
+        return lorax_error_response(info, names={}) if g.get("lorax") else error_response(info)
 
     @blueprint.post("/tokenize")
     async def tokenize() -> Response:
@@ -245,7 +245,7 @@ def _refuse_long(services: Services, text: str, param: str, bounded: bool) -> No
     if len(text) > MAX_CHARACTERS:
         raise InvalidRequest(f"it has {len(text)} characters; {MAX_CHARACTERS} are allowed", param=param)
     if bounded:
-        refuse_hopeless(services, text, param)
+        refuse_too_long(services, text, param)
 
 
 async def _conversation(services: Services, asked: TokenizeRequest, adapter: ServedAdapter | None) -> tuple[int, ...]:

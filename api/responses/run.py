@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
+from motet.api.generating.chat_deltas import CallDelta, ChatDelta
 from motet.api.generating.chat_generation import ChatGeneration
-from motet.api.generating.deltas import CallDelta, ChatDelta
-from motet.api.generating.logprobs import chat_logprobs, told
+from motet.api.generating.logprobs import chat_logprobs, shown_tokens
 from motet.api.http.caller import Caller
 from motet.api.http.sse import event_frame
 from motet.api.responses.objects import IncompleteDetails, OutputItem, OutputText, ResponseObject, ResponseUsage
@@ -50,7 +50,7 @@ def new_response(request: Asked, id: str, chat: ChatGeneration) -> ResponseObjec
         max_output_tokens=request.max_output_tokens,
         max_tool_calls=request.max_tool_calls,
         model=request.model,
-        parallel_tool_calls=tools.several if tools else request.parallel_tool_calls is not False,
+        parallel_tool_calls=tools.parallel if tools else request.parallel_tool_calls is not False,
         previous_response_id=request.previous_response_id,
         reasoning={"effort": reasoning.effort if reasoning else None, "summary": None},
         store=request.stores,
@@ -95,7 +95,7 @@ class ResponseWriter:
         """Take a delta in."""
         self._tokens += len(delta.tokens)
         if self._logprobs:
-            logprobs = chat_logprobs(self._model_text, told(delta.tokens)).content
+            logprobs = chat_logprobs(self._model_text, shown_tokens(delta.tokens)).content
             self._untold += [msgspec.to_builtins(entry) for entry in logprobs]
         events: list[Event] = []
         for part in delta.parts:

@@ -8,8 +8,8 @@ from msgspec import UNSET, UnsetType
 from quart import Blueprint, Response
 
 from motet.api.generating.answer import Answer, Call, collect
+from motet.api.generating.chat_deltas import CallDelta, ChatDelta
 from motet.api.generating.chat_generation import ChatGeneration, start_chat
-from motet.api.generating.deltas import CallDelta, ChatDelta
 from motet.api.generating.generation import Generation
 from motet.api.generating.logprobs import chat_logprobs, packed
 from motet.api.http.caller import Caller, current_caller

@@ -193,7 +193,7 @@ async def _prompts(services: Services, request: EmbeddingRequest, context: int) 
     if len(inputs) > MAX_INPUTS and not all(isinstance(entry, int) for entry in inputs):
         raise InvalidRequest(f"there are {len(inputs)} inputs; {MAX_INPUTS} are allowed", param="input")
     cut = request.truncate_prompt_tokens is not None
-    prompts = await token_lists(services, request.input, "input", unbounded=cut)
+    prompts = await token_lists(services, request.input, "input", truncated=cut)
     prompts = [truncated(request, prompt, context) for prompt in prompts]
     for index, prompt in enumerate(prompts):
         if len(prompt) >= context:

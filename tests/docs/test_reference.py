@@ -23,7 +23,7 @@ from motet.api.app import OPERATIONS
 from motet.api.batches.objects import BatchRequest
 from motet.api.generating import sampling_params as params
 from motet.api.generating.prompts import MAX_TRUNCATED_CHARACTERS
-from motet.api.lorax import tokens as native_tokens
+from motet.api.lorax import tokens as lorax_tokens
 from motet.api.lorax.requests import GenerateParameters
 from motet.api.metrics.engine_metrics import EngineCollector
 from motet.api.responses.conversations import MAX_CONVERSATION_BYTES
@@ -207,8 +207,8 @@ LIMITS = {
     "bytes of a rendered prompt": f"{template_worker.MAX_OUTPUT_BYTES}",
     "characters of a prompt with `truncate_prompt_tokens`": f"{MAX_TRUNCATED_CHARACTERS}",
     "inputs of an embeddings request, and their tokens": f"{embeddings.MAX_INPUTS}, {embeddings.MAX_INPUT_TOKENS}",
-    "characters and tokens that `/tokenize` and `/detokenize` take": f"{native_tokens.MAX_CHARACTERS}, "
-    f"{native_tokens.MAX_TOKENS}",
+    "characters and tokens that `/tokenize` and `/detokenize` take": f"{lorax_tokens.MAX_CHARACTERS}, "
+    f"{lorax_tokens.MAX_TOKENS}",
     "bytes of a stored response, and of the items of all those that one continues": f"{MAX_STORED_BYTES}, "
     f"{MAX_CONVERSATION_BYTES}",
     "sequences that wait for the engine": f"{core.MAX_WAITING}",
