@@ -30,7 +30,7 @@ class LoraEntry(msgspec.Struct, frozen=True, array_like=True):
 
     layer: int
     module: str
-    rank: int
+    lora_rank: int
     scale: float
 
 

@@ -55,7 +55,7 @@ class EngineCore:
     def __init__(self, runner: ModelRunner, model: ModelInfo, scheduler: Scheduler, sockets: EngineSockets) -> None:
         self.scheduler = scheduler
         self._runner, self._model, self._sockets = runner, model, sockets
-        self._installer = Installer(runner.pool, rank=0)
+        self._installer = Installer(runner.pool, tp_rank=0)
         self._install_results: dict[str, list[InstallResult]] = {}  # by fingerprint, until every rank has answered
         self._refused_adapters: dict[str, ErrorInfo] = {}  # by fingerprint: those that do not fit into the pool
         self._sampler = Sampler(model.vocab_size)
@@ -204,11 +204,11 @@ class EngineCore:
         """Record a rank's result. After the last one the adapter is ready, or its waiting sequences fail."""
         results = self._install_results[result.fingerprint]
         results.append(result)
-        if len(results) < self._runner.group.size:
+        if len(results) < self._runner.group.tp_size:
             return
         del self._install_results[result.fingerprint]
         failed = [r for r in results if r.error]
-        message = f"{failed[0].error} on rank {failed[0].rank}" if failed else ""
+        message = f"{failed[0].error} on rank {failed[0].tp_rank}" if failed else ""
         self._stats.record_install(result.fingerprint, message)
         if not failed:
             self.scheduler.slots.mark_ready(result.fingerprint)
@@ -239,7 +239,7 @@ class EngineCore:
         samples = self._sampler(output.logits, step.rows, self._grammars.masks(step.rows))
         self._stats.generated_tokens += len(samples)
         tokens = [sampled.token for sampled in samples]
-        self._runner.share(tokens, len(tokens))
+        self._runner.store_samples(tokens, len(tokens))
         self.scheduler.record_samples(step, tokens)
         self._pass_on(zip(step.rows, samples, strict=True))
 

@@ -1,4 +1,4 @@
-"""The engine as a library: from Python, without HTTP, for offline batches.
+"""The engine as a Python library, for offline batches without HTTP.
 
 async with Engine.open(model_directory, Settings(shards=2)) as engine:
     adapter = await engine.adapter(Path("my-lora"))
@@ -29,7 +29,7 @@ TICK_SECONDS = 0.05
 
 @dataclass
 class Engine:
-    """An engine of its own, with its processes; made by `open`."""
+    """A running engine; `open` starts it."""
 
     processes: EngineProcesses
     client: EngineClient
@@ -38,9 +38,9 @@ class Engine:
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, directory: Path, settings: Settings) -> AsyncIterator[Engine]:
-        """Start an engine for the model in `directory`, ready to use; ends it on leaving.
+        """Start an engine for the model in `directory`, and end it when the block ends.
 
-        Raises StartupError or Unavailable if it does not come up.
+        Raises StartupError or Unavailable if the engine does not start.
         """
         processes = EngineProcesses(EngineConfig.from_settings(settings, directory), settings.shards, directory.name)
         engine = cls(
@@ -49,26 +49,26 @@ class Engine:
             LoaderClient(processes.loader_address),
         )
         processes.start()
-        keeper = asyncio.create_task(engine._keep())
+        watcher = asyncio.create_task(engine._watch())
         try:
             await engine.client.start()
             await engine.loader.start()
             ready = asyncio.create_task(engine.client.wait_ready(START_SECONDS))
-            await asyncio.wait({keeper, ready}, return_when=asyncio.FIRST_COMPLETED)
-            if keeper.done():
+            await asyncio.wait({watcher, ready}, return_when=asyncio.FIRST_COMPLETED)
+            if watcher.done():
                 ready.cancel()
-                await keeper
+                await watcher
             await ready
             yield engine
         finally:
-            keeper.cancel()
-            await asyncio.gather(keeper, return_exceptions=True)
+            watcher.cancel()
+            await asyncio.gather(watcher, return_exceptions=True)
             await engine.client.close()
             await engine.loader.close()
             await asyncio.to_thread(processes.stop)
 
     async def adapter(self, directory: Path) -> PreparedAdapter:
-        """Prepare and register the PEFT adapter in `directory`. Raises AdapterRefused with what is wrong."""
+        """Prepare and register the PEFT adapter in `directory`. Raises AdapterRefused with the reason."""
         return await self.merged([AdapterPart(str(directory))])
 
     async def merged(self, parts: Sequence[AdapterPart]) -> PreparedAdapter:
@@ -80,7 +80,7 @@ class Engine:
     async def complete(
         self, prompt: Sequence[int], params: SamplingParams, adapter: PreparedAdapter | None = None
     ) -> list[TokenEvent]:
-        """All tokens that continue `prompt` (token ids). Raises MotetError as EngineClient.generate does."""
+        """Generate the tokens after `prompt` (token ids). Raises the same errors as EngineClient.generate."""
         fingerprint = adapter.fingerprint if adapter else None
         request = AddRequest(uuid.uuid4().hex, tuple(prompt), params, fingerprint)
         return [event async for events in self.client.generate(request) for event in events]
@@ -88,14 +88,14 @@ class Engine:
     async def embed(
         self, prompt: Sequence[int], pooling: Literal["last", "mean"] = "last", adapter: PreparedAdapter | None = None
     ) -> tuple[float, ...]:
-        """The last hidden state of `prompt`'s last token, or the mean over all of them. Raises as `complete` does."""
+        """The last hidden state of the last token, or the mean of all tokens. Raises the same errors as `complete`."""
         fingerprint = adapter.fingerprint if adapter else None
         params = SamplingParams(max_tokens=0)
         return await self.client.embed(
             AddRequest(uuid.uuid4().hex, tuple(prompt), params, fingerprint, pooling=pooling)
         )
 
-    async def _keep(self) -> None:
+    async def _watch(self) -> None:
         while True:
             await asyncio.to_thread(self.processes.tick)
             await asyncio.sleep(TICK_SECONDS)

@@ -1,4 +1,4 @@
-"""How one rank divides the memory that it may use: weights, the adapters' pools, and the key-value cache."""
+"""Divides a rank's memory between the weights, the adapters' pools and the KV cache."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from motet.engine.models.decoder import module_shapes
 from motet.engine.schedule.block_manager import CPU_BLOCK_SIZE, CUDA_BLOCK_SIZE
 
 CPU_CACHE_SHARE, CUDA_CACHE_SHARE = 0.1, 0.8
-"""The default for the cache: of the machine's memory, and of what a GPU has left (steps need some, too)."""
+"""The cache's default share: of the machine's memory, and of the free GPU memory (a step needs some as well)."""
 
 CPU_ADAPTER_SHARE = 0.25
-"""The default for all ranks' adapters is at most this share of the machine's memory."""
+"""The largest default share of the machine's memory for the adapters of all ranks."""
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """The key-value cache: blocks and their size in tokens, and the longest context in tokens."""
+    """The KV cache: blocks, tokens per block, and the tokens of the longest context."""
 
     blocks: int
     block_size: int
@@ -33,7 +33,7 @@ class Capacity:
 
 
 class MemoryPlan:
-    """The sizes for one rank; `pages` is what every module's adapter pool gets."""
+    """The sizes for one rank; `pages` are the pages of every module's adapter pool."""
 
     def __init__(
         self,
@@ -43,24 +43,24 @@ class MemoryPlan:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        """Raises StartupError if --adapter-memory is less than one adapter takes."""
+        """Raises StartupError if --adapter-memory is too small for one adapter."""
         self._engine_config, self._config, self._group, self._device = engine_config, config, group, device
         self._machine = memory_bytes()
         self._shapes = module_shapes(config, group)
-        self._page = page_bytes(self._shapes, dtype.itemsize)
-        self._item = dtype.itemsize
+        self._page_bytes = page_bytes(self._shapes, dtype.itemsize)
+        self._item_bytes = dtype.itemsize
         self._block_size = CPU_BLOCK_SIZE if device.type == "cpu" else CUDA_BLOCK_SIZE
-        heads = config.num_kv_heads // group.size
-        self._token = 2 * config.num_layers * heads * config.head_dim * dtype.itemsize
+        heads = config.num_kv_heads // group.tp_size
+        self._token_bytes = 2 * config.num_layers * heads * config.head_dim * dtype.itemsize
         self.pages = self._pages()
 
     def check(self) -> None:
-        """Raise StartupError if weights, adapters and cache cannot be in memory together; before they are loaded."""
+        """Raise StartupError if weights, adapters and cache do not fit into memory together. Call it before loading."""
         available = self._available()
         cache_memory = self._cache_memory()
-        blocks = 0 if cache_memory is None else self._blocks(cache_memory // (self._token * self._block_size))
-        weights, adapters = self._weights(), self.pages * self._page
-        cache = blocks * self._block_size * self._token
+        blocks = 0 if cache_memory is None else self._blocks(cache_memory // (self._token_bytes * self._block_size))
+        weights, adapters = self._weights(), self.pages * self._page_bytes
+        cache = blocks * self._block_size * self._token_bytes
         if weights + adapters + cache <= available:
             return
         name, remedy = "model", "choose a smaller model, or a machine or container with more memory"
@@ -69,30 +69,32 @@ class MemoryPlan:
         elif weights < available:
             name, remedy = "adapter_memory", "lower --adapter-memory or --adapter-slots"
         raise StartupError(
-            f"{flag(name)}: each rank needs about {_shown(weights)} for weights, {_shown(adapters)} for adapters and "
-            f"{_shown(cache)} for the key-value cache, and {_shown(available)} are available to it; {remedy}",
+            f"{flag(name)}: each rank needs about {_format_size(weights)} for weights, {_format_size(adapters)} for "
+            f"adapters and {_format_size(cache)} for the key-value cache, and {_format_size(available)} are available; "
+            f"{remedy}",
             param=name,
         )
 
     def capacity(self) -> Capacity:
-        """The cache blocks that fit, equal on every rank. Raises StartupError if a setting leaves no room."""
+        """The cache that fits, equal on every rank. Raises StartupError if it is too small for the settings."""
         engine_config, config = self._engine_config, self._config
         if engine_config.max_context > config.max_context:
             raise StartupError(
                 f"--max-context {engine_config.max_context}: the model's context is {config.max_context}; "
-                f"give at most {config.max_context}, or 0 for all of it",
+                f"set at most {config.max_context}, or 0 for all of it",
                 param="max_context",
             )
         memory = self._cache_memory()
         if memory is None:
             memory = int(torch.cuda.mem_get_info(self._device)[0] * CUDA_CACHE_SHARE)
-        blocks = self._group.smallest(memory // (self._token * self._block_size))
+        blocks = self._group.smallest(memory // (self._token_bytes * self._block_size))
         context = self._context(blocks)
         if context < (engine_config.max_context or 1):
-            wanted = engine_config.max_context or config.max_context
+            required = engine_config.max_context or config.max_context
             raise StartupError(
-                f"--kv-memory: {memory} bytes hold {blocks * self._block_size} tokens and one request may need "
-                f"{wanted}; give at least {self._token * (wanted + self._block_size)} bytes or lower --max-context",
+                f"--kv-memory: {memory} bytes are enough for {blocks * self._block_size} tokens, and one request may "
+                f"need {required}; set at least {self._token_bytes * (required + self._block_size)} bytes, or lower "
+                "--max-context",
                 param="kv_memory",
             )
         return Capacity(self._blocks(blocks), self._block_size, context)
@@ -102,19 +104,19 @@ class MemoryPlan:
         if memory is None:
             pages = self._engine_config.adapter_slots * layers
             if self._device.type == "cpu":
-                share = self._machine * CPU_ADAPTER_SHARE / self._group.size
-                pages = min(pages, int(share) // self._page)
+                share = self._machine * CPU_ADAPTER_SHARE / self._group.tp_size
+                pages = min(pages, int(share) // self._page_bytes)
             return max(pages, layers)
-        if memory // self._page < layers:
+        if memory // self._page_bytes < layers:
             raise StartupError(
-                f"--adapter-memory: {memory} bytes do not hold one adapter of rank 16; "
-                f"give at least {self._page * layers} bytes",
+                f"--adapter-memory: {memory} bytes are too few for one adapter of rank 16; "
+                f"set at least {self._page_bytes * layers} bytes",
                 param="adapter_memory",
             )
-        return memory // self._page
+        return memory // self._page_bytes
 
     def _cache_memory(self) -> int | None:
-        """Bytes for the cache; None where that depends on what a GPU has left."""
+        """Bytes for the cache; None if they depend on the free GPU memory."""
         if self._engine_config.kv_memory is None and self._device.type == "cpu":
             return int(self._machine * CPU_CACHE_SHARE)
         return self._engine_config.kv_memory
@@ -123,22 +125,22 @@ class MemoryPlan:
         return min(self._engine_config.max_context or self._config.max_context, blocks * self._block_size)
 
     def _blocks(self, blocks: int) -> int:
-        """Of `blocks`, those that can be used: every sequence's whole context is the most."""
+        """`blocks`, or fewer if fewer are enough for the longest context of every sequence."""
         return min(blocks, self._engine_config.max_sequences * -(-self._context(blocks) // self._block_size))
 
     def _weights(self) -> int:
-        """Bytes that the weights take on this rank, norms and biases not counted."""
+        """Bytes of the weights on this rank, without norms and biases."""
         config = self._config
         layer = sum(shape.inputs * shape.outputs for shapes in self._shapes for shape in shapes)
         vocabulary = config.vocab_size * config.hidden_size * (1 if config.tied_embeddings else 2)
-        return (config.num_layers * layer + vocabulary // self._group.size) * self._item
+        return (config.num_layers * layer + vocabulary // self._group.tp_size) * self._item_bytes
 
     def _available(self) -> int:
-        """Bytes that this rank may have: on the CPU all share the memory, and each GPU has its own."""
+        """Bytes that this rank can use: CPU ranks share the machine's memory, and each GPU has its own."""
         if self._device.type == "cpu":
-            return self._machine // self._group.size
+            return self._machine // self._group.tp_size
         return int(torch.cuda.mem_get_info(self._device)[0])
 
 
-def _shown(size: int) -> str:
+def _format_size(size: int) -> str:
     return f"{size / (1 << 30):.1f} GiB" if size >= 1 << 30 else f"{size / (1 << 20):.1f} MiB"

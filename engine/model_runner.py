@@ -1,4 +1,4 @@
-"""The tensor side of one rank: a model, its cache and its adapters. Turns plans into logits; knows no requests."""
+"""Runs a step's plan on one rank: the model with its KV cache and adapters turns token ids into logits."""
 
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ from motet.engine.models.decoder import Decoder, module_shapes
 from motet.engine.sampling.prompt_logprobs import Scores, score
 from motet.engine.schedule.plan import SequencePlan, StepPlan
 
-SCORED_ROWS = 64
-"""Rows of logits that exist at once for a prompt's logprobs; a row is the vocabulary's size."""
+PROMPT_LOGPROB_ROWS = 64
+"""Rows of logits [rows, vocab] that are in memory at once while prompt logprobs are computed."""
 
 
 def resolve_device(engine_config: EngineConfig, rank: int) -> torch.device:
-    """The rank's device; `auto` is CUDA where it can be used. Raises StartupError if CUDA is asked for and absent."""
+    """The rank's device; `auto` is CUDA if it is usable. Raises StartupError if CUDA is required and not usable."""
     kind = engine_config.device
     if kind == "auto":
         usable = torch.cuda.is_available() and flash_attention() is not None
         if torch.cuda.is_available() and not usable:
-            logger.warning("there is a GPU but no flash-attn, so the CPU is used; see `make install-cuda`")
+            logger.warning(
+                "using the CPU although there is a GPU, since flash-attn is not installed; run `make install-cuda`"
+            )
         kind = "cuda" if usable else "cpu"
     if kind == "cuda" and torch.version.cuda is None:
         raise StartupError(
@@ -42,7 +44,7 @@ def resolve_device(engine_config: EngineConfig, rank: int) -> torch.device:
         )
     if kind == "cuda" and torch.cuda.device_count() <= rank:
         raise StartupError(
-            f"--device cuda: rank {rank} needs a GPU of its own and {torch.cuda.device_count()} are visible to PyTorch "
+            f"--device cuda: rank {rank} needs a GPU of its own, and PyTorch finds {torch.cuda.device_count()} "
             f"(built for CUDA {torch.version.cuda}); check the driver's version with nvidia-smi, or lower --shards",
             param="device",
         )
@@ -50,17 +52,17 @@ def resolve_device(engine_config: EngineConfig, rank: int) -> torch.device:
 
 
 def resolve_dtype(engine_config: EngineConfig, config: ModelConfig, device: torch.device) -> torch.dtype:
-    """The numbers to compute with. Raises StartupError for a combination that is not there."""
+    """The compute dtype. Raises StartupError if the device does not support --dtype."""
     if device.type == "cpu":
         if engine_config.dtype not in ("auto", "float32"):
             raise StartupError(
-                f"--dtype {engine_config.dtype}: on the CPU the engine computes in float32; leave --dtype at auto",
+                f"--dtype {engine_config.dtype}: the CPU supports float32 only; leave --dtype at auto",
                 param="dtype",
             )
         return torch.float32
     if engine_config.dtype == "float32":
         raise StartupError(
-            "--dtype float32: flash-attn computes in bfloat16 or float16; choose one of them", param="dtype"
+            "--dtype float32: flash-attn supports bfloat16 and float16 only; set one of them", param="dtype"
         )
     if engine_config.dtype == "auto":
         return config.dtype if config.dtype == torch.float16 else torch.bfloat16
@@ -69,8 +71,9 @@ def resolve_dtype(engine_config: EngineConfig, config: ModelConfig, device: torc
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What a step leaves on rank 0: fp32 logits [sample rows, vocab] (None if no row samples), the scores of the
-    plan's `score` ids, and the fp32 last hidden states [rows, hidden] of the sequences to be pooled."""
+    """A step's results: fp32 logits [sample rows, vocab], the logprobs of the plan's `prompt_logprob_ids`, and the fp32
+    last hidden states [rows, hidden] of the sequences with `pooling`. Logits and logprobs are None on other ranks than
+    rank 0, and where no row needs them."""
 
     logits: Tensor | None
     prompt_logprobs: Scores | None
@@ -78,14 +81,14 @@ class StepOutput:
 
 
 class ModelRunner:
-    """Executes plans on one rank."""
+    """The model, the KV cache and the adapter pools of one rank."""
 
     def __init__(self, engine_config: EngineConfig, group: ShardGroup, device: torch.device) -> None:
-        """Load the model. Raises StartupError for whatever keeps it from being served right."""
+        """Load the model. Raises StartupError if it cannot be served correctly."""
         self.group, self.device = group, device
         self.directory = Path(engine_config.directory)
         self.config = config = read_config(self.directory)
-        config.check_shards(group.size)
+        config.check_shards(group.tp_size)
         self.dtype = resolve_dtype(engine_config, config, device)
         plan = MemoryPlan(engine_config, config, group, self.dtype, device)
         plan.check()
@@ -96,14 +99,14 @@ class ModelRunner:
         size = PoolSize(config.num_layers, engine_config.adapter_slots, plan.pages, engine_config.max_adapter_rank)
         self.pool = LoraPool(shapes, size, device, self.dtype)
         self._decoder.attach(self.pool)
-        # Last, since it takes what the weights and the pool have left.
+        # After the weights and the pool, since the cache takes the rest of the memory.
         self.capacity = plan.capacity()
         shape = CacheShape(
             layers=config.num_layers,
             blocks=self.capacity.blocks,
             block_size=self.capacity.block_size,
-            heads=config.num_heads // group.size,
-            kv_heads=config.num_kv_heads // group.size,
+            heads=config.num_heads // group.tp_size,
+            kv_heads=config.num_kv_heads // group.tp_size,
             head_dim=config.head_dim,
         )
         self.pages = plan.pages
@@ -112,33 +115,35 @@ class ModelRunner:
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepOutput:
-        """Run one step. The output's logits and scores are None everywhere but on rank 0."""
+        """Run one step."""
         ids = torch.tensor([t for s in plan.sequences for t in s.tokens], device=self.device)
-        behind = ids < 0  # "what row j of the last step sampled"
-        ids = torch.where(behind, self._sampled[torch.where(behind, -1 - ids, 0)], ids)
+        is_row = ids < 0  # the id that row -1 - ids of the previous step sampled
+        ids = torch.where(is_row, self._sampled[torch.where(is_row, -1 - ids, 0)], ids)
         context = forward_context(plan, self.capacity.block_size, self.device)
         hidden = self._decoder.forward(ids, context, self.attention)
-        return StepOutput(self._decoder.logits(hidden.sample), self._scores(plan, hidden.score), hidden.pool.float())
+        return StepOutput(
+            self._decoder.logits(hidden.sample), self._prompt_logprobs(plan, hidden.score), hidden.pool.float()
+        )
 
-    def _scores(self, plan: StepPlan, hidden: Tensor) -> Scores | None:
-        """The scores of the plan's `score` ids, a few rows of logits at a time."""
-        targets = torch.tensor([id for s in plan.sequences for id in s.prompt_logprob_ids], device=self.device)
+    def _prompt_logprobs(self, plan: StepPlan, hidden: Tensor) -> Scores | None:
+        """The logprobs of the plan's `prompt_logprob_ids`, from a few rows of logits at a time."""
+        ids = torch.tensor([id for s in plan.sequences for id in s.prompt_logprob_ids], device=self.device)
         parts = []
-        for rows, wanted in zip(hidden.split(SCORED_ROWS), targets.split(SCORED_ROWS), strict=True):
+        for rows, row_ids in zip(hidden.split(PROMPT_LOGPROB_ROWS), ids.split(PROMPT_LOGPROB_ROWS), strict=True):
             logits = self._decoder.logits(rows)
             if logits is not None:
-                parts.append(score(logits, wanted))
+                parts.append(score(logits, row_ids))
         return Scores.joined(parts) if parts else None
 
-    def share(self, tokens: list[int], count: int) -> None:
-        """Keep the step's `count` sampled ids for the next plan: rank 0 passes them, the others receive them."""
+    def store_samples(self, tokens: list[int], count: int) -> None:
+        """Store the step's `count` sampled ids for the next plan; rank 0 sends `tokens` to the other ranks."""
         if not count:
             return
         fresh = torch.tensor(tokens, device=self.device) if tokens else self._sampled.new_empty(count)
         self._sampled[:count] = self.group.broadcast(fresh)
 
     def warm_up(self) -> None:
-        """Run a prompt and a decode step on empty state, so that kernels are compiled before the first request."""
+        """Compile the kernels, with a prompt and a decode step on empty state, so that no request waits for them."""
         prompt = SequencePlan((0, 0), 0, (0,), True)
         self.execute(StepPlan("", 0, (prompt,), ()))
         self.execute(StepPlan("", 0, (SequencePlan((0,), 2, (0,), True),), ()))

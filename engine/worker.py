@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class WorkerSpec(msgspec.Struct, frozen=True):
-    """One rank's part of an engine. `store` is a fresh file through which the ranks find each other."""
+    """How to run one rank of an engine. The ranks find each other through the new file `store`."""
 
-    rank: int
-    size: int
+    tp_rank: int
+    tp_size: int
     engine_id: str
     name: str
     engine: EngineConfig
@@ -38,21 +38,21 @@ class WorkerSpec(msgspec.Struct, frozen=True):
 
 
 def _prepare_environment(spec: WorkerSpec) -> None:
-    """What has to be set before torch and Numba are imported."""
+    """Set the variables that torch and Numba read when they are imported."""
     threads = str(spec.engine.threads)
     os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = threads
     os.environ.setdefault("NUMBA_CACHE_DIR", spec.kernel_cache)
     os.environ.setdefault("NUMBA_THREADING_LAYER_PRIORITY", "omp workqueue tbb")
-    # Idle threads soon sleep: whoever else uses the cores is not kept from them, which would keep us waiting too.
+    # Idle threads sleep soon. If they spun, they would take the cores from other processes, for which we then wait.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-    # Numba wants the system's OpenMP by its file's name; loaded first, it serves torch as well, and there is one pool
-    # of threads instead of two that fight. Where there is none, Numba brings its own pool.
+    # Numba loads the system's OpenMP by its file name. Loaded first, it serves torch too, so that there is one thread
+    # pool instead of two that compete for the cores. Without it, Numba uses a pool of its own.
     with contextlib.suppress(ImportError):
         importlib.import_module("numba.np.ufunc.omppool")
 
 
 def run_rank_0(spec: WorkerSpec, heartbeat: Heartbeat) -> None:
-    """Load, tell everybody that the engine is up, and run until SIGTERM."""
+    """Load the model, wait for the other ranks, and serve until SIGTERM."""
     from motet.engine.distributed.transport import EngineSockets
     from motet.engine.engine_core import EngineCore
     from motet.engine.schedule.adapter_slots import AdapterSlots
@@ -61,9 +61,9 @@ def run_rank_0(spec: WorkerSpec, heartbeat: Heartbeat) -> None:
     from motet.engine.schedule.scheduler import Scheduler
 
     runner = _load(spec, heartbeat)
-    room = runner.capacity
+    capacity = runner.capacity
     scheduler = Scheduler(
-        BlockManager(room.blocks, room.block_size),
+        BlockManager(capacity.blocks, capacity.block_size),
         AdapterSlots(spec.engine.adapter_slots, dict.fromkeys(runner.modules, runner.pages)),
         SchedulerConfig(spec.engine.max_batch_tokens, spec.engine.max_sequences),
         spec.engine_id,
@@ -73,16 +73,16 @@ def run_rank_0(spec: WorkerSpec, heartbeat: Heartbeat) -> None:
         architecture=runner.config.architecture,
         directory=spec.engine.directory,
         vocab_size=runner.config.vocab_size,
-        max_context=room.max_context,
+        max_context=capacity.max_context,
         dtype=str(runner.dtype).removeprefix("torch."),
-        shards=spec.size,
+        shards=spec.tp_size,
         eos_token_ids=runner.config.eos_token_ids,
         device=runner.device.type,
         hidden_size=runner.config.hidden_size,
     )
-    if spec.size > 1:
+    if spec.tp_size > 1:
         heartbeat.enter("waiting for the other ranks")
-    sockets = EngineSockets(spec.engine_address, spec.ranks_address, spec.size - 1)
+    sockets = EngineSockets(spec.engine_address, spec.ranks_address, spec.tp_size - 1)
     core = EngineCore(runner, model, scheduler, sockets)
     logger.bind(
         engine=spec.engine_id,
@@ -94,7 +94,7 @@ def run_rank_0(spec: WorkerSpec, heartbeat: Heartbeat) -> None:
         lora_kernels="numba" if model.device == "cpu" else "triton",
         threads=spec.engine.threads,
         max_context=model.max_context,
-        cache_tokens=room.blocks * room.block_size,
+        cache_tokens=capacity.blocks * capacity.block_size,
         adapter_slots=spec.engine.adapter_slots,
         adapter_pages=runner.pages,
         batch_tokens=spec.engine.max_batch_tokens,
@@ -107,14 +107,14 @@ def run_rank_0(spec: WorkerSpec, heartbeat: Heartbeat) -> None:
 
 
 def run_other_rank(spec: WorkerSpec, heartbeat: Heartbeat) -> None:
-    """Load, and do as rank 0 says until Shutdown."""
+    """Load the model, and execute the messages of rank 0 until Shutdown."""
     from motet.engine.distributed.transport import WorkerSocket
     from motet.engine.lora.adapter_installer import Installer
     from motet.engine.schedule.plan import ClearSlot, InstallAdapter, Shutdown, StepPlan
 
     runner = _load(spec, heartbeat)
-    installer = Installer(runner.pool, spec.rank)
-    socket = WorkerSocket(spec.ranks_address, spec.rank)
+    installer = Installer(runner.pool, spec.tp_rank)
+    socket = WorkerSocket(spec.ranks_address, spec.tp_rank)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     heartbeat.enter(SERVING)
     while True:
@@ -124,7 +124,7 @@ def run_other_rank(spec: WorkerSpec, heartbeat: Heartbeat) -> None:
         match message:
             case StepPlan():
                 runner.execute(message)
-                runner.share([], sum(s.sample for s in message.sequences))
+                runner.store_samples([], sum(s.sample for s in message.sequences))
             case InstallAdapter():
                 installer.start(message)
             case ClearSlot():
@@ -135,14 +135,14 @@ def run_other_rank(spec: WorkerSpec, heartbeat: Heartbeat) -> None:
 
 
 def _load(spec: WorkerSpec, heartbeat: Heartbeat) -> ModelRunner:
-    """This rank's runner, ready to serve."""
+    """This rank's model runner, loaded and warmed up."""
     from motet.engine.distributed.process_group import ShardGroup, join
     from motet.engine.model_runner import ModelRunner, resolve_device
 
     _set_torch_threads(spec.engine.threads)
-    device = resolve_device(spec.engine, spec.rank)
+    device = resolve_device(spec.engine, spec.tp_rank)
     heartbeat.enter("loading the model")
-    runner = ModelRunner(spec.engine, join(ShardGroup(spec.rank, spec.size), spec.store, device), device)
+    runner = ModelRunner(spec.engine, join(ShardGroup(spec.tp_rank, spec.tp_size), spec.store, device), device)
     if device.type == "cpu" and not _has_kernels(Path(os.environ["NUMBA_CACHE_DIR"])):
         heartbeat.enter("compiling the CPU kernels, once; about a minute")
     else:
@@ -152,7 +152,7 @@ def _load(spec: WorkerSpec, heartbeat: Heartbeat) -> ModelRunner:
 
 
 def _set_torch_threads(threads: int) -> None:
-    """What OMP_NUM_THREADS says, also where MKL would take no more than there are cores."""
+    """Set the number of threads again: MKL ignores an OMP_NUM_THREADS above the number of cores."""
     import torch
 
     if torch.get_num_threads() != threads:
@@ -160,7 +160,7 @@ def _set_torch_threads(threads: int) -> None:
 
 
 def _has_kernels(cache: Path) -> bool:
-    """Whether `cache` has compiled CPU kernels that are not older than their sources."""
+    """Whether `cache` has compiled CPU kernels that are as new as their sources."""
     sources = [Path(__file__).with_name("kernels") / name for name in ("cpu.py", "sampling.py")]
     newest = max(source.stat().st_mtime for source in sources)
     return all(
@@ -171,14 +171,14 @@ def _has_kernels(cache: Path) -> bool:
 def _run(spec: WorkerSpec, heartbeat: Heartbeat) -> None:
     heartbeat.enter("importing PyTorch")
     _prepare_environment(spec)
-    (run_rank_0 if spec.rank == 0 else run_other_rank)(spec, heartbeat)
+    (run_rank_0 if spec.tp_rank == 0 else run_other_rank)(spec, heartbeat)
 
 
 def main() -> None:
-    """Run the rank that argv[1] describes; exit code 2 when it cannot start."""
+    """Run the rank that argv[1] describes. The exit code is 2 if it cannot start."""
     spec = msgspec.json.decode(sys.argv[1], type=WorkerSpec)
     follow_parent()
-    configure_logging(process=f"rank-{spec.rank}")
+    configure_logging(process=f"rank-{spec.tp_rank}")
     run_child("engine", lambda heartbeat: _run(spec, heartbeat))
 
 

@@ -111,7 +111,7 @@ def check_magnitudes(pairs: Iterable[LoraPair], dtype: torch.dtype) -> None:
                     f"{where}: lora_{side} has values up to {value:.3g} (scale {pair.entry.scale:.3g}), which overflow "
                     f"in {_name(dtype)}"
                 )
-        bound = largest["A"] * largest["B"] * pair.entry.rank * scale
+        bound = largest["A"] * largest["B"] * pair.entry.lora_rank * scale
         if bound > limit and (delta := _largest_delta(pair) * scale) > limit:
             raise AdapterRefused(
                 f"{where}: lora_B lora_A times the scale {pair.entry.scale:.3g} has values up to {delta:.3g}, which "

@@ -64,7 +64,7 @@ class Merge:
         scale = max((term.factor for term in terms), key=abs)
         a = torch.cat([term.a for term in terms])
         b = torch.cat([term.b * (term.factor / scale if scale else 0.0) for term in terms], dim=1)
-        return LoraPair(LoraEntry(*place, rank=len(a), scale=scale), self._specs[place], a, b)
+        return LoraPair(LoraEntry(*place, lora_rank=len(a), scale=scale), self._specs[place], a, b)
 
     def _check_rank(self, place: tuple[int, str], ranks: list[int]) -> None:
         if sum(ranks) > self._max_rank:

@@ -87,7 +87,7 @@ def prepare_adapter(parts: Sequence[AdapterPart], target: Target) -> PreparedAda
         fingerprint, pairs, named = _merged(parts, target)
         prepared = _kept(fingerprint, target, "merged") or _built(fingerprint, pairs, target, "merged")
     for entry in prepared.entries:  # the record may be of a server with a higher limit
-        check_rank(f"layer {entry.layer}, {entry.module}", entry.rank, target.max_rank)
+        check_rank(f"layer {entry.layer}, {entry.module}", entry.lora_rank, target.max_rank)
     warnings = (base_model_warning(name, target.names) for name in named)
     eos, tokens = _text(Path(first.directory), target)
     return msgspec.structs.replace(

@@ -1,4 +1,4 @@
-"""The engine's sockets: clients and follower ranks on one side each, ZeroMQ with msgpack throughout."""
+"""The ZeroMQ sockets of the ranks: rank 0 with the clients and with the other ranks. Messages are msgpack."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from motet.engine.schedule.plan import InstallResult, ToRank
 
 _to_engine = msgspec.msgpack.Decoder(ToEngine)
 _to_rank = msgspec.msgpack.Decoder(ToRank)
-_installed = msgspec.msgpack.Decoder(InstallResult)
+_install_result = msgspec.msgpack.Decoder(InstallResult)
 
 
 class EngineSockets:
-    """Rank 0's side: a ROUTER that clients connect to, and one that the other ranks connect to."""
+    """Rank 0's sockets: a ROUTER for the clients, and one for the other ranks."""
 
-    def __init__(self, engine_address: str, ranks_address: str, followers: int) -> None:
+    def __init__(self, engine_address: str, ranks_address: str, other_ranks: int) -> None:
+        """Returns once all other ranks have loaded the model."""
         self._context = zmq.Context()
         self._clients = self._context.socket(zmq.ROUTER)
         self._clients.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -26,31 +27,31 @@ class EngineSockets:
         self._clients.bind(engine_address)
         self._ranks = self._context.socket(zmq.ROUTER)
         self._ranks.bind(ranks_address)
-        self._names: list[bytes] = []
-        while len(self._names) < followers:  # each says hello with an empty message once its model is loaded
-            self._names.append(self._ranks.recv_multipart()[0])
+        self._identities: list[bytes] = []
+        while len(self._identities) < other_ranks:  # each sends an empty message once its model is loaded
+            self._identities.append(self._ranks.recv_multipart()[0])
         self._poller = zmq.Poller()
         self._poller.register(self._clients, zmq.POLLIN)
         self._poller.register(self._ranks, zmq.POLLIN)
         self._encoder = msgspec.msgpack.Encoder()
 
     def wait(self, milliseconds: int) -> None:
-        """Return when something has arrived, or after `milliseconds`."""
+        """Return when a message has arrived, or after `milliseconds`."""
         self._poller.poll(milliseconds)
 
     def from_clients(self) -> Iterator[tuple[bytes, ToEngine]]:
-        """What clients have sent, each with the client's identity."""
+        """The messages that have arrived from clients, each with the client's identity."""
         while self._clients.poll(0):
             client, body = self._clients.recv_multipart()
             yield client, _to_engine.decode(body)
 
     def from_ranks(self) -> Iterator[InstallResult]:
-        """What the other ranks have reported."""
+        """The messages that have arrived from the other ranks."""
         while self._ranks.poll(0):
-            yield _installed.decode(self._ranks.recv_multipart()[1])
+            yield _install_result.decode(self._ranks.recv_multipart()[1])
 
     def send(self, client: bytes, message: FromEngine) -> bool:
-        """Send to one client; False if it is gone."""
+        """Send to a client; False if it is gone."""
         try:
             self._clients.send_multipart([client, self._encoder.encode(message)])
         except zmq.ZMQError:
@@ -60,30 +61,31 @@ class EngineSockets:
     def broadcast(self, message: ToRank) -> None:
         """Send to every other rank."""
         body = self._encoder.encode(message)
-        for name in self._names:
-            self._ranks.send_multipart([name, body])
+        for identity in self._identities:
+            self._ranks.send_multipart([identity, body])
 
     def close(self) -> None:
-        """Close both sockets, giving what was sent a moment to leave."""
+        """Close both sockets; waits a moment for messages that are still being sent."""
         self._context.destroy(linger=500)
 
 
 class WorkerSocket:
-    """Another rank's side."""
+    """The socket of another rank."""
 
-    def __init__(self, ranks_address: str, rank: int) -> None:
+    def __init__(self, ranks_address: str, tp_rank: int) -> None:
+        """Connect, and report to rank 0 that the model is loaded."""
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.IDENTITY, f"rank-{rank}".encode())
+        self._socket.setsockopt(zmq.IDENTITY, f"rank-{tp_rank}".encode())
         self._socket.connect(ranks_address)
         self._socket.send(b"")
 
     def receive(self, milliseconds: int) -> ToRank | None:
-        """The next message, or None if none came in time."""
+        """The next message, or None if none arrives in time."""
         return _to_rank.decode(self._socket.recv()) if self._socket.poll(milliseconds) else None
 
     def report(self, message: InstallResult) -> None:
-        """Tell rank 0."""
+        """Send a result to rank 0."""
         self._socket.send(msgspec.msgpack.encode(message))
 
     def close(self) -> None:

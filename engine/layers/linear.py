@@ -35,8 +35,8 @@ class LinearSpec:
 
     def shapes(self, group: ShardGroup) -> tuple[ModuleShape, ...]:
         """The modules as this rank holds them."""
-        inputs = self.inputs // (group.size if self.split == "row" else 1)
-        share = group.size if self.split == "column" else 1
+        inputs = self.inputs // (group.tp_size if self.split == "row" else 1)
+        share = group.tp_size if self.split == "column" else 1
         return tuple(ModuleShape(p.name, inputs, p.outputs // share) for p in self.parts)
 
 

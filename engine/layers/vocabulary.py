@@ -17,8 +17,8 @@ class VocabularyShard:
     def __init__(self, vocab_size: int, hidden_size: int, group: ShardGroup) -> None:
         self._group = group
         self._shape = (vocab_size, hidden_size)
-        self._share = -(-vocab_size // group.size)
-        self._first = group.rank * self._share
+        self._share = -(-vocab_size // group.tp_size)
+        self._first = group.tp_rank * self._share
 
     def read(self, checkpoint: Checkpoint, name: str) -> Tensor:
         """Rows [share, hidden] of a [vocab, hidden] tensor, zeros beyond its end."""
@@ -28,7 +28,7 @@ class VocabularyShard:
 
     def embed(self, table: Tensor, ids: Tensor) -> Tensor:
         """The embeddings [T, hidden] of ids [T]: rows of other ranks are zero here and summed in."""
-        if self._group.size == 1:
+        if self._group.tp_size == 1:
             return F.embedding(ids, table)
         local = ids - self._first
         mine = (local >= 0) & (local < self._share)

@@ -23,8 +23,8 @@ REMEMBERED = 4096
 class Installer:
     """One rank's installations. `start` from the step loop, `finish` between steps."""
 
-    def __init__(self, pool: LoraPool, rank: int) -> None:
-        self._pool, self._rank = pool, rank
+    def __init__(self, pool: LoraPool, tp_rank: int) -> None:
+        self._pool, self._tp_rank = pool, tp_rank
         self._done: queue.SimpleQueue[tuple[InstallAdapter, str]] = queue.SimpleQueue()
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="install")
         self._intact: dict[Path, tuple[int, int, int]] = {}  # files whose digests were right, as they were then
@@ -44,11 +44,11 @@ class Installer:
             self.running -= 1
             if not error:
                 error = _attempt(functools.partial(self._pool.point, install))
-            reports.append(InstallResult(self._rank, install.slot, install.fingerprint, error))
+            reports.append(InstallResult(self._tp_rank, install.slot, install.fingerprint, error))
         return reports
 
     def _copy(self, install: InstallAdapter) -> None:
-        path = Path(install.files[self._rank])
+        path = Path(install.files[self._tp_rank])
         error = _attempt(lambda: self._pool.copy(install, load(self._read(path, install))))
         if error:  # the next request has it prepared again
             with suppress(OSError):
@@ -62,7 +62,7 @@ class Installer:
         if install.digests:
             state = path.stat()
             seen = (state.st_ino, state.st_mtime_ns, state.st_size)
-            if self._intact.get(path) != seen and digest(data) != install.digests[self._rank]:
+            if self._intact.get(path) != seen and digest(data) != install.digests[self._tp_rank]:
                 raise ValueError(f"{path} is damaged")
             self._intact[path] = seen
             while len(self._intact) > REMEMBERED:

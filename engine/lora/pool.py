@@ -58,7 +58,7 @@ class Projection:
     def point(self, slot: int, part: int, placement: Placement) -> None:
         """Let the slot's part refer to the placement's pages."""
         self.pages[slot, part, : len(placement.pages)] = torch.tensor(placement.pages, dtype=torch.int32)
-        self.ranks[slot, part] = placement.rank
+        self.ranks[slot, part] = placement.lora_rank
         self.scales[slot, part] = placement.scale
         self._located[slot, part] = _rows(placement, self.pages.device), placement.scale
 
@@ -146,9 +146,9 @@ def _rows(placement: Placement, device: torch.device) -> slice | Tensor:
     """A placement's pool rows: a slice where its pages follow one another (no copy then), else indices."""
     first, pages = placement.pages[0], placement.pages
     if pages == tuple(range(first, first + len(pages))):
-        return slice(first * PAGE_ROWS, first * PAGE_ROWS + placement.rank)
+        return slice(first * PAGE_ROWS, first * PAGE_ROWS + placement.lora_rank)
     rows = [page * PAGE_ROWS + i for page in pages for i in range(PAGE_ROWS)]
-    return torch.tensor(rows[: placement.rank], device=device)
+    return torch.tensor(rows[: placement.lora_rank], device=device)
 
 
 def page_bytes(fused: tuple[tuple[ModuleShape, ...], ...], item_size: int) -> int:

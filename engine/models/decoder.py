@@ -48,8 +48,8 @@ class Layer:
         self.index = index
         self._config = config
         self.linears = [ParallelLinear(spec, group) for spec in linear_specs(config)]
-        self._heads = config.num_heads // group.size
-        self._kv_heads = config.num_kv_heads // group.size
+        self._heads = config.num_heads // group.tp_size
+        self._kv_heads = config.num_kv_heads // group.tp_size
         self.input_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.post_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self._q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None

@@ -1,4 +1,4 @@
-"""Child processes: started with their parent's pipe as stdin, watched, started again, ended. Imports no torch."""
+"""Starts, watches, restarts and ends a child process, with a pipe from its parent as stdin. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,24 +18,23 @@ from motet.core.heartbeat import HeartbeatMonitor
 from motet.core.startup_failures import ended_at_start
 
 STOP_SECONDS = 0.8
-"""How long a process may take to leave after SIGTERM before it is killed."""
+"""How long a process may take to end after SIGTERM before it is killed."""
 
 HANG_SECONDS = 30.0
-"""An API process or the loader answers within milliseconds; one that has been silent for this long is replaced."""
+"""A process without a heartbeat for this long is replaced."""
 
 RESTART_SECONDS = 0.5
-"""Between the end of a process and its next start, so that one which dies at once does not spin."""
+"""Time between the end of a process and its restart."""
 
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MOTET_HUB_TOKEN")
-"""Variables that only plugins need, and the ranks and the loader, which read foreign files, do not get."""
+"""Environment variables for plugins, kept from the ranks and the loader, because these read foreign files."""
 
 
 @dataclass
 class WatchedProcess:
-    """A process that is started again when it ends, or no longer responds. `launch` starts it.
+    """A process that `launch` starts, and that is restarted when it ends or no longer responds.
 
-    `ended` is called with the process id of each that has ended; there are at least `interval` seconds between two
-    starts.
+    `ended` is called with the process id of a process that has ended. Two starts are at least `interval` seconds apart.
     """
 
     name: str
@@ -64,7 +63,7 @@ class WatchedProcess:
         self._started, self._restart_at = time.monotonic(), None
 
     def tick(self) -> None:
-        """Start it again if it has ended, and end it if it hangs. Raises StartupError if it cannot start."""
+        """Restart the process if it has ended, and end it if it hangs. Raises StartupError if it cannot start."""
         if self._restart_at is not None:
             if time.monotonic() >= self._restart_at:
                 self.start()
@@ -86,7 +85,7 @@ class WatchedProcess:
             raise refusal(self.name, self.run_directory)
         if not self._served:
             raise ended_at_start(self.name, code, self._heartbeat.phase)
-        logger.error("the {} ended with {}; starting it again", self.name, code)
+        logger.error("the {} ended with {}; restarting it", self.name, code)
         self.ended(pid)
         self._restart_at = max(time.monotonic() + RESTART_SECONDS, self._started + self.interval)
 
@@ -99,9 +98,9 @@ def start_child(
     descriptors: tuple[int, ...] = (),
     variables: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start `python -m module SPEC START`, holding its stdin open as its lifeline; it inherits `descriptors`.
+    """Start `python -m module SPEC START`; the child inherits `descriptors` and ends when its stdin is closed.
 
-    It has the environment `variables`, or this process's own.
+    Its environment is `variables`, or that of this process.
     """
     command = [sys.executable, "-m", module, *(msgspec.json.encode(part).decode() for part in (spec, start))]
     return subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=descriptors, env=variables)
@@ -113,7 +112,7 @@ def public_environment() -> dict[str, str]:
 
 
 def stop_all(processes: list[subprocess.Popen[bytes]]) -> None:
-    """SIGTERM, then SIGKILL to those that stay longer than STOP_SECONDS; reaps all."""
+    """Send SIGTERM, and SIGKILL to processes that have not ended after STOP_SECONDS; reap all."""
     for process in processes:
         if process.poll() is None:
             process.terminate()

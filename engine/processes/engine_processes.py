@@ -1,6 +1,6 @@
-"""Starts, watches and ends the engine's processes (ranks and loader). Imports no torch.
+"""Starts, watches, restarts and ends the processes of an engine: its ranks and the loader. Imports no torch.
 
-The supervisor and the library both keep an engine alive with it: `start`, then `tick` some twenty times a second.
+The supervisor and the library call `start`, and then `tick` about 20 times per second.
 """
 
 from __future__ import annotations
@@ -26,31 +26,32 @@ from motet.engine.processes.child_process import WatchedProcess, public_environm
 from motet.engine.worker import WorkerSpec
 
 HANG_SECONDS = 60.0
-"""A step takes seconds at the most; a loop that has not turned for this long never will."""
+"""Rank 0 has no heartbeat for this long only if it hangs: a step takes a few seconds at most."""
 
 HUNG = -1
+"""The exit code for an engine that hangs, whose processes have not ended."""
 
 LOADER_SECONDS = 5.0
-"""Between two starts of the loader, so that one which dies at once does not spin."""
+"""The shortest time between two starts of the loader, so that a loader that fails at once is not started too often."""
 
-YOUNG_SECONDS = 60.0
-"""An engine that ends before this age has failed to start, rather than died in service."""
+EARLY_SECONDS = 60.0
+"""The next restart of an engine that ends earlier than this waits longer."""
 
 REPORT_SECONDS = 1.0
-"""How often the state is published while the engine starts: an API process may connect late."""
+"""How often the state is published while the engine starts, for API processes that connect late."""
 
-STILL_SECONDS = 30.0
-"""How often the log says that a phase of the start goes on."""
+LONG_PHASE_SECONDS = 30.0
+"""How often a long phase of the start is logged."""
 
 
 @dataclass
 class EngineProcesses:
-    """One engine: `shards` ranks, started and ended together, and the loader beside them.
+    """One engine: `shards` ranks, which start and end together, and the loader.
 
-    All of it is told by addresses under `run_directory`, so that engines on one host never meet.
+    All addresses are in `run_directory`, so that the engines of one host are independent of each other.
     """
 
-    spec: EngineConfig
+    config: EngineConfig
     shards: int
     name: str
 
@@ -80,9 +81,9 @@ class EngineProcesses:
         self._loader.start()
 
     def tick(self) -> None:
-        """Look after the processes: publish the engine's state, end what hangs, start again what has ended.
+        """Publish the engine's state, end processes that hang, and restart processes that have ended.
 
-        Raises StartupError if a process cannot start: it says so itself, or it ended without ever having been up.
+        Raises StartupError if a process has reported that it cannot start, or ended before it has ever served.
         """
         codes = [p.returncode for p in self._ranks if p.poll() is not None]
         if self._ranks:
@@ -101,7 +102,7 @@ class EngineProcesses:
         self._loader.tick()
 
     def stop(self) -> None:
-        """End everything, and remove the run directory."""
+        """End all processes, and remove the run directory."""
         stop_all([*self._ranks, *self._loader.processes])
         self._context.destroy(linger=100)
         self._directory.remove()
@@ -124,13 +125,13 @@ class EngineProcesses:
         )
 
     def _launch_loader(self, start: ChildStart) -> subprocess.Popen[bytes]:
-        spec = LoaderSpec(self.spec, self.shards, self.loader_address, str(cache_directory()), (self.name,))
+        spec = LoaderSpec(self.config, self.shards, self.loader_address, str(cache_directory()), (self.name,))
         return start_child("motet.engine.adapters.loader", spec, start, variables=public_environment())
 
     def _lost(self, codes: list[int]) -> None:
-        """A rank has ended, or all hang: the others are of no use without it."""
+        """End all ranks, since they work together only, and plan the restart. `codes` are those of ranks that ended."""
         signals = [code for code in codes if code < 0]
-        if not self._served and signals:  # first, since the other ranks then fail for lack of this one
+        if not self._served and signals:  # checked first: the other ranks fail because this one was killed
             raise ended_at_start("engine", signals[0], self._heartbeat.phase)
         if REFUSED in codes:
             raise refusal("engine", self.run_directory)
@@ -143,8 +144,8 @@ class EngineProcesses:
         stop_all(self._ranks)
         self._ranks = []
         self._heartbeat.reset()
-        # An engine that dies young is started again more and more slowly.
-        self._failures = self._failures + 1 if time.monotonic() - self._started < YOUNG_SECONDS else 0
+        # The wait before a restart grows while engines end early.
+        self._failures = self._failures + 1 if time.monotonic() - self._started < EARLY_SECONDS else 0
         self._restart_at = time.monotonic() + min(30.0, 0.5 * (2 ** min(self._failures, 6) - 1))
 
     def _publish(self, state: EngineState) -> None:
@@ -152,11 +153,11 @@ class EngineProcesses:
 
     def _rank_spec(self, rank: int, engine_id: str) -> WorkerSpec:
         return WorkerSpec(
-            rank=rank,
-            size=self.shards,
+            tp_rank=rank,
+            tp_size=self.shards,
             engine_id=engine_id,
             name=self.name,
-            engine=self.spec,
+            engine=self.config,
             engine_address=self.engine_address,
             ranks_address=f"ipc://{self.run_directory}/ranks-{engine_id}",
             store=str(self.run_directory / f"store-{engine_id}"),
@@ -165,7 +166,7 @@ class EngineProcesses:
 
 
 class StartProgress:
-    """What the engine's start has come to, for the log and for clients."""
+    """The phase of the engine's start, for the log and for clients."""
 
     def __init__(self) -> None:
         self._phase = ""
@@ -173,14 +174,14 @@ class StartProgress:
         self._published = 0.0
 
     def state(self, phase: str) -> EngineState | None:
-        """The state to publish, at once where the phase is new, else every REPORT_SECONDS; logs new phases."""
+        """The state to publish, at a new phase and every REPORT_SECONDS; else None. Logs new and long phases."""
         now = time.monotonic()
         if phase != self._phase:
             self._phase, self._entered, self._logged, self._published = phase, now, now, 0.0
             logger.info("the engine is starting: {}", phase)
-        elif phase and now - self._logged > STILL_SECONDS:
+        elif phase and now - self._logged > LONG_PHASE_SECONDS:
             self._logged = now
-            logger.info("the engine is starting: still {} ({:.0f} s)", phase, now - self._entered)
+            logger.info("the engine is still starting: {} ({:.0f} s)", phase, now - self._entered)
         if now - self._published < REPORT_SECONDS:
             return None
         self._published = now

@@ -84,8 +84,8 @@ class AdapterSlots:
             Placement(
                 e.layer,
                 e.module,
-                tuple(self._free_pages[e.module].pop() for _ in range(pages_for(e.rank))),
-                e.rank,
+                tuple(self._free_pages[e.module].pop() for _ in range(pages_for(e.lora_rank))),
+                e.lora_rank,
                 e.scale,
             )
             for e in adapter.entries
@@ -152,5 +152,5 @@ class AdapterSlots:
 def _demand(adapter: PreparedAdapter) -> dict[str, int]:
     demand: dict[str, int] = {}
     for entry in adapter.entries:
-        demand[entry.module] = demand.get(entry.module, 0) + pages_for(entry.rank)
+        demand[entry.module] = demand.get(entry.module, 0) + pages_for(entry.lora_rank)
     return demand

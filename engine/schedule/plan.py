@@ -50,7 +50,7 @@ class Placement(msgspec.Struct, frozen=True, array_like=True):
     layer: int
     module: str
     pages: tuple[int, ...]
-    rank: int
+    lora_rank: int
     scale: float
 
 
@@ -70,7 +70,7 @@ class InstallAdapter(msgspec.Struct, frozen=True, tag=True):
 class InstallResult(msgspec.Struct, frozen=True, tag=True):
     """A rank's answer to InstallAdapter; `error` is empty if the slot is ready on that rank."""
 
-    rank: int
+    tp_rank: int
     slot: int
     fingerprint: str
     error: str = ""

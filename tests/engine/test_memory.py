@@ -84,14 +84,14 @@ def test_a_model_that_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_least_adapter_memory_is_named_and_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(StartupError, match=r"--adapter-memory: 1024 bytes .*; give at least \d+ bytes") as caught:
+    with pytest.raises(StartupError, match=r"--adapter-memory: 1024 bytes .*; set at least \d+ bytes") as caught:
         plan(1024 * MIB, monkeypatch, adapter_memory="1KiB").check()
     least = caught.value.message.split()[-2]
     plan(1024 * MIB, monkeypatch, adapter_memory=least).check()
 
 
 def test_the_longest_context_is_named_and_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(StartupError, match=r"--max-context 100000: .*; give at most \d+, or 0") as caught:
+    with pytest.raises(StartupError, match=r"--max-context 100000: .*; set at most \d+, or 0") as caught:
         plan(1024 * MIB, monkeypatch, max_context=100_000).capacity()
     longest = int(caught.value.message.split("at most ")[1].split(",")[0])
     assert plan(1024 * MIB, monkeypatch, max_context=longest).capacity().max_context == longest

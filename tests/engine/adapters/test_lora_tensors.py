@@ -35,7 +35,7 @@ def test_a_whole_adapter() -> None:
     assert len(pairs) == 3 * len(LINEARS)
     for pair in pairs:
         entry = pair.entry
-        assert (entry.rank, entry.scale) == (RANK, 2.0)
+        assert (entry.lora_rank, entry.scale) == (RANK, 2.0)
         assert torch.equal(pair.a, tensors[name_of(entry.layer, entry.module, "A")])
         assert torch.equal(pair.b, tensors[name_of(entry.layer, entry.module, "B")])
     assert [p.entry.layer for p in pairs] == sorted(p.entry.layer for p in pairs)

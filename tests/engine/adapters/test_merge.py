@@ -98,7 +98,7 @@ def whole(prepared: PreparedAdapter, layer: int, module: str) -> Tensor:
         return torch.zeros(())
     shards = [load_file(name) for name in prepared.files]
     a, b = ([shard[f"{layer}.{module}.{side}"].double() for shard in shards] for side in "AB")
-    assert all(len(t) == entry.rank for t in (*a, *b))
+    assert all(len(t) == entry.lora_rank for t in (*a, *b))
     if module in ROWS:
         return entry.scale * b[0].T @ torch.cat(a, dim=1)
     return entry.scale * torch.cat(b, dim=1).T @ a[0]
@@ -123,7 +123,7 @@ def test_the_delta_is_the_weighted_sum_of_the_deltas(parts: list[Part], shards: 
         assert_sum(merged, parts)
         for entry in merged.entries:
             present = [p for p in parts if entry.module in p.modules and entry.layer in p.layers]
-            assert entry.rank == sum(part.rank_of(entry.module) for part in present)
+            assert entry.lora_rank == sum(part.rank_of(entry.module) for part in present)
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_sixteen_bits_lose_little_of_the_sum(tmp_path: Path, dtype: torch.dtype)
 def test_one_adapter_twice_and_adapters_that_cancel_out(tmp_path: Path, target: Target) -> None:
     part = Part(3, 0.75, 4).write(tmp_path / "a")
     twice = prepare_adapter([part, part], target)
-    assert {entry.rank for entry in twice.entries} == {6}
+    assert {entry.lora_rank for entry in twice.entries} == {6}
     single = prepare_adapter([AdapterPart(part.directory, 1.5)], target)
     assert torch.allclose(whole(twice, 1, "up_proj"), whole(single, 1, "up_proj"), rtol=1e-6)
     nothing = prepare_adapter([AdapterPart(part.directory, 0.0), AdapterPart(part.directory, 0.0)], target)

@@ -121,7 +121,7 @@ def test_a_failed_install_has_the_adapter_prepared_again(
     source: Path, target: Target, damage: Callable[[Path], None]
 ) -> None:
     pool = RecordingPool()
-    installer = Installer(pool, rank=1)
+    installer = Installer(pool, tp_rank=1)
     prepared = prepare(source, target)
     assert install(installer, prepared) == ""
     damage(Path(prepared.files[1]))

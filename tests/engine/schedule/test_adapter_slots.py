@@ -32,7 +32,7 @@ def adapter(name: str, *entries: tuple[int, str, int]) -> PreparedAdapter:
 
 def demand(prepared: PreparedAdapter, module: str) -> int:
     """Pages that an adapter takes of a module's pool."""
-    return sum(pages_for(e.rank) for e in prepared.entries if e.module == module)
+    return sum(pages_for(e.lora_rank) for e in prepared.entries if e.module == module)
 
 
 class Slots(RuleBasedStateMachine):
@@ -81,8 +81,8 @@ class Slots(RuleBasedStateMachine):
         for name in evicted:
             del self.resident[name]
             self.ready.discard(name)
-        assert [(p.layer, p.module, p.rank, p.scale) for p in install.placements] == [(*e, 2.0) for e in entries]
-        assert all(len(p.pages) * PAGE_ROWS >= p.rank > (len(p.pages) - 1) * PAGE_ROWS for p in install.placements)
+        assert [(p.layer, p.module, p.lora_rank, p.scale) for p in install.placements] == [(*e, 2.0) for e in entries]
+        assert all(len(p.pages) * PAGE_ROWS >= p.lora_rank > (len(p.pages) - 1) * PAGE_ROWS for p in install.placements)
         self.resident[new.fingerprint] = new
         self.pins[new.fingerprint] = 0
 
