@@ -116,7 +116,7 @@ class GrammarChecker:
 
     async def _compiled(self, spec: GrammarSpec, owner: str) -> str:
         """What is wrong with a grammar that is new. Raises Overloaded, Unavailable."""
-        async with self._lanes.turn(owner) as lane:
+        async with self._lanes.acquire(owner) as lane:
             if (known := self._remembered(spec)) is not None:  # somebody else asked meanwhile
                 return known
             until = math.inf

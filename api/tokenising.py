@@ -28,7 +28,7 @@ class Tokenising:
     async def run(self, flow: str, size: int, work: Callable[[], T]) -> T:
         """What `work` on `size` characters or tokens returns, in the turn of `flow`. Raises Overloaded."""
         threads = self._long if size > LONG_CHARACTERS else self._short
-        async with threads.queue.place(flow):
+        async with threads.queue.acquire(flow):
             running = asyncio.get_running_loop().run_in_executor(threads.executor, work)
             try:
                 return await asyncio.shield(running)

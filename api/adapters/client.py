@@ -24,17 +24,17 @@ class RegistryClient:
     """One API process's connection to the registry process; a registry like that in the same process."""
 
     def __init__(self, address: str) -> None:
-        self._asker: RpcClient[list[bytes]] = RpcClient(
+        self._rpc: RpcClient[list[bytes]] = RpcClient(
             address, "adapter registry", lambda frames: (frames[0].decode(), frames)
         )
 
     async def start(self) -> None:
         """Connect; does not wait for the registry."""
-        await self._asker.start()
+        await self._rpc.start()
 
     async def close(self) -> None:
         """Disconnect."""
-        await self._asker.close()
+        await self._rpc.close()
 
     async def ask(self, question: Question[T]) -> T:
         """The answer to `question`; being cancelled, the registry is told so.
@@ -46,7 +46,7 @@ class RegistryClient:
         except UnicodeEncodeError as error:
             raise InvalidRequest("the name of an adapter is no Unicode text", param="model") from error
         id = uuid.uuid4().hex
-        _, status, answer = await self._asker.ask(id, [id.encode(), body], take_back=[id.encode()])
+        _, status, answer = await self._rpc.call(id, [id.encode(), body], cancel_message=[id.encode()])
         if status == FAILED:
             raise from_info(_decode_error(answer))
         result: T = _decoder(answer_type(type(question))).decode(answer)

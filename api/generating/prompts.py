@@ -69,7 +69,7 @@ async def _infill_prompts(
     services: Services, request: CompletionRequest, prompts: Sequence[str | list[int]]
 ) -> list[tuple[int, ...]]:
     """The prompts for an answer between `prompt` and `suffix`. Raises InvalidRequest if the model cannot fill it in."""
-    ids = services.text.gap_ids()
+    ids = services.text.fill_in_the_middle_ids()
     if ids is None:
         raise InvalidRequest(
             "suffix is not supported: the model has no fill-in-the-middle tokens",
@@ -97,7 +97,7 @@ def prompt_texts(
     texts = [prompt for prompt in originals if isinstance(prompt, str)]
     if request.truncate_prompt_tokens is None and texts:
         return texts, True
-    return [services.text.decode(prompt, goes_on=True) for prompt in prompts], False
+    return [services.text.decode(prompt, continued=True) for prompt in prompts], False
 
 
 def _as_list(prompt_input: PromptInput, field: str) -> list[str | list[int]]:

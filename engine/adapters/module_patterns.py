@@ -27,7 +27,7 @@ class _Matcher:
 
     def __init__(self) -> None:
         name = "motet.engine.adapters.pattern_worker"
-        self._lanes = [
+        self._workers = [
             SubprocessWorker(name, "an adapter's patterns matched", _SECONDS, _QUEUE) for _ in range(_WORKERS)
         ]
         self._loop = asyncio.new_event_loop()
@@ -38,9 +38,9 @@ class _Matcher:
         return asyncio.run_coroutine_threadsafe(self._exchange(frame), self._loop).result()
 
     async def _exchange(self, frame: bytes) -> bytes:
-        lane = min(self._lanes, key=lambda lane: lane.waiting)
-        async with lane.turn():
-            return await lane.exchange(frame)
+        worker = min(self._workers, key=lambda worker: worker.waiting)
+        async with worker.acquire():
+            return await worker.exchange(frame)
 
 
 @cache

@@ -1,8 +1,8 @@
-"""Token ids to text, as they come.
+"""Converts token ids to text incrementally.
 
-Works on bytes, so that a character cut by a token boundary appears when it is whole, and each token costs the
-same however long the text is. (`tokenizers.DecodeStream` decodes its buffer again for every token of an
-invalid byte sequence, which is quadratic, and cannot be flushed.) Knows no stop strings and no requests.
+Works on bytes: a character that spans tokens appears with its last token, and each token costs the same however long
+the text is. (`tokenizers.DecodeStream` decodes its buffer again for every token of an invalid byte sequence, which is
+quadratic, and cannot be flushed.)
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ _LONGEST_CHARACTER = 4  # bytes, in UTF-8
 
 
 class Detokenizer:
-    """The text of one sequence. Special tokens are skipped unless asked for, or in `shown`.
+    """The text of one sequence. Special tokens are skipped, except those in `shown` or without `skip_special_tokens`.
 
-    Bytes that are no UTF-8 become U+FFFD. A character that is still unfinished at the end is not part of the text,
-    unless `flush` is asked what is left.
+    Invalid UTF-8 becomes U+FFFD. An unfinished character at the end is not part of the text; `flush` returns it.
 
-    The text continues `prompt`: the space that sentencepiece drops at the beginning of a text is dropped only
-    if the prompt has no text of its own, and a character that the prompt leaves unfinished is finished here.
+    The text continues `prompt`. The space that sentencepiece drops at the beginning of a text is dropped only if the
+    prompt has no text, and a character that the prompt leaves unfinished is completed here.
     """
 
     def __init__(
@@ -36,7 +35,7 @@ class Detokenizer:
         self._pieces = pieces
         self._skipped: frozenset[int] = pieces.special_ids - shown if skip_special_tokens else frozenset()
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        # A set is through with a prompt of special tokens alone in no time.
+        # issuperset is a fast path for a prompt of special tokens only.
         self._first = self._skipped.issuperset(prompt) or not any(self._piece(token) for token in prompt)
         self._strip = pieces.decoding.strip if self._first else 0
         self._utf8.decode(self._tail(prompt))
@@ -50,17 +49,17 @@ class Detokenizer:
         return self._stripped(self._utf8.decode(piece))
 
     def flush(self) -> str:
-        """What is left at the end: U+FFFD for an unfinished character, else nothing."""
+        """The rest of the text at the end: U+FFFD for an unfinished character, else empty."""
         return self._stripped(self._utf8.decode(b"", final=True))
 
     def _piece(self, token_id: int) -> bytes:
         return b"" if token_id in self._skipped else self._pieces[token_id]
 
     def _tail(self, prompt: Sequence[int]) -> bytes:
-        """The prompt's last bytes, enough of them to know whether a character is unfinished."""
+        """The prompt's last bytes, enough to tell whether a character is unfinished."""
         tail = b""
         for token_id in reversed(prompt):
-            if token_id in self._skipped:  # which no character goes across
+            if token_id in self._skipped:  # no character spans a special token
                 break
             tail = self._piece(token_id) + tail
             if len(tail) >= _LONGEST_CHARACTER:

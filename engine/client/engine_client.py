@@ -1,4 +1,4 @@
-"""The API's side of the engine: submits sequences, receives their tokens. Torch-free; knows no text."""
+"""The API's client of the engine: submits sequences and receives their tokens. Does not import torch."""
 
 from __future__ import annotations
 
@@ -46,22 +46,22 @@ _decode_state = msgspec.msgpack.Decoder(EngineState).decode
 HELLO_SECONDS = 0.2
 
 MAX_ADAPTERS = 4096
-"""Adapters that a client keeps registered; the engine remembers more, so that it knows them all."""
+"""Adapters that one client keeps registered. The engine's limit is higher, so it knows all of them."""
 
 
 class EngineClient:
-    """One API process's connection to rank 0, and to the supervisor's word on the engine's health.
+    """One API process's connection to rank 0, and to the supervisor's reports of the engine's state.
 
-    When the engine goes down, every sequence fails with Unavailable at once; the client says hello to the next
-    one by itself and registers the adapters again that were registered before.
+    When the engine goes down, every sequence fails with Unavailable at once. The client then connects to the next
+    engine and registers its adapters again.
     """
 
     def __init__(self, address: str, state_address: str) -> None:
         self._address, self._state_address = address, state_address
         self._context = zmq.asyncio.Context()
         self._encoder = msgspec.msgpack.Encoder()
-        self._inboxes: dict[str, TokenQueue] = {}
-        self._lags: WeakValueDictionary[str, QueuedBytes] = WeakValueDictionary()  # by request, whose sequences hold it
+        self._queues: dict[str, TokenQueue] = {}
+        self._queued_bytes: WeakValueDictionary[str, QueuedBytes] = WeakValueDictionary()  # by request id
         self._vectors: dict[str, asyncio.Future[tuple[float, ...]]] = {}
         self._cancels: dict[str, list[asyncio.Future[int]]] = {}
         self._adapters: dict[str, PreparedAdapter] = {}
@@ -75,7 +75,7 @@ class EngineClient:
 
     @property
     def ready(self) -> bool:
-        """Whether the engine takes requests now; `reason` says why not."""
+        """Whether the engine accepts requests now; if not, `reason` says why."""
         return self._up.is_set()
 
     async def start(self) -> None:
@@ -87,10 +87,10 @@ class EngineClient:
         self._state = self._context.socket(zmq.SUB)
         self._state.setsockopt(zmq.SUBSCRIBE, b"")
         self._state.connect(self._state_address)
-        self._tasks = [asyncio.create_task(work()) for work in (self._receive, self._watch, self._greet)]
+        self._tasks = [asyncio.create_task(loop()) for loop in (self._receive, self._watch_state, self._send_hello)]
 
     async def close(self) -> None:
-        """Fail what is left and disconnect."""
+        """Fail all open requests and disconnect."""
         self._fail_all("the server is shutting down")
         for task in self._tasks:
             task.cancel()
@@ -98,7 +98,7 @@ class EngineClient:
         self._context.destroy(linger=200)
 
     async def wait_ready(self, timeout: float | None) -> ModelInfo:
-        """The model, once the engine is up. Raises Unavailable after `timeout` seconds (None: never)."""
+        """Wait until the engine is up; returns its model. Raises Unavailable after `timeout` seconds (None: never)."""
         try:
             async with asyncio.timeout(timeout):
                 await self._up.wait()
@@ -108,20 +108,21 @@ class EngineClient:
         return self.model
 
     async def generate(self, request: AddRequest) -> AsyncGenerator[tuple[TokenEvent, ...], None]:
-        """The sequence's tokens as they come, several at once where the reader fell behind.
+        """Stream the sequence's tokens, several at once if the reader has fallen behind.
 
-        The last event has `finish`. Closing early ends the sequence. Raises Unavailable when the engine is not up or
-        goes down, or what the engine refuses the request with.
+        The last event has `finish`. Closing the generator early ends the sequence. Raises Unavailable if the engine is
+        not up or goes down, or the error with which the engine refuses the request.
         """
         if not self.ready:
             raise Unavailable(f"the engine is not ready: {self.reason}; try again shortly")
-        inbox = TokenQueue(self._lags.setdefault(request.id.rpartition("-")[0] or request.id, QueuedBytes()))
-        self._inboxes[request.id] = inbox
+        request_id = request.id.rpartition("-")[0] or request.id  # shared by the request's sequences
+        queue = TokenQueue(self._queued_bytes.setdefault(request_id, QueuedBytes()))
+        self._queues[request.id] = queue
         ended = False
         try:
             await self._send(request)
             while not ended:
-                events, error = await inbox.take()
+                events, error = await queue.take()
                 ended = error is not None or events[-1].finish is not None
                 if events:
                     yield tuple(events)
@@ -130,10 +131,10 @@ class EngineClient:
                 if len(events) == MAX_TOKENS_PER_READ:
                     await asyncio.sleep(0)
         finally:
-            self._inboxes.pop(request.id, None)
-            inbox.close()
+            self._queues.pop(request.id, None)
+            queue.close()
             if not ended:
-                self._abandon(request.id)
+                self._abort(request.id)
 
     async def embed(self, request: AddRequest) -> tuple[float, ...]:
         """The pooled vector of a prompt (`request.pooling` says how). Cancelling the caller ends the sequence.
@@ -148,13 +149,13 @@ class EngineClient:
             await self._send(request)
             return await vector
         except asyncio.CancelledError:
-            self._abandon(request.id)
+            self._abort(request.id)
             raise
         finally:
             self._vectors.pop(request.id, None)
 
     async def cancel(self, group: str) -> int:
-        """End every sequence of `group`, whoever submitted it; returns how many there were. Raises Unavailable."""
+        """End every sequence of `group`, of all API processes; returns their number. Raises Unavailable."""
         if not self.ready:
             raise Unavailable(f"the engine is not ready: {self.reason}")
         answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -162,43 +163,43 @@ class EngineClient:
         await self._send(CancelGroup(group))
         return await answer
 
-    def _abandon(self, id: str) -> None:
-        """End a sequence that nobody waits for any more."""
+    def _abort(self, id: str) -> None:
+        """End a sequence that has no reader any more."""
         if self.ready:
             # Not awaited: a generator that is being closed by cancellation must not suspend again.
             self._socket.send(self._encoder.encode(AbortRequest(id)))
 
     async def register(self, adapter: PreparedAdapter) -> None:
-        """Make an adapter known to the engine, now and after every restart. Idempotent."""
-        known = self._adapters.pop(adapter.fingerprint, None)
-        self._adapters[adapter.fingerprint] = adapter  # last in line to be forgotten
-        if known is None and self.ready:
+        """Register an adapter with the engine, now and after every restart. Idempotent."""
+        registered = self._adapters.pop(adapter.fingerprint, None)
+        self._adapters[adapter.fingerprint] = adapter  # moves to the end: the first are removed
+        if registered is None and self.ready:
             await self._send(RegisterAdapter(adapter))
         if len(self._adapters) > MAX_ADAPTERS:
             self._adapters.pop(next(iter(self._adapters)))
 
     async def stats(self) -> EngineStats:
         """The engine's counters. Raises Unavailable when it is not up."""
-        return await self._ask(GetStats(), self._stats)
+        return await self._call(GetStats(), self._stats)
 
     async def adapter_use(self) -> AdapterUse:
-        """The adapters on the device and those that are waited for. Raises Unavailable when the engine is not up."""
-        return await self._ask(GetAdapterUse(), self._uses)
+        """The adapters on the device and those that sequences wait for. Raises Unavailable if the engine is not up."""
+        return await self._call(GetAdapterUse(), self._uses)
 
-    async def _ask(self, question: ToEngine, waiting: list[asyncio.Future[Answer]]) -> Answer:
-        """The answer to `question`; those of one kind come in the order of the questions in `waiting`."""
+    async def _call(self, message: ToEngine, waiting: list[asyncio.Future[Answer]]) -> Answer:
+        """Send `message` and return its answer; the engine answers messages of one type in order."""
         if not self.ready:
             raise Unavailable(f"the engine is not ready: {self.reason}")
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         waiting.append(answer)
-        await self._send(question)
+        await self._send(message)
         return await answer
 
     async def _send(self, message: ToEngine) -> None:
         await self._socket.send(self._encoder.encode(message))
 
-    async def _greet(self) -> None:
-        """Say hello until there is an answer, and again whenever the engine has gone."""
+    async def _send_hello(self) -> None:
+        """Send Hello until the engine answers, and again whenever the engine is down."""
         while True:
             if not self.ready:
                 with contextlib.suppress(zmq.Again):
@@ -211,18 +212,18 @@ class EngineClient:
             match message:
                 case TokenEvents():
                     for event in message.events:
-                        if inbox := self._inboxes.get(event.id):
-                            if not inbox.put(event):
-                                del self._inboxes[event.id]
+                        if queue := self._queues.get(event.id):
+                            if not queue.put(event):
+                                del self._queues[event.id]
                                 await self._send(AbortRequest(event.id))
-                        elif event.finish is None:  # nobody reads it any more, and the engine does not know
+                        elif event.finish is None:  # the sequence has no reader any more
                             await self._send(AbortRequest(event.id))
                 case Embedding():
                     if (vector := self._vectors.get(message.id)) and not vector.done():
                         vector.set_result(message.vector)
                 case SequenceFailure():
-                    if inbox := self._inboxes.get(message.id):
-                        inbox.fail(from_info(message.error))
+                    if queue := self._queues.get(message.id):
+                        queue.fail(from_info(message.error))
                     elif (vector := self._vectors.get(message.id)) and not vector.done():
                         vector.set_exception(from_info(message.error))
                 case GroupCancelled():
@@ -234,11 +235,11 @@ class EngineClient:
                 case AdapterUse():
                     _answer(self._uses, message)
                 case Ready():
-                    await self._greeted(message)
+                    await self._engine_is_up(message)
 
-    async def _greeted(self, message: Ready) -> None:
+    async def _engine_is_up(self, message: Ready) -> None:
         if message.engine_id == self._engine_id:
-            return  # an answer to an earlier hello, or from an engine that has gone since
+            return  # the answer to a repeated Hello
         self._fail_all("the engine was restarted")
         self._engine_id, self.model = message.engine_id, message.model
         for adapter in self._adapters.values():
@@ -246,8 +247,8 @@ class EngineClient:
         self._up.set()
         logger.info("engine {} is up", message.engine_id)
 
-    async def _watch(self) -> None:
-        """Follow the supervisor: it knows within milliseconds when a rank has died."""
+    async def _watch_state(self) -> None:
+        """Follow the supervisor's reports: it sees within milliseconds that a rank has died."""
         while True:
             state = _decode_state(await self._state.recv())
             if state.state != "up":
@@ -259,8 +260,8 @@ class EngineClient:
 
     def _fail_all(self, reason: str) -> None:
         error = Unavailable(f"{reason}; the request was not completed, try again")
-        for inbox in self._inboxes.values():
-            inbox.fail(error)
+        for queue in self._queues.values():
+            queue.fail(error)
         cancels = [answer for answers in self._cancels.values() for answer in answers]
         waiters: list[asyncio.Future[Any]] = [*self._stats, *self._uses, *self._vectors.values(), *cancels]
         for waiting in waiters:
@@ -272,6 +273,6 @@ class EngineClient:
 
 
 def _answer(waiting: list[asyncio.Future[Answer]], answer: Answer) -> None:
-    """Give `answer` to the first in `waiting`, who may have given up."""
+    """Pass `answer` to the first future in `waiting`, which may be cancelled."""
     if waiting and not (first := waiting.pop(0)).done():
         first.set_result(answer)

@@ -1,7 +1,7 @@
-"""A process that compiles grammars: a small one may ask for endless work, which only a process's end can stop.
+"""Compiles grammars in a worker process: a small grammar can take endless time, and only killing the process stops it.
 
-A request is a GrammarSpec as msgpack, the answer a string: what is wrong with it, "" if nothing is. For a JSON schema,
-it begins with the path of the part at fault and a zero byte.
+A request is a GrammarSpec as msgpack; the answer is an error message, empty if the grammar is valid. For a JSON
+schema, the message begins with the path of the part at fault and a zero byte.
 """
 
 from __future__ import annotations
@@ -21,41 +21,41 @@ from motet.engine.client.subprocess_main import serve
 CPU_SECONDS = 10
 _MEMORY_BYTES = 1 << 30
 _MAX_CHARACTERS = 2000
-_WITHIN = re.compile(r"\n  while processing json-schema:///\S*")
-"""Where the library was when it failed, in its own terms."""
+_LOCATION = re.compile(r"\n  while processing json-schema:///\S*")
+"""The library's own description of where it failed; removed from messages."""
 
 QUICK_SECONDS = 0.2
-"""A schema that takes longer is not compiled again and again to find its fault."""
+"""If a schema takes longer to compile, its parts are not compiled to locate the error."""
 
 
-def problem(spec: GrammarSpec) -> str:
-    """What is wrong with `spec`."""
+def grammar_error(spec: GrammarSpec) -> str:
+    """The error message for `spec`, empty if it is valid."""
     try:
-        wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar_source(spec), limits=LIMITS)
+        failed, messages = LLMatcher.validate_grammar_with_warnings(grammar_source(spec), limits=LIMITS)
     except ValueError as error:
         return str(error)
-    return _WITHIN.sub("", "\n".join(messages)) if wrong else ""
+    return _LOCATION.sub("", "\n".join(messages)) if failed else ""
 
 
-def located(spec: GrammarSpec) -> str:
-    """What is wrong with `spec`, and where."""
+def located_error(spec: GrammarSpec) -> str:
+    """The error message for `spec`, in front of it the path of the part at fault; empty if `spec` is valid."""
     began = time.monotonic()
-    message = problem(spec)
+    message = grammar_error(spec)
     if not message or spec.kind != "json_schema" or time.monotonic() - began > QUICK_SECONDS:
         return message
     path = schema_error_path(
-        json.loads(spec.text), message, lambda part: problem(GrammarSpec(spec.kind, json.dumps(part)))
+        json.loads(spec.text), message, lambda part: grammar_error(GrammarSpec(spec.kind, json.dumps(part)))
     )
     return f"{path}\0{message}"
 
 
 def main() -> None:
-    """Serve stdin until it ends."""
+    """Answer requests from stdin until it ends."""
     decoder = msgspec.msgpack.Decoder(GrammarSpec)
 
     def answer(request: bytes) -> bytes:
         try:
-            return located(decoder.decode(request))[:_MAX_CHARACTERS].encode(errors="replace")
+            return located_error(decoder.decode(request))[:_MAX_CHARACTERS].encode(errors="replace")
         except MemoryError:
             return b"it needs too much memory"
 

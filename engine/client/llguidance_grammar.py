@@ -1,4 +1,4 @@
-"""A GrammarSpec as llguidance's own grammar text; for the API's check and for the engine's matcher alike."""
+"""Converts a GrammarSpec to llguidance's grammar syntax, for the API's check and the engine's matcher."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from llguidance import LLMatcher, LLParserLimits
 from motet.core.output_formats import GrammarSpec
 
 LIMITS = LLParserLimits(initial_lexer_fuel=250_000, step_max_items=10_000)
-"""What one grammar may cost: at the defaults, a mask of a bad one takes a second, and now a third of that at most."""
+"""Limits on the cost of one grammar: a mask takes at most a third of a second, not a second as with the defaults."""
 
 
 def grammar_source(spec: GrammarSpec) -> str:
-    """`spec` in llguidance's syntax. Raises ValueError if its text cannot be read at all."""
+    """`spec` in llguidance's syntax. Raises ValueError if its text cannot be parsed."""
     match spec.kind:
         case "json_schema":
             return LLMatcher.grammar_from_json_schema(spec.text)

@@ -1,4 +1,4 @@
-"""The API's side of the loader process: hands it directories, gets prepared adapters or refusals."""
+"""The API's client of the adapter loader: sends it adapter directories and returns prepared adapters."""
 
 from __future__ import annotations
 
@@ -24,37 +24,37 @@ _decode = msgspec.msgpack.Decoder(FromLoader).decode
 
 
 class LoaderClient:
-    """One process's connection to the loader. Questions fail when the loader goes away."""
+    """One process's connection to the loader. Requests fail if the loader ends."""
 
     def __init__(self, address: str) -> None:
-        self._asker = RpcClient(address, "adapter loader", _read)
+        self._rpc = RpcClient(address, "adapter loader", _read)
 
     async def start(self) -> None:
         """Connect; does not wait for the loader."""
-        await self._asker.start()
+        await self._rpc.start()
 
     async def close(self) -> None:
         """Disconnect."""
-        await self._asker.close()
+        await self._rpc.close()
 
     async def prepare(self, parts: Sequence[AdapterPart]) -> PreparedAdapter:
-        """The sum of `parts` (one adapter as it is, or several merged), parsed, checked and cut for the ranks.
+        """Parse, check and shard the sum of `parts`: one adapter unchanged, or several merged.
 
-        Raises AdapterRefused with the config field, tensor or file at fault, Unavailable when the loader goes away.
+        Raises AdapterRefused with the config field, tensor or file at fault, Unavailable if the loader ends.
         """
-        reply = await self._ask(PrepareAdapter(uuid.uuid4().hex, tuple(parts)))
-        assert isinstance(reply, PreparedAdapter), "the answer to PrepareAdapter"
+        reply = await self._call(PrepareAdapter(uuid.uuid4().hex, tuple(parts)))
+        assert isinstance(reply, PreparedAdapter), "the reply to PrepareAdapter"
         return reply
 
     async def check_config(self, directory: str) -> None:
-        """Raise AdapterRefused if the config of the adapter in `directory` cannot be served, whatever its weights are.
+        """Raise AdapterRefused if the adapter_config.json in `directory` cannot be served; does not read the weights.
 
-        Raises Unavailable when the loader goes away.
+        Raises Unavailable if the loader ends.
         """
-        await self._ask(CheckConfig(uuid.uuid4().hex, directory))
+        await self._call(CheckConfig(uuid.uuid4().hex, directory))
 
-    async def _ask(self, question: ToLoader) -> PreparedAdapter | ConfigAccepted:
-        reply = await self._asker.ask(question.id, [msgspec.msgpack.encode(question)])
+    async def _call(self, request: ToLoader) -> PreparedAdapter | ConfigAccepted:
+        reply = await self._rpc.call(request.id, [msgspec.msgpack.encode(request)])
         if isinstance(reply, LoaderFailure):
             raise from_info(reply.error)
         return reply

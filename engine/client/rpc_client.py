@@ -1,6 +1,7 @@
-"""Questions to another process, and its answers: what the clients of the loader and of the adapter registry share.
+"""Sends requests to another process and matches its replies by id; for the loader and the adapter registry.
 
-Knows no messages: a question is frames with an id of its own, and whoever asks says how an answer is read.
+Independent of the messages: a request is a list of frames with an id, and the caller passes the function that reads a
+reply.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ from zmq.utils.monitor import parse_monitor_message
 
 from motet.core.errors import Unavailable
 
-Answer = TypeVar("Answer")
+Reply = TypeVar("Reply")
 
-PATIENCE_SECONDS = 30.0
-"""How long a question waits for a process that is being started (again)."""
+CONNECT_SECONDS = 30.0
+"""How long a request waits for a process that is starting or restarting."""
 
 
-class RpcClient(Generic[Answer]):
-    """A connection to the process at `address`, called `name` in errors. `read` gives an answer's id and itself."""
+class RpcClient(Generic[Reply]):
+    """A connection to the process at `address`; errors call it `name`. `read` decodes a reply into its id and value."""
 
-    def __init__(self, address: str, name: str, read: Callable[[list[bytes]], tuple[str, Answer]]) -> None:
+    def __init__(self, address: str, name: str, read: Callable[[list[bytes]], tuple[str, Reply]]) -> None:
         self._address, self._name, self._read = address, name, read
         self._context = zmq.asyncio.Context()
-        self._answers: dict[str, asyncio.Future[Answer]] = {}
+        self._replies: dict[str, asyncio.Future[Reply]] = {}
         self._connected = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -39,10 +40,10 @@ class RpcClient(Generic[Answer]):
         self._socket.setsockopt(zmq.RECONNECT_IVL, 50)
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
         self._socket.connect(self._address)
-        self._tasks = [asyncio.create_task(work()) for work in (self._receive, self._watch)]
+        self._tasks = [asyncio.create_task(loop()) for loop in (self._receive, self._watch_connection)]
 
     async def close(self) -> None:
-        """Disconnect; what is still being asked fails."""
+        """Disconnect; requests without a reply fail."""
         self._fail_all()
         for task in self._tasks:
             task.cancel()
@@ -50,32 +51,32 @@ class RpcClient(Generic[Answer]):
         self._socket.disable_monitor()
         self._context.destroy(linger=0)
 
-    async def ask(self, id: str, question: Sequence[bytes], take_back: Sequence[bytes] = ()) -> Answer:
-        """The answer to `question`; if the caller is cancelled before it comes, `take_back` is sent.
+    async def call(self, id: str, request: Sequence[bytes], cancel_message: Sequence[bytes] = ()) -> Reply:
+        """Send `request` and return its reply. If the caller is cancelled first, send `cancel_message`.
 
-        Raises Unavailable when the process goes away, or does not come up for PATIENCE_SECONDS.
+        Raises Unavailable if the process ends, or is not up within CONNECT_SECONDS.
         """
         if not self._connected.is_set():
             try:
-                async with asyncio.timeout(PATIENCE_SECONDS):
+                async with asyncio.timeout(CONNECT_SECONDS):
                     await self._connected.wait()
             except TimeoutError:
                 raise Unavailable(f"the {self._name} is not running; try again shortly", param="model") from None
-        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._answers[id] = answer
+        reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._replies[id] = reply
         try:
-            await self._socket.send_multipart(question)
-            return await answer
+            await self._socket.send_multipart(request)
+            return await reply
         except asyncio.CancelledError:
-            if take_back:
-                # Not awaited: who is being cancelled must not be held up.
-                self._socket.send_multipart(take_back)
+            if cancel_message:
+                # Not awaited: a cancelled task must not be delayed.
+                self._socket.send_multipart(cancel_message)
             raise
         finally:
-            self._answers.pop(id, None)
+            self._replies.pop(id, None)
 
-    async def _watch(self) -> None:
-        """A process that goes away takes its questions with it: fail them, rather than let them wait."""
+    async def _watch_connection(self) -> None:
+        """Fail the open requests as soon as the process is gone."""
         while True:
             event = parse_monitor_message(await self._monitor.recv_multipart())["event"]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
@@ -85,13 +86,13 @@ class RpcClient(Generic[Answer]):
                 self._fail_all()
 
     def _fail_all(self) -> None:
-        for answer in self._answers.values():
-            if not answer.done():
-                answer.set_exception(Unavailable(f"the {self._name} was restarted; try again", param="model"))
+        for reply in self._replies.values():
+            if not reply.done():
+                reply.set_exception(Unavailable(f"the {self._name} was restarted; try again", param="model"))
 
     async def _receive(self) -> None:
         while True:
-            id, reply = self._read(await self._socket.recv_multipart())
-            answer = self._answers.get(id)
-            if answer is not None and not answer.done():
-                answer.set_result(reply)
+            id, value = self._read(await self._socket.recv_multipart())
+            reply = self._replies.get(id)
+            if reply is not None and not reply.done():
+                reply.set_result(value)

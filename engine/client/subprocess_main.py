@@ -1,7 +1,7 @@
-"""The inside of a process that does foreign work, within limits; its outside is subprocess_worker.py.
+"""The main loop of a process that does untrusted work; its parent's side is subprocess_worker.py.
 
-Reads requests from stdin and writes answers to stdout, each a length and bytes, and ends when stdin does. Time is
-limited by the other end, which kills; the limits here are for memory, and for the case that the other end is gone.
+Reads requests from stdin and writes answers to stdout, each as a length and bytes, until stdin ends. The parent limits
+the time by killing the process. This module limits the memory, and the CPU time in case the parent is gone.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ LENGTH_BYTES = 4
 
 
 def serve(answer: Callable[[bytes], bytes], memory: int, seconds: int) -> None:
-    """Answer until stdin ends; `memory` is in bytes beyond what is used now, `seconds` of CPU for one request.
+    """Answer requests until stdin ends.
 
-    An empty message on stdout says that the process is up.
+    `memory` is in bytes beyond the current use, `seconds` are CPU time per request. An empty message on stdout reports
+    that the process is up.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # requests in flight still need it while the server drains
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent still needs this process while it drains
     _limit_memory(memory)
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     write_frame(answers, b"")
@@ -45,5 +46,5 @@ def _limit_memory(memory: int) -> None:
 
 def _limit_time(seconds: int) -> None:
     used = resource.getrusage(resource.RUSAGE_SELF)
-    until = int(used.ru_utime + used.ru_stime) + 1 + seconds
-    resource.setrlimit(resource.RLIMIT_CPU, (until, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+    limit = int(used.ru_utime + used.ru_stime) + 1 + seconds
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))

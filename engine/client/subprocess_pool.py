@@ -1,4 +1,4 @@
-"""Several processes for the same kind of foreign work, shared fairly between those who send it."""
+"""A pool of worker processes for the same kind of untrusted work, shared fairly between callers."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ from motet.engine.client.subprocess_worker import SubprocessWorker
 
 
 class SubprocessPool:
-    """`count` lanes of `module`, each started when it is first needed; `room` callers, half of them of one flow."""
+    """`count` worker processes of `module`, each started when first needed.
+
+    `room` callers may wait or work, half of them of one flow.
+    """
 
     def __init__(self, module: str, task: str, seconds: float, *, count: int, room: int) -> None:
-        self._lanes = [SubprocessWorker(module, task, seconds, room=1) for _ in range(count)]
+        self._workers = [SubprocessWorker(module, task, seconds, room=1) for _ in range(count)]
         self._queue = FairQueue(task, count, room, room // 2)
 
     @asynccontextmanager
-    async def turn(self, flow: str) -> AsyncIterator[SubprocessWorker]:
-        """A lane for one exchange. Raises Overloaded if too many wait, Unavailable once closed."""
-        async with self._queue.place(flow) as index, self._lanes[index].turn():
-            yield self._lanes[index]
+    async def acquire(self, flow: str) -> AsyncIterator[SubprocessWorker]:
+        """Wait for a free worker. Raises Overloaded if too many callers wait, Unavailable once closed."""
+        async with self._queue.acquire(flow) as index, self._workers[index].acquire():
+            yield self._workers[index]
 
     async def close(self) -> None:
-        """End the processes, each after what it is doing now; callers that wait are refused."""
-        await asyncio.gather(*(lane.close() for lane in self._lanes))
+        """End each process after its current request; callers that wait get Unavailable."""
+        await asyncio.gather(*(worker.close() for worker in self._workers))

@@ -1,7 +1,7 @@
-"""A process that renders chat templates: foreign code, so it runs sandboxed, apart, and within limits.
+"""Renders chat templates in a worker process: they are untrusted code, so they run in jinja's sandbox within limits.
 
-Requests and answers are msgpack structs. Time is limited by the other end (template_renderer.py), which kills; the
-limits here are for memory and output. Templates see what transformers 5 shows them.
+Requests and answers are msgpack structs. The parent (template_renderer.py) limits the time by killing the process; this
+module limits memory and output. Templates get the same variables and functions as in transformers 5.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from motet.engine.client.subprocess_main import serve
 MAX_OUTPUT_BYTES = 4 * 1024 * 1024
 MAX_DEPTH = 64
 _MEMORY_BYTES = 512 * 1024 * 1024
-_CPU_SECONDS = 3  # a render has one; past that nobody waits for it
+_CPU_SECONDS = 3  # the parent kills a render after one second; this holds if the parent is gone
 _MAX_ERROR_CHARACTERS = 2000
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 class Render(msgspec.Struct):
-    """Ask for a template to be rendered."""
+    """A request to render a template."""
 
     template: str
     variables: dict[str, Any]
@@ -39,8 +39,8 @@ class Render(msgspec.Struct):
 class Rendered(msgspec.Struct):
     """The answer: the prompt, or what went wrong.
 
-    `raised` is the template's own complaint (raise_exception), `failed` an error while it ran, `invalid` no
-    template at all, `memory` and `output` a limit.
+    `raised`: the template called raise_exception; `failed`: an error while it ran; `invalid`: its syntax is wrong;
+    `memory` and `output`: it exceeded that limit.
     """
 
     text: str
@@ -56,9 +56,9 @@ class _OutputTooLarge(Exception):
 
 
 class _Generation(Extension):
-    """{% generation %} … {% endgeneration %} marks what training counts; for a prompt it is just its content."""
+    """{% generation %} … {% endgeneration %} marks what training computes the loss on; in a prompt it has no effect."""
 
-    tags = {"generation"}  # noqa: RUF012 (jinja declares it like this)
+    tags = {"generation"}  # noqa: RUF012 (jinja declares it as a plain set)
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -67,7 +67,7 @@ class _Generation(Extension):
 
 
 class _Namespace(Namespace):
-    """jinja's namespace() without underscore names, which reach into Python's own objects."""
+    """jinja's namespace() without names that begin with an underscore, which reach into Python's objects."""
 
     def __init__(*args: Any, **attributes: Any) -> None:
         self, *rest = args
@@ -87,7 +87,7 @@ def _refuse_underscore(name: object) -> None:
 
 
 class _Dict:
-    """dict() for templates: makes dicts, and is not the type itself."""
+    """dict() for templates: a callable instead of the type, so that templates cannot reach the type."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
@@ -107,10 +107,10 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    # Indenting writes every element's depth in spaces: a deep value costs its size times its depth.
+    # Indentation writes each element's depth in spaces: the output of a deep value is its size times its depth.
     if indent is not None and _is_deeper(value, MAX_DEPTH):
         raise _Raised(f"a value that is nested more than {MAX_DEPTH} levels deep cannot be written as JSON")
-    # Not jinja's own filter, which escapes for HTML.
+    # jinja's own filter escapes for HTML.
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -155,8 +155,8 @@ def _compiled(template: str) -> jinja2.Template:
     return _ENVIRONMENT.from_string(template)
 
 
-def _as_transformers_shows_it(message: object) -> object:
-    """A message without its empty fields, its reasoning under the two names that templates use."""
+def _as_in_transformers(message: object) -> object:
+    """A message without its null fields, and with its reasoning under both names that templates use."""
     if not isinstance(message, dict):
         return message
     message = {name: value for name, value in message.items() if value is not None}
@@ -171,7 +171,7 @@ def _text(request: Render) -> str:
     variables = {"tools": None, "documents": None, "add_generation_prompt": False, **request.variables}
     messages = variables.get("messages")
     if isinstance(messages, list):
-        variables["messages"] = [_as_transformers_shows_it(message) for message in messages]
+        variables["messages"] = [_as_in_transformers(message) for message in messages]
     parts: list[str] = []
     size = 0
     for part in template.generate(variables):
@@ -183,28 +183,28 @@ def _text(request: Render) -> str:
 
 
 def render(request: Render) -> Rendered:
-    """Render one template; whatever goes wrong in it becomes an answer."""
+    """Render one template; every error becomes an answer."""
     try:
         return Rendered(_text(request))
     except _Raised as error:
-        return _complaint(error, "raised")
+        return _error_answer(error, "raised")
     except _OutputTooLarge:
         return Rendered("", "output")
     except MemoryError:
         return Rendered("", "memory")
     except jinja2.TemplateSyntaxError as error:
-        return _complaint(error, "invalid")
-    except Exception as error:  # foreign code: anything at all
-        return _complaint(error, "failed")
+        return _error_answer(error, "invalid")
+    except Exception as error:  # untrusted code can raise anything
+        return _error_answer(error, "failed")
 
 
-def _complaint(error: Exception, outcome: Literal["raised", "failed", "invalid"]) -> Rendered:
+def _error_answer(error: Exception, outcome: Literal["raised", "failed", "invalid"]) -> Rendered:
     text = str(error)[:_MAX_ERROR_CHARACTERS] or type(error).__name__
     return Rendered(text.encode(errors="replace").decode(), outcome)
 
 
 def main() -> None:
-    """Serve stdin until it ends."""
+    """Answer requests from stdin until it ends."""
     decoder, encoder = msgspec.msgpack.Decoder(Render), msgspec.msgpack.Encoder()
 
     def answer(request: bytes) -> bytes:

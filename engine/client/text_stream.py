@@ -1,7 +1,4 @@
-"""One sequence's tokens turned into a stream of text: detokenised, and ended at a stop string.
-
-Knows the engine only as something that yields TokenEvents until it is closed.
-"""
+"""Turns one sequence's tokens into a stream of text: detokenises them and ends at a stop string."""
 
 from __future__ import annotations
 
@@ -18,20 +15,19 @@ from motet.engine.client.tokenizer import ModelTokenizer
 
 
 class TokenSource(Protocol):
-    """The part of EngineClient that is used here."""
+    """The part of EngineClient that stream_text uses."""
 
     def generate(self, request: AddRequest) -> AsyncGenerator[tuple[TokenEvent, ...], None]:
-        """The events of one new sequence, all that have come each time; closing the generator ends it."""
+        """The events of one new sequence, in batches of those that have arrived; closing the generator ends it."""
 
 
 class TextDelta(msgspec.Struct, frozen=True):
     """A piece of the answer: some text, or the end, or both.
 
-    `tokens` are the events since the last delta: a token whose text is held back or unfinished comes with the
-    delta that shows it. `finish_reason` is set on the last delta alone; `stop_reason` is then the stop string,
-    or the id of the request's own stop token, that ended the text, and None for EOS. The last `cut` tokens say
-    nothing but that stop string. `more` says that the next delta is there already: who writes to a socket does it
-    once for all of them.
+    `tokens` are the events since the last delta: a token whose text is held back or unfinished comes with the delta
+    that contains its text. Only the last delta has a `finish_reason`; its `stop_reason` is the stop string or the id
+    of the request's stop token that ended the text, and None for EOS. The last `cut` tokens consist of the stop string
+    only. `more` says that the next delta is available already, so that a writer can send them together.
     """
 
     text: str
@@ -43,26 +39,28 @@ class TextDelta(msgspec.Struct, frozen=True):
 
 
 class _TextBuilder:
-    """The text of one sequence so far: what may be shown, and whether it is complete."""
+    """The text of one sequence so far: the part that can be output, and whether it is complete."""
 
-    def __init__(self, text: ModelTokenizer, request: AddRequest, stop: Sequence[str], shown: frozenset[int]) -> None:
-        self._detokenizer = Detokenizer(text.pieces, request.prompt, shown=shown)
+    def __init__(
+        self, tokenizer: ModelTokenizer, request: AddRequest, stop: Sequence[str], shown: frozenset[int]
+    ) -> None:
+        self._detokenizer = Detokenizer(tokenizer.pieces, request.prompt, shown=shown)
         self._stops = StopStrings(stop)
-        # A special token has no text that a stop string could be found in, so that one goes by id.
-        self._special = {token_id: s for s in stop if (token_id := text.special_id(s)) is not None}
+        # A special token has no text to find a stop string in, so it is compared by id.
+        self._special = {token_id: s for s in stop if (token_id := tokenizer.special_id(s)) is not None}
         self._params = request.params
         self._count = 0
-        self._written = self._shown = 0  # characters
-        self._starts: list[int] = []  # of the tokens that no delta has told of
+        self._decoded = self._output = 0  # characters
+        self._starts: list[int] = []  # of the tokens that no delta contains yet
 
     def push(self, event: TokenEvent) -> TextDelta:
-        """What this token adds; the delta's tokens are left for the caller to fill in."""
-        self._starts.append(self._written)
+        """The text that this token adds; the caller fills in the delta's tokens."""
+        self._starts.append(self._decoded)
         delta = self._push(event)
-        self._shown += len(delta.text)
+        self._output += len(delta.text)
         if isinstance(delta.stop_reason, str):
-            cut = sum(start >= self._shown for start in self._starts)
-            # What was held back of earlier tokens needs one to come with.
+            cut = sum(start >= self._output for start in self._starts)
+            # Text that was held back from earlier tokens needs a token in its delta.
             delta = msgspec.structs.replace(delta, cut=min(cut, len(self._starts) - bool(delta.text)))
         if delta.text:
             self._starts.clear()
@@ -70,37 +68,37 @@ class _TextBuilder:
 
     def _push(self, event: TokenEvent) -> TextDelta:
         self._count += 1
-        armed = self._count >= self._params.min_tokens
+        stop_enabled = self._count >= self._params.min_tokens
         ended = event.stop_id is not None
-        special = self._special.get(event.token) if armed and not ended else None
+        special = self._special.get(event.token) if stop_enabled and not ended else None
         text = "" if ended else self._detokenizer.push(event.token)
-        self._written += len(text)
-        shown, found = self._stops.push(text, armed=armed)
-        if found or special:
-            return TextDelta(shown if found else shown + self._stops.flush(), (), "stop", found or special)
+        self._decoded += len(text)
+        output, stop = self._stops.push(text, enabled=stop_enabled)
+        if stop or special:
+            return TextDelta(output if stop else output + self._stops.flush(), (), "stop", stop or special)
         if event.finish:
-            return TextDelta(shown + self._stops.flush(), (), event.finish, self._own_stop(event.stop_id))
-        return TextDelta(shown, ())
+            return TextDelta(output + self._stops.flush(), (), event.finish, self._request_stop(event.stop_id))
+        return TextDelta(output, ())
 
-    def _own_stop(self, stop_id: int | None) -> int | None:
+    def _request_stop(self, stop_id: int | None) -> int | None:
         eos = () if self._params.ignore_eos else self._params.eos_token_ids
         return None if stop_id in eos else stop_id
 
 
 async def stream_text(
     engine: TokenSource,
-    text: ModelTokenizer,
+    tokenizer: ModelTokenizer,
     request: AddRequest,
     stop: Sequence[str],
     shown: frozenset[int] = frozenset(),
 ) -> AsyncGenerator[TextDelta, None]:
-    """The text of `request` as it comes, up to the first of the strings in `stop` (none of them empty).
+    """Stream the text of `request`, up to the first of the strings in `stop` (none of them empty).
 
-    Stop strings and special tokens (but those in `shown`) are never shown, nor half a character. A stop string that
-    is complete before `min_tokens` tokens does not count. On a stop string, and when this generator is closed, the
-    sequence in the engine ends too. Raises what `engine.generate` raises.
+    The text has no stop string, no special token (except those in `shown`) and no half character. A stop string that
+    is complete before `min_tokens` tokens does not count. A stop string, or closing this generator, also ends the
+    sequence in the engine. Raises what `engine.generate` raises.
     """
-    builder = _TextBuilder(text, request, stop, shown)
+    builder = _TextBuilder(tokenizer, request, stop, shown)
     waiting: list[TokenEvent] = []
     async with aclosing(engine.generate(request)) as events:
         async for batch in events:
@@ -112,7 +110,7 @@ async def stream_text(
                     deltas.append(msgspec.structs.replace(delta, tokens=tuple(waiting)))
                     waiting.clear()
                 if delta.finish_reason is not None:
-                    await events.aclose()  # before the client has read the last of it
+                    await events.aclose()  # before the client has read the last delta
                     break
             for number, delta in enumerate(deltas, start=1):
                 yield msgspec.structs.replace(delta, more=number < len(deltas))

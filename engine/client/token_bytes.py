@@ -1,7 +1,7 @@
-"""What each token of a vocabulary stands for, as bytes.
+"""Maps each token of a vocabulary to its bytes.
 
-Reads the `decoder` section of tokenizer.json: byte-level BPE, and the sentencepiece family (Replace,
-ByteFallback, Fuse, Strip, Metaspace). Knows nothing of text that arrives bit by bit (detokenizer.py).
+Reads the `decoder` section of tokenizer.json: byte-level BPE, and the sentencepiece family (Replace, ByteFallback,
+Fuse, Strip, Metaspace).
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _BYTE_LEVEL = _byte_level_table()
 
 
 class Decoding(msgspec.Struct, frozen=True):
-    """How a token's name turns into bytes.
+    """How a token's name is converted to bytes.
 
-    `strip` is how many spaces the very beginning of a text loses; `first_drops` is a character that the very
-    first token loses (sentencepiece writes a space before every word, the first one too).
+    `strip` is the number of spaces removed from the beginning of a text; `first_drops` is a character removed from the
+    first token (sentencepiece writes a space before every word, including the first).
     """
 
     byte_level: bool = False
@@ -44,11 +44,11 @@ class Decoding(msgspec.Struct, frozen=True):
     first_drops: str = ""
 
     def piece(self, token: str, *, first: bool = False) -> bytes:
-        """The bytes of one token; `first` says that nothing came before it."""
+        """The bytes of one token; `first`: it is the first token of the text."""
         if self.byte_level:
             try:
                 return bytes([_BYTE_LEVEL[character] for character in token])
-            except KeyError:  # an added token, written as it is
+            except KeyError:  # an added token, whose name is its text
                 return token.encode()
         if first and self.first_drops:
             token = token.replace(self.first_drops, "")
@@ -60,7 +60,7 @@ class Decoding(msgspec.Struct, frozen=True):
 
 
 def read_decoding(decoder: Mapping[str, Any] | None) -> Decoding:
-    """The decoding that tokenizer.json's `decoder` describes. Raises StartupError on one that we do not know."""
+    """The decoding that tokenizer.json's `decoder` describes. Raises StartupError if it is not supported."""
     steps: Sequence[Mapping[str, Any]] = ()
     if decoder is not None:
         steps = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
@@ -72,10 +72,10 @@ def read_decoding(decoder: Mapping[str, Any] | None) -> Decoding:
             case {"type": "Replace", "pattern": {"String": old}, "content": new}:
                 changed: dict[str, Any] = {"replacements": (*decoding.replacements, (old, new))}
             case {"type": "Metaspace", "replacement": old}:
-                kept = step.get("prepend_scheme", "always") == "never"
+                keep = step.get("prepend_scheme", "always") == "never"
                 changed = {
                     "replacements": (*decoding.replacements, (old, " ")),
-                    "first_drops": "" if kept else old,
+                    "first_drops": "" if keep else old,
                 }
             case {"type": "ByteFallback"}:
                 changed = {"byte_fallback": True}
@@ -92,7 +92,7 @@ def read_decoding(decoder: Mapping[str, Any] | None) -> Decoding:
 
 
 class TokenBytes:
-    """The bytes of every token of `tokenizer`, each worked out once; `longest` is the most that one has."""
+    """The bytes of every token of `tokenizer`, each computed once; `longest` is the length of the longest."""
 
     def __init__(self, tokenizer: Tokenizer, decoding: Decoding) -> None:
         self._tokenizer = tokenizer
@@ -106,7 +106,7 @@ class TokenBytes:
         self.longest = max((len(decoding.piece(token)) for token in vocabulary), default=0)
 
     def renamed(self, tokens: Sequence[AddedToken]) -> TokenBytes:
-        """The same for a vocabulary in which `tokens` are in the places of their ids."""
+        """A copy for a vocabulary in which `tokens` replace those with the same ids."""
         other = copy.copy(self)
         other._pieces = {}
         other._renamed = {token.id: token.content for token in tokens}
@@ -116,17 +116,17 @@ class TokenBytes:
         return other
 
     def __getitem__(self, token_id: int) -> bytes:
-        """The exact bytes of one token, special or not; an id that the tokenizer does not know has none."""
+        """The exact bytes of one token, special or not; empty for an id that the tokenizer does not know."""
         piece = self._pieces.get(token_id)
         if piece is None:
             token = self._name(token_id)
-            # A special token's name is its text, whatever the decoder would make of it.
+            # A special token's name is its text; the decoder does not apply.
             piece = token.encode() if token_id in self.special_ids else self.decoding.piece(token)
             self._pieces[token_id] = piece
         return piece
 
     def first(self, token_id: int) -> bytes:
-        """The bytes of a token that nothing comes before."""
+        """The bytes of a token at the beginning of a text."""
         if not self.decoding.first_drops:
             return self[token_id]
         return self.decoding.piece(self._name(token_id), first=True)
@@ -134,5 +134,5 @@ class TokenBytes:
     def _name(self, token_id: int) -> str:
         if token_id in self._renamed:
             return self._renamed[token_id]
-        # id_to_token takes 32 bits; a model's padded vocabulary may have ids beyond the tokenizer's.
+        # id_to_token accepts 32 bits. A model's padded vocabulary may have ids that the tokenizer lacks.
         return (self._tokenizer.id_to_token(token_id) or "") if 0 <= token_id < 1 << 32 else ""

@@ -1,4 +1,4 @@
-"""What one sequence has made and its reader has not taken yet, within limits: a reader that is too slow is cut off."""
+"""Queues the engine's tokens for each sequence's reader, and cuts off a reader that is too slow."""
 
 from __future__ import annotations
 
@@ -9,41 +9,40 @@ from motet.core.errors import MotetError, Overloaded
 from motet.core.messages import TokenEvent
 
 MAX_QUEUED_TOKENS = 4096
-"""Tokens that may wait for a slow reader; then its sequence ends."""
+"""Tokens of one sequence that may wait for its reader; with more, the sequence ends."""
 
 MAX_QUEUED_BYTES = 32 << 20
-"""Memory that the waiting tokens of all sequences of a request may take together."""
+"""Memory that the waiting tokens of all sequences of a request may use together."""
 
 MAX_TOKENS_PER_READ = 64
-"""Tokens that one reader gets at once where it fell behind; then others have their turn."""
+"""Tokens that a reader gets at once when it has fallen behind; then other readers have their turn."""
 
 TOKEN_BYTES = 300
 TOP_BYTES = 120
-"""Estimates of what a waiting token takes, and each of its `top` entries."""
+"""Estimated memory of a waiting token, and of each of its `top` entries."""
 
 
 class QueuedBytes:
-    """The memory that the waiting tokens of one request take; its sequences share it."""
+    """The memory that the waiting tokens of one request use; shared by its sequences."""
 
     def __init__(self) -> None:
         self.bytes = 0
 
 
 class TokenQueue:
-    """The tokens of one sequence that wait, and the error after them."""
+    """The waiting tokens of one sequence, and the error after them."""
 
-    def __init__(self, lag: QueuedBytes) -> None:
-        self._lag = lag
+    def __init__(self, request_bytes: QueuedBytes) -> None:
+        self._request_bytes = request_bytes
         self._queue: asyncio.Queue[TokenEvent | MotetError] = asyncio.Queue()
         self._bytes = 0
 
     def put(self, event: TokenEvent) -> bool:
-        """Add a token. False if the reader is too slow: the sequence must end, and nothing more is to be added."""
+        """Add a token. Returns False if the reader is too slow: end the sequence and add nothing more."""
         self._queue.put_nowait(event)
         self._count(_size(event))
-        if event.finish is not None or (
-            self._queue.qsize() <= MAX_QUEUED_TOKENS and self._lag.bytes <= MAX_QUEUED_BYTES
-        ):
+        within_limits = self._queue.qsize() <= MAX_QUEUED_TOKENS and self._request_bytes.bytes <= MAX_QUEUED_BYTES
+        if event.finish is not None or within_limits:
             return True
         self.fail(Overloaded("the answer was not read fast enough", code=error_codes.SLOW_READER))
         return False
@@ -53,7 +52,7 @@ class TokenQueue:
         self._queue.put_nowait(error)
 
     async def take(self) -> tuple[list[TokenEvent], MotetError | None]:
-        """What has come, as soon as anything has: the tokens, at most MAX_TOKENS_PER_READ, and the error after them."""
+        """Wait for the next tokens. Returns those that have arrived, at most MAX_TOKENS_PER_READ, and the error."""
         events: list[TokenEvent] = []
         item = await self._queue.get()
         while True:
@@ -66,12 +65,12 @@ class TokenQueue:
             item = self._queue.get_nowait()
 
     def close(self) -> None:
-        """The reader takes nothing more."""
+        """Release the memory count; the reader takes nothing more."""
         self._count(-self._bytes)
 
     def _count(self, size: int) -> None:
         self._bytes += size
-        self._lag.bytes += size
+        self._request_bytes.bytes += size
 
 
 def _size(event: TokenEvent) -> int:

@@ -157,7 +157,7 @@ def test_the_places_of_a_prompt_s_tokens_are_in_its_text(family: str, request: p
         if text.special_id("<unk>") not in ids:
             assert echo_offsets(text, ids, words) == offsets
         for place, start in enumerate(offsets):
-            assert len(text.decode(ids[:place], goes_on=True)) == start
+            assert len(text.decode(ids[:place], continued=True)) == start
 
 
 def test_places_are_in_the_text_as_it_was_written(save: Callable[[Tokenizer], ModelTokenizer]) -> None:

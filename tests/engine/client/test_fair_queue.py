@@ -36,7 +36,7 @@ def order_of(jobs: list[tuple[str, float]], clock: Clock) -> list[str]:
     taken: list[str] = []
 
     async def work(queue: FairQueue, flow: str, seconds: float) -> None:
-        async with queue.place(flow):
+        async with queue.acquire(flow):
             taken.append(flow)
             await asyncio.sleep(0)
             clock.now += seconds
@@ -65,7 +65,7 @@ def test_a_flow_that_was_away_has_no_credit(clock: Clock) -> None:
         queue, taken = FairQueue("work done", 1, 100, 100), list[str]()
 
         async def work(flow: str) -> None:
-            async with queue.place(flow):
+            async with queue.acquire(flow):
                 taken.append(flow)
                 await asyncio.sleep(0)
                 clock.now += 1
@@ -86,7 +86,7 @@ def test_the_room_is_bounded_for_all_and_for_each(clock: Clock) -> None:
         queue, leave = FairQueue("work done", 1, room=3, room_per_flow=2), asyncio.Event()
 
         async def stay(flow: str) -> None:
-            async with queue.place(flow):
+            async with queue.acquire(flow):
                 await leave.wait()
 
         tasks = [asyncio.create_task(stay("alice")) for _ in range(2)]
@@ -116,7 +116,7 @@ def test_places_are_used_once_and_all_come_back(places: int, callers: list[tuple
     used: set[int] = set()
 
     async def work(queue: FairQueue, flow: str, turns: int) -> None:
-        async with queue.place(flow) as index:
+        async with queue.acquire(flow) as index:
             assert index not in used
             used.add(index)
             try:
@@ -137,7 +137,7 @@ def test_places_are_used_once_and_all_come_back(places: int, callers: list[tuple
         assert {type(result) for result in results} <= {type(None), asyncio.CancelledError}
         assert sorted(queue._free) == list(range(places))
         assert not queue._waiting
-        assert not queue._inside
+        assert not queue._callers
 
     asyncio.run(main())
     assert not used

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from motet.core.output_formats import GrammarSpec
-from motet.engine.client.grammar_worker import located
+from motet.engine.client.grammar_worker import located_error
 
 OVERLAP = {"oneOf": [{"type": "object", "properties": {name: {"type": "string"}}} for name in "ab"]}
 STRING = {"type": "string"}
@@ -31,12 +31,13 @@ UNCLOSED = {"type": "string", "pattern": "(a"}
     ],
 )
 def test_the_part_at_fault_is_named(schema: dict[str, Any], path: str) -> None:
-    found, _, message = located(GrammarSpec("json_schema", json.dumps({"type": "object", **schema}))).partition("\0")
+    spec = GrammarSpec("json_schema", json.dumps({"type": "object", **schema}))
+    found, _, message = located_error(spec).partition("\0")
     assert found == path
     assert message
 
 
 def test_a_schema_that_compiles_has_no_fault_and_a_cycle_ends() -> None:
-    assert located(GrammarSpec("json_schema", json.dumps({"type": "object", "properties": {"x": STRING}}))) == ""
+    assert located_error(GrammarSpec("json_schema", json.dumps({"type": "object", "properties": {"x": STRING}}))) == ""
     loop = {"$ref": "#/$defs/A", "$defs": {"A": {"properties": {"x": {"$ref": "#/$defs/A"}, "y": OVERLAP}}}}
-    assert located(GrammarSpec("json_schema", json.dumps(loop))).startswith("$defs.A.properties.y.oneOf\0")
+    assert located_error(GrammarSpec("json_schema", json.dumps(loop))).startswith("$defs.A.properties.y.oneOf\0")

@@ -16,11 +16,11 @@ PIECES = st.lists(st.tuples(st.text(alphabet="ab\n", max_size=6), st.booleans())
 def naive(pieces: list[tuple[str, bool]], stops: list[str]) -> tuple[str, str | None]:
     """Grow the text by one character at a time; the longest stop string that it then ends with counts."""
     text = ""
-    for piece, armed in pieces:
+    for piece, enabled in pieces:
         for character in piece:
             text += character
             found = max((stop for stop in stops if text.endswith(stop)), key=len, default=None)
-            if found and armed:
+            if found and enabled:
                 return text[: -len(found)], found
     return text, None
 
@@ -30,8 +30,8 @@ def naive(pieces: list[tuple[str, bool]], stops: list[str]) -> tuple[str, str | 
 def test_equals_the_definition(pieces: list[tuple[str, bool]], stops: list[str]) -> None:
     expected, expected_stop = naive(pieces, stops)
     finder, shown, found = StopStrings(stops), "", None
-    for piece, armed in pieces:
-        part, found = finder.push(piece, armed=armed)
+    for piece, enabled in pieces:
+        part, found = finder.push(piece, enabled=enabled)
         shown += part
         # What is shown can never be taken back.
         assert expected.startswith(shown)

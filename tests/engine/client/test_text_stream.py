@@ -236,7 +236,7 @@ def test_sentencepiece_keeps_the_space_after_the_prompt(byte_fallback: ModelToke
 @given(data=st.data())
 def test_text_is_cut_at_the_first_stop_string_whatever_the_tokens(smollm2: ModelTokenizer, data: st.DataObject) -> None:
     ids = data.draw(st.lists(st.integers(3, 49_151), min_size=1, max_size=20))
-    whole = smollm2.decode(ids, goes_on=True)
+    whole = smollm2.decode(ids, continued=True)
     places = st.tuples(st.integers(0, len(whole)), st.integers(1, 6))
     cuts = data.draw(st.lists(places, max_size=3))
     stops = [whole[at : at + length] for at, length in cuts if whole[at : at + length]]
@@ -245,7 +245,7 @@ def test_text_is_cut_at_the_first_stop_string_whatever_the_tokens(smollm2: Model
     ends = [(whole.index(stop) + len(stop), -len(stop), stop) for stop in stops]
     check_shape(deltas, engine.events[: engine.sent])
     told = ids[: engine.sent - deltas[-1].cut]
-    assert smollm2.decode(told, goes_on=True).startswith(shown(deltas))
+    assert smollm2.decode(told, continued=True).startswith(shown(deltas))
     if ends:
         end, _, stop = min(ends)
         assert (shown(deltas), deltas[-1].stop_reason) == (whole[: end - len(stop)], stop)
