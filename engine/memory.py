@@ -13,7 +13,8 @@ from motet.engine.distributed.process_group import ShardGroup
 from motet.engine.engine_config import EngineConfig
 from motet.engine.lora.pool import page_bytes
 from motet.engine.models.config import ModelConfig
-from motet.engine.models.decoder import module_shapes
+from motet.engine.models.linear_specs import module_shapes
+from motet.engine.schedule.adapter_slots import PAGE_ROWS
 from motet.engine.schedule.block_manager import CPU_BLOCK_SIZE, CUDA_BLOCK_SIZE
 
 CPU_CACHE_SHARE, CUDA_CACHE_SHARE = 0.1, 0.8
@@ -109,7 +110,7 @@ class MemoryPlan:
             return max(pages, layers)
         if memory // self._page_bytes < layers:
             raise StartupError(
-                f"--adapter-memory: {memory} bytes are too few for one adapter of rank 16; "
+                f"--adapter-memory: {memory} bytes are too few for one adapter of rank {PAGE_ROWS}; "
                 f"set at least {self._page_bytes * layers} bytes",
                 param="adapter_memory",
             )
@@ -131,7 +132,7 @@ class MemoryPlan:
     def _weights(self) -> int:
         """Bytes of the weights on this rank, without norms and biases."""
         config = self._config
-        layer = sum(shape.inputs * shape.outputs for shapes in self._shapes for shape in shapes)
+        layer = sum(shape.inputs * shape.outputs for shapes in self._shapes.values() for shape in shapes)
         vocabulary = config.vocab_size * config.hidden_size * (1 if config.tied_embeddings else 2)
         return (config.num_layers * layer + vocabulary // self._group.tp_size) * self._item_bytes
 

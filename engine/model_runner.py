@@ -15,11 +15,13 @@ from motet.engine.distributed.process_group import ShardGroup
 from motet.engine.engine_config import EngineConfig
 from motet.engine.layers.attention import CacheShape, attention_backend, flash_attention
 from motet.engine.layers.forward_context import forward_context
+from motet.engine.layers.linear import attach_lora
 from motet.engine.lora.apply import warm_up
 from motet.engine.lora.pool import LoraPool, PoolSize
 from motet.engine.memory import MemoryPlan
 from motet.engine.models.config import ModelConfig, read_config
-from motet.engine.models.decoder import Decoder, module_shapes
+from motet.engine.models.decoder import Decoder
+from motet.engine.models.linear_specs import module_shapes
 from motet.engine.sampling.prompt_logprobs import Scores, score
 from motet.engine.schedule.plan import SequencePlan, StepPlan
 
@@ -95,10 +97,10 @@ class ModelRunner:
         self._decoder = Decoder(config, group, device)
         self._decoder.load(Checkpoint(self.directory, self.dtype, device))
         shapes = module_shapes(config, group)
-        self.modules = [shape.name for fused in shapes for shape in fused]
+        self.modules = [shape.name for fused in shapes.values() for shape in fused]
         size = PoolSize(config.num_layers, engine_config.adapter_slots, plan.pages, engine_config.max_adapter_rank)
         self.pool = LoraPool(shapes, size, device, self.dtype)
-        self._decoder.attach(self.pool)
+        attach_lora([layer.linears for layer in self._decoder.layers], self.pool)
         # After the weights and the pool, since the cache takes the rest of the memory.
         self.capacity = plan.capacity()
         shape = CacheShape(
@@ -147,4 +149,4 @@ class ModelRunner:
         prompt = SequencePlan((0, 0), 0, (0,), True)
         self.execute(StepPlan("", 0, (prompt,), ()))
         self.execute(StepPlan("", 0, (SequencePlan((0,), 2, (0,), True),), ()))
-        warm_up(self.pool.layers[0])
+        warm_up(self.pool.layers[0].values())

@@ -20,7 +20,7 @@ from motet.engine.adapters.tensor_names import AdapterLayout, LoraNames, lora_mo
 from motet.engine.distributed.process_group import ShardGroup
 from motet.engine.layers.linear import LinearSpec
 from motet.engine.models.config import ModelConfig
-from motet.engine.models.decoder import linear_specs
+from motet.engine.models.linear_specs import linear_specs
 
 WEIGHTS = "adapter_model.safetensors"
 _BLOCK = 1 << 24
@@ -42,7 +42,7 @@ class LoraPair:
 
 def largest_adapter(model: ModelConfig, max_rank: int) -> int:
     """Bytes of the largest adapter that can be of use: every module at the highest rank, in fp32."""
-    width = sum(spec.inputs + part.outputs for spec in linear_specs(model) for part in spec.parts)
+    width = sum(spec.inputs + part.outputs for spec in linear_specs(model).values() for part in spec.parts)
     return model.num_layers * width * max_rank * 4
 
 

@@ -10,10 +10,7 @@ from motet.core.errors import AdapterRefused
 from motet.engine.adapters.tensor_name_errors import advice, shown
 from motet.engine.layers.linear import LinearSpec, Part
 from motet.engine.models.config import ModelConfig
-from motet.engine.models.decoder import linear_specs
-
-_PLACES = ("self_attn", "self_attn", "mlp", "mlp")
-"""Where in a layer the decoder's fused projections are."""
+from motet.engine.models.linear_specs import linear_specs
 
 # One spelling for each: a second one would give a module two pairs. PEFT names modules as the class that it wraps
 # does: AutoModelForCausalLM has `model.` before its layers, AutoModel has not.
@@ -44,11 +41,7 @@ class AdapterLayout:
 
 def lora_modules(model: ModelConfig) -> dict[str, tuple[LinearSpec, Part]]:
     """The modules of a layer that LoRA can target, such as `self_attn.q_proj`."""
-    return {
-        f"{place}.{part.name}": (spec, part)
-        for place, spec in zip(_PLACES, linear_specs(model), strict=True)
-        for part in spec.parts
-    }
+    return {f"{spec.parent}.{part.name}": (spec, part) for spec in linear_specs(model).values() for part in spec.parts}
 
 
 def read_layout(names: Iterable[str], model: ModelConfig) -> AdapterLayout:

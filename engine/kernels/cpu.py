@@ -56,8 +56,8 @@ def _context(qkv: Any, keys: Any, values: Any, tables: Any, lengths: Any, window
     return int(lengths.sum() * out.shape[1])
 
 
-def _pages(x: Any, y: Any, rows: Any, *_: Any) -> int:
-    return int(rows.size * (x.shape[1] + y.shape[1]) * 16) if rows.size > 1 else 0
+def _lora_elements(x: Any, y: Any, rows: Any, slots: Any, pools: Any, tables: Any, page_rows: int) -> int:
+    return int(rows.size * (x.shape[1] + y.shape[1]) * page_rows) if rows.size > 1 else 0
 
 
 @row_kernel(_first)
@@ -188,28 +188,28 @@ def decode_attention(qkv, keys, values, tables, lengths, window, out):
                     result[g * size + j] += weight * value[j]
 
 
-@row_kernel(_pages)
-def lora_rows(x, y, rows, slots, pools, tables):
+@row_kernel(_lora_elements)
+def lora_rows(x, y, rows, slots, pools, tables, page_rows):
     """y[row] += scale * (x[row] A) B for single rows, each with the adapter in its own slot.
 
-    pools = (A, B): tuples of [pool rows, in] and [pool rows, out], one a part of the fused projection.
+    pools = (A, B): tuples of [pool rows, in] and [pool rows, out], one per part of the fused linear layer.
     tables = (pages [slots, parts, n], ranks [slots, parts], scales [slots, parts], offsets [parts]); rank 0 means
-    that the slot does not touch the part. Pages hold 16 rank rows (Sheng et al., "S-LoRA", 2023, pages adapters
-    likewise).
+    that the slot's adapter does not target the part. A page has `page_rows` rank rows (adapters are paged as in Sheng
+    et al., "S-LoRA", 2023).
     """
     a_pools, b_pools = pools
     pages, ranks, scales, offsets = tables
     for i in prange(rows.shape[0]):
         slot = slots[i]
         source = x[rows[i]]
-        hidden = np.empty(16, np.float32)
+        hidden = np.empty(page_rows, np.float32)
         for part in range(len(a_pools)):
             a, b = a_pools[part], b_pools[part]
             scale = scales[slot, part]
             target = y[rows[i], offsets[part] : offsets[part] + b.shape[1]]
-            for page in range((ranks[slot, part] + 15) // 16):
-                base = pages[slot, part, page] * 16
-                count = min(16, ranks[slot, part] - page * 16)
+            for page in range((ranks[slot, part] + page_rows - 1) // page_rows):
+                base = pages[slot, part, page] * page_rows
+                count = min(page_rows, ranks[slot, part] - page * page_rows)
                 for k in range(count):
                     weights = a[base + k]
                     dot = np.float32(0)

@@ -1,7 +1,8 @@
-"""Linear layers that know their shard, and to which LoRA is attached from outside."""
+"""Linear layers, sharded for tensor parallelism. Here the LoRA delta is added to the base model's output."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,12 +14,12 @@ from motet.engine.distributed.process_group import ShardGroup
 from motet.engine.kernels.matmul import Weight
 from motet.engine.layers.forward_context import ForwardContext
 from motet.engine.lora.apply import apply_lora
-from motet.engine.lora.pool import ModuleShape, Projection
+from motet.engine.lora.pool import FusedLora, LoraPool, ModuleShape
 
 
 @dataclass(frozen=True)
 class Part:
-    """One module of a fused projection: its name in checkpoints and its full output size."""
+    """One module of a fused linear layer: its name in checkpoints and its full output size."""
 
     name: str
     outputs: int
@@ -26,15 +27,19 @@ class Part:
 
 @dataclass(frozen=True)
 class LinearSpec:
-    """A (fused) projection: `column` splits outputs over the ranks, `row` splits inputs and sums."""
+    """A fused linear layer: modules of `parent` that read the same input, computed as one matrix product.
 
+    `column` splits the outputs over the ranks, `row` splits the inputs and sums the results.
+    """
+
+    parent: Literal["self_attn", "mlp"]
     parts: tuple[Part, ...]
     inputs: int
     split: Literal["column", "row"]
     bias: bool = False
 
     def shapes(self, group: ShardGroup) -> tuple[ModuleShape, ...]:
-        """The modules as this rank holds them."""
+        """The modules, with the sizes of this rank's shard."""
         inputs = self.inputs // (group.tp_size if self.split == "row" else 1)
         share = group.tp_size if self.split == "column" else 1
         return tuple(ModuleShape(p.name, inputs, p.outputs // share) for p in self.parts)
@@ -46,15 +51,15 @@ class ParallelLinear:
     def __init__(self, spec: LinearSpec, group: ShardGroup) -> None:
         self.spec = spec
         self.group = group
-        self.lora: Projection | None = None
+        self.lora: FusedLora | None = None
         self._weight: Weight
         self._bias: Tensor | None = None
 
     def load(self, checkpoint: Checkpoint, prefix: str) -> None:
-        """Read this rank's rows (column split) or columns (row split) of every part under `prefix`."""
+        """Read this rank's rows (column split) or columns (row split) of every part; `prefix` names the layer."""
         weights, biases = [], []
         for part in self.spec.parts:
-            name = f"{prefix}.{part.name}"
+            name = f"{prefix}.{self.spec.parent}.{part.name}"
             if self.spec.split == "column":
                 rows = self.group.slice(part.outputs)
                 weights.append(checkpoint.read(f"{name}.weight", (part.outputs, self.spec.inputs), rows=rows))
@@ -77,3 +82,10 @@ class ParallelLinear:
         if self._bias is not None:
             y += self._bias
         return y
+
+
+def attach_lora(layers: Sequence[Mapping[str, ParallelLinear]], pool: LoraPool) -> None:
+    """Give every linear layer of a model its adapter pools; `layers` has each decoder layer's, by name."""
+    for linears, pools in zip(layers, pool.layers, strict=True):
+        for name, linear in linears.items():
+            linear.lora = pools[name]

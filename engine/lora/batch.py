@@ -1,4 +1,4 @@
-"""Which rows of a step go through which adapter slot."""
+"""The adapter rows of a step: which rows go through which adapter slot, grouped as each device's kernel needs them."""
 
 from __future__ import annotations
 
@@ -10,51 +10,57 @@ from torch import Tensor
 from motet.engine.schedule.plan import LoraChunk
 
 LONG_CHUNK = 16
-"""Chunks of at least this many rows are worth a matrix product of their own on the CPU."""
-
-
-TILE = 16
-"""Rows of one slot that a CUDA program takes together."""
+"""On the CPU, chunks of at least this many rows get matrix products of their own."""
 
 
 @dataclass(frozen=True)
 class LoraBatch:
-    """The adapter rows of a step, as the CPU and as CUDA want them.
+    """The adapter rows of a step.
 
-    `long` chunks and single `rows` (int32, with their `slots`) together are all; decode rows are always single, since
-    how a row is computed must not depend on its neighbours. tile_slots [tiles] and tile_rows [tiles, 16] (int32, -1
-    beyond a tile's end) are the same rows grouped by slot.
+    On the CPU, each row is either in one of the `long_chunks` or one of the single `rows` [R] (int32, with their
+    `slots` [R]). Decode rows are always single, since a row's result must not depend on its neighbours.
+    On CUDA, all rows are in `tiles`: slots [tiles] and rows [tiles, TILE_ROWS] (int32, -1 beyond a tile's end), as
+    kernels/lora_triton.py takes them. On the CPU, `tiles` is None.
     """
 
-    chunks: tuple[LoraChunk, ...]
-    long: tuple[LoraChunk, ...]
+    long_chunks: tuple[LoraChunk, ...]
     rows: Tensor
     slots: Tensor
-    tile_slots: Tensor
-    tile_rows: Tensor
+    tiles: tuple[Tensor, Tensor] | None
 
 
 def lora_batch(chunks: tuple[LoraChunk, ...], device: torch.device) -> LoraBatch | None:
     """The batch for a plan's chunks; None when every row is the base model's."""
     if not chunks:
         return None
+    if device.type != "cpu":
+        from motet.engine.kernels.lora_triton import TILE_ROWS
+
+        none = torch.empty(0, dtype=torch.int32, device=device)
+        return LoraBatch((), none, none, slot_tiles(chunks, TILE_ROWS, device))
     short = [c for c in chunks if c.length < LONG_CHUNK]
     rows = [row for c in short for row in range(c.start, c.start + c.length)]
     slots = [c.slot for c in short for _ in range(c.length)]
-    tile_slots, tile_rows = _tiles(chunks)
     return LoraBatch(
-        chunks=chunks,
-        long=tuple(c for c in chunks if c.length >= LONG_CHUNK),
-        rows=torch.tensor(rows, dtype=torch.int32, device=device),
-        slots=torch.tensor(slots, dtype=torch.int32, device=device),
-        tile_slots=torch.tensor(tile_slots, dtype=torch.int32, device=device),
-        tile_rows=torch.tensor(tile_rows, dtype=torch.int32, device=device),
+        long_chunks=tuple(c for c in chunks if c.length >= LONG_CHUNK),
+        rows=torch.tensor(rows, dtype=torch.int32),
+        slots=torch.tensor(slots, dtype=torch.int32),
+        tiles=None,
     )
 
 
-def _tiles(chunks: tuple[LoraChunk, ...]) -> tuple[list[int], list[list[int]]]:
+def slot_tiles(chunks: tuple[LoraChunk, ...], tile_rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The chunks' rows in tiles of one slot each: slots [tiles] and rows [tiles, tile_rows], int32, padded with -1."""
     by_slot: dict[int, list[int]] = {}
     for chunk in chunks:
         by_slot.setdefault(chunk.slot, []).extend(range(chunk.start, chunk.start + chunk.length))
-    tiles = [(slot, rows[i : i + TILE]) for slot, rows in by_slot.items() for i in range(0, len(rows), TILE)]
-    return [slot for slot, _ in tiles], [[*rows, *[-1] * (TILE - len(rows))] for _, rows in tiles]
+    slots, tiles = [], []
+    for slot, rows in by_slot.items():
+        for i in range(0, len(rows), tile_rows):
+            tile = rows[i : i + tile_rows]
+            slots.append(slot)
+            tiles.append([*tile, *[-1] * (tile_rows - len(tile))])
+    return (
+        torch.tensor(slots, dtype=torch.int32, device=device),
+        torch.tensor(tiles, dtype=torch.int32, device=device),
+    )

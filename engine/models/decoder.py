@@ -1,6 +1,7 @@
-"""The decoder: one file for every architecture in the table. Knows shards, and nothing of adapters.
+"""The decoder: one file for every architecture in models/config.py. Each rank runs its shard.
 
-T is tokens of the step, n the hidden size. LoRA is attached to the linear layers from outside (`attach`).
+T is the number of tokens in the step, n the hidden size. There is no LoRA here: the linear layers add it
+(layers/linear.py), once the model runner has attached the adapter pools to them.
 """
 
 from __future__ import annotations
@@ -16,29 +17,11 @@ from motet.engine.kernels.matmul import Weight
 from motet.engine.layers.attention import AttentionBackend
 from motet.engine.layers.elementwise import RMSNorm, silu_mul
 from motet.engine.layers.forward_context import ForwardContext
-from motet.engine.layers.linear import LinearSpec, ParallelLinear, Part
+from motet.engine.layers.linear import ParallelLinear
 from motet.engine.layers.rotary import RotaryTable
 from motet.engine.layers.vocabulary import VocabularyShard
-from motet.engine.lora.pool import LoraPool, ModuleShape
 from motet.engine.models.config import ModelConfig
-
-
-def linear_specs(config: ModelConfig) -> tuple[LinearSpec, LinearSpec, LinearSpec, LinearSpec]:
-    """A layer's fused projections: q/k/v, attention output, gate/up, down."""
-    heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    hidden, inner = config.hidden_size, config.intermediate_size
-    qkv = (Part("q_proj", heads), Part("k_proj", kv_heads), Part("v_proj", kv_heads))
-    return (
-        LinearSpec(qkv, hidden, "column", config.qkv_bias),
-        LinearSpec((Part("o_proj", hidden),), heads, "row", config.output_bias),
-        LinearSpec((Part("gate_proj", inner), Part("up_proj", inner)), hidden, "column", config.mlp_bias),
-        LinearSpec((Part("down_proj", hidden),), inner, "row", config.mlp_bias),
-    )
-
-
-def module_shapes(config: ModelConfig, group: ShardGroup) -> tuple[tuple[ModuleShape, ...], ...]:
-    """The linear modules of a layer as this rank holds them, grouped by fused projection."""
-    return tuple(spec.shapes(group) for spec in linear_specs(config))
+from motet.engine.models.linear_specs import linear_specs
 
 
 class Layer:
@@ -47,7 +30,7 @@ class Layer:
     def __init__(self, config: ModelConfig, index: int, group: ShardGroup) -> None:
         self.index = index
         self._config = config
-        self.linears = [ParallelLinear(spec, group) for spec in linear_specs(config)]
+        self.linears = {name: ParallelLinear(spec, group) for name, spec in linear_specs(config).items()}
         self._heads = config.num_heads // group.tp_size
         self._kv_heads = config.num_kv_heads // group.tp_size
         self.input_norm = RMSNorm(config.hidden_size, config.norm_eps)
@@ -58,8 +41,8 @@ class Layer:
     def load(self, checkpoint: Checkpoint) -> None:
         """Read this layer's tensors."""
         prefix = f"model.layers.{self.index}"
-        for linear, place in zip(self.linears, ("self_attn", "self_attn", "mlp", "mlp"), strict=True):
-            linear.load(checkpoint, f"{prefix}.{place}")
+        for linear in self.linears.values():
+            linear.load(checkpoint, prefix)
         self.input_norm.load(checkpoint, f"{prefix}.input_layernorm")
         self.post_norm.load(checkpoint, f"{prefix}.post_attention_layernorm")
         if self._q_norm is not None and self._k_norm is not None:
@@ -68,19 +51,19 @@ class Layer:
 
     def attend(self, x: Tensor, context: ForwardContext, attention: AttentionBackend, rotary: RotaryTable) -> Tensor:
         """The attention half: x [T, n], normalised, to [T, n]."""
-        qkv_linear, output = self.linears[0], self.linears[1]
-        qkv = qkv_linear(x, context)
+        qkv = self.linears["qkv"](x, context)
         if self._q_norm is not None and self._k_norm is not None:
             self._q_norm.heads(qkv, 0, self._heads)
             self._k_norm.heads(qkv, self._heads * self._config.head_dim, self._kv_heads)
         if self._config.rotates[self.index]:
             rotary.rotate(qkv, self._heads + self._kv_heads, context.positions)
-        return output(attention(self.index, self._config.window[self.index], qkv, context), context)
+        attended = attention(self.index, self._config.window[self.index], qkv, context)
+        return self.linears["o"](attended, context)
 
     def feed_forward(self, x: Tensor, context: ForwardContext) -> Tensor:
         """The MLP half: x [T, n], normalised, to [T, n]."""
-        gate_up, down = self.linears[2], self.linears[3]
-        return down(silu_mul(gate_up(x, context)), context)
+        gate_up = self.linears["gate_up"](x, context)
+        return self.linears["down"](silu_mul(gate_up), context)
 
 
 @dataclass(frozen=True)
@@ -116,12 +99,6 @@ class Decoder:
             layer.load(checkpoint)
         self._norm.load(checkpoint, "model.norm")
         checkpoint.finish(r".*rotary_emb\.inv_freq" + (r"|lm_head\.weight" if tied else ""))
-
-    def attach(self, pool: LoraPool) -> None:
-        """Give every linear layer its side of the adapter pools."""
-        for layer, projections in zip(self.layers, pool.layers, strict=True):
-            for linear, projection in zip(layer.linears, projections, strict=True):
-                linear.lora = projection
 
     def forward(self, ids: Tensor, context: ForwardContext, attention: AttentionBackend) -> HiddenStates:
         """The last hidden states, after the final norm, of the rows that are wanted; ids is [T] int64."""

@@ -20,9 +20,9 @@ PAGE_ROWS = 16
 """Rows of a pool page. An adapter's LoRA rank is rounded up to whole pages."""
 
 
-def pages_for(rank: int) -> int:
+def pages_for(rank: int, page_rows: int = PAGE_ROWS) -> int:
     """Pages for a LoRA pair of this LoRA rank."""
-    return -(-rank // PAGE_ROWS)
+    return -(-rank // page_rows)
 
 
 @dataclass(slots=True)

@@ -29,10 +29,12 @@ C10_REGISTER_GUARD_IMPL(CUDA, c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::CU
 from support.tiny_models import FAMILIES, write_model
 from motet.engine.layers.forward_context import forward_context
 from motet.engine.layers.attention import CacheShape, FlashAttention
+from motet.engine.layers.linear import attach_lora
 from motet.engine.lora.pool import LoraPool, PoolSize
 from motet.engine.checkpoint import Checkpoint
 from motet.engine.models.config import read_config
-from motet.engine.models.decoder import Decoder, module_shapes
+from motet.engine.models.decoder import Decoder
+from motet.engine.models.linear_specs import module_shapes
 from motet.engine.distributed.process_group import ShardGroup
 from motet.engine.schedule.plan import LoraChunk, SequencePlan, StepPlan
 
@@ -46,10 +48,11 @@ def flash(q, k, v, starts_q, starts_k, most_q, most_k, **options):
     return torch.empty_like(q)
 
 sys.modules["flash_attn"] = types.SimpleNamespace(flash_attn_varlen_func=flash)
-def tiles(x, y, factors, tables, tiles):
+def tiles(x, y, factors, tables, tiles, page_rows):
+    assert page_rows == 16
     assert {t.device.type for t in (x, y, *tiles, *factors[0], *factors[1], *tables)} == {"cuda"}
     assert x.dtype == y.dtype == factors[0][0].dtype and x.stride(1) == y.stride(1) == 1
-sys.modules["motet.engine.kernels.lora_triton"] = types.SimpleNamespace(lora_tiles=tiles)
+sys.modules["motet.engine.kernels.lora_triton"] = types.SimpleNamespace(lora_tiles=tiles, TILE_ROWS=16)
 
 cuda, number = torch.device("cuda", 0), torch.bfloat16
 class Shapes(Checkpoint):
@@ -70,10 +73,13 @@ for directory, config in zip(directories, configs):
     with FakeTensorMode(allow_non_fake_inputs=True):
         decoder = Decoder(config, group, cuda)
         decoder.load(Shapes())
-        decoder.attach(LoraPool(module_shapes(config, group), PoolSize(config.num_layers, 2, 8, 64), cuda, number))
+        size = PoolSize(config.num_layers, 2, 8, 64)
+        pool = LoraPool(module_shapes(config, group), size, cuda, number)
+        attach_lora([layer.linears for layer in decoder.layers], pool)
         attention = FlashAttention(CacheShape(config.num_layers, 8, 256, 12, 6, config.head_dim), number)
         ids = torch.zeros(5, dtype=torch.long, device=cuda)
-        logits = decoder.forward(ids, forward_context(plan, 256, cuda), attention)
+        hidden = decoder.forward(ids, forward_context(plan, 256, cuda), attention)
+        logits = decoder.logits(hidden.sample)
     assert logits.shape == (3, config.vocab_size) and logits.dtype == torch.float32 and logits.device == cuda
     print(directory.name, "traced")
 """

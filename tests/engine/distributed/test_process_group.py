@@ -51,20 +51,20 @@ def test_linear_with_lora_over_ranks(split: Literal["column", "row"], size: int,
     """Every rank adds its own part of the LoRA delta before the sum: no collective of LoRA's own."""
     torch.manual_seed(size)
     parts = (Part("q_proj", 24), Part("k_proj", 12))
-    weights = {f"m.{p.name}.weight": torch.randn(p.outputs, INPUTS) for p in parts}
-    biases = {f"m.{p.name}.bias": torch.randn(p.outputs) for p in parts}
+    weights = {f"m.mlp.{p.name}.weight": torch.randn(p.outputs, INPUTS) for p in parts}
+    biases = {f"m.mlp.{p.name}.bias": torch.randn(p.outputs) for p in parts}
     pairs = {p.name: (torch.randn(5, INPUTS), torch.randn(5, p.outputs)) for p in parts}
     x = torch.randn(ROWS, INPUTS)
     chunks = (LoraChunk(0, 0, 1), LoraChunk(0, 3, 1), LoraChunk(0, 10, 25))
     columns = []
     for p in parts:
-        y = x @ weights[f"m.{p.name}.weight"].T + biases[f"m.{p.name}.bias"]
+        y = x @ weights[f"m.mlp.{p.name}.weight"].T + biases[f"m.mlp.{p.name}.bias"]
         a, b = pairs[p.name]
         for chunk in chunks:
             rows = slice(chunk.start, chunk.start + chunk.length)
             y[rows] += 1.5 * x[rows] @ a.T @ b
         columns.append(y)
-    spec = LinearSpec(parts, INPUTS, split, bias=True)
+    spec = LinearSpec("mlp", parts, INPUTS, split, bias=True)
     outputs = []
     for rank in range(size):
         group = LocalGroup(rank, size)
@@ -89,7 +89,7 @@ def piece(out: Tensor, parts: tuple[Part, ...], index: int, size: int) -> Tensor
 
 def installed_lora(spec: LinearSpec, group: ShardGroup, pairs: dict[str, tuple[Tensor, Tensor]]):  # type: ignore[no-untyped-def]
     """This rank's pools with its shard of `pairs` in slot 0."""
-    pool = LoraPool((spec.shapes(group),), PoolSize(1, 1, 4, 16), CPU, torch.float32)
+    pool = LoraPool({"qk": spec.shapes(group)}, PoolSize(1, 1, 4, 16), CPU, torch.float32)
     tensors = {}
     for name, (a, b) in pairs.items():
         tensors[f"0.{name}.A"] = a if spec.split == "column" else a[:, group.slice(a.shape[1])]
@@ -98,7 +98,7 @@ def installed_lora(spec: LinearSpec, group: ShardGroup, pairs: dict[str, tuple[T
     command = InstallAdapter(0, "", (), placements)
     pool.copy(command, tensors)
     pool.point(command)
-    return pool.layers[0][0]
+    return pool.layers[0]["qk"]
 
 
 def context_with(chunks: tuple[LoraChunk, ...]) -> ForwardContext:

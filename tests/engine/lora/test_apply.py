@@ -13,21 +13,22 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from motet.engine.lora.apply import apply_lora, apply_reference, warm_up
-from motet.engine.lora.batch import LONG_CHUNK, lora_batch
+from motet.engine.lora.batch import LONG_CHUNK, lora_batch, slot_tiles
 from motet.engine.lora.pool import LoraPool, ModuleShape, PoolSize, page_bytes
 from motet.engine.schedule.adapter_slots import PAGE_ROWS, pages_for
 from motet.engine.schedule.plan import InstallAdapter, LoraChunk, Placement
 
 RANKS = (1, 3, 4, 8, 12, 16, 17, 64)
-LAYERS = 2
+LAYERS, PAGES = 2, 256
 CPU = torch.device("cpu")
 
-# Fused projections as a decoder has them: three parts, one part, two parts; sizes that nothing divides.
-FUSED = (
-    (ModuleShape("q_proj", 37, 24), ModuleShape("k_proj", 37, 9), ModuleShape("v_proj", 37, 9)),
-    (ModuleShape("o_proj", 24, 37),),
-    (ModuleShape("gate_proj", 37, 53), ModuleShape("up_proj", 37, 53)),
-)
+# Fused linear layers as a decoder has them: three parts, one part, two parts; sizes that nothing divides.
+LINEARS = {
+    "qkv": (ModuleShape("q_proj", 37, 24), ModuleShape("k_proj", 37, 9), ModuleShape("v_proj", 37, 9)),
+    "o": (ModuleShape("o_proj", 24, 37),),
+    "gate_up": (ModuleShape("gate_proj", 37, 53), ModuleShape("up_proj", 37, 53)),
+}
+PARTS = [part for parts in LINEARS.values() for part in parts]
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,15 @@ class Pair:
 class World:
     """A pool with some adapters installed, and the same adapters as plain matrices."""
 
-    def __init__(self, seed: int, slots: int, pages: int = 64, max_rank: int = 64) -> None:
+    def __init__(self, seed: int, slots: int, page_rows: int = PAGE_ROWS) -> None:
+        self.page_rows = page_rows
         self.rng = np.random.default_rng(seed)
-        self.pool = LoraPool(FUSED, PoolSize(LAYERS, slots, pages, max_rank), CPU, torch.float32)
-        for part in (part for parts in FUSED for part in parts):
-            self.pool.copy(self._garbage(part, pages), self._garbage_tensors(part, pages))
+        self.pool = LoraPool(LINEARS, PoolSize(LAYERS, slots, PAGES, 64, page_rows), CPU, torch.float32)
+        for part in PARTS:
+            self.pool.copy(self._garbage(part), self._garbage_tensors(part))
         self.pairs: dict[tuple[int, int, str], Pair] = {}
         # Page numbers are handed out in random order, so that an adapter's rank rows are scattered.
-        self.free = {p.name: self.rng.permutation(pages).tolist() for parts in FUSED for p in parts}
+        self.free = {p.name: self.rng.permutation(PAGES).tolist() for p in PARTS}
 
     def random(self, *shape: int) -> Tensor:
         """Normal numbers that keep products near 1."""
@@ -59,11 +61,11 @@ class World:
         """Put an adapter with these ranks (by layer and module) into a slot."""
         placements, tensors = [], {}
         for (layer, module), rank in ranks.items():
-            shape = next(p for parts in FUSED for p in parts if p.name == module)
+            shape = next(p for p in PARTS if p.name == module)
             pair = Pair(
                 self.random(rank, shape.inputs), self.random(rank, shape.outputs), float(self.rng.uniform(0.1, 4))
             )
-            pages = tuple(self.free[module].pop() for _ in range(pages_for(rank)))
+            pages = tuple(self.free[module].pop() for _ in range(pages_for(rank, self.page_rows)))
             placements.append(Placement(layer, module, pages, rank, pair.scale))
             tensors[f"{layer}.{module}.A"], tensors[f"{layer}.{module}.B"] = pair.a, pair.b
             self.pairs[slot, layer, module] = pair
@@ -72,34 +74,34 @@ class World:
         self.pool.point(command)
         return command
 
-    def expected(self, x: Tensor, y: Tensor, place: tuple[int, int], chunks: Sequence[LoraChunk]) -> Tensor:
+    def expected(self, x: Tensor, y: Tensor, place: tuple[int, str], chunks: Sequence[LoraChunk]) -> Tensor:
         """The definition: y += scale * (x A) B for each run of rows, in fp64."""
         result = y.double()
         for chunk in chunks:
             rows, column = slice(chunk.start, chunk.start + chunk.length), 0
-            for part in FUSED[place[1]]:
+            for part in LINEARS[place[1]]:
                 if pair := self.pairs.get((chunk.slot, place[0], part.name)):
                     delta = x[rows].double() @ pair.a.double().T @ pair.b.double() * pair.scale
                     result[rows, column : column + part.outputs] += delta
                 column += part.outputs
         return result.float()
 
-    def apply(self, x: Tensor, y: Tensor, place: tuple[int, int], chunks: Sequence[LoraChunk]) -> Tensor:
+    def apply(self, x: Tensor, y: Tensor, place: tuple[int, str], chunks: Sequence[LoraChunk]) -> Tensor:
         """The operation under test, on a copy."""
-        layer, fused = place
+        layer, linear = place
         out = y.clone()
         batch = lora_batch(tuple(chunks), CPU)
         if batch is not None:
-            apply_lora(x, out, self.pool.layers[layer][fused], batch)
+            apply_lora(x, out, self.pool.layers[layer][linear], batch)
         return out
 
-    def _garbage(self, part: ModuleShape, pages: int) -> InstallAdapter:
-        place = Placement(0, part.name, tuple(range(pages)), pages * PAGE_ROWS, 1.0)
+    def _garbage(self, part: ModuleShape) -> InstallAdapter:
+        place = Placement(0, part.name, tuple(range(PAGES)), PAGES * self.page_rows, 1.0)
         return InstallAdapter(0, "", (), (place,))
 
-    def _garbage_tensors(self, part: ModuleShape, pages: int) -> dict[str, Tensor]:
+    def _garbage_tensors(self, part: ModuleShape) -> dict[str, Tensor]:
         """What other adapters left behind: rows that must never be read."""
-        rows = pages * PAGE_ROWS
+        rows = PAGES * self.page_rows
         return {
             f"0.{part.name}.A": torch.full((rows, part.inputs), torch.nan),
             f"0.{part.name}.B": torch.full((rows, part.outputs), torch.nan),
@@ -108,7 +110,7 @@ class World:
 
 def full(rank: int) -> dict[tuple[int, str], int]:
     """The same rank everywhere."""
-    return {(layer, part.name): rank for layer in range(LAYERS) for parts in FUSED for part in parts}
+    return {(layer, part.name): rank for layer in range(LAYERS) for part in PARTS}
 
 
 def layout(lengths: Sequence[tuple[int | None, int]]) -> tuple[list[LoraChunk], int]:
@@ -121,17 +123,18 @@ def layout(lengths: Sequence[tuple[int | None, int]]) -> tuple[list[LoraChunk], 
     return chunks, start
 
 
+@pytest.mark.parametrize("page_rows", [8, 16, 32])
 @pytest.mark.parametrize("rank", RANKS)
-@pytest.mark.parametrize("fused", range(len(FUSED)))
-def test_each_rank_alone(rank: int, fused: int) -> None:
-    world = World(rank, slots=2)
+@pytest.mark.parametrize("linear", LINEARS)
+def test_each_rank_alone(rank: int, linear: str, page_rows: int) -> None:
+    world = World(rank, slots=2, page_rows=page_rows)
     world.install(1, full(rank))
     chunks, rows = layout([(None, 2), (1, 1), (1, LONG_CHUNK - 1), (1, LONG_CHUNK), (None, 1), (1, 40)])
-    x = world.random(rows, FUSED[fused][0].inputs)
-    y = world.random(rows, sum(p.outputs for p in FUSED[fused]))
+    x = world.random(rows, LINEARS[linear][0].inputs)
+    y = world.random(rows, sum(p.outputs for p in LINEARS[linear]))
     for layer in range(LAYERS):
-        out = world.apply(x, y, (layer, fused), chunks)
-        torch.testing.assert_close(out, world.expected(x, y, (layer, fused), chunks), rtol=1e-5, atol=1e-5)
+        out = world.apply(x, y, (layer, linear), chunks)
+        torch.testing.assert_close(out, world.expected(x, y, (layer, linear), chunks), rtol=1e-5, atol=1e-5)
 
 
 SLOTS = 4
@@ -139,7 +142,7 @@ RUNS = st.lists(
     st.tuples(st.none() | st.integers(0, SLOTS - 1), st.sampled_from((1, 1, 2, 15, 16, 33))), min_size=1, max_size=12
 )
 SOME_RANKS = st.dictionaries(
-    st.tuples(st.integers(0, LAYERS - 1), st.sampled_from([p.name for parts in FUSED for p in parts])),
+    st.tuples(st.integers(0, LAYERS - 1), st.sampled_from([p.name for p in PARTS])),
     st.sampled_from(RANKS),
     min_size=1,
 )
@@ -150,17 +153,17 @@ SOME_RANKS = st.dictionaries(
     seed=st.integers(0, 2**32),
     adapters=st.lists(SOME_RANKS, min_size=SLOTS, max_size=SLOTS),
     runs=RUNS,
-    place=st.tuples(st.integers(0, LAYERS - 1), st.integers(0, len(FUSED) - 1)),
+    place=st.tuples(st.integers(0, LAYERS - 1), st.sampled_from(sorted(LINEARS))),
 )
 def test_any_mix(
-    seed: int, adapters: list[dict[tuple[int, str], int]], runs: list[tuple[int | None, int]], place: tuple[int, int]
+    seed: int, adapters: list[dict[tuple[int, str], int]], runs: list[tuple[int | None, int]], place: tuple[int, str]
 ) -> None:
     """Mixed ranks with absent parts, base rows between, several chunks of one slot; rows alone as in company."""
     world = World(seed, SLOTS)
     for slot, ranks in enumerate(adapters):
         world.install(slot, ranks)
     chunks, rows = layout(runs)
-    parts = FUSED[place[1]]
+    parts = LINEARS[place[1]]
     x, y = world.random(rows, parts[0].inputs), world.random(rows, sum(p.outputs for p in parts))
     out = world.apply(x, y, place, chunks)
     torch.testing.assert_close(out, world.expected(x, y, place, chunks), rtol=1e-5, atol=1e-5)
@@ -185,11 +188,11 @@ def test_columns_of_absent_parts_keep_their_bits() -> None:
     x, y = world.random(20, 37), world.random(20, 42)
     for lengths in ([(0, 20)], [(0, 1)] * 20):
         chunks, _ = layout(lengths)
-        out = world.apply(x, y, (0, 0), chunks)
+        out = world.apply(x, y, (0, "qkv"), chunks)
         assert torch.equal(out[:, :24], y[:, :24])
         assert torch.equal(out[:, 33:], y[:, 33:])
         assert not torch.equal(out[:, 24:33], y[:, 24:33])
-        assert torch.equal(world.apply(x, y, (1, 0), chunks), y), "the other layer has nothing"
+        assert torch.equal(world.apply(x, y, (1, "qkv"), chunks), y), "the other layer has nothing"
 
 
 def test_cleared_and_refilled_slots() -> None:
@@ -198,27 +201,27 @@ def test_cleared_and_refilled_slots() -> None:
     neighbour = world.install(1, full(4))
     x, y = world.random(3, 37), world.random(3, 42)
     chunks = [LoraChunk(0, 0, 1), LoraChunk(1, 1, 1)]
-    both = world.apply(x, y, (0, 0), chunks)
+    both = world.apply(x, y, (0, "qkv"), chunks)
     world.pool.clear(0)
-    cleared = world.apply(x, y, (0, 0), chunks)
+    cleared = world.apply(x, y, (0, "qkv"), chunks)
     assert torch.equal(cleared[0], y[0])
     assert torch.equal(cleared[1], both[1])
     for key in [key for key in world.pairs if key[0] == 0]:
         del world.pairs[key]
     world.install(0, {(0, "q_proj"): 3})
-    torch.testing.assert_close(world.apply(x, y, (0, 0), chunks), world.expected(x, y, (0, 0), chunks))
+    torch.testing.assert_close(world.apply(x, y, (0, "qkv"), chunks), world.expected(x, y, (0, "qkv"), chunks))
     world.pool.point(neighbour)
-    torch.testing.assert_close(world.apply(x, y, (0, 0), chunks), world.expected(x, y, (0, 0), chunks))
+    torch.testing.assert_close(world.apply(x, y, (0, "qkv"), chunks), world.expected(x, y, (0, "qkv"), chunks))
 
 
 def test_batch_separates_long_chunks_from_single_rows() -> None:
     chunks = (LoraChunk(3, 0, 1), LoraChunk(1, 2, LONG_CHUNK), LoraChunk(0, 40, 2))
     batch = lora_batch(chunks, CPU)
     assert batch is not None
-    assert batch.long == (chunks[1],)
+    assert batch.long_chunks == (chunks[1],)
     assert batch.rows.tolist() == [0, 40, 41]
     assert batch.slots.tolist() == [3, 0, 0]
-    tiles = zip(batch.tile_slots.tolist(), batch.tile_rows.tolist(), strict=True)
+    tiles = zip(*(tensor.tolist() for tensor in slot_tiles(chunks, 16, CPU)), strict=True)
     tiled = [(row, slot) for slot, rows in tiles for row in rows if row >= 0]
     assert sorted(tiled) == [(0, 3), *((row, 1) for row in range(2, 18)), (40, 0), (41, 0)]
     assert lora_batch((), CPU) is None
@@ -233,7 +236,7 @@ def test_tensors_of_another_shape_are_not_installed() -> None:
 
 def test_page_bytes_are_what_the_pools_take() -> None:
     pages = 5
-    pool = LoraPool(FUSED, PoolSize(LAYERS, 1, pages, 16), CPU, torch.float32)
-    seen = {t.data_ptr(): t.nbytes for projection in pool.layers[0] for t in (*projection.a, *projection.b)}
-    assert sum(seen.values()) == pages * page_bytes(FUSED, 4)
-    warm_up(pool.layers[0])
+    pool = LoraPool(LINEARS, PoolSize(LAYERS, 1, pages, 16), CPU, torch.float32)
+    seen = {t.data_ptr(): t.nbytes for fused in pool.layers[0].values() for t in (*fused.a, *fused.b)}
+    assert sum(seen.values()) == pages * page_bytes(LINEARS, 4)
+    warm_up(pool.layers[0].values())
