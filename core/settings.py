@@ -1,7 +1,7 @@
 """The server's settings: one dataclass that the command line, MOTET_… variables and a TOML file all fill.
 
-The order is flag, then environment, then file, then default. `Settings` is frozen and complete; what a default
-such as `auto` comes to is decided by the part that needs it.
+A flag goes before the environment, the environment before the file, the file before the default. `Settings` is frozen
+and complete; the code that uses a setting resolves a default such as `auto`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any
 from motet.core.errors import StartupError
 
 OTHER_VARIABLES = ("MOTET_CONFIG", "MOTET_CACHE", "MOTET_HUB_TOKEN")
-SIMILAR = 0.85
-"""How much alike (difflib's ratio, 0 to 1) two names are of which one is a slip for the other."""
-SIMILAR_TYPED = 0.7
-"""The same for a flag or key, which has to be an error anyway: a wrong guess does less harm there."""
+VARIABLE_SIMILARITY = 0.85
+"""Similarity (difflib's ratio, 0 to 1) from which an unknown variable counts as a misspelt setting."""
+FLAG_SIMILARITY = 0.7
+"""The same for an unknown flag or key. These are errors in any case, so a wrong guess does less harm."""
 
 _SERVICE_LINK = re.compile(
     r"MOTET_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
@@ -32,7 +32,7 @@ _SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://.*")
 _LIST = "tuple[str, ...]"
 _PORT = r"[1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5]"
 _DOMAIN = r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*"
-# Nothing that no browser sends: a path, a capital, the scheme's own port, `*` within a name.
+# Excludes what no browser sends: a path, a capital letter, the scheme's default port, `*` within a name.
 _ORIGIN = (
     r"\*|null|(?!http://.*:80\Z|https://.*:443\Z)"
     rf"[a-z][a-z0-9+.-]*://(?:\*|(?:\*\.)?{_DOMAIN}|\[[0-9a-f:.]+\])(?::(?:\*|{_PORT}))?"
@@ -52,7 +52,7 @@ def parse_size(text: str) -> int:
 
 
 def _setting(default: Any, help: str, **extra: Any) -> Any:
-    """A setting; `group` begins a group of them in `--help`, and `metavar` stands for the value there."""
+    """A setting; in `--help`, `group` begins a group of settings, and `metavar` stands for the value."""
     metadata = {"help": help, **extra}
     if isinstance(default, (list, tuple)):
         return field(default_factory=lambda: default, metadata=metadata)
@@ -61,29 +61,29 @@ def _setting(default: Any, help: str, **extra: Any) -> Any:
 
 @dataclass(frozen=True)
 class Settings:
-    """What `motet serve` can be told. Field `adapter_root` is `--adapter-root`, MOTET_ADAPTER_ROOT, and so on."""
+    """The settings of `motet serve`. The field `adapter_root` is `--adapter-root`, MOTET_ADAPTER_ROOT, and so on."""
 
     model: str = _setting(
         "smollm2",
-        "base model: a model source's name, a directory, a .gguf file or a hub id",
+        "base model: the name of a model source, a directory, a .gguf file or a hub id",
         group="Model",
         metavar="MODEL",
     )
     model_name: str = _setting(
-        "", "the name that clients use for it (default: the source's or directory's name)", metavar="NAME"
+        "", "name of the base model for clients (default: the name of the source or directory)", metavar="NAME"
     )
     model_alias: tuple[str, ...] = _setting(
-        (), "another name that clients may use for the base model (repeatable)", metavar="NAME"
+        (), "another name of the base model for clients (repeatable)", metavar="NAME"
     )
     host: str = _setting("127.0.0.1", "address to listen on", group="HTTP", metavar="ADDRESS")
     port: int = _setting(8080, "port to listen on", low=0, high=65535)
-    api_workers: int = _setting(1, "API processes in front of the one engine", low=1, high=64)
+    api_workers: int = _setting(1, "API processes; all use the same engine", low=1, high=64)
     api_keys: str = _setting(
-        "", "a file of API keys (default: anybody may use the server)", group="Access", metavar="FILE"
+        "", "file of API keys (default: everyone may use the server)", group="Access", metavar="FILE"
     )
     cors_origin: tuple[str, ...] = _setting(
         (),
-        "an origin whose pages may call this server from a browser, such as http://localhost:*, or * (repeatable)",
+        "origin whose pages may call this server from a browser, such as http://localhost:*, or * (repeatable)",
         metavar="ORIGIN",
         separator=",",
         pattern=_ORIGIN,
@@ -92,7 +92,7 @@ class Settings:
     )
     allowed_host: tuple[str, ...] = _setting(
         (),
-        "a host name by which a server without API keys may be called, or * (repeatable)",
+        "host name that requests may use if there are no API keys, or * (repeatable)",
         metavar="NAME",
         pattern=_HOST,
         expected="a host name such as motet.example (no http://, no path), or *",
@@ -101,30 +101,30 @@ class Settings:
     tls_key: str = _setting("", "the certificate's private key (PEM)", metavar="FILE")
     shards: int = _setting(1, "ranks that share the model by tensor parallelism", low=1, high=64, group="Engine")
     threads: int = _setting(
-        0, "CPU threads of all ranks together (0: the CPUs that the machine or its cgroup grants)", low=0, high=1024
+        0, "CPU threads of all ranks together (0: the CPUs of the machine, or of its cgroup)", low=0, high=1024
     )
-    device: str = _setting("auto", "where the engine computes", choices=("auto", "cpu", "cuda"))
+    device: str = _setting("auto", "device of the engine", choices=("auto", "cpu", "cuda"))
     dtype: str = _setting(
         "auto",
-        "numbers it computes with (auto: float32 on the CPU, the checkpoint's 16 bits, or bfloat16, on CUDA)",
+        "compute dtype (auto: float32 on the CPU; on CUDA the checkpoint's 16-bit dtype, else bfloat16)",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     max_context: int = _setting(0, "longest prompt and answer together, in tokens (0: the model's own)", low=0)
     adapter_root: tuple[str, ...] = _setting(
-        (), "a directory under which local:NAME is looked up (repeatable)", metavar="DIR", group="Adapters"
+        (), "directory in which local:NAME is searched (repeatable)", metavar="DIR", group="Adapters"
     )
     follow_links: str = _setting(
-        "off", "whether links in adapter roots may lead out of them", choices=("off", "on"), bare="on"
+        "off", "whether links in adapter roots may lead out of the roots", choices=("off", "on"), bare="on"
     )
     adapter_slots: int = _setting(32, "adapters on the device at once", low=1, high=4096)
     adapter_memory: str = _setting(
-        "auto", "device memory for adapters, such as 2GiB (auto: by --adapter-slots)", size=True
+        "auto", "device memory for adapters, such as 2GiB (auto: enough for --adapter-slots)", size=True
     )
-    max_adapter_rank: int = _setting(256, "adapters with a higher rank are refused", low=1, high=4096)
-    default_source: str = _setting("hub", "the adapter source that org/name means", metavar="SOURCE")
+    max_adapter_rank: int = _setting(256, "highest LoRA rank; adapters above it are refused", low=1, high=4096)
+    default_source: str = _setting("hub", "adapter source of names without one, such as org/name", metavar="SOURCE")
     authorisation_seconds: float = _setting(
         60.0,
-        "how long a source's permission to use an adapter holds before the source is asked again",
+        "how long a source's permission to use an adapter holds before it is requested again",
         low=0,
         metavar="SECONDS",
     )
@@ -136,37 +136,37 @@ class Settings:
     )
     pooling: str = _setting(
         "auto",
-        "how embeddings are pooled (auto: as the model says, else the last token's)",
+        "how embeddings are pooled (auto: as the model's config says, else last)",
         choices=("auto", "last", "mean"),
     )
-    max_batch_tokens: int = _setting(
-        512, "tokens that one step takes at most", low=16, high=1 << 20, group="Batching and cache"
-    )
-    max_sequences: int = _setting(256, "sequences that one step takes at most", low=1, high=1 << 16)
+    max_batch_tokens: int = _setting(512, "most tokens in one step", low=16, high=1 << 20, group="Batching and cache")
+    max_sequences: int = _setting(256, "most sequences in one step", low=1, high=1 << 16)
     kv_memory: str = _setting("auto", "memory for the key-value cache, such as 4GiB", size=True)
     data_dir: str = _setting(
         "",
-        "where stored responses, files and batches are kept (default: motet in the user's data directory)",
+        "directory for stored responses, files and batches (default: motet in the user's data directory)",
         group="Storage and limits",
         metavar="DIR",
     )
     cache_size: str = _setting(
         "auto",
-        "disk space for fetched, prepared and merged adapters (auto: 20GiB, or half of what the disk has if less)",
+        "disk space for fetched, prepared and merged adapters (auto: 20GiB, or half of the available space if less)",
         size=True,
     )
     max_body: str = _setting("4MiB", "largest request body", size=True, low=1)
     max_file: str = _setting("200MiB", "largest file that can be uploaded", size=True)
-    max_files: str = _setting(
-        "10GiB", "what files, batches and stored responses together may take on the disk", size=True
-    )
-    batch_concurrency: int = _setting(32, "lines of batches that run at once", low=1, high=1024)
+    max_files: str = _setting("10GiB", "disk space for files, batches and stored responses together", size=True)
+    batch_concurrency: int = _setting(32, "lines of batches that run at the same time", low=1, high=1024)
     drain_seconds: float = _setting(
-        8.0, "how long requests may finish after Ctrl-C", low=0, group="Shutdown", metavar="SECONDS"
+        8.0,
+        "how long running requests may continue after Ctrl-C or SIGTERM",
+        low=0,
+        group="Shutdown",
+        metavar="SECONDS",
     )
     drain_delay: float = _setting(
         0.0,
-        "how long the server still answers new requests after Ctrl-C or SIGTERM, while it reports that it is not ready",
+        "how long the server accepts new requests after Ctrl-C or SIGTERM, while it reports that it is not ready",
         low=0,
         metavar="SECONDS",
     )
@@ -181,12 +181,12 @@ class Settings:
 
 
 def flag(name: str) -> str:
-    """The command line's spelling of a setting."""
+    """The command-line flag of a setting."""
     return "--" + name.replace("_", "-")
 
 
 def _convert(setting: dataclasses.Field[Any], value: Any, origin: str) -> Any:
-    """`value` (text, or TOML's own type) as the setting's type, checked. Raises StartupError naming `origin`."""
+    """Convert `value` (a string, or a TOML value) to the setting's type. Raises StartupError naming `origin`."""
     name, rules = setting.name, setting.metadata
     kind: type = {"int": int, "float": float}.get(str(setting.type), str)
     expected = rules.get("expected") or ("a size such as 512MiB" if rules.get("size") else f"of type {kind.__name__}")
@@ -213,7 +213,7 @@ def _convert(setting: dataclasses.Field[Any], value: Any, origin: str) -> Any:
 
 
 def _is_readable(setting: dataclasses.Field[Any], value: Any) -> bool:
-    """Whether the setting can be read from a value of this type: text, or TOML's number or list where it is one."""
+    """Whether a value of this type can be converted: a string, or TOML's number or list for such a setting."""
     if isinstance(value, (list, tuple)):
         return setting.type == _LIST and all(isinstance(entry, str) for entry in value)
     numbers: dict[str, Any] = {"int": int, "float": (int, float)}
@@ -222,7 +222,7 @@ def _is_readable(setting: dataclasses.Field[Any], value: Any) -> bool:
 
 
 def load_settings(flags: Mapping[str, Any], environ: Mapping[str, str], config: Path | None = None) -> Settings:
-    """Settings from flags (only those that were given), MOTET_… variables and a TOML file, in that order.
+    """Settings from flags (only those that were passed), MOTET_… variables and a TOML file, in that order.
 
     Raises StartupError naming the flag, variable or key that is wrong, or unknown in the file.
     """
@@ -244,15 +244,15 @@ def load_settings(flags: Mapping[str, Any], environ: Mapping[str, str], config: 
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the known name that is most like it, if one is."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=SIMILAR_TYPED)
-    return f"; did you mean {near[0]}?" if near else ""
+    """The end of a message about an unknown name: a suggestion, if a known name is similar."""
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=FLAG_SIMILARITY)
+    return f"; did you mean {matches[0]}?" if matches else ""
 
 
 def service_links(environ: Mapping[str, str]) -> list[str]:
     """MOTET_… variables that describe a Kubernetes Service or a linked container, such as MOTET_PORT=tcp://10.0.0.1:80.
 
-    They are in each pod whose namespace has a Service called `motet`, or `motet-` and something.
+    Kubernetes sets them in each pod whose namespace has a Service called `motet` or `motet-…`.
     """
     return sorted(
         name
@@ -262,12 +262,12 @@ def service_links(environ: Mapping[str, str]) -> list[str]:
 
 
 def misspelt_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """MOTET_… variables that are no setting but much like one, each with the one; plugins may have others."""
+    """MOTET_… variables whose names are similar to a setting's, each with that one; plugins may have others."""
     known = [f"MOTET_{setting.name.upper()}" for setting in dataclasses.fields(Settings)]
     known += service_links(environ)
-    strange = (name for name in environ if name.startswith("MOTET_") and name not in (*known, *OTHER_VARIABLES))
-    near = {name: difflib.get_close_matches(name, known, n=1, cutoff=SIMILAR) for name in strange}
-    return {name: found[0] for name, found in near.items() if found}
+    unknown = (name for name in environ if name.startswith("MOTET_") and name not in (*known, *OTHER_VARIABLES))
+    similar = {name: difflib.get_close_matches(name, known, n=1, cutoff=VARIABLE_SIMILARITY) for name in unknown}
+    return {name: matches[0] for name, matches in similar.items() if matches}
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -276,4 +276,4 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise StartupError(f"--config: cannot read {path}: {error.strerror}", param="config") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise StartupError(f"--config: {path} is not TOML: {error}", param="config") from error
+        raise StartupError(f"--config: {path} is not valid TOML: {error}", param="config") from error

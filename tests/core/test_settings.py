@@ -103,7 +103,7 @@ def test_wrong_values_name_their_origin(name: str, value: str) -> None:
         ("shard = 2", r"unknown setting 'shard'; did you mean shards\?"),
         ("weather = 1", "unknown setting 'weather'$"),
         ("port = 'x'", "port"),
-        ("port =", "is not TOML"),
+        ("port =", "is not valid TOML"),
         ("[server]\nport = 1", "server"),
         ("port = true", "port: True is not of type int"),
         ("port = 8080.7", "port: 8080.7 is not of type int"),
@@ -125,7 +125,7 @@ def test_wrong_files_name_the_key(tmp_path: Path, text: str, named: str) -> None
 def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     path = tmp_path / "motet.toml"
     path.write_bytes("port = 1  # hier h\u00f6ren".encode("latin-1"))
-    with pytest.raises(StartupError, match=r"motet\.toml is not TOML"):
+    with pytest.raises(StartupError, match=r"motet\.toml is not valid TOML"):
         load_settings({}, {}, path)
 
 
