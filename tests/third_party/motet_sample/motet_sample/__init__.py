@@ -1,6 +1,6 @@
 """`sample`: adapters in the directories under MOTET_SAMPLE_ROOT, a chat template for them, and `yes_no` answers.
 
-A directory with a file `.token` is for those only who send that token.
+If a directory has a file `.token`, requests must send that token.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class SampleAdapters(AdapterSource):
         directory = self._directory(ref)
         secret = directory / ".token"
         if secret.is_file() and not hmac.compare_digest(secret.read_bytes().strip(), (token or "").encode()):
-            raise Unauthenticated(f"{ref} wants its token", param="api_token")
+            raise Unauthenticated(f"{ref} needs a token: send api_token", param="api_token")
         return ResolvedAdapter(ref, await asyncio.to_thread(_digest, directory))
 
     async def fetch(self, adapter: ResolvedAdapter, token: str | None, into: Path) -> Path:
