@@ -1,6 +1,6 @@
-"""A rank made of dictionaries: runs the scheduler's plans and notices every wrong token, block, slot and page.
+"""A model runner made of dictionaries: it checks every token, block, slot and page of the scheduler's plans.
 
-Each token of a test is a number of its own, so that a key-value row says whose it is and where it belongs.
+All tokens of a test are different numbers, so that a row of the KV cache identifies its sequence and position.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def make_adapter(name: str, entries: list[tuple[int, str, int]]) -> PreparedAdap
 
 
 class FakeModelRunner:
-    """Drives one scheduler as EngineCore does, and checks each step against what the sequences really are."""
+    """Drives a scheduler as EngineCore does, and checks each step against the tokens of the sequences."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
@@ -34,13 +34,13 @@ class FakeModelRunner:
         self.installing: dict[str, InstallAdapter] = {}
         self.busy_steps = 0
         self._ids, self._tokens = count(), count()
-        self._cache: dict[tuple[int, int], tuple[int, str | None]] = {}  # (block, offset) -> token, under which adapter
+        self._cache: dict[tuple[int, int], tuple[int, str | None]] = {}  # (block, offset) -> token, adapter
         self._slots: dict[int, InstallAdapter] = {}
         self._page_owner: dict[tuple[str, int], str] = {}
-        self._sampled: list[int] = []  # what each row of the last step sampled
+        self._sampled: list[int] = []  # by row of the last step
 
     def submit(self, prompt: int, output: int, adapter: str | None, n: int = 1, **others: Any) -> str:
-        """Queue `n` choices of a prompt of that many fresh tokens; returns the first one's id.
+        """Queue `n` choices of a prompt with `prompt` new tokens; returns the first choice's id.
 
         `others` are fields of AddRequest; without a `group`, the request has an owner of its own.
         """
@@ -56,12 +56,12 @@ class FakeModelRunner:
         return ids[0]
 
     def abort(self, id: str) -> None:
-        """The client has gone."""
+        """End a sequence, as when its client is gone."""
         del self.texts[id]
         assert self.scheduler.finish(id) is not None
 
     def report(self, adapter: str, works: bool) -> None:
-        """An installation has ended on every rank."""
+        """Every rank has finished an installation."""
         command = self.installing.pop(adapter)
         if works:
             self.scheduler.slots.mark_ready(adapter)
@@ -72,15 +72,15 @@ class FakeModelRunner:
             self.abort(sequence.id)
 
     def step(self, seconds: float) -> bool:
-        """Schedule and run one step; whether there was one."""
+        """Schedule and run one step; False if nothing could run."""
         self.now += seconds
         before = list(self.scheduler.running)
         step = self.scheduler.schedule(self.now)
-        stay = [s.precedence for s in before if s in self.scheduler.running]
-        gone = [s for s in before if s in self.scheduler.waiting]
-        # An adapter's users may go for a sequence of a better priority, so that the order holds within one priority.
-        for sequence in gone:
-            worse = [who for who in stay if who > sequence.precedence and who[0] == sequence.request.priority]
+        remaining = [s.precedence for s in before if s in self.scheduler.running]
+        preempted = [s for s in before if s in self.scheduler.waiting]
+        # All sequences of an adapter may be preempted for a better priority; so the order holds within a priority.
+        for sequence in preempted:
+            worse = [p for p in remaining if p > sequence.precedence and p.priority == sequence.request.priority]
             assert not worse or any(s.request.priority < sequence.request.priority for s in self.scheduler.sequences())
         for command in self.scheduler.take_commands():
             if isinstance(command, ClearSlot):
@@ -94,7 +94,7 @@ class FakeModelRunner:
         return step is not None
 
     def check_idle(self) -> None:
-        """Everything has come home."""
+        """Assert that nothing runs, and that all blocks and slots are free."""
         scheduler = self.scheduler
         assert not self.texts
         assert not scheduler.sequences()
@@ -108,7 +108,7 @@ class FakeModelRunner:
         assert command.fingerprint not in in_use
         for placement in command.placements:
             for page in placement.pages:
-                assert (placement.module, page) not in self._page_owner, "a page that is taken is written"
+                assert (placement.module, page) not in self._page_owner, "a page in use is written"
                 self._page_owner[placement.module, page] = command.fingerprint
         self._slots[command.slot] = command
         self.installing[command.fingerprint] = command
@@ -126,35 +126,35 @@ class FakeModelRunner:
         assert sum(sizes) <= limits.max_batch_tokens, "the token budget is exceeded"
         assert len(plan.sequences) <= limits.max_sequences, "too many sequences"
         assert sorted(sizes, key=lambda n: n > 1) == sizes, "single tokens come first"
-        owners = [sequence.id for sequence in step.sequences]
-        assert len(set(owners)) == len(owners), "a sequence has two shares"
+        ids = [sequence.id for sequence in step.sequences]
+        assert len(set(ids)) == len(ids), "a sequence has two shares"
         for share, sequence in zip(plan.sequences, step.sequences, strict=True):
             self._feed(share, sequence)
-        self._check_lora(step, owners)
-        sampling = [id for id, share in zip(owners, plan.sequences, strict=True) if share.sample]
+        self._check_lora(step, ids)
+        sampling = [id for id, share in zip(ids, plan.sequences, strict=True) if share.sample]
         assert [row.id for row in step.rows] == sampling
-        self._sampled = [self._fresh(id) for id in sampling]
+        self._sampled = [self._new_token(id) for id in sampling]
         self.scheduler.record_samples(step, self._sampled)
         for row in list(step.rows):
             self._check_progress(row)
 
     def _feed(self, share: SequencePlan, sequence: Sequence) -> None:
-        """Write a share's keys, and look at the context through its table."""
+        """Write the keys of a plan's tokens, and check the context in its block table."""
         tokens = [self._sampled[-1 - t] if t < 0 else t for t in share.tokens]
         text, end, adapter = self.texts[sequence.id], share.start + len(tokens), sequence.request.adapter
         assert tokens == text[share.start : end], "the tokens fed are not the sequence's"
-        assert share.sample == (end == len(text)), "a token is sampled exactly after the last known one"
+        assert share.sample == (end == len(text)), "a token is sampled exactly after the newest one"
         size = self.scheduler.blocks.block_size
         assert len(share.block_table) == -(-end // size), "the table covers exactly the context"
         for position, token in enumerate(tokens, share.start):
             block = share.block_table[position // size]
             holders = [s.id for s in self.scheduler.running if block in s.blocks]
-            assert holders == [sequence.id], "a block that others read is written"
+            assert holders == [sequence.id], "a block that other sequences read is written"
             self._cache[block, position % size] = token, adapter
         seen = [self._cache.get((share.block_table[p // size], p % size)) for p in range(end)]
-        assert seen == [(token, adapter) for token in text[:end]], "the context seen is not the sequence's"
+        assert seen == [(token, adapter) for token in text[:end]], "the context is not the sequence's"
 
-    def _check_lora(self, step: Step, owners: list[str]) -> None:
+    def _check_lora(self, step: Step, ids: list[str]) -> None:
         by_row: dict[int, int] = {}
         for chunk in step.plan.lora:
             for row in range(chunk.start, chunk.start + chunk.length):
@@ -162,7 +162,7 @@ class FakeModelRunner:
                 by_row[row] = chunk.slot
         adapters = {s.id: s.request.adapter for s in self.scheduler.running}
         row = 0
-        for id, share in zip(owners, step.plan.sequences, strict=True):
+        for id, share in zip(ids, step.plan.sequences, strict=True):
             for _ in share.tokens:
                 self._check_row(adapters[id], by_row.get(row))
                 row += 1
@@ -184,7 +184,7 @@ class FakeModelRunner:
             self.finished.add(id)
             self.abort(id)
 
-    def _fresh(self, id: str) -> int:
+    def _new_token(self, id: str) -> int:
         token = next(self._tokens)
         self.texts[id].append(token)
         return token

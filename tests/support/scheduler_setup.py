@@ -1,4 +1,4 @@
-"""Small worlds for the scheduler: how much room there is, and running until all is done."""
+"""Schedulers with few blocks, slots and tokens per step, and running them until all sequences have finished."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ ENTRIES = st.lists(
 
 
 @dataclass(frozen=True)
-class Room:
-    """How small a world is."""
+class SchedulerSize:
+    """The sizes of a scheduler: `pages` per module, and `budget` tokens per step."""
 
     blocks: int = 6
     block_size: int = 2
@@ -32,15 +32,15 @@ class Room:
     budget: int = 4
     sequences: int = 4
 
-    def rank(self) -> FakeModelRunner:
-        """A fresh scheduler of this size, with a rank that checks it."""
+    def runner(self) -> FakeModelRunner:
+        """A new scheduler of this size, with a runner that checks it."""
         blocks = BlockManager(self.blocks, self.block_size)
         slots = AdapterSlots(self.slots, dict.fromkeys(MODULES, self.pages))
         return FakeModelRunner(Scheduler(blocks, slots, SchedulerConfig(self.budget, self.sequences), "engine_id"))
 
 
-ROOMS = st.builds(
-    Room,
+SIZES = st.builds(
+    SchedulerSize,
     blocks=st.integers(1, 12),
     block_size=st.integers(1, 4),
     slots=st.integers(1, 3),
@@ -50,17 +50,17 @@ ROOMS = st.builds(
 )
 
 
-def finish_everything(rank: FakeModelRunner) -> None:
-    """Run until all is done, with every installation succeeding; in a bounded number of steps."""
-    longest = sum(rank.limits[id] for id in rank.texts)
-    # Each sequence once from the start, again after each of its preemptions by an older one, and idle steps.
-    bound = 50 + 20 * longest * (1 + len(rank.texts))
+def finish_everything(runner: FakeModelRunner) -> None:
+    """Run until all sequences have finished, in a bounded number of steps. Every installation succeeds."""
+    longest = sum(runner.limits[id] for id in runner.texts)
+    # Every sequence runs once from its start, and again after each preemption; some steps are idle.
+    bound = 50 + 20 * longest * (1 + len(runner.texts))
     for _ in range(bound):
-        if not rank.texts:
+        if not runner.texts:
             break
-        rank.step(0.5)
-        for adapter in sorted(rank.installing):
-            rank.report(adapter, works=True)
-    for adapter in sorted(rank.installing):
-        rank.report(adapter, works=True)
-    rank.check_idle()
+        runner.step(0.5)
+        for adapter in sorted(runner.installing):
+            runner.report(adapter, works=True)
+    for adapter in sorted(runner.installing):
+        runner.report(adapter, works=True)
+    runner.check_idle()

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import TypeVar, cast
 
 import pytest
-from support.scheduler_setup import Room
+from support.scheduler_setup import SchedulerSize
 from support.tiny_chat_model import write_chat_model
 
 from motet.core.errors import InvalidRequest, Overloaded
@@ -123,10 +123,10 @@ def test_those_that_wait_for_their_grammar_count_as_waiting(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(core, "MAX_WAITING", 3)
-    room = Room().rank().scheduler
+    scheduler = SchedulerSize().runner().scheduler
     sockets = EngineSockets(f"ipc://{tmp_path}/engine", f"ipc://{tmp_path}/ranks", 0)
     info = ModelInfo("tiny", "llama", str(model), 259, 256, "float32", 1, (2,), "cpu", 48)
-    engine = core.EngineCore(cast(ModelRunner, SimpleNamespace(pool=None, directory=model)), info, room, sockets)
+    engine = core.EngineCore(cast(ModelRunner, SimpleNamespace(pool=None, directory=model)), info, scheduler, sockets)
     requests = [AddRequest(f"r{i}", PROMPT, SamplingParams(max_tokens=1), grammar=SCHEMA) for i in range(4)]
     for request in requests[:3]:
         assert engine._refusal(request) is None
