@@ -1,4 +1,4 @@
-"""The Quart application: routes, error shapes, and the headers that every answer has."""
+"""Builds the Quart application: routes, error shapes, and the headers of every response."""
 
 from __future__ import annotations
 
@@ -36,30 +36,30 @@ from motet.api.routes import (
 )
 from motet.api.services import Services
 
-__all__ = ["OPERATIONS", "SURFACES", "Services", "create_app"]
+__all__ = ["OPERATIONS", "ROUTE_MODULES", "Services", "create_app"]
 
-SURFACES = (
+ROUTE_MODULES = (
     *(chat, completions, embeddings, responses, files, batches, models, cancel),
     *(generate, embed, info, tokens),
     messages,
     *(version, tags, show, ollama_chat, ollama_generate),
     *(metrics, not_offered, health, server_info),
 )
-"""The modules with routes: each has `routes(services)`, a blueprint, and OPERATIONS, which describes them."""
+"""The modules with routes: each has `routes(services)`, which returns a blueprint, and OPERATIONS, for OpenAPI."""
 
-OPERATIONS = tuple(operation for surface in (*SURFACES, docs) for operation in surface.OPERATIONS)
+OPERATIONS = tuple(operation for module in (*ROUTE_MODULES, docs) for operation in module.OPERATIONS)
 
 
 def create_app(services: Services) -> Quart:
     """The application for one API process."""
-    # Nothing is kept there, but the framework's own search for it fails in a namespace package.
+    # Unused, but the framework's own search for it fails in a namespace package.
     app = Quart("motet.api", static_folder=None, instance_path=str(Path(__file__).parent))
-    # An adapter's id may hold "//" (a URL): without this it would be redirected.
+    # An adapter's id may contain "//" (a URL); without this it would be redirected.
     app.url_map.merge_slashes = False
     max_body = services.settings.size("max_body") or DEFAULT_MAX_BODY
     app.config["MAX_CONTENT_LENGTH"] = max_body
     app.request_class = LimitedRequest
-    blueprints: list[Blueprint] = [surface.routes(services) for surface in SURFACES]
+    blueprints: list[Blueprint] = [module.routes(services) for module in ROUTE_MODULES]
     for blueprint in (*blueprints, docs.routes(OPERATIONS)):
         app.register_blueprint(blueprint)
     install_error_handlers(app, max_body, response_by_client(app))

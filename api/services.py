@@ -1,4 +1,4 @@
-"""What the routes work with: the parts of one API process, made by the worker and handed to `create_app`."""
+"""The services of one API process, which the worker creates and the routes use."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _version() -> str:
 
 @dataclass
 class Services:
-    """The parts of one API process; those that have a default need no setting up."""
+    """The services of one API process."""
 
     settings: Settings
     text: ModelTokenizer
@@ -46,28 +46,27 @@ class Services:
     grammars: GrammarChecker = field(default_factory=GrammarChecker)
     templates: BlockingCalls = field(default_factory=lambda: BlockingCalls("chat-templates", per_key=4))
     tokenising: Tokenising = field(default_factory=Tokenising)
-    flow: str = ""  # the caller's, in parts that `for_request` made
+    flow: str = ""  # the caller's place in queues; `for_request` sets it
     started: int = field(default_factory=lambda: int(time.time()))
 
     def model(self) -> ModelInfo:
-        """The facts of the loaded model. Raises Unavailable, saying why, while there is none or we shut down."""
+        """The loaded model. Raises Unavailable with the reason while there is none or the server shuts down."""
         self.drain.check()
         if not self.engine.ready or self.engine.model is None:
             raise Unavailable(self.engine.reason or "the model is still being loaded; try again in a moment")
         return self.engine.model
 
     def for_request(self, adapter: ServedAdapter | None, caller: Caller) -> Services:
-        """The same parts with the adapter's text side, and the caller's place in the queues.
+        """The same services with the adapter's text model and the caller's flow.
 
-        The adapter's prompts, stops and answers are in its own tokens.
-
-        Raises AdapterRefused if its tokens cannot be used with the base's vocabulary.
+        The adapter's prompts, stop strings and answers use its own tokens. Raises AdapterRefused if these do not fit
+        the base's vocabulary.
         """
         tokens = adapter.prepared.tokens if adapter else None
         return replace(self, text=self.text.base.for_adapter(tokens) if tokens else self.text, flow=caller.flow)
 
     @cached_property
     def fingerprint(self) -> str:
-        """`system_fingerprint`: the same as long as version, model and tokenizer are."""
+        """`system_fingerprint`: changes only with the version, model or tokenizer."""
         facts = "\n".join((_version(), self.model_name, self.text.fingerprint))
         return "fp_" + hashlib.sha256(facts.encode()).hexdigest()[:12]

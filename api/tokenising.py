@@ -1,4 +1,4 @@
-"""Tokenising in threads, off the event loop, shared fairly between callers."""
+"""Tokenises in threads, off the event loop, shared fairly between callers."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from motet.engine.client.fair_queue import FairQueue
 T = TypeVar("T")
 
 LONG_CHARACTERS = 64 * 1024
-"""Work on more than this takes tens of milliseconds and has a thread of its own."""
+"""Work on more characters takes tens of milliseconds and has a thread of its own."""
 
 SHORT_THREADS, LONG_THREADS = 2, 1
-SHORT_ROOM, LONG_ROOM = 2048, 128
+SHORT_QUEUE, LONG_QUEUE = 2048, 128
 
 
 class Tokenising:
-    """Threads for work on text: few, to leave others the cores; nothing short waits behind anything long."""
+    """Few threads for work on text, to leave the cores to others; short texts never wait for long ones."""
 
     def __init__(self) -> None:
-        self._short = _Threads("texts", SHORT_THREADS, SHORT_ROOM)
-        self._long = _Threads("long-texts", LONG_THREADS, LONG_ROOM)
+        self._short = _Threads("texts", SHORT_THREADS, SHORT_QUEUE)
+        self._long = _Threads("long-texts", LONG_THREADS, LONG_QUEUE)
 
     async def run(self, flow: str, size: int, work: Callable[[], T]) -> T:
-        """What `work` on `size` characters or tokens returns, in the turn of `flow`. Raises Overloaded."""
+        """Run `work` on `size` characters or tokens in `flow`'s turn and return its result. Raises Overloaded."""
         threads = self._long if size > LONG_CHARACTERS else self._short
         async with threads.queue.acquire(flow):
             running = asyncio.get_running_loop().run_in_executor(threads.executor, work)
             try:
                 return await asyncio.shield(running)
             except asyncio.CancelledError:
-                # The place is free only once the thread is.
+                # The place in the queue is free only when the thread is.
                 if not running.cancel():
                     await asyncio.wait({running})
                 raise
 
 
 class _Threads:
-    def __init__(self, name: str, count: int, room: int) -> None:
-        self.queue = FairQueue("their text tokenised", count, room, room // 2)
+    def __init__(self, name: str, count: int, capacity: int) -> None:
+        self.queue = FairQueue("their text tokenised", count, capacity, capacity // 2)
         self.executor = ThreadPoolExecutor(count, name)

@@ -1,4 +1,4 @@
-"""One API process: `python -m motet.api.worker DEPLOYMENT`. Quart on Hypercorn, on the supervisor's socket."""
+"""Runs one API process (`python -m motet.api.worker DEPLOYMENT`): Quart on Hypercorn, on the supervisor's socket."""
 
 from __future__ import annotations
 
@@ -61,8 +61,10 @@ async def run(deployment: Deployment, heartbeat: Heartbeat) -> None:
 async def _answer(services: Services, deployment: Deployment, heartbeat: Heartbeat) -> None:
     """Answer HTTP until SIGTERM, and through the drain."""
     settings = services.settings
-    if deployment.announce and not settings.api_keys and not _only_local(deployment.socket):
-        logger.warning("listening on {}, and there are no API keys: whoever reaches the port may use it", settings.host)
+    if deployment.announce and not settings.api_keys and not _is_local_only(deployment.socket):
+        logger.warning(
+            "listening on {} without API keys: anyone who can reach the port can use the server", settings.host
+        )
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
     drained = asyncio.Event()
@@ -81,14 +83,14 @@ async def _answer(services: Services, deployment: Deployment, heartbeat: Heartbe
     await asyncio.gather(drain, announce, tend, beat, return_exceptions=True)
 
 
-def _only_local(descriptor: int) -> bool:
-    """Whether the listening socket `descriptor` takes connections from this machine alone."""
+def _is_local_only(descriptor: int) -> bool:
+    """Whether the listening socket `descriptor` accepts only connections from this machine."""
     with socket.socket(fileno=os.dup(descriptor)) as listener:
         return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
 async def _drain(services: Services, batches: BatchRunner, stopped: asyncio.Event, drained: asyncio.Event) -> None:
-    """After SIGTERM: go unready, then refuse new requests; running ones may finish for a while, then get an error."""
+    """After SIGTERM: report not ready, then refuse new requests, then end running ones after `drain_seconds`."""
     await stopped.wait()
     services.drain.leave()
     if services.settings.drain_delay:
@@ -103,7 +105,7 @@ async def _drain(services: Services, batches: BatchRunner, stopped: asyncio.Even
 
 
 async def _announce(services: Services, deployment: Deployment) -> None:
-    """Say that the server is up, with a line to paste; only one of several API processes does."""
+    """Print that the server is up, with a command to try; only one of several API processes does."""
     if not deployment.announce:
         return
     await services.engine.wait_ready(None)  # the supervisor logs what it waits for

@@ -1,4 +1,4 @@
-"""Anthropic's messages, whose contents are lists of blocks, as chat messages."""
+"""Translates Anthropic's messages, whose contents are lists of blocks, into chat messages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from motet.core.excerpt import shortened
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-_KINDS: Mapping[str, type[Block]] = {
+_BLOCKS_BY_TYPE: Mapping[str, type[Block]] = {
     "text": TextBlock,
     "tool_use": ToolUseBlock,
     "tool_result": ToolResultBlock,
@@ -33,7 +33,7 @@ _KINDS: Mapping[str, type[Block]] = {
     "redacted_thinking": RedactedThinkingBlock,
 }
 
-# What Anthropic's own tools left in a conversation; the model cannot use those tools here.
+# Blocks that Anthropic's own tools add to a conversation; those tools are not available here.
 _SERVER_BLOCKS = frozenset(
     {
         "server_tool_use",
@@ -50,50 +50,50 @@ _SERVER_BLOCKS = frozenset(
 
 
 class ContentReader:
-    """Reads the blocks of a request's messages; collects in `ignored` the paths of what it ignores."""
+    """Reads the blocks of a request's messages; `ignored` collects the paths of what it ignores."""
 
     def __init__(self) -> None:
         self.ignored: list[str] = []
         self._blocks = 0
 
-    def messages(self, system: str | Sequence[TextBlock] | None, given: Sequence[InputMessage]) -> list[Message]:
-        """The conversation as chat messages. Raises InvalidRequest naming the block at fault."""
-        found = [Message("system", text)] if (text := _system(system)) else []
-        for index, message in enumerate(given):
-            found += self._message(message, f"messages[{index}].content")
-        return list(_combined(found))
+    def messages(self, system: str | Sequence[TextBlock] | None, inputs: Sequence[InputMessage]) -> list[Message]:
+        """The conversation as chat messages. Raises InvalidRequest naming the invalid block."""
+        messages = [Message("system", text)] if (text := _system(system)) else []
+        for index, message in enumerate(inputs):
+            messages += self._message(message, f"messages[{index}].content")
+        return list(_combined(messages))
 
-    def _message(self, message: InputMessage, where: str) -> list[Message]:
+    def _message(self, message: InputMessage, parent: str) -> list[Message]:
         if isinstance(message.content, str):
             return [Message(message.role, message.content)]
-        blocks = [*self._read(message.content, where)]
+        blocks = [*self._read(message.content, parent)]
         if message.role == "assistant":
             return [_assistant(blocks)]
-        results = [self._result(block, place) for block, place in blocks if isinstance(block, ToolResultBlock)]
+        results = [self._result(block, path) for block, path in blocks if isinstance(block, ToolResultBlock)]
         texts = [block.text for block, _ in blocks if isinstance(block, TextBlock)]
         # A result follows the call that it answers, so results come before text.
         return [*results, *([Message(message.role, "\n".join(texts))] if texts or not results else [])]
 
-    def _read(self, content: Iterable[Mapping[str, Any]], where: str) -> Iterator[tuple[Block, str]]:
+    def _read(self, content: Iterable[Mapping[str, Any]], parent: str) -> Iterator[tuple[Block, str]]:
         for index, entry in enumerate(content):
             self._count()
-            place = f"{where}[{index}]"
+            path = f"{parent}[{index}]"
             kind = entry.get("type")
             if isinstance(kind, str) and kind in _SERVER_BLOCKS:
-                self.ignored.append(f"{place}.{kind}")
+                self.ignored.append(f"{path}.{kind}")
                 continue
-            known = _KINDS.get(kind) if isinstance(kind, str) else None
-            if known is None:
-                raise _unsupported(kind, place)
-            yield self._convert(entry, known, place), place
+            block_type = _BLOCKS_BY_TYPE.get(kind) if isinstance(kind, str) else None
+            if block_type is None:
+                raise _unsupported(kind, path)
+            yield self._convert(entry, block_type, path), path
 
-    def _convert(self, entry: Mapping[str, Any], kind: type[T], place: str) -> T:
-        self.ignored += [f"{place}.{name}" for name in unknown_names(entry, kind)]
+    def _convert(self, entry: Mapping[str, Any], kind: type[T], path: str) -> T:
+        self.ignored += [f"{path}.{name}" for name in unknown_names(entry, kind)]
         try:
             return convert(entry, kind)
         except InvalidRequest as error:
             raise InvalidRequest(
-                f"{place}.{error.message}", param=f"{place}.{error.param}" if error.param else place, code=error.code
+                f"{path}.{error.message}", param=f"{path}.{error.param}" if error.param else path, code=error.code
             ) from None
 
     def _count(self) -> None:
@@ -101,25 +101,25 @@ class ContentReader:
         if self._blocks > MAX_PIECES:
             raise InvalidRequest(f"the messages have more than {MAX_PIECES} content blocks", param="messages")
 
-    def _result(self, block: ToolResultBlock, place: str) -> Message:
+    def _result(self, block: ToolResultBlock, path: str) -> Message:
         texts = [block.content] if isinstance(block.content, str) else []
         parts = block.content if isinstance(block.content, list) else []
-        for part, inner in self._read(parts, f"{place}.content"):
+        for part, inner_path in self._read(parts, f"{path}.content"):
             if not isinstance(part, TextBlock):
-                raise _unsupported(part.__struct_config__.tag, inner)
+                raise _unsupported(part.__struct_config__.tag, inner_path)
             texts.append(part.text)
         text = "\n".join(texts)
         return Message("tool", f"Error: {text}" if block.is_error else text, tool_call_id=block.tool_use_id)
 
 
-def _unsupported(kind: object, place: str) -> InvalidRequest:
+def _unsupported(kind: object, path: str) -> InvalidRequest:
     if kind is None:
         return InvalidRequest(
-            f"{place}.type is missing", param=f"{place}.type", code=error_codes.MISSING_REQUIRED_PARAMETER
+            f"{path}.type is missing", param=f"{path}.type", code=error_codes.MISSING_REQUIRED_PARAMETER
         )
     return InvalidRequest(
         f"blocks of type {shortened(str(kind))!r} are not supported here; send text",
-        param=f"{place}.type",
+        param=f"{path}.type",
         code=error_codes.UNSUPPORTED_VALUE,
     )
 
@@ -131,10 +131,10 @@ def _system(system: str | Sequence[TextBlock] | None) -> str:
 
 
 def _assistant(blocks: Sequence[tuple[Block, str]]) -> Message:
-    for block, place in blocks:
+    for block, path in blocks:
         if isinstance(block, ToolResultBlock):
             raise InvalidRequest(
-                "tool_result blocks belong in user messages", param=f"{place}.type", code=error_codes.UNSUPPORTED_VALUE
+                "tool_result blocks belong in user messages", param=f"{path}.type", code=error_codes.UNSUPPORTED_VALUE
             )
     text = "\n".join(block.text for block, _ in blocks if isinstance(block, TextBlock))
     calls = [
@@ -146,7 +146,7 @@ def _assistant(blocks: Sequence[tuple[Block, str]]) -> Message:
 
 
 def _combined(messages: Iterable[Message]) -> Iterator[Message]:
-    """The messages; user messages that follow one another become one, as do assistant messages."""
+    """The messages; consecutive user messages become one, as do consecutive assistant messages."""
     latest: Message | None = None
     for message in messages:
         if latest is not None and latest.role == message.role and message.role in ("user", "assistant"):

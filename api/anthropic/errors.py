@@ -1,4 +1,4 @@
-"""Failures in the shape and with the types of Anthropic's API. The statuses are those of every route."""
+"""Errors in the shape and with the types of Anthropic's API. The statuses are those of OpenAI's routes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TYPES = {
     503: "overloaded_error",
 }
 
-# Claude Code compacts the conversation when it reads this.
+# Claude Code compacts the conversation when a message begins with this.
 TOO_LONG = "prompt is too long: "
 
 
@@ -38,7 +38,7 @@ def anthropic_error(info: ErrorInfo, request_id: str | None) -> AnthropicError:
 
 
 def _message(info: ErrorInfo) -> str:
-    """The message. The shape has no place for the field's name, so the message has to name it."""
+    """The message, which names the field, since the shape has no other place for it."""
     if info.code == ContextExceeded.code:
         return TOO_LONG + info.message
     if info.param is None or info.param in info.message:
@@ -60,7 +60,7 @@ def anthropic_error_response(info: ErrorInfo) -> Response:
 
 
 def install_request_id(app: Quart) -> None:
-    """Let the responses to Anthropic's clients carry the request's id in the header that these clients read."""
+    """Add the request's id to responses to Anthropic's clients, in the header that they read."""
 
     @app.after_request
     async def add_request_id(response: Response) -> Response:

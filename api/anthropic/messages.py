@@ -11,7 +11,7 @@ from motet.api.anthropic.errors import PATH, anthropic_error_frame
 from motet.api.anthropic.objects import AnthropicError, MessageEvent, MessageObject, TokenCount
 from motet.api.anthropic.requests import CountTokensRequest, MessagesRequest
 from motet.api.anthropic.stream import write_stream, write_whole
-from motet.api.anthropic.translate import Translated, own_names, parse_counted, parse_messages
+from motet.api.anthropic.translate import Translated, anthropic_names, parse_counted, parse_messages
 from motet.api.generating.chat_generation import start_chat
 from motet.api.generating.chat_prompts import render_chat
 from motet.api.generating.checked_chat import check_chat
@@ -62,7 +62,7 @@ def routes(services: Services) -> Blueprint:
     async def messages() -> Response:
         async with services.drain.interruptible():
             request, caller = await read_body(parse_messages), current_caller()
-            with own_names(request.tools):
+            with anthropic_names(request.tools):
                 chat = await start_chat(services, request.chat, caller, f"msg_{uuid.uuid4().hex}")
             note_ignored("output_config.effort" for _ in chat.ignored)  # the one hint that these requests have
             chat = chat.limited(request.max_tokens)
@@ -76,7 +76,7 @@ def routes(services: Services) -> Blueprint:
     async def count_tokens() -> Response:
         async with services.drain.interruptible():
             request = await read_body(parse_counted)
-            with own_names(request.tools):
+            with anthropic_names(request.tools):
                 count = await _count(services, request)
             return Response(ENCODER.encode(TokenCount(count)), content_type="application/json")
 

@@ -1,4 +1,4 @@
-"""The models as Anthropic's clients list them."""
+"""Lists models in the shape of Anthropic's API."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def anthropic_model(card: ModelCard) -> AnthropicModel:
 
 
 def anthropic_page(cards: Sequence[ModelCard], query: Mapping[str, str]) -> AnthropicModelList:
-    """The models that a query asks for: `limit`, `after_id`, `before_id`. Raises InvalidRequest."""
+    """The page of models that `limit`, `after_id` and `before_id` select. Raises InvalidRequest."""
     limit = query.get("limit", str(DEFAULT_LIMIT))
     if not (limit.isascii() and limit.isdigit() and len(limit) < 9 and 1 <= int(limit) <= MAX_LIMIT):
         raise InvalidRequest(f"limit must be a number from 1 to {MAX_LIMIT}", param="limit")
-    first = _place(cards, query, "after_id") + 1 if "after_id" in query else 0
-    last = _place(cards, query, "before_id") if "before_id" in query else len(cards)
+    first = _index(cards, query, "after_id") + 1 if "after_id" in query else 0
+    last = _index(cards, query, "before_id") if "before_id" in query else len(cards)
     if "before_id" in query and "after_id" not in query:  # the ones just before it
         first = max(last - int(limit), 0)
         has_more = first > 0
@@ -44,8 +44,8 @@ def anthropic_page(cards: Sequence[ModelCard], query: Mapping[str, str]) -> Anth
     )
 
 
-def _place(cards: Sequence[ModelCard], query: Mapping[str, str], name: str) -> int:
+def _index(cards: Sequence[ModelCard], query: Mapping[str, str], name: str) -> int:
     place = next((index for index, card in enumerate(cards) if card.id == query[name]), None)
     if place is None:
-        raise InvalidRequest("no model in the list has this id", param=name)
+        raise InvalidRequest(f"{name}: no model in the list has this id", param=name)
     return place

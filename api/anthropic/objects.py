@@ -1,4 +1,4 @@
-"""Answers of Anthropic's API as structs: messages, the events of a stream, token counts, lists of models, errors."""
+"""The answers of Anthropic's API as structs: messages, events, token counts, lists of models, errors."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class AnthropicModelList(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AnthropicErrorObject(msgspec.Struct, frozen=True):
-    """What went wrong; the message names the field."""
+    """The error; the message names the field."""
 
     type: str
     message: str

@@ -24,7 +24,7 @@ from motet.api.http.stream_response import Frames
 
 
 class MessageWriter:
-    """Puts a message together. Every method returns the events that describe what it did."""
+    """Builds a message from deltas. Every method returns the events that describe its changes."""
 
     def __init__(self, chat: ChatGeneration, max_tokens: int) -> None:
         generation = chat.generation
@@ -42,11 +42,11 @@ class MessageWriter:
         self._tokens = 0
 
     def begin(self) -> list[MessageEvent]:
-        """The message exists."""
+        """Begin the message."""
         return [MessageEvent(type="message_start", message=self.message), MessageEvent(type="ping")]
 
     def write(self, delta: ChatDelta) -> list[MessageEvent]:
-        """Take a delta in; the last one ends the message."""
+        """Add a delta; the last one ends the message."""
         self._tokens += len(delta.tokens)
         events: list[MessageEvent] = []
         for part in delta.parts:
@@ -82,7 +82,7 @@ class MessageWriter:
         return MessageEvent(type="content_block_delta", index=self._index, delta=delta)
 
     def _close(self) -> list[MessageEvent]:
-        """End the block that is being written, if any."""
+        """End the open block, if there is one."""
         block, self._open = self._open, None
         if block is None:
             return []

@@ -1,4 +1,4 @@
-"""A request to Anthropic's API as the chat request that it amounts to."""
+"""Translates a request to Anthropic's API into a chat request."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from motet.api.schema.parsing import Parsed, check_adapters, check_chat_fields, 
 from motet.api.schema.request_fields import Effort
 from motet.core.errors import InvalidRequest, MotetError
 
-_SAME = (*AdapterChoice.__struct_fields__, "temperature", "top_p", "top_k", "stream")
+_SHARED_FIELDS = (*AdapterChoice.__struct_fields__, "temperature", "top_p", "top_k", "stream")
 """Fields that chat requests have under the same name."""
 
-# The chat request's fields, as the caller knows them.
-_OWN_NAMES = {
+# The chat request's fields -> the caller's names of them.
+_ANTHROPIC_NAMES = {
     "response_format.json_schema": "output_config.format",
     "response_format": "output_config.format",
     "tool_choice.allowed_tools": "tool_choice",
@@ -33,14 +33,14 @@ _OWN_NAMES = {
     "reasoning_effort": "output_config.effort",
     "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
 }
-_CHAT_NAME = re.compile(rf"\b(?:{'|'.join(map(re.escape, _OWN_NAMES))})\b")
+_CHAT_NAME = re.compile(rf"\b(?:{'|'.join(map(re.escape, _ANTHROPIC_NAMES))})\b")
 _PARAMETERS = re.compile(r"tools\[([0-9]{1,4})\]\.function\.parameters")
 
 
 class Translated(msgspec.Struct, frozen=True, kw_only=True):
     """A request as a chat request.
 
-    `chat.max_tokens` is left open, since the caller's `max_tokens` may exceed the context. `tools` holds the index of
+    `chat.max_tokens` is not set, since the caller's `max_tokens` may exceed the context. `tools` holds the index of
     each of the chat request's tools in the caller's list.
     """
 
@@ -57,7 +57,7 @@ def parse_messages(body: dict[str, Any]) -> Parsed[Translated]:
 
 def parse_counted(body: dict[str, Any]) -> Parsed[Translated]:
     """The body of POST /v1/messages/count_tokens. Raises InvalidRequest."""
-    # A prompt that is too long for the context has a length, too: nothing is cut off where nothing is generated.
+    # Count a prompt that is too long for the context, too: without generation, nothing is truncated.
     return _parsed(body, convert(body, CountTokensRequest), 1, {"truncate_prompt_tokens": -1})
 
 
@@ -69,7 +69,7 @@ def _parsed(
     messages = reader.messages(request.system, request.messages)
     thinking = request.thinking.type if request.thinking else None
     chat = _chat_request(request, messages, tools, fields)
-    with own_names(tools.places):
+    with anthropic_names(tools.indexes):
         check_chat_fields(chat)
     ignored = (
         *unknown_fields(body, type(request), {}),
@@ -77,16 +77,16 @@ def _parsed(
         *tools.ignored,
         *reader.ignored,
     )
-    translated = Translated(chat=chat, max_tokens=max_tokens, tools=tools.places)
+    translated = Translated(chat=chat, max_tokens=max_tokens, tools=tools.indexes)
     return Parsed(translated, tuple(islice(ignored, MAX_IGNORED_NAMES)))
 
 
 def _chat_request(
     request: CountTokensRequest, messages: list[Message], tools: OfferedTools, fields: dict[str, Any]
 ) -> ChatRequest:
-    """`request` with these messages and tools; `fields` has what comes in addition. Raises InvalidRequest."""
+    """`request` with these messages and tools, and the additional `fields`. Raises InvalidRequest."""
     last, choice = messages[-1], request.tool_choice
-    same = {name: getattr(request, name) for name in _SAME if name in request.__struct_fields__}
+    shared = {name: getattr(request, name) for name in _SHARED_FIELDS if name in request.__struct_fields__}
     return ChatRequest(
         messages=messages,
         tools=list(tools.functions) or None,
@@ -95,7 +95,7 @@ def _chat_request(
         continue_final_message=(last.role == "assistant" and not last.tool_calls) or None,
         reasoning_effort=_effort(request),
         response_format=_response_format(request),
-        **{**same, **fields},
+        **{**shared, **fields},
     )
 
 
@@ -118,23 +118,23 @@ def _response_format(request: CountTokensRequest) -> dict[str, Any] | None:
 
 
 @contextmanager
-def own_names(tools: tuple[int, ...]) -> Iterator[None]:
+def anthropic_names(tools: tuple[int, ...]) -> Iterator[None]:
     """Inside, errors name the fields of the caller's request, not the chat request's; `tools` is Translated's."""
     try:
         yield
     except MotetError as error:
         error.message = _renamed(error.message, tools)
         if error.param is not None:
-            # Which message of the request one was made of is not known any more.
+            # The index of a chat message does not identify the caller's message.
             error.param = "messages" if error.param.startswith("messages") else _renamed(error.param, tools)
         raise
 
 
 def _renamed(text: str, tools: tuple[int, ...]) -> str:
-    def schema(found: re.Match[str]) -> str:
-        # A message may quote what the caller wrote, which names no tool.
-        index = int(found[1])
-        return f"tools[{tools[index]}].input_schema" if index < len(tools) else found[0]
+    def schema(match: re.Match[str]) -> str:
+        # The message may quote the caller's text, in which the index may be any number.
+        index = int(match[1])
+        return f"tools[{tools[index]}].input_schema" if index < len(tools) else match[0]
 
     text = _PARAMETERS.sub(schema, text)
-    return _CHAT_NAME.sub(lambda found: _OWN_NAMES[found[0]], text)
+    return _CHAT_NAME.sub(lambda match: _ANTHROPIC_NAMES[match[0]], text)

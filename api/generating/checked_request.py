@@ -38,7 +38,7 @@ class CheckedRequest:
     caller: Caller
 
     def context_left(self, prompt: tuple[int, ...]) -> int:
-        """How many tokens of the context `prompt`, truncated as the request says, leaves for the answer; at least 1."""
+        """The number of tokens that `prompt`, once truncated, leaves for the answer; at least 1."""
         context = self.model.max_context
         return max(context - len(truncated(self.request, prompt, context)), 1)
 

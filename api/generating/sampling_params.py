@@ -35,7 +35,7 @@ def sampling_params(
     return SamplingParams(
         max_tokens=0,
         temperature=_first(request.temperature, defaults.temperature, 1.0),
-        # top_p 0 leaves the likeliest token alone.
+        # top_p 0 keeps only the likeliest token.
         top_p=top_p or 1.0,
         top_k=top_k if top_p else 1,
         min_p=_first(request.min_p, defaults.min_p, 0.0),

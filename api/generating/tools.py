@@ -108,11 +108,11 @@ def tool_use(services: Services, request: ChatRequest, template: ChatTemplate) -
     tools = [_tool(tool) for tool in request.tools or ()]
     if (required or names is not None) and not tools:
         raise InvalidRequest("tool_choice requires a call, but there are no tools", param="tool_choice")
-    known = {tool.name for tool in tools}
-    if len(known) < len(tools):
+    names_in_tools = {tool.name for tool in tools}
+    if len(names_in_tools) < len(tools):
         raise InvalidRequest("two tools have the same name", param="tools")
     for name in names or ():
-        if name not in known:
+        if name not in names_in_tools:
             raise InvalidRequest(f"tool_choice names {name[:64]!r}, which is not in tools", param="tool_choice")
     offered = tuple(tool for tool in tools if names is None or tool.name in names)
     if required and not offered:

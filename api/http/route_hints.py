@@ -9,6 +9,9 @@ from werkzeug.routing import RequestRedirect
 MAX_PATH = 200
 MAX_PARTS = 8
 
+NOT_OFFERED = "not_offered"
+"""The blueprint of the routes that are not offered."""
+
 
 def no_route() -> str:
     """The message for the current request's path, which has no route."""
@@ -39,4 +42,4 @@ def _is_offered(path: str) -> bool:
         endpoint, _ = current_app.url_map.bind("").match(path, method=request.method)
     except (HTTPException, RequestRedirect):
         return False
-    return not str(endpoint).startswith("elsewhere.")
+    return not str(endpoint).startswith(f"{NOT_OFFERED}.")

@@ -1,4 +1,4 @@
-"""POST /embed, and /classify and /classify_batch, which no model here can answer yet."""
+"""POST /embed, and /classify and /classify_batch, which are not supported yet."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OPERATIONS = (
     Operation(
         "post",
         "/embed",
-        "A text to a vector",
+        "Turn a text into a vector",
         "lorax",
         LoraxEmbedding,
         body=LoraxEmbedRequest,
@@ -38,7 +38,7 @@ OPERATIONS = (
         Operation(
             "post",
             path,
-            "Not offered: the model is no classifier",
+            "Not offered: the model is not a classifier",
             "lorax",
             None,
             body=ClassifyRequest,
@@ -71,7 +71,7 @@ def routes(services: Services) -> Blueprint:
     @blueprint.post("/classify")
     @blueprint.post("/classify_batch")
     async def classify() -> Response:
-        raise NotFound("the model writes text, and is no classifier", code=error_codes.NOT_OFFERED)
+        raise NotFound("classification is not offered: the model is not a classifier", code=error_codes.NOT_OFFERED)
 
     return blueprint
 

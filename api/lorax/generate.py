@@ -1,4 +1,4 @@
-"""POST /generate, /generate_stream, and / and /invocations, which do either."""
+"""POST /generate and /generate_stream, and / and /invocations, which do either."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ _SHARED: dict[str, Any] = {
 _LIST = {"type": "array", "items": {"$ref": "#/components/schemas/LoraxAnswer"}, "minItems": 1, "maxItems": 1}
 
 OPERATIONS = (
-    Operation("post", "/generate", "Go on with a text", answer=LoraxAnswer, body=LoraxRequest, **_SHARED),
+    Operation("post", "/generate", "Continue a text", answer=LoraxAnswer, body=LoraxRequest, **_SHARED),
     Operation(
         "post",
         "/generate_stream",
-        "Go on with a text, token by token",
+        "Continue a text, token by token",
         answer=None,
         body=LoraxRequest,
         chunk=LoraxEvent,
@@ -48,7 +48,7 @@ OPERATIONS = (
         Operation(
             "post",
             path,
-            "Go on with a text, whole or token by token",
+            "Continue a text, whole or token by token",
             answer=_LIST,
             body=CompatibleRequest,
             chunk=LoraxEvent,

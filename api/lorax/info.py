@@ -1,4 +1,4 @@
-"""GET /info, and /, /ping and /startup, by which others see whether the server is up."""
+"""GET /info, and the probes /, /ping and /startup."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ OPERATIONS = (
     Operation(
         "get",
         "/startup",
-        "Answer a request, and say whether that went well",
+        "Run a request and report whether it succeeded",
         "lorax",
         Health,
-        says="It did.",
+        says="It succeeded.",
         errors=(503,),
         failure=LoraxError,
         meanings=MEANINGS,
@@ -65,7 +65,7 @@ OPERATIONS = (
 
 def routes(services: Services) -> Blueprint:
     """The routes, bound to `services`."""
-    blueprint = lorax_blueprint("about", services)
+    blueprint = lorax_blueprint("info", services)
 
     @blueprint.get("/info")
     async def info() -> Response:
@@ -87,7 +87,7 @@ def routes(services: Services) -> Blueprint:
 
 
 def _info(services: Services) -> ServerInfo:
-    """What LoRAX tells of itself. Raises Unavailable while there is no model."""
+    """The answer to GET /info. Raises Unavailable while there is no model."""
     model, settings = services.model(), services.settings
     return ServerInfo(
         model_id=model.name,
@@ -113,30 +113,33 @@ def _info(services: Services) -> ServerInfo:
 
 
 class _Probe:
-    """The latest proof that the engine works. Nobody needs a key for it, so that all share one, behind all others."""
+    """Runs a request to prove that the engine works.
+
+    It needs no API key, so all callers share one result, and it has the lowest priority.
+    """
 
     def __init__(self) -> None:
         self._turn = asyncio.Lock()
         self._until = 0.0
 
     async def run(self, services: Services) -> None:
-        """Raises Unavailable if the engine does not work."""
+        """Run it, unless it has run in the last PROBE_SECONDS. Raises Unavailable if the engine does not work."""
         async with self._turn:
             services.model()
             if time.monotonic() >= self._until:
-                await _answer_one(services)
+                await _generate_token(services)
                 self._until = time.monotonic() + PROBE_SECONDS
 
 
-async def _answer_one(services: Services) -> None:
-    """Let the engine make one token. Raises Unavailable if it does not."""
+async def _generate_token(services: Services) -> None:
+    """Generate one token. Raises Unavailable if the engine does not."""
     prompt = tuple(services.text.encode("Who?", add_special_tokens=True))
-    submit = AddRequest(
+    sequence = AddRequest(
         f"startup-{uuid.uuid4().hex}", prompt, SamplingParams(max_tokens=1, temperature=0.0), priority=PRIORITY
     )
     try:
         async with asyncio.timeout(STARTUP_SECONDS):
-            async for _ in services.engine.generate(submit):
+            async for _ in services.engine.generate(sequence):
                 pass
     except TimeoutError:
-        raise Unavailable(f"the engine made no token in {STARTUP_SECONDS:g} s") from None
+        raise Unavailable(f"the engine generated no token in {STARTUP_SECONDS:g} s") from None

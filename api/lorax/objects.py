@@ -1,4 +1,4 @@
-"""What LoRAX's routes answer."""
+"""The answers of LoRAX's routes as structs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class PrefillToken(msgspec.Struct, frozen=True):
 
 
 class AlternativeToken(msgspec.Struct, frozen=True):
-    """A token that might have come instead."""
+    """A token that the model could have chosen instead."""
 
     id: int
     text: str
@@ -27,10 +27,12 @@ class AlternativeToken(msgspec.Struct, frozen=True):
 
 
 class LoraxToken(msgspec.Struct, frozen=True, omit_defaults=False):
-    """A token of the answer. The texts of all tokens together are the generated text."""
+    """A token of the answer. The texts of all tokens add up to the generated text."""
 
     id: int
-    text: Annotated[str, Meta(description="What it adds to the text; of a split character, all is the last token's.")]
+    text: Annotated[
+        str, Meta(description="What it adds to the text; the last token of a split character adds all of it.")
+    ]
     logprob: float
     special: bool
     skipped: bool = False
@@ -38,7 +40,7 @@ class LoraxToken(msgspec.Struct, frozen=True, omit_defaults=False):
 
 
 class LoraxSequence(msgspec.Struct, frozen=True, kw_only=True):
-    """One of the answers that `best_of` asked for beside the likeliest."""
+    """An answer of `best_of` other than the likeliest."""
 
     generated_text: str
     finish_reason: LoraxFinish
@@ -49,7 +51,7 @@ class LoraxSequence(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LoraxDetails(msgspec.Struct, frozen=True, kw_only=True):
-    """How an answer came about."""
+    """The tokens of an answer, and why it ended."""
 
     finish_reason: LoraxFinish
     prompt_tokens: int
@@ -69,7 +71,7 @@ class LoraxAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StreamDetails(msgspec.Struct, frozen=True, kw_only=True):
-    """How a streamed answer came about."""
+    """The token counts of a streamed answer, and why it ended."""
 
     finish_reason: LoraxFinish
     prompt_tokens: int
@@ -78,7 +80,7 @@ class StreamDetails(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LoraxEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """One event of a stream: a token; the last has the whole text, too."""
+    """One event of a stream: a token; the last one also has the whole text."""
 
     token: LoraxToken
     generated_text: str | None = None
@@ -92,7 +94,7 @@ class LoraxEmbedding(msgspec.Struct, frozen=True):
 
 
 class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to GET /info. Sizes are in tokens; what this server has no notion of is null, false or 0."""
+    """The answer to GET /info. Sizes are in tokens; fields without a meaning here are null, false or 0."""
 
     model_id: str
     model_sha: str | None

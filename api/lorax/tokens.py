@@ -41,14 +41,19 @@ MAX_TOKENS = 1 << 17
 class TokenizeRequest(AdapterChoice, frozen=True, kw_only=True):
     """Body of POST /tokenize: `inputs`, or `prompt`, or `messages`."""
 
-    model: Annotated[str, Meta(max_length=1024, description="As everywhere; its chat template writes messages.")] = ""
-    inputs: Annotated[str | None, Meta(description="LoRAX's name for the text; answers with its list.")] = None
-    prompt: Annotated[str | None, Meta(description="vLLM's name for the text.", examples=["The sea is wide."])] = None
+    model: Annotated[str, Meta(max_length=1024, description="The model; its chat template renders messages.")] = ""
+    inputs: Annotated[str | None, Meta(description="LoRAX's name of the text; the answer is LoRAX's list.")] = None
+    prompt: Annotated[str | None, Meta(description="vLLM's name of the text.", examples=["The sea is wide."])] = None
     messages: Annotated[
-        Annotated[list[Message], Meta(min_length=1)] | None, Meta(description="A conversation, for its prompt.")
+        Annotated[list[Message], Meta(min_length=1)] | None,
+        Meta(description="A conversation, whose prompt is tokenised."),
     ] = None
     add_special_tokens: Annotated[
-        bool | None, Meta(description="Begin as prompts begin; default: true. For texts: templates begin as they will.")
+        bool | None,
+        Meta(
+            description="Add the special tokens that prompts begin with; default: true. Not for "
+            "messages, whose template adds them."
+        ),
     ] = None
     add_generation_prompt: Annotated[bool | None, Meta(description="For messages; default: true.")] = None
     continue_final_message: Annotated[bool | None, Meta(description="For messages; default: false.")] = None
@@ -57,25 +62,25 @@ class TokenizeRequest(AdapterChoice, frozen=True, kw_only=True):
     ] = None
     tools: Annotated[
         Annotated[list[FunctionTool | CustomTool], Meta(max_length=MAX_TOOLS)] | None,
-        Meta(description="For messages: what the model may call, as its prompt says."),
+        Meta(description="For messages: the tools that their prompt lists."),
     ] = None
-    return_token_strs: Annotated[bool | None, Meta(description="Answer with each token's text, too.")] = None
+    return_token_strs: Annotated[bool | None, Meta(description="Include each token's text.")] = None
 
 
 KINDS = ("inputs", "prompt", "messages")
-HEEDED = {
+APPLIES_TO = {
     **dict.fromkeys(
         ("add_generation_prompt", "continue_final_message", "chat_template_kwargs", "tools"), ("messages",)
     ),
     "return_token_strs": ("prompt", "messages"),
 }
-"""Field to the kinds of request for which it means something; with others it is ignored."""
+"""Field -> the kinds of request in which it has an effect; in others it is ignored."""
 
 CHAT_FIELDS = tuple(name for name in TokenizeRequest.__struct_fields__ if name in ChatRequest.__struct_fields__)
 
 
 class TokenSpan(msgspec.Struct, frozen=True):
-    """A token, and the characters of the text that it stands for."""
+    """A token and its characters in the text."""
 
     id: int
     text: str
@@ -84,7 +89,7 @@ class TokenSpan(msgspec.Struct, frozen=True):
 
 
 class TokenList(msgspec.Struct, frozen=True, kw_only=True):
-    """The tokens of a prompt, as vLLM answers."""
+    """The tokens of a prompt, in vLLM's shape."""
 
     count: int
     max_model_len: int
@@ -98,12 +103,12 @@ class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     tokens: Annotated[list[TokenId], Meta(max_length=MAX_TOKENS, description="Token ids.", examples=[[504, 5107]])]
     model: Annotated[
         Annotated[str, Meta(max_length=1024)] | None,
-        Meta(description="As everywhere; an adapter may have tokens of its own."),
+        Meta(description="The model; an adapter may have tokens of its own."),
     ] = None
 
 
 class DetokenizedText(msgspec.Struct, frozen=True):
-    """The text of tokens, special ones written out."""
+    """The text of tokens, including special ones."""
 
     prompt: str
 
@@ -151,22 +156,21 @@ def routes(services: Services) -> Blueprint:
     @blueprint.post("/tokenize")
     async def tokenize() -> Response:
         async with services.drain.interruptible():
-            asked = await read_body(_parse)
-            answer = await (_spans(services, asked) if asked.inputs is not None else _listed(services, asked))
+            body = await read_body(_parse)
+            answer = await (_spans(services, body) if body.inputs is not None else _token_list(services, body))
             return Response(ENCODER.encode(answer), content_type="application/json")
 
     @blueprint.post("/detokenize")
     async def detokenize() -> Response:
-        asked = await read_body(_parse_tokens)
-        adapter = await resolve_adapter(services, AdapterChoice(model=asked.model or ""), current_caller())
-        services_of = services.for_request(adapter, current_caller())
-        model_text = services_of.text
-        size = model_text.vocab_size
-        for index, token in enumerate(asked.tokens):
+        body = await read_body(_parse_tokens)
+        adapter = await resolve_adapter(services, AdapterChoice(model=body.model or ""), current_caller())
+        bound = services.for_request(adapter, current_caller())
+        size = bound.text.vocab_size
+        for index, token in enumerate(body.tokens):
             if token >= size:
-                raise InvalidRequest(f"{token} is not the id of a token (0 to {size - 1})", param=f"tokens[{index}]")
-        decode = partial(model_text.decode, asked.tokens, skip_special_tokens=False)
-        text = await services.tokenising.run(services_of.flow, len(asked.tokens), decode)
+                raise InvalidRequest(f"{token} is not a token id (0 to {size - 1})", param=f"tokens[{index}]")
+        decode = partial(bound.text.decode, body.tokens, skip_special_tokens=False)
+        text = await services.tokenising.run(bound.flow, len(body.tokens), decode)
         answer = DetokenizedText(text)
         return Response(ENCODER.encode(answer), content_type="application/json")
 
@@ -174,81 +178,86 @@ def routes(services: Services) -> Blueprint:
 
 
 def _parse(body: dict[str, Any]) -> Parsed[TokenizeRequest]:
-    """The body of /tokenize. Raises InvalidRequest for a field that would change the count and is not heeded."""
-    given = [name for name in KINDS if body.get(name) is not None]
-    g.lorax = given == ["inputs"]
-    if len(given) != 1:
+    """The body of /tokenize. Raises InvalidRequest for a field that would change the count but is not supported."""
+    kinds = [name for name in KINDS if body.get(name) is not None]
+    g.lorax = kinds == ["inputs"]
+    if len(kinds) != 1:
         raise InvalidRequest(
-            "send one of prompt, messages and inputs", param="prompt", code=error_codes.MISSING_REQUIRED_PARAMETER
+            "send exactly one of prompt, messages and inputs",
+            param="prompt",
+            code=error_codes.MISSING_REQUIRED_PARAMETER,
         )
-    [kind] = given
-    asked = convert(body, TokenizeRequest)
-    check_adapters(asked)
-    if asked.messages is not None and asked.add_special_tokens:
-        raise InvalidRequest("the chat template alone begins a conversation; leave it out", param="add_special_tokens")
-    unheeded = tuple(
+    [kind] = kinds
+    request = convert(body, TokenizeRequest)
+    check_adapters(request)
+    if request.messages is not None and request.add_special_tokens:
+        raise InvalidRequest(
+            "add_special_tokens has no effect on messages, whose chat template adds them; leave it out",
+            param="add_special_tokens",
+        )
+    ignored = tuple(
         name
         for name in body
-        if name not in TokenizeRequest.__struct_fields__ or (name in HEEDED and kind not in HEEDED[name])
+        if name not in TokenizeRequest.__struct_fields__ or (name in APPLIES_TO and kind not in APPLIES_TO[name])
     )
-    if asked.messages is None:
-        return Parsed(asked, unheeded)
+    if request.messages is None:
+        return Parsed(request, ignored)
     chat = {name: value for name, value in body.items() if name in CHAT_FIELDS}
-    return Parsed(asked, (*unheeded, *parse_chat({"model": "", **chat}).ignored))
+    return Parsed(request, (*ignored, *parse_chat({"model": "", **chat}).ignored))
 
 
 def _parse_tokens(body: dict[str, Any]) -> Parsed[DetokenizeRequest]:
     return Parsed(convert(body, DetokenizeRequest), unknown_fields(body, DetokenizeRequest, {}))
 
 
-async def _spans(services: Services, asked: TokenizeRequest) -> list[TokenSpan]:
-    """LoRAX's list: places count characters."""
-    text, context = asked.inputs or "", services.model().max_context
-    _refuse_long(services, text, "inputs", bounded=asked.truncate_prompt_tokens is None)
+async def _spans(services: Services, body: TokenizeRequest) -> list[TokenSpan]:
+    """The tokens in LoRAX's shape; start and stop count characters."""
+    text, context = body.inputs or "", services.model().max_context
+    _refuse_long(services, text, "inputs", bounded=body.truncate_prompt_tokens is None)
     caller = current_caller()
-    services = services.for_request(await resolve_adapter(services, asked, caller), caller)
+    services = services.for_request(await resolve_adapter(services, body, caller), caller)
 
     def spans() -> list[TokenSpan]:
-        found = services.text.spans(text, add_special_tokens=asked.add_special_tokens is not False)
-        kept = len(truncated(asked, tuple(id for id, _, _ in found), context))
-        return [TokenSpan(id, text[start:stop], start, stop) for id, start, stop in found[len(found) - kept :]]
+        all_spans = services.text.spans(text, add_special_tokens=body.add_special_tokens is not False)
+        count = len(truncated(body, tuple(id for id, _, _ in all_spans), context))
+        return [TokenSpan(id, text[start:stop], start, stop) for id, start, stop in all_spans[len(all_spans) - count :]]
 
     return await services.tokenising.run(services.flow, len(text), spans)
 
 
-async def _listed(services: Services, asked: TokenizeRequest) -> TokenList:
-    """vLLM's object."""
+async def _token_list(services: Services, body: TokenizeRequest) -> TokenList:
+    """The tokens in vLLM's shape."""
     context = services.model().max_context
-    adapter = await resolve_adapter(services, asked, current_caller())
+    adapter = await resolve_adapter(services, body, current_caller())
     services = services.for_request(adapter, current_caller())
-    if asked.prompt is None:
-        tokens = await _conversation(services, asked, adapter)
+    if body.prompt is None:
+        tokens = await _rendered(services, body, adapter)
     else:
-        _refuse_long(services, asked.prompt, "prompt", bounded=asked.truncate_prompt_tokens is None)
-        [found] = await encode(services, [asked.prompt], add_special_tokens=asked.add_special_tokens is not False)
-        tokens = tuple(found)
-    tokens = truncated(asked, tokens, context)
+        _refuse_long(services, body.prompt, "prompt", bounded=body.truncate_prompt_tokens is None)
+        [ids] = await encode(services, [body.prompt], add_special_tokens=body.add_special_tokens is not False)
+        tokens = tuple(ids)
+    tokens = truncated(body, tokens, context)
     return TokenList(
         count=len(tokens),
         max_model_len=context,
         tokens=tokens,
-        token_strs=_words(services, tokens) if asked.return_token_strs else None,
+        token_strs=_token_texts(services, tokens) if body.return_token_strs else None,
     )
 
 
-def _words(services: Services, tokens: Sequence[int]) -> list[str]:
-    words = {id: readable(services.text.token_bytes(id)) for id in set(tokens)}
-    return [words[id] for id in tokens]
+def _token_texts(services: Services, tokens: Sequence[int]) -> list[str]:
+    texts = {id: readable(services.text.token_bytes(id)) for id in set(tokens)}
+    return [texts[id] for id in tokens]
 
 
 def _refuse_long(services: Services, text: str, param: str, bounded: bool) -> None:
     if len(text) > MAX_CHARACTERS:
-        raise InvalidRequest(f"it has {len(text)} characters; {MAX_CHARACTERS} are allowed", param=param)
+        raise InvalidRequest(f"{param} has {len(text)} characters; the maximum is {MAX_CHARACTERS}", param=param)
     if bounded:
         refuse_too_long(services, text, param)
 
 
-async def _conversation(services: Services, asked: TokenizeRequest, adapter: ServedAdapter | None) -> tuple[int, ...]:
-    chat = ChatRequest(**{name: getattr(asked, name) for name in CHAT_FIELDS})
+async def _rendered(services: Services, body: TokenizeRequest, adapter: ServedAdapter | None) -> tuple[int, ...]:
+    chat = ChatRequest(**{name: getattr(body, name) for name in CHAT_FIELDS})
     template = await find_template(services, adapter)
     return await render_chat(services, chat, template, tool_use(services, chat, template))

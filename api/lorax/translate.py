@@ -1,4 +1,4 @@
-"""A LoRAX request as the completion request that it amounts to."""
+"""Translates a LoRAX request into a completion request."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from motet.api.schema.parsing import check_adapters
 from motet.core.errors import InvalidRequest
 
 BASE = "__base_model__"
-"""LoRAX's own name for no adapter."""
+"""LoRAX's name for no adapter."""
 
 SEED_BITS = 2**63 - 1
-"""What is used of a seed; LoRAX's have a bit more."""
+"""The bits of a seed that are used; LoRAX's seeds have one more."""
 
 
 def adapter_fields(parameters: AdapterParameters) -> dict[str, Any]:
-    """Which adapter, as every route of ours has it."""
+    """The fields that name the adapter in a chat or completion request."""
     adapter = None if parameters.adapter_id == BASE else parameters.adapter_id or None
     return {
         "model": "",
         "adapter_id": adapter,
         "merged_adapters": parameters.merged_adapters,
-        # A source without an adapter means nothing, and clients send it.
+        # Clients send a source without an adapter, which has no effect.
         "adapter_source": parameters.adapter_source if adapter or parameters.merged_adapters else None,
         "api_token": parameters.api_token,
     }
 
 
 def completion_request(inputs: str, parameters: GenerateParameters, stream: bool) -> CompletionRequest:
-    """The same as a completion request, with max_tokens still to be set. What is not said is off, not the model's own.
+    """The request as a completion request, still without max_tokens. Absent fields are off, not the model's defaults.
 
-    Raises InvalidRequest for what cannot go together.
+    Raises InvalidRequest for fields that cannot be combined.
     """
-    check(inputs, parameters, stream)
+    check_combinations(inputs, parameters, stream)
     samples = parameters.samples
     scored = stream or parameters.details or (parameters.best_of or 1) > 1
     request = CompletionRequest(
@@ -73,18 +73,18 @@ def chat_request(inputs: str, request: CompletionRequest) -> ChatRequest:
     )
 
 
-def check(inputs: str, parameters: GenerateParameters, stream: bool) -> None:
-    """Raise InvalidRequest for what cannot go together."""
-    several = (parameters.best_of or 1) > 1
+def check_combinations(inputs: str, parameters: GenerateParameters, stream: bool) -> None:
+    """Raise InvalidRequest for fields that cannot be combined."""
+    has_alternatives = (parameters.best_of or 1) > 1
     if not inputs:
         raise InvalidRequest("`inputs` cannot be empty", param="inputs")
     if parameters.watermark:
-        raise InvalidRequest("answers are not watermarked here; leave it out", param="parameters.watermark")
-    if several and stream:
+        raise InvalidRequest("watermark is not supported; leave it out", param="parameters.watermark")
+    if has_alternatives and stream:
         raise InvalidRequest("`best_of` != 1 is not supported when streaming tokens", param="parameters.best_of")
-    if several and not parameters.samples:
+    if has_alternatives and not parameters.samples:
         raise InvalidRequest("you must use sampling when `best_of` is > 1", param="parameters.best_of")
-    if several and parameters.seed is not None:
+    if has_alternatives and parameters.seed is not None:
         raise InvalidRequest("`seed` must not be set when `best_of` > 1", param="parameters.seed")
     if parameters.seed is not None and parameters.seed >= 2**64:
         raise InvalidRequest("`seed` must be below 2^64", param="parameters.seed")
@@ -95,14 +95,14 @@ def check(inputs: str, parameters: GenerateParameters, stream: bool) -> None:
         )
 
 
-def _format(asked: dict[str, Any] | None) -> dict[str, Any] | None:
-    """LoRAX has a schema beside any type; json_schema is OpenAI's shape everywhere else here."""
-    if asked is None:
+def _format(form: dict[str, Any] | None) -> dict[str, Any] | None:
+    """`form` as OpenAI's response_format, whose json_schema has another shape than LoRAX's."""
+    if form is None:
         return None
-    if asked.get("type") == "json_schema" and "json_schema" not in asked:
-        return {**asked, "type": "json_object"}
-    return asked
+    if form.get("type") == "json_schema" and "json_schema" not in form:
+        return {**form, "type": "json_object"}
+    return form
 
 
-def _or(value: Any, usual: Any) -> Any:
-    return usual if value is None else value
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value

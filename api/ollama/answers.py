@@ -1,4 +1,4 @@
-"""How both of Ollama's generating routes answer: whole, line by line, or with nothing but a loaded adapter."""
+"""The responses of Ollama's generating routes: whole, line by line, or for a request that only loads an adapter."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LINES = "application/x-ndjson"
 
 
 def json_response(answer: OllamaCounts) -> Response:
-    """`answer` as a whole body."""
+    """The response with `answer` as its body."""
     return Response(ENCODER.encode(answer), content_type="application/json")
 
 
@@ -33,7 +33,7 @@ async def stream_lines(lines: Frames, drain: Drain) -> Response:
     return await stream_response(joined(lines), drain, ollama_error_line, LINES)
 
 
-async def load(services: Services, asked: OllamaRequest, model: str) -> DoneReason:
-    """Load the adapter `model` for a request without a prompt, and say what such a request is done with."""
+async def load(services: Services, body: OllamaRequest, model: str) -> DoneReason:
+    """Load the adapter `model` for a request without a prompt; return the answer's `done_reason`."""
     await resolve_adapter(services, AdapterChoice(model=model), current_caller())
-    return "unload" if asked.keep_alive == 0 else "load"
+    return "unload" if body.keep_alive == 0 else "load"

@@ -45,7 +45,7 @@ class CalledByModel(msgspec.Struct, frozen=True):
 
 
 class EarlierCall(msgspec.Struct, frozen=True):
-    """A call that an earlier message made."""
+    """A call in an earlier message."""
 
     function: CalledByModel
     id: str | None = None
@@ -100,58 +100,58 @@ def routes(services: Services) -> Blueprint:
     @blueprint.post("/api/chat")
     async def ollama_chat() -> Response:
         async with services.drain.interruptible():
-            asked = await read_body(_parse)
-            fields = generate_fields(services, asked)
-            if not asked.messages:
-                return json_response(await _loaded(services, asked, fields["model"]))
+            body = await read_body(_parse)
+            fields = generate_fields(services, body)
+            if not body.messages:
+                return json_response(await _load(services, body, fields["model"]))
             request = ChatRequest(
-                messages=_messages(asked.messages),
-                tools=list(asked.tools or ()) or None,
-                reasoning_effort=effort(asked),
+                messages=_messages(body.messages),
+                tools=list(body.tools or ()) or None,
+                reasoning_effort=effort(body),
                 **fields,
             )
             check_chat_fields(request)
             chat = await start_chat(services, request, current_caller())
             note_ignored("think" for _ in chat.ignored)  # the one hint that these requests have
-            if (limit := (asked.options or Options()).limit()) is not None:
+            if (limit := (body.options or Options()).limit()) is not None:
                 chat = chat.limited(limit)
-            if asked.stream is not False:
-                return await stream_lines(write_stream(chat, asked.model), services.drain)
-            return json_response(await write_whole(chat, asked.model))
+            if body.stream is not False:
+                return await stream_lines(write_stream(chat, body.model), services.drain)
+            return json_response(await write_whole(chat, body.model))
 
     return blueprint
 
 
 def _parse(body: dict[str, Any]) -> Parsed[OllamaChatRequest]:
-    asked = parsed(body, OllamaChatRequest)
-    for index, message in enumerate(asked.request.messages or ()):
+    result = parsed(body, OllamaChatRequest)
+    for index, message in enumerate(result.request.messages or ()):
         refuse_images(message.images, f"messages[{index}].images")
-    return asked
+    return result
 
 
-async def _loaded(services: Services, asked: OllamaChatRequest, model: str) -> OllamaChatAnswer:
-    reason = await load(services, asked, model)
+async def _load(services: Services, body: OllamaChatRequest, model: str) -> OllamaChatAnswer:
+    reason = await load(services, body, model)
     return OllamaChatAnswer(
-        model=asked.model, created_at=timestamp(), done=True, done_reason=reason, message=OllamaAnswerMessage()
+        model=body.model, created_at=timestamp(), done=True, done_reason=reason, message=OllamaAnswerMessage()
     )
 
 
-def _messages(given: list[OllamaMessage]) -> list[Message]:
-    """The conversation as chat has it. Calls get ids, which Ollama's results do not need: they come in order."""
+def _messages(ollama_messages: list[OllamaMessage]) -> list[Message]:
+    """The conversation as chat messages. Calls get ids; Ollama's results have none, and are matched in order."""
     messages, open_ids, count = [], list[str](), 0
-    for message in given:
+    for message in ollama_messages:
         calls = []
         for call in message.tool_calls or ():
             id, count = call.id or f"call_{count}", count + 1
             arguments = msgspec.json.encode(call.function.arguments).decode()
             calls.append(ToolCall(id, FunctionCall(call.function.name, arguments)))
             open_ids.append(id)
-        answered = None
+        call_id = None
         if message.role == "tool":
-            answered = message.tool_call_id or (open_ids.pop(0) if open_ids else None)
+            call_id = message.tool_call_id or (open_ids.pop(0) if open_ids else None)
         content = message.content or ""
         name = message.tool_name if message.role == "tool" else None
-        messages.append(Message(message.role, content, None, name, calls or None, answered))
+        messages.append(Message(message.role, content, None, name, calls or None, call_id))
     return messages
 
 

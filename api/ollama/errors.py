@@ -1,4 +1,4 @@
-"""Failures in the shape of Ollama's API."""
+"""Errors in the shape of Ollama's API."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PREFIX = "/api/"
 
 
 class OllamaError(msgspec.Struct, frozen=True):
-    """What went wrong; the message names the field."""
+    """The error; the message names the field."""
 
     error: str
 

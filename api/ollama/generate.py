@@ -71,20 +71,20 @@ def routes(services: Services) -> Blueprint:
     @blueprint.post("/api/generate")
     async def generate() -> Response:
         async with services.drain.interruptible():
-            asked = await read_body(_parse)
-            if not asked.prompt:
-                return json_response(await _loaded(services, asked))
-            generation = await _start(services, asked, asked.prompt)
-            if asked.stream is not False:
-                return await stream_lines(write_stream(generation, asked.model), services.drain)
-            return json_response(await write_whole(generation, asked.model))
+            body = await read_body(_parse)
+            if not body.prompt:
+                return json_response(await _load(services, body))
+            generation = await _start(services, body, body.prompt)
+            if body.stream is not False:
+                return await stream_lines(write_stream(generation, body.model), services.drain)
+            return json_response(await write_whole(generation, body.model))
 
     return blueprint
 
 
 def _parse(body: dict[str, Any]) -> Parsed[OllamaGenerateRequest]:
-    asked = parsed(body, OllamaGenerateRequest)
-    request = asked.request
+    result = parsed(body, OllamaGenerateRequest)
+    request = result.request
     refuse_images(request.images, "images")
     if request.template:
         raise InvalidRequest(
@@ -98,22 +98,22 @@ def _parse(body: dict[str, Any]) -> Parsed[OllamaGenerateRequest]:
             param="context",
             code=error_codes.UNSUPPORTED_PARAMETER,
         )
-    return asked
+    return result
 
 
-async def _loaded(services: Services, asked: OllamaGenerateRequest) -> OllamaText:
-    reason = await load(services, asked, generate_fields(services, asked)["model"])
-    return OllamaText(model=asked.model, created_at=timestamp(), done=True, done_reason=reason, response="")
+async def _load(services: Services, body: OllamaGenerateRequest) -> OllamaText:
+    reason = await load(services, body, generate_fields(services, body)["model"])
+    return OllamaText(model=body.model, created_at=timestamp(), done=True, done_reason=reason, response="")
 
 
-async def _start(services: Services, asked: OllamaGenerateRequest, prompt: str) -> Generation:
+async def _start(services: Services, body: OllamaGenerateRequest, prompt: str) -> Generation:
     """Check and render the request: as a completion if it is raw or has a suffix, else as a chat. Raises MotetError."""
-    limit = (asked.options or Options()).limit()
-    fields = generate_fields(services, asked)
-    if asked.raw or asked.suffix:
-        return await _start_raw(services, CompletionRequest(prompt=prompt, suffix=asked.suffix, **fields), limit)
-    system = [Message("system", asked.system)] if asked.system else []
-    request = ChatRequest(messages=[*system, Message("user", prompt)], reasoning_effort=effort(asked), **fields)
+    limit = (body.options or Options()).limit()
+    fields = generate_fields(services, body)
+    if body.raw or body.suffix:
+        return await _start_raw(services, CompletionRequest(prompt=prompt, suffix=body.suffix, **fields), limit)
+    system = [Message("system", body.system)] if body.system else []
+    request = ChatRequest(messages=[*system, Message("user", prompt)], reasoning_effort=effort(body), **fields)
     chat = await start_chat(services, request, current_caller())
     note_ignored("think" for _ in chat.ignored)  # the one hint that these requests have
     return (chat if limit is None else chat.limited(limit)).generation

@@ -1,4 +1,4 @@
-"""Answers of Ollama's API as structs, and the values that they share."""
+"""The answers of Ollama's API as structs, and the values that they share."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class OllamaVersion(msgspec.Struct, frozen=True):
 
 
 class OllamaDetails(msgspec.Struct, frozen=True, kw_only=True):
-    """What kind of model it is."""
+    """The model's family and format."""
 
     parent_model: Annotated[str, Meta(description="The base model, for an adapter.")]
     format: str = "safetensors"
@@ -68,7 +68,7 @@ class OllamaShow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OllamaCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """What every answer has; the counts and durations only with `done`. Durations are in nanoseconds."""
+    """The fields of every answer; counts and durations are set only with `done`. Durations are in nanoseconds."""
 
     model: str
     created_at: str
@@ -139,7 +139,7 @@ def architecture(services: Services) -> str:
 
 
 def final_counts(generation: Generation, reason: str | None, tokens: int) -> dict[str, Any]:
-    """The fields of the last line of an answer with so many tokens."""
+    """The fields of the last line of an answer of `tokens` tokens."""
     timing, now = generation.timing, time.perf_counter()
     first = timing.last if timing.first is None else timing.first
     seconds = {

@@ -1,4 +1,4 @@
-"""What requests of Ollama's API have in common, and what it comes to here."""
+"""The fields that requests of Ollama's API share, and their translation into a chat or completion request."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from motet.api.schema.parsing import Parsed, convert, unknown_fields
-from motet.api.schema.request_fields import MAX_STOP_STRINGS, Effort, Fraction, Penalty, StopString
+from motet.api.schema.request_fields import MAX_STOP_STRINGS, Effort, Fraction, Penalty, StopString, described
 from motet.api.services import Services
 from motet.core import error_codes
 from motet.core.errors import InvalidRequest
@@ -21,24 +21,20 @@ LATEST = "latest"
 Images: TypeAlias = Annotated[list[Any] | None, Meta(description="Only empty: the model reads text.")]
 
 
-def _says(text: str) -> Meta:
-    return Meta(description=text)
-
-
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """How to generate. Options of Ollama that are not here are ignored."""
 
     num_predict: Annotated[
         Annotated[int, Meta(ge=-2, le=2**31 - 1)] | None,
-        _says("Longest answer, in tokens; 0 or less: as the context allows."),
+        described("Longest answer, in tokens; 0 or less: as the context allows."),
     ] = None
-    temperature: Annotated[Annotated[float, Meta(ge=0, le=2)] | None, _says("0 is greedy.")] = None
-    top_k: Annotated[Annotated[int, Meta(ge=0, le=2**31 - 1)] | None, _says("0: all.")] = None
+    temperature: Annotated[Annotated[float, Meta(ge=0, le=2)] | None, described("0 is greedy.")] = None
+    top_k: Annotated[Annotated[int, Meta(ge=0, le=2**31 - 1)] | None, described("0: all.")] = None
     top_p: Fraction | None = None
     min_p: Fraction | None = None
     typical_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     seed: Annotated[
-        Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None, _says("Below 0: a random one, as without a seed.")
+        Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None, described("Below 0: a random one, as without a seed.")
     ] = None
     stop: StopString | Annotated[list[StopString], Meta(max_length=MAX_STOP_STRINGS)] | None = None
     repeat_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
@@ -46,7 +42,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     frequency_penalty: Penalty | None = None
 
     def limit(self) -> int | None:
-        """`num_predict`, where it is a limit."""
+        """`num_predict`, if it is a limit."""
         return self.num_predict if self.num_predict is not None and self.num_predict > 0 else None
 
 
@@ -56,12 +52,12 @@ class OllamaRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: Annotated[str, Meta(max_length=1024, description="The base model or an adapter; `:latest` may follow.")]
     options: Options | None = None
     format: Annotated[
-        Literal["", "json"] | dict[str, Any] | None, _says("`json`, or a JSON schema that the answer matches.")
+        Literal["", "json"] | dict[str, Any] | None, described("`json`, or a JSON schema that the answer matches.")
     ] = None
-    stream: Annotated[bool | None, _says("Answer line by line; true unless said otherwise.")] = None
-    keep_alive: Annotated[str | float | None, _says("Accepted; has no effect.")] = None
+    stream: Annotated[bool | None, described("Answer line by line; default: true.")] = None
+    keep_alive: Annotated[str | float | None, described("Accepted; has no effect.")] = None
     think: Annotated[
-        bool | Literal["low", "medium", "high"] | None, _says("For chat templates that read it; others ignore it.")
+        bool | Literal["low", "medium", "high"] | None, described("For chat templates that read it; others ignore it.")
     ] = None
 
 
@@ -71,14 +67,14 @@ def parsed(body: dict[str, Any], kind: type[T]) -> Parsed[T]:
 
 
 def model_name(services: Services, model: str) -> str:
-    """The model's name as other routes have it."""
+    """The model's name as OpenAI's routes have it."""
     name, _, tag = model.rpartition(":")
     # `local:latest` is the adapter `latest` of the source `local`.
     return name if tag == LATEST and name not in services.plugins.adapter_sources.items else model
 
 
 def generate_fields(services: Services, request: OllamaRequest) -> dict[str, Any]:
-    """The fields that chat and completion requests share; the limit is left open."""
+    """The fields that chat and completion requests share, without `max_tokens`."""
     options = request.options or Options()
     return {
         "model": model_name(services, request.model),

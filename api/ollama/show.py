@@ -1,4 +1,4 @@
-"""POST /api/show: one model as Ollama's clients see it."""
+"""POST /api/show: one model in Ollama's shape."""
 
 from __future__ import annotations
 
@@ -51,21 +51,21 @@ def routes(services: Services) -> Blueprint:
 
     @blueprint.post("/api/show")
     async def show() -> Response:
-        asked = await read_body(_parse)
-        card = await model_card(services, model_name(services, asked.model or asked.name or ""))
-        return Response(ENCODER.encode(_shown(services, card)), content_type="application/json")
+        body = await read_body(_parse)
+        card = await model_card(services, model_name(services, body.model or body.name or ""))
+        return Response(ENCODER.encode(_show(services, card)), content_type="application/json")
 
     return blueprint
 
 
 def _parse(body: dict[str, Any]) -> Parsed[ShowRequest]:
-    asked = parsed(body, ShowRequest)
-    if asked.request.model is None and asked.request.name is None:
+    result = parsed(body, ShowRequest)
+    if result.request.model is None and result.request.name is None:
         raise InvalidRequest("model is missing", param="model", code=error_codes.MISSING_REQUIRED_PARAMETER)
-    return asked
+    return result
 
 
-def _shown(services: Services, card: ModelCard) -> OllamaShow:
+def _show(services: Services, card: ModelCard) -> OllamaShow:
     model, family = services.model(), architecture(services)
     return OllamaShow(
         details=details(services, card.parent),

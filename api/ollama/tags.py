@@ -1,4 +1,4 @@
-"""GET /api/tags: the models as Ollama's clients list them."""
+"""GET /api/tags: the list of models in Ollama's shape."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GET /api/version."""
+"""GET /api/version: the version of Ollama's API."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from motet.api.schema.operations import Operation
 from motet.api.services import Services
 
 VERSION = "0.9.0"
-"""The version of Ollama whose API this is. Editors refuse versions before 0.6.4."""
+"""The version of Ollama with this API. Editors refuse versions before 0.6.4."""
 
 OPERATIONS = (
     Operation("get", "/api/version", "The version of Ollama's API", "ollama", OllamaVersion, failure=OllamaError),
@@ -19,7 +19,7 @@ OPERATIONS = (
 
 
 def routes(services: Services) -> Blueprint:
-    """The route; it needs nothing of `services`."""
+    """The route; it does not use `services`."""
     blueprint = Blueprint("ollama_version", __name__)
 
     @blueprint.get("/api/version")

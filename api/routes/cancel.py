@@ -1,6 +1,6 @@
-"""POST /v1/requests/<id>/cancel: end a request that runs, by its x-request-id or by its answer's id.
+"""POST /v1/requests/<id>/cancel: ends a running request, by its x-request-id or by its answer's id.
 
-An admin key may end everybody's: by KEY_NAME:X_REQUEST_ID.
+An admin key may end any request, by KEY_NAME:X_REQUEST_ID.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from motet.api.services import Services
 from motet.core import error_codes
 from motet.core.errors import NotFound
 
-# The ids of answers are secrets of those who got them. Nothing else may pass for one: a key may have a name such as
+# Only those who received an answer know its id. Nothing else may look like one: a key may have a name such as
 # `cmpl-svc`, and OWNER:REQUEST_ID names the requests of that key.
-_ANSWER = re.compile(r"(?:chatcmpl-|cmpl-|resp_|embd-|msg_)[0-9a-f]{32}")
+_ANSWER_ID = re.compile(r"(?:chatcmpl-|cmpl-|resp_|embd-|msg_)[0-9a-f]{32}")
 
 
 class CancelledRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A request that was ended: whoever waits for its answer gets an error."""
+    """A request that was ended; its client gets an error."""
 
     id: str
     object: Literal["request.cancelled"] = "request.cancelled"
@@ -35,7 +35,7 @@ OPERATIONS = (
     Operation(
         "post",
         "/v1/requests/{request_id}/cancel",
-        "End a request that runs",
+        "End a running request",
         "server",
         CancelledRequest,
         errors=(404, 503),
@@ -52,12 +52,12 @@ def routes(services: Services) -> Blueprint:
     async def cancel(request_id: str) -> Response:
         caller = current_caller()
         owner, colon, _ = request_id.partition(":")
-        own = request_id if colon and (caller.admin or owner == caller.owner) else f"{caller.owner}:{request_id}"
-        sequences = await services.engine.cancel(own)
-        if not sequences and _ANSWER.fullmatch(request_id):
+        group = request_id if colon and (caller.admin or owner == caller.owner) else f"{caller.owner}:{request_id}"
+        sequences = await services.engine.cancel(group)
+        if not sequences and _ANSWER_ID.fullmatch(request_id):
             sequences = await services.engine.cancel(request_id)
         if not sequences:
-            raise NotFound("no request of this id runs now", param="request_id", code=error_codes.NOT_FOUND)
+            raise NotFound("no running request has this id", param="request_id", code=error_codes.NOT_FOUND)
         answer = CancelledRequest(id=request_id, sequences=sequences)
         return Response(ENCODER.encode(answer), content_type="application/json")
 

@@ -1,4 +1,4 @@
-"""GET /openapi.json, made at its first request, and GET /docs, a page that renders it without the internet."""
+"""GET /openapi.json, built at its first request, and GET /docs, a page that renders it without internet access."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from motet.api.routes.openapi import openapi_document
 from motet.api.schema.openai_objects import ENCODER
 from motet.api.schema.operations import Operation
 
-# The page's own script and style, and the document of this server: nothing else.
+# Only the page's own script and style, and this server's document.
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'"
 )
 
 OPERATIONS = (
     Operation("get", "/openapi.json", "This document", "server", None, says="OpenAPI 3.1."),
-    Operation("get", "/docs", "This document as a page", "server", None, media="text/html", says="Needs no internet."),
+    Operation(
+        "get", "/docs", "This document as a page", "server", None, media="text/html", says="Needs no internet access."
+    ),
 )
 
 

@@ -1,4 +1,4 @@
-"""POST /v1/embeddings: texts to unit vectors, the model's last hidden states pooled. Adapters apply."""
+"""POST /v1/embeddings: turns texts into unit vectors by pooling the last hidden states, with or without an adapter."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ from motet.core.sampling_params import SamplingParams
 
 MAX_INPUTS = 2048
 MAX_INPUT_TOKENS = 300_000
-"""In one request, over all of its inputs; OpenAI's own limit."""
+"""Limit per request, over all of its inputs; the same as OpenAI's."""
 
 MAX_AT_ONCE = 64
-"""Inputs of one request that are with the engine at once, so that others get their turn."""
+"""Inputs of one request that the engine has at once, so that other requests get their turn."""
 
 T = TypeVar("T")
 
@@ -50,12 +50,12 @@ class EmbeddingRequest(AdapterChoice, frozen=True, kw_only=True):
     input: Annotated[
         str | list[str | TokenId | list[TokenId]],
         Meta(
-            description="A text, a list of texts, a list of token ids, or a list of such lists (no mixture).",
+            description="A string, a list of strings, a list of token ids, or a list of such lists; not mixed.",
             examples=["The sea is wide.", ["One text", "and another"]],
         ),
     ]
     encoding_format: Annotated[
-        Literal["float", "base64"] | None, Meta(description="base64 is of little-endian 32-bit floats.")
+        Literal["float", "base64"] | None, Meta(description="base64 encodes little-endian 32-bit floats.")
     ] = None
     dimensions: Annotated[
         Positive | None, Meta(description="Keep this many of the vector's numbers, scaled to length 1 again.")
@@ -118,7 +118,7 @@ def routes(services: Services) -> Blueprint:
 
 
 def parse_embedding(body: dict[str, Any]) -> Parsed[EmbeddingRequest]:
-    """An embedding request, complete but for what only the model knows. Raises InvalidRequest."""
+    """An embedding request; what depends on the model is checked later. Raises InvalidRequest."""
     refuse_unsupported(body, EMBEDDINGS)
     request = convert(body, EmbeddingRequest)
     check_adapters(request)
@@ -130,14 +130,14 @@ async def answer_embedding(services: Services, request: EmbeddingRequest, caller
     size = services.model().hidden_size
     if request.dimensions is not None and request.dimensions > size:
         raise InvalidRequest(
-            f"the vectors have {size} dimensions, and {request.dimensions} are asked for", param="dimensions"
+            f"dimensions is {request.dimensions}, but the model's vectors have only {size}", param="dimensions"
         )
     prompts, vectors = await embed(services, request, caller)
     data = []
     for index, vector in enumerate(vectors):
-        kept = unit(vector, request.dimensions)
+        numbers = unit(vector, request.dimensions)
         as_bytes = request.encoding_format == "base64"
-        value = base64.b64encode(struct.pack(f"<{len(kept)}f", *kept)).decode() if as_bytes else kept
+        value = base64.b64encode(struct.pack(f"<{len(numbers)}f", *numbers)).decode() if as_bytes else numbers
         data.append(packed(Embedding(index=index, embedding=value)))
         if index % MAX_AT_ONCE == 0:  # thousands of vectors take a while
             await asyncio.sleep(0)
@@ -150,7 +150,7 @@ async def embed(
 ) -> tuple[list[tuple[int, ...]], list[tuple[float, ...]]]:
     """The token ids of every input, and its pooled hidden states as they are. Raises MotetError."""
     model = services.model()
-    rank = priority(request, caller)
+    request_priority = priority(request, caller)
     adapter = await resolve_adapter(services, request, caller)
     prompts = await _prompts(services.for_request(adapter, caller), request, model.max_context)
     group, id = f"{caller.owner}:{caller.request_id}", f"embd-{uuid.uuid4().hex}"
@@ -162,23 +162,23 @@ async def embed(
     async def one(index: int, prompt: tuple[int, ...]) -> tuple[float, ...]:
         async with gate:
             params = SamplingParams(max_tokens=0)
-            submit = AddRequest(
+            sequence = AddRequest(
                 f"{id}-{index}",
                 prompt,
                 params,
                 fingerprint,
                 group=group,
-                priority=rank,
+                priority=request_priority,
                 pooling=pool,
                 model=adapter_name(request),
             )
-            return await services.engine.embed(submit)
+            return await services.engine.embed(sequence)
 
     return prompts, await _all([one(index, prompt) for index, prompt in enumerate(prompts)])
 
 
 async def _all(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Every result; the first failure, or the caller's end, ends all the others."""
+    """Every result; the first failure, or a cancellation, ends all the others."""
     tasks = [asyncio.ensure_future(coroutine) for coroutine in work]
     try:
         return await asyncio.gather(*tasks)
@@ -191,7 +191,7 @@ async def _all(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 async def _prompts(services: Services, request: EmbeddingRequest, context: int) -> list[tuple[int, ...]]:
     inputs = request.input if isinstance(request.input, list) else [request.input]
     if len(inputs) > MAX_INPUTS and not all(isinstance(entry, int) for entry in inputs):
-        raise InvalidRequest(f"there are {len(inputs)} inputs; {MAX_INPUTS} are allowed", param="input")
+        raise InvalidRequest(f"input has {len(inputs)} entries; the maximum is {MAX_INPUTS}", param="input")
     cut = request.truncate_prompt_tokens is not None
     prompts = await token_lists(services, request.input, "input", truncated=cut)
     prompts = [truncated(request, prompt, context) for prompt in prompts]
@@ -200,12 +200,12 @@ async def _prompts(services: Services, request: EmbeddingRequest, context: int) 
             param = "input" if len(prompts) == 1 else f"input[{index}]"
             raise prompt_too_long(context - 1, len(prompt), param, ", or set truncate_prompt_tokens")
     if (count := sum(map(len, prompts))) > MAX_INPUT_TOKENS:
-        raise InvalidRequest(f"the inputs have {count} tokens; {MAX_INPUT_TOKENS} are allowed", param="input")
+        raise InvalidRequest(f"input has {count} tokens; the maximum is {MAX_INPUT_TOKENS}", param="input")
     return prompts
 
 
 def pooling(setting: str, directory: Path) -> Literal["last", "mean"]:
-    """How hidden states become one vector: as set, else as the model's own 1_Pooling/config.json says, else `last`."""
+    """How hidden states become one vector: as set, else as the model's 1_Pooling/config.json says, else `last`."""
     if setting != "auto":
         return "mean" if setting == "mean" else "last"
     try:
@@ -217,6 +217,6 @@ def pooling(setting: str, directory: Path) -> Literal["last", "mean"]:
 
 def unit(vector: Sequence[float], dimensions: int | None = None) -> list[float]:
     """The first `dimensions` numbers of `vector` (all by default), scaled to length 1."""
-    kept = vector[:dimensions]
-    length = math.sqrt(sum(x * x for x in kept)) or 1.0
-    return [x / length for x in kept]
+    numbers = vector[:dimensions]
+    length = math.sqrt(sum(x * x for x in numbers)) or 1.0
+    return [x / length for x in numbers]

@@ -1,4 +1,4 @@
-"""Files: uploaded for batches, read back, listed and deleted."""
+"""The routes below /v1/files: upload, list, read and delete files, such as the input of batches."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from motet.core.errors import InvalidRequest, MotetError, PayloadTooLarge, Unsup
 
 PURPOSES = ("batch", "user_data", "assistants", "evals", "fine-tune", "vision")
 EXPIRES_AFTER = {f"expires_after[{name}]": name for name in ExpiresAfter.__struct_fields__}
-"""An upload's form fields that say when the file is to be gone."""
+"""Form fields of an upload -> fields of ExpiresAfter."""
 
 MAX_NAME = 255
 MAX_PAGE = 10_000
-_PIECE = 256 << 10
+_CHUNK_BYTES = 256 << 10
 
 
 class FileList(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,7 +46,7 @@ class FileList(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeletedFile(msgspec.Struct, frozen=True, kw_only=True):
-    """A file that is gone."""
+    """A file that was deleted."""
 
     id: str
     object: Literal["file"] = "file"
@@ -54,7 +54,7 @@ class DeletedFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UploadForm(msgspec.Struct, frozen=True, kw_only=True):
-    """What the form of an upload says of the file."""
+    """The form of an upload, without the file."""
 
     purpose: str
     expires_after: ExpiresAfter | None = None
@@ -65,13 +65,13 @@ _UPLOAD: dict[str, Any] = {
     "required": ["file", "purpose"],
     "properties": {
         "file": {"type": "string", "format": "binary"},
-        "purpose": {"enum": list(PURPOSES), "description": "batch for the input of batches; others are only kept."},
+        "purpose": {"enum": list(PURPOSES), "description": "batch for the input of batches; others are only stored."},
         "expires_after[anchor]": {"enum": ["created_at"]},
         "expires_after[seconds]": {
             "type": "integer",
             "minimum": 3600,
             "maximum": 2_592_000,
-            "description": "The file is gone so long after it was uploaded; without it, when it is deleted.",
+            "description": "The file is deleted this long after its upload; without it, never.",
         },
     },
 }
@@ -88,9 +88,9 @@ OPERATIONS = (
         multipart=_UPLOAD,
         errors=(400, 401, 413, 415, 429, 503),
         meanings={
-            413: "The file is over --max-file, or there is no room for it under --max-files.",
+            413: "The file exceeds --max-file, or the files would exceed --max-files.",
             415: "The body is not declared as multipart/form-data.",
-            429: "Too many uploads are under way.",
+            429: "Too many uploads are in progress.",
         },
     ),
     Operation(
@@ -103,15 +103,15 @@ OPERATIONS = (
         parameters=(
             query_parameter("purpose", "Only these.", {"type": "string"}),
             query_parameter("limit", "At most this many.", {"type": "integer", "minimum": 1, "maximum": MAX_PAGE}),
-            query_parameter("order", "By age; desc unless said otherwise.", {"enum": ["asc", "desc"]}),
+            query_parameter("order", "By age; desc by default.", {"enum": ["asc", "desc"]}),
             _AFTER,
         ),
     ),
     Operation(
-        "get", "/v1/files/{file_id}", "A file's facts", "files", FileObject, errors=(401, 404), parameters=(_ID,)
+        "get", "/v1/files/{file_id}", "A file's metadata", "files", FileObject, errors=(401, 404), parameters=(_ID,)
     ),
     Operation(
-        "delete", "/v1/files/{file_id}", "Forget a file", "files", DeletedFile, errors=(401, 404), parameters=(_ID,)
+        "delete", "/v1/files/{file_id}", "Delete a file", "files", DeletedFile, errors=(401, 404), parameters=(_ID,)
     ),
     Operation(
         "get",
@@ -142,10 +142,10 @@ def routes(services: Services) -> Blueprint:
     async def upload() -> Response:
         owner = current_caller().owner
         try:
-            async with uploads.reserved(owner, _announced(max_file)) as upload_id:
+            async with uploads.reserved(owner, _content_length(max_file)) as upload_id:
                 with needs_room(), store.arriving(upload_id) as create:
                     cast(LimitedRequest, request).spool = create
-                    file, content = await _uploaded(max_file)
+                    file, content = await _read_upload(max_file)
                     return _json(await store.adopt(owner, file, Path(content.name)))
         except MotetError:
             await discard_body(request)
@@ -170,7 +170,7 @@ def routes(services: Services) -> Blueprint:
     @blueprint.get("/v1/files/<file_id>/content")
     async def content(file_id: str) -> Response:
         file, content = await store.open(current_caller().owner, file_id)
-        response = Response(_pieces(content), content_type="application/octet-stream")
+        response = Response(_chunks(content), content_type="application/octet-stream")
         response.headers["content-length"] = str(file.bytes)
         response.timeout = None
         return response
@@ -178,21 +178,21 @@ def routes(services: Services) -> Blueprint:
     return blueprint
 
 
-def _announced(max_file: int) -> int:
-    """How long the upload is, which has not been read yet. Raises InvalidRequest, UnsupportedMediaType, and 413."""
+def _content_length(max_file: int) -> int:
+    """The upload's content-length. Raises InvalidRequest, UnsupportedMediaType, PayloadTooLarge."""
     if request.mimetype != "multipart/form-data":
         raise UnsupportedMediaType("send the file as multipart/form-data", param="content-type")
     if request.content_length is None:
-        raise InvalidRequest("an upload needs the header content-length", param="content-length")
+        raise InvalidRequest("an upload needs a content-length header", param="content-length")
     if request.content_length > max_file + FORM_BYTES:
         raise _too_large(max_file)
     return request.content_length
 
 
-async def _uploaded(max_file: int) -> tuple[FileObject, BinaryIO]:
-    """The uploaded file's facts and its content. Raises InvalidRequest, PayloadTooLarge.
+async def _read_upload(max_file: int) -> tuple[FileObject, BinaryIO]:
+    """The uploaded file's metadata and content. Raises InvalidRequest, PayloadTooLarge.
 
-    What nobody knows is named in the answer's header.
+    Unknown form fields are listed in the response's header.
     """
     fields_sent, files = await request.form, await request.files
     unknown = [name for name in (*fields_sent, *files) if name not in ("file", "purpose", *EXPIRES_AFTER)]
@@ -208,7 +208,7 @@ async def _uploaded(max_file: int) -> tuple[FileObject, BinaryIO]:
         raise field_error(str(error), UploadForm) from None
     sent, form = files.get("file"), parsed.request
     if sent is None:
-        message = "file must come with a file name" if "file" in fields_sent else "file is missing"
+        message = "file must have a file name" if "file" in fields_sent else "file is missing"
         raise InvalidRequest(message, param="file", code=error_codes.MISSING_REQUIRED_PARAMETER)
     content = cast(BinaryIO, sent.stream)
     if content.seek(0, os.SEEK_END) > max_file:
@@ -230,9 +230,9 @@ def _too_large(max_file: int) -> PayloadTooLarge:
     return PayloadTooLarge(f"the file is larger than {max_file} bytes (--max-file)", param="file")
 
 
-async def _pieces(content: BinaryIO) -> AsyncIterator[bytes]:
+async def _chunks(content: BinaryIO) -> AsyncIterator[bytes]:
     with content:
-        while piece := await asyncio.to_thread(content.read, _PIECE):
+        while piece := await asyncio.to_thread(content.read, _CHUNK_BYTES):
             yield piece
 
 

@@ -1,4 +1,4 @@
-"""GET /health and /ready: whether requests can be answered now. GET /live: whether this process answers at all."""
+"""GET /health and /ready: whether requests can be answered now. GET /live: whether this process responds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from motet.api.services import Services
 from motet.core.errors import Unavailable
 
 ANSWER_SECONDS = 5.0
-"""The engine answers between two steps; a step that takes longer than this is not normal."""
+"""The engine responds between two steps; no normal step takes longer than this."""
 
 OPERATIONS = (
     *(
@@ -60,7 +60,7 @@ async def health_response(services: Services) -> Response:
 
 
 async def health_of(services: Services) -> Health:
-    """The state of this process, and of the engine as it answers now: one that hangs is not healthy."""
+    """The state of this process and of the engine, which is asked now: one that hangs is not healthy."""
     if services.drain.leaving:
         return Health(status="draining", model=services.model_name, reason="the server is shutting down")
     try:
@@ -69,5 +69,5 @@ async def health_of(services: Services) -> Health:
     except Unavailable as error:
         return Health(status="unavailable", model=services.model_name, reason=error.message)
     except TimeoutError:
-        return Health(status="unavailable", model=services.model_name, reason="the engine does not answer")
+        return Health(status="unavailable", model=services.model_name, reason="the engine does not respond")
     return Health(status="ok", model=services.model_name, engine=stats)

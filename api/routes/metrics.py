@@ -1,4 +1,4 @@
-"""GET /metrics: Prometheus' text format, of the API processes and of the engine behind them."""
+"""GET /metrics: the metrics of the API processes and of the engine, in Prometheus' text format."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ RUNNING = Gauge("motet_requests_running", "Requests that run", multiprocess_mode
 def install_metrics(app: Quart) -> None:
     """Count every request of `app`.
 
-    Routes are named by their patterns, and methods that nobody knows are one, so that nobody can make up series.
+    Routes are named by their patterns, and unknown methods are one, so that clients cannot create new series.
     """
 
     @app.before_request
@@ -65,24 +65,24 @@ def routes(services: Services) -> Blueprint:
 
     @blueprint.get("/metrics")
     async def metrics() -> Response:
-        text = await asyncio.to_thread(_counted) + await _engine(services)
+        text = await asyncio.to_thread(_api_metrics) + await _engine_metrics(services)
         return Response(text, content_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     return blueprint
 
 
-def _counted() -> bytes:
-    """What the API processes have counted, all together where there are several."""
+def _api_metrics() -> bytes:
+    """The metrics of the API processes, added up if there are several."""
     registry = CollectorRegistry()
     try:
         multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    except ValueError:  # there is one process
+    except ValueError:  # there is only one process
         return generate_latest()
     return generate_latest(registry)
 
 
-async def _engine(services: Services) -> bytes:
-    """What the engine counts, as it is now; 0 for `motet_engine_up` alone while it does not answer."""
+async def _engine_metrics(services: Services) -> bytes:
+    """The engine's metrics; only `motet_engine_up` 0 while it does not respond."""
     stats: EngineStats | None = None
     use: AdapterUse | None = None
     try:

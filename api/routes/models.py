@@ -1,4 +1,4 @@
-"""GET /v1/models and /v1/models/<id>."""
+"""GET /v1/models and /v1/models/<id>: the base model and the adapters, for OpenAI's and Anthropic's clients."""
 
 from __future__ import annotations
 

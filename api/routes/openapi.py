@@ -1,4 +1,4 @@
-"""GET /openapi.json: the routes as an OpenAPI 3.1 document. Every schema comes from the structs that the code uses."""
+"""Builds the OpenAPI 3.1 document of the routes. Every schema comes from the structs that the code uses."""
 
 from __future__ import annotations
 
@@ -23,22 +23,27 @@ _HEADERS = {
 }
 _IGNORED = {
     "x-motet-ignored": {
-        "description": "Fields of the body that the server does not know, comma-separated.",
+        "description": "Fields of the body that were ignored, comma-separated.",
         "schema": {"type": "string"},
     },
 }
 _RETRY = {
-    "retry-after": {"description": "Seconds to wait before asking again.", "schema": {"type": "integer"}},
+    "retry-after": {"description": "Seconds to wait before trying again.", "schema": {"type": "integer"}},
 }
 _KEYS = {
-    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, where the server has any."},
-    "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same, elsewhere."},
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, if the server has any."},
+    "x-api-key": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "x-api-key",
+        "description": "The same key in another header.",
+    },
 }
 _REQUEST_ID = {
     "name": "x-request-id",
     "in": "header",
     "required": False,
-    "description": "Comes back on the response.",
+    "description": "Returned on the response.",
     "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"},
 }
 
@@ -69,8 +74,8 @@ def _operation_id(operation: Operation) -> str:
 def _refused(table: Mapping[str, object]) -> str:
     fields = ", ".join(f"`{field}`" for field in sorted(table))
     return (
-        "A field that is not listed is ignored, and named in the response header x-motet-ignored; but these would "
-        f"change the answer and are refused, unless their value changes nothing: {fields}."
+        "Unknown fields are ignored and listed in the response header x-motet-ignored. These fields would change the "
+        f"answer and are refused, unless their value has no effect: {fields}."
     )
 
 
@@ -89,10 +94,10 @@ def _success(operation: Operation) -> dict[str, Any]:
 
 
 def _event(chunk: type[msgspec.Struct] | Mapping[str, Any], failure: type[msgspec.Struct] | Mapping[str, Any]) -> Any:
-    """One of a stream's events, as an object of its fields."""
+    """An event of a stream, as an object of its fields."""
     data = {
-        "description": "JSON of this kind; [DONE], where that ends the stream; after a failure in mid-stream, the "
-        "error's object.",
+        "description": "JSON of this kind, or [DONE] where that ends the stream; the error's object if the request "
+        "fails in mid-stream.",
         "type": "string",
         "contentMediaType": "application/json",
         "contentSchema": {"anyOf": [_schema(chunk), _schema(failure)]},
@@ -115,8 +120,8 @@ def _request_body(operation: Operation) -> dict[str, Any]:
     return {"required": True, "content": {"application/json": content}}
 
 
-def _errors_of_every(operation: Operation) -> Iterator[int]:
-    """The statuses that no route has to itself."""
+def _shared_errors(operation: Operation) -> Iterator[int]:
+    """The statuses that routes share."""
     yield 500
     if not _is_open(operation):
         yield from (401, 403)
@@ -126,8 +131,8 @@ def _errors_of_every(operation: Operation) -> Iterator[int]:
         yield 415
 
 
-def _described(operation: Operation) -> dict[str, Any]:
-    errors = sorted({*operation.errors, *_errors_of_every(operation)})
+def _operation(operation: Operation) -> dict[str, Any]:
+    errors = sorted({*operation.errors, *_shared_errors(operation)})
     entry: dict[str, Any] = {
         "operationId": _operation_id(operation),
         "summary": operation.summary,
@@ -155,11 +160,11 @@ def openapi_document(operations: Iterable[Operation]) -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     kinds: dict[str, type[msgspec.Struct]] = {ErrorBody.__name__: ErrorBody}
     for operation in operations:
-        paths.setdefault(operation.path, {})[operation.method] = _described(operation)
-        own = (operation.body, operation.answer, operation.chunk, operation.unavailable, operation.failure)
-        for kind in (*own, *operation.parts):
+        paths.setdefault(operation.path, {})[operation.method] = _operation(operation)
+        kinds_used = (operation.body, operation.answer, operation.chunk, operation.unavailable, operation.failure)
+        for kind in (*kinds_used, *operation.parts):
             if isinstance(kind, type):
-                assert kinds.setdefault(kind.__name__, kind) is kind, f"two structs are called {kind.__name__}"
+                assert kinds.setdefault(kind.__name__, kind) is kind, f"two structs have the name {kind.__name__}"
     _, components = msgspec.json.schema_components(kinds.values(), ref_template=_PREFIX + "{name}")
     return {
         "openapi": "3.1.0",

@@ -1,4 +1,4 @@
-"""GET /version and GET /tokenizer_info, as vLLM answers them."""
+"""GET /version and GET /tokenizer_info, in vLLM's shapes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ OPERATIONS = (
 
 def routes(services: Services) -> Blueprint:
     """The routes, bound to `services`."""
-    blueprint = Blueprint("server_facts", __name__)
+    blueprint = Blueprint("server_info", __name__)
 
     @blueprint.get("/version")
     async def server_version() -> Response:

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from motet.api.worker import _only_local
+from motet.api.worker import _is_local_only
 
 
 @pytest.mark.parametrize(
@@ -25,5 +25,5 @@ def test_whether_others_can_reach_us(family: socket.AddressFamily, host: str, lo
             listener.bind((host, 0))
         except OSError:
             pytest.skip(f"this machine has no {host}")
-        assert _only_local(listener.fileno()) is local
+        assert _is_local_only(listener.fileno()) is local
         assert listener.getsockname()  # it is still open

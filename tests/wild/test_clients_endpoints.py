@@ -47,7 +47,7 @@ ROWS = [
         values={"input_tokens": 31},
     ),
     not_offered("/v1/load_lora_adapter", LOADING, "name the adapter as model"),
-    not_offered("/v1/unload_lora_adapter", LOADING, "none is needed"),
+    not_offered("/v1/unload_lora_adapter", LOADING, "which is not needed"),
     not_offered("/lora-adapters", "llama.cpp", "merged_adapters", method="GET"),
     Row("ollama-version", OLLAMA, "/api/version", None, has='"version"'),
     Row("ollama-tags", OLLAMA, "/api/tags", None, has='"name":"demo:pirate'),

@@ -60,10 +60,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"tools": [WEATHER], "tool_choice": {"type": "tool"}}, "tool_choice.name is missing"),
     (
         {"tools": [SEARCH], "tool_choice": {"type": "tool", "name": "web_search"}},
-        "tool_choice names 'web_search', a tool that Anthropic runs",
+        "tool_choice names 'web_search', which Anthropic runs",
     ),
     ({"tool_choice": {"type": "any"}}, "tool_choice"),
-    ({"tools": [SEARCH], "tool_choice": {"type": "any"}}, "tool_choice asks for a call, and all tools are ones"),
+    ({"tools": [SEARCH], "tool_choice": {"type": "any"}}, "tool_choice requires a call, but all tools are run by"),
     ({"output_config": {"format": {"type": "xml"}}}, "output_config.format must be"),
     ({"messages": [*MESSAGES, {"role": "assistant", "content": ""}]}, "messages: the last message has no text"),
     ({"messages": [{"role": "user", "content": "x" * 5000}]}, "prompt is too long: "),

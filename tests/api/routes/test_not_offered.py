@@ -23,7 +23,7 @@ from support.api_caller import CHAT, Caller, drive
         ("POST", "/v1/rerank", "POST /v1/embeddings"),
         ("POST", "/score", "POST /v1/embeddings"),
         ("POST", "/v1/load_lora_adapter", "name the adapter as model"),
-        ("POST", "/v1/unload_lora_adapter", "none is needed"),
+        ("POST", "/v1/unload_lora_adapter", "which is not needed"),
         ("GET", "/lora-adapters", "merged_adapters"),
         ("GET", "/props", "GET /info"),
         ("GET", "/slots", "GET /health"),
