@@ -10,12 +10,12 @@ from motet.api.anthropic import messages
 from motet.api.anthropic.errors import install_request_id
 from motet.api.batches import routes as batches
 from motet.api.error_shapes import response_by_client
-from motet.api.http.access_log import recorded
+from motet.api.http.access_log import with_access_log
 from motet.api.http.auth import install_access
 from motet.api.http.body_limits import LimitedRequest
 from motet.api.http.cors import install_cors
 from motet.api.http.errors import DEFAULT_MAX_BODY, install_error_handlers
-from motet.api.http.sse_keep_alive import kept_alive
+from motet.api.http.sse_keep_alive import with_keep_alive
 from motet.api.lorax import embed, generate, info, tokens
 from motet.api.ollama import chat as ollama_chat
 from motet.api.ollama import generate as ollama_generate
@@ -69,5 +69,5 @@ def create_app(services: Services) -> Quart:
     metrics.install_metrics(app)
     install_cors(app, services.settings)
     logs = services.settings.access_log == "on"
-    app.asgi_app = services.drain.counted(recorded(kept_alive(app.asgi_app), logs))  # type: ignore[assignment, method-assign]
+    app.asgi_app = services.drain.count_requests(with_access_log(with_keep_alive(app.asgi_app), logs))  # type: ignore[assignment, method-assign]
     return app

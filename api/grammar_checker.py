@@ -24,7 +24,7 @@ MAX_SECONDS = 3.0
 FORMAT_SECONDS = 5.0
 BAN_SECONDS = 60.0
 MAX_WAITING = 64
-REMEMBERED = 256
+MAX_CACHED = 256
 _SCHEMA = re.compile(r"at \d+\(\d+\): failed to compile JSON schema: (.*?)\n +\d+ \| .*", re.DOTALL)
 _SCHEMAS = {"json_schema": "response_format.json_schema.schema", "json_object": "response_format.schema"}
 """Where the schema of an output format stands."""
@@ -48,15 +48,15 @@ class GrammarChecker:
 
     def __init__(self) -> None:
         self._formats = BlockingCalls("output-formats", per_key=8)
-        self._known: OrderedDict[GrammarSpec, tuple[str, float]] = OrderedDict()
+        self._results: OrderedDict[GrammarSpec, tuple[str, float]] = OrderedDict()
         # Grammars that take their whole time delay no other owner's, and nothing else of the server.
-        self._lanes = SubprocessPool(_WORKER, _TASK, MAX_SECONDS, count=2, room=MAX_WAITING)
+        self._workers = SubprocessPool(_WORKER, _TASK, MAX_SECONDS, count=2, room=MAX_WAITING)
 
     async def close(self) -> None:
         """End the processes."""
-        await self._lanes.close()
+        await self._workers.close()
 
-    async def of(
+    async def grammar_for(
         self, response_format: Mapping[str, object] | None, formats: Mapping[str, OutputFormat], owner: str = ""
     ) -> GrammarSpec | None:
         """The grammar for `response_format`, or None for free text. Raises InvalidRequest naming the field.
@@ -74,12 +74,12 @@ class GrammarChecker:
             raise InvalidRequest(
                 f"no output format is called {kind[:64]!r}; this server has: {known}", param="response_format.type"
             )
-        spec = await self._written(kind, formats[kind], response_format)
+        spec = await self._grammar_spec(kind, formats[kind], response_format)
         if spec is not None:
             await self.check(spec, schema=_SCHEMAS.get(kind, "response_format"), owner=owner)
         return spec
 
-    async def _written(
+    async def _grammar_spec(
         self, kind: str, form: OutputFormat, response_format: Mapping[str, object]
     ) -> GrammarSpec | None:
         """What the output format makes of the request, in a thread: a plugin's may block. Raises MotetError."""
@@ -104,32 +104,32 @@ class GrammarChecker:
         """
         if len(spec.text) > MAX_GRAMMAR_CHARACTERS:
             raise _refused(f"it has {len(spec.text)} characters; {MAX_GRAMMAR_CHARACTERS} are allowed", param)
-        if (problem := self._remembered(spec)) is None:
-            problem = await self._compiled(spec, owner)
+        if (problem := self._cached_problem(spec)) is None:
+            problem = await self._compile(spec, owner)
         if problem:
             path, _, why = problem.rpartition("\0")
             raise _refused(why, f"{schema or param}.{shortened(path)}" if path else param, bool(path))
 
-    def _remembered(self, spec: GrammarSpec) -> str | None:
-        problem, until = self._known.get(spec, (None, 0.0))
+    def _cached_problem(self, spec: GrammarSpec) -> str | None:
+        problem, until = self._results.get(spec, (None, 0.0))
         return problem if time.monotonic() < until else None
 
-    async def _compiled(self, spec: GrammarSpec, owner: str) -> str:
+    async def _compile(self, spec: GrammarSpec, owner: str) -> str:
         """What is wrong with a grammar that is new. Raises Overloaded, Unavailable."""
-        async with self._lanes.acquire(owner) as lane:
-            if (known := self._remembered(spec)) is not None:  # somebody else asked meanwhile
-                return known
+        async with self._workers.acquire(owner) as worker:
+            if (cached := self._cached_problem(spec)) is not None:  # somebody else asked meanwhile
+                return cached
             until = math.inf
             try:
-                problem = (await lane.exchange(msgspec.msgpack.encode(spec))).decode()
+                problem = (await worker.exchange(msgspec.msgpack.encode(spec))).decode()
             except TooSlow:
                 # Not for good: it may have been the machine that was slow.
                 problem, until = TOO_SLOW, time.monotonic() + BAN_SECONDS
             except Crashed:
                 problem = "compiling it ended the process that does that"
-        self._known[spec] = (problem, until)
-        if len(self._known) > REMEMBERED:
-            self._known.popitem(last=False)
+        self._results[spec] = (problem, until)
+        if len(self._results) > MAX_CACHED:
+            self._results.popitem(last=False)
         return problem
 
 

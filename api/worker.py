@@ -18,7 +18,7 @@ from motet.api.adapters.wiring import worker_adapters
 from motet.api.app import create_app
 from motet.api.batches.runner import BatchRunner
 from motet.api.http import hypercorn_patches
-from motet.api.http.listener import LAST_WORDS_SECONDS, ListenerConfig
+from motet.api.http.listener import FINAL_ERROR_SECONDS, ListenerConfig
 from motet.api.routes.files import file_store
 from motet.api.services import Services
 from motet.api.storage.database import Database
@@ -92,15 +92,15 @@ def _is_local_only(descriptor: int) -> bool:
 async def _drain(services: Services, batches: BatchRunner, stopped: asyncio.Event, drained: asyncio.Event) -> None:
     """After SIGTERM: report not ready, then refuse new requests, then end running ones after `drain_seconds`."""
     await stopped.wait()
-    services.drain.leave()
+    services.drain.mark_not_ready()
     if services.settings.drain_delay:
         await asyncio.sleep(services.settings.drain_delay)
         logger.info("no new requests from now on; running ones may finish for {:g} s", services.settings.drain_seconds)
-    services.drain.begin()
+    services.drain.refuse_new_requests()
     await batches.close()
     if not await services.drain.wait(services.settings.drain_seconds):
-        services.drain.cancel_rest()
-        await services.drain.wait(LAST_WORDS_SECONDS)
+        services.drain.cancel_remaining()
+        await services.drain.wait(FINAL_ERROR_SECONDS)
     drained.set()
 
 

@@ -18,7 +18,7 @@ PACKAGE_ROOT = "api/motet/__init__.py"
 HEAVY = ("torch", "transformers", "safetensors", "flash_attn", "triton")
 
 # These wire the layers together: the processes, the command line, and the package's public names.
-ENTRY_POINTS = {"api/server/supervisor.py", "api/server/processes.py", "api/motet/__main__.py", "api/server/cli.py"}
+ENTRY_POINTS = {"api/server/supervisor.py", "api/server/api_processes.py", "api/motet/__main__.py", "api/server/cli.py"}
 ENTRY_POINTS |= {PACKAGE_ROOT}
 
 # Folder (or file) -> what of Motet it may import, and what it may not import at all.

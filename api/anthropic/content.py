@@ -16,7 +16,7 @@ from motet.api.anthropic.requests import (
     ToolResultBlock,
     ToolUseBlock,
 )
-from motet.api.schema.chat_messages import MAX_PIECES, FunctionCall, Message, ToolCall
+from motet.api.schema.chat_messages import MAX_CONTENT_PARTS, FunctionCall, Message, ToolCall
 from motet.api.schema.parsing import convert
 from motet.api.schema.unknown_fields import unknown_names
 from motet.core import error_codes
@@ -98,8 +98,8 @@ class ContentReader:
 
     def _count(self) -> None:
         self._blocks += 1
-        if self._blocks > MAX_PIECES:
-            raise InvalidRequest(f"the messages have more than {MAX_PIECES} content blocks", param="messages")
+        if self._blocks > MAX_CONTENT_PARTS:
+            raise InvalidRequest(f"the messages have more than {MAX_CONTENT_PARTS} content blocks", param="messages")
 
     def _result(self, block: ToolResultBlock, path: str) -> Message:
         texts = [block.content] if isinstance(block.content, str) else []

@@ -20,7 +20,7 @@ from motet.api.http.request_body import read_body
 from motet.api.http.stream_response import joined, stream_response
 from motet.api.schema.ignored_header import note_ignored
 from motet.api.schema.openai_objects import ENCODER
-from motet.api.schema.operations import ERRORS, TOKEN, Operation
+from motet.api.schema.operations import GENERATION_STATUSES, TOKEN_HEADER, Operation
 from motet.api.services import Services
 
 _EXAMPLE = {"model": "", "messages": [{"role": "user", "content": "Tell me about the sea."}]}
@@ -33,11 +33,11 @@ OPERATIONS = (
         "anthropic",
         MessageObject,
         body=MessagesRequest,
-        chunk=MessageEvent,
+        event=MessageEvent,
         example={**_EXAMPLE, "max_tokens": 32},
-        errors=ERRORS,
-        parameters=(TOKEN,),
-        failure=AnthropicError,
+        statuses=GENERATION_STATUSES,
+        parameters=(TOKEN_HEADER,),
+        error_response=AnthropicError,
     ),
     Operation(
         "post",
@@ -47,9 +47,9 @@ OPERATIONS = (
         TokenCount,
         body=CountTokensRequest,
         example=_EXAMPLE,
-        errors=ERRORS,
-        parameters=(TOKEN,),
-        failure=AnthropicError,
+        statuses=GENERATION_STATUSES,
+        parameters=(TOKEN_HEADER,),
+        error_response=AnthropicError,
     ),
 )
 

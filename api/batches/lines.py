@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from motet.api.batches.objects import BatchError, Line
-from motet.api.http.access_log import finish
+from motet.api.http.access_log import finish_record
 from motet.api.http.caller import Caller
 from motet.api.http.errors import internal_error, note_failure
 from motet.api.metrics.request_metrics import BATCH
@@ -133,12 +133,12 @@ async def run_line(services: Services, caller: Caller, raw: bytes) -> tuple[bool
         status, body = error.status, ENCODER.encode(error_body(error.info()))
     except Exception as error:
         info = internal_error(error)
-        caller.record.failure = info.code
+        caller.record.error_code = info.code
         status, body = info.status, ENCODER.encode(error_body(info))
     record = caller.record
     record.method, record.route, record.status = BATCH, line.url, status
     record.request_id, record.key = request_id, caller.owner
-    finish(record, services.settings.access_log == "on")
+    finish_record(record, services.settings.access_log == "on")
     response = {"status_code": status, "request_id": request_id, "body": msgspec.Raw(body)}
     return status != 200, _output(line.custom_id, response, None)
 

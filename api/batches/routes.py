@@ -37,7 +37,7 @@ OPERATIONS = (
         BatchObject,
         body=BatchRequest,
         example={"input_file_id": "file-…", "endpoint": "/v1/chat/completions", "completion_window": "24h"},
-        errors=(401, 404, 503),
+        statuses=(401, 404, 503),
     ),
     Operation(
         "get",
@@ -45,20 +45,22 @@ OPERATIONS = (
         "The caller's batches",
         "batches",
         BatchList,
-        errors=(400, 401, 503),
+        statuses=(400, 401, 503),
         parameters=(
             query_parameter("limit", "At most this many.", {"type": "integer", "minimum": 1, "maximum": 100}),
             query_parameter("after", "Begin after the batch of this id.", {"type": "string"}),
         ),
     ),
-    Operation("get", "/v1/batches/{batch_id}", "A batch", "batches", BatchObject, errors=(401, 404), parameters=(_ID,)),
+    Operation(
+        "get", "/v1/batches/{batch_id}", "A batch", "batches", BatchObject, statuses=(401, 404), parameters=(_ID,)
+    ),
     Operation(
         "post",
         "/v1/batches/{batch_id}/cancel",
         "End a batch",
         "batches",
         BatchObject,
-        errors=(401, 404, 409),
+        statuses=(401, 404, 409),
         parameters=(_ID,),
     ),
 )

@@ -69,7 +69,7 @@ class ChatGeneration:
                 if delta.finish_reason is not None:
                     await stream.aclose()  # before the client has read the last delta
                     if text_delta.finish_reason is None:
-                        self.generation.timing.take(index, TextDelta("", (), "stop"))
+                        self.generation.timing.add(index, TextDelta("", (), "stop"))
                     yield delta
                     return
                 yield delta

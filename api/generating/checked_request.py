@@ -50,7 +50,9 @@ async def check_request(services: Services, request: ChatRequest | CompletionReq
     eos = {*model.eos_token_ids, *services.text.eos_token_ids}
     vocab_size = min(model.vocab_size, services.text.vocab_size)
     params = sampling_params(request, services.text.generation, eos, vocab_size)
-    grammar = await services.grammars.of(request.response_format, services.plugins.output_formats.items, caller.flow)
+    grammar = await services.grammars.grammar_for(
+        request.response_format, services.plugins.output_formats.items, caller.flow
+    )
     adapter = await resolve_adapter(services, request, caller)
     services = services.for_request(adapter, caller)
     if adapter is not None:

@@ -26,7 +26,7 @@ from motet.api.generating.sampling_params import (
     truncated,
 )
 from motet.api.metrics.request_record import RequestRecord
-from motet.api.metrics.timing import Timing
+from motet.api.metrics.request_timing import Timing
 from motet.api.schema.chat_request import ChatRequest
 from motet.api.schema.completion_request import CompletionRequest
 from motet.api.schema.openai_objects import Usage
@@ -148,7 +148,7 @@ class Generation:
             stream_text(engine, self.text, self.sequences[index], stop, self.visible_special_ids)
         ) as deltas:
             async for delta in deltas:
-                self.timing.take(index, delta)
+                self.timing.add(index, delta)
                 yield _without_stop_string(delta)
 
 

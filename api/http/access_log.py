@@ -24,7 +24,7 @@ QUIET_ROUTES = ("/", *HEALTH_PATHS, *READY_PATHS, *LIVE_PATHS, "/ping", "/startu
 STREAM_TYPES = ("text/event-stream", "application/x-ndjson")
 
 
-def recorded(app: ASGIFramework, access_log: bool) -> ASGIFramework:
+def with_access_log(app: ASGIFramework, access_log: bool) -> ASGIFramework:
     """`app`, with a record for each HTTP request, which is logged (if `access_log`) and counted at its end."""
 
     async def asgi(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> Any:
@@ -42,12 +42,12 @@ def recorded(app: ASGIFramework, access_log: bool) -> ASGIFramework:
         try:
             return await app(scope, watched, send)
         finally:
-            finish(record, access_log)
+            finish_record(record, access_log)
 
     return asgi
 
 
-def begin(request: Request) -> RequestRecord:
+def start_record(request: Request) -> RequestRecord:
     """The record of `request`, which has just come in."""
     found = cast(dict[str, Any], request.scope).get(KEY)
     record = found if isinstance(found, RequestRecord) else RequestRecord()
@@ -56,15 +56,15 @@ def begin(request: Request) -> RequestRecord:
     return record
 
 
-def answered(record: RequestRecord, response: Response) -> None:
+def record_response(record: RequestRecord, response: Response) -> None:
     """The head of the answer is known."""
     record.status = response.status_code
-    if record.status >= 400 and not record.failure:
-        record.failure = f"http_{record.status}"
+    if record.status >= 400 and not record.error_code:
+        record.error_code = f"http_{record.status}"
     record.stream = (response.content_type or "").startswith(STREAM_TYPES)
 
 
-def finish(record: RequestRecord, access_log: bool) -> None:
+def finish_record(record: RequestRecord, access_log: bool) -> None:
     """Count the request, and log it."""
     seconds = time.perf_counter() - record.began
     count_request(record, seconds)
@@ -93,7 +93,7 @@ def _fields(record: RequestRecord, seconds: float) -> dict[str, Any]:
     if (timing := record.timing) is not None:
         fields["completion_tokens"] = timing.tokens
         if timing.first is not None:
-            fields["queue_seconds"] = round(timing.waited, 4)
+            fields["queue_seconds"] = round(timing.queue_seconds, 4)
             fields["first_token_seconds"] = round(timing.first - timing.began, 4)
         fields["stream"] = record.stream
     return fields

@@ -27,7 +27,7 @@ _LINE = re.compile(r"(?P<name>[A-Za-z0-9_.@-]{1,64})\s+(?:sha256:)?(?P<digest>[0
 
 
 @dataclass(frozen=True)
-class Key:
+class ApiKey:
     """Whose a key is, and whether it may do what changes the server's state."""
 
     name: str
@@ -48,7 +48,7 @@ def key_line(name: str, key: str, admin: bool) -> str:
     return line
 
 
-def read_keys(path: Path) -> list[Key]:
+def read_keys(path: Path) -> list[ApiKey]:
     """The keys in a file. Raises StartupError naming the line that is wrong."""
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
@@ -57,20 +57,20 @@ def read_keys(path: Path) -> list[Key]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise StartupError(f"--api-keys: {path} cannot be read: {reason}", param="api_keys") from error
-    keys: list[Key] = []
+    keys: list[ApiKey] = []
     for number, line in enumerate(lines, start=1):
         text = line.partition("#")[0].strip()
         if not text:
             continue
-        found = _LINE.fullmatch(text)
-        if found is None:
+        match = _LINE.fullmatch(text)
+        if match is None:
             # Not quoted: somebody may have put a key there.
             raise StartupError(
                 f"--api-keys: {path}, line {number}: it must be a name, the key's sha256 in hex, and perhaps `admin`; "
                 "`motet key NAME` makes one",
                 param="api_keys",
             )
-        keys.append(Key(found["name"], bytes.fromhex(found["digest"]), found["mark"] is not None))
+        keys.append(ApiKey(match["name"], bytes.fromhex(match["digest"]), match["mark"] is not None))
     if not keys:
         raise StartupError(f"--api-keys: {path} has no keys in it; `motet key NAME` makes one", param="api_keys")
     return keys
@@ -86,15 +86,15 @@ class KeyRing:
         self._keys = read_keys(path)
         self._checked = time.monotonic()
 
-    def find(self, key: str) -> Key | None:
+    def find(self, key: str) -> ApiKey | None:
         """Whose `key` is; None if it is nobody's. Takes as long whichever it is."""
         self._refresh()
         digest = _digest(key)
-        found = None
+        match = None
         for entry in self._keys:
             if hmac.compare_digest(entry.digest, digest):
-                found = entry
-        return found
+                match = entry
+        return match
 
     def _refresh(self) -> None:
         if time.monotonic() - self._checked < CHECK_SECONDS:

@@ -11,7 +11,7 @@ from pathlib import Path
 from quart import Quart, Request, Response, g, request
 from werkzeug.datastructures import Headers
 
-from motet.api.http.access_log import answered, begin
+from motet.api.http.access_log import record_response, start_record
 from motet.api.http.api_keys import KeyRing
 from motet.api.http.caller import Caller, hub_bearer
 from motet.api.http.cors import Origins
@@ -22,7 +22,7 @@ from motet.core import error_codes
 from motet.core.errors import Forbidden, InvalidRequest, Unauthenticated
 from motet.core.settings import Settings
 
-OPEN_PATHS = (
+PUBLIC_PATHS = (
     *("/", *HEALTH_PATHS, *READY_PATHS, *LIVE_PATHS, "/ping", "/startup"),
     *("/docs", "/openapi.json", "/version"),
 )
@@ -35,16 +35,16 @@ def install_access(app: Quart, settings: Settings) -> None:
     """Give every request of `app` an id and a caller. Raises StartupError if the file of keys is wrong."""
     keys = KeyRing(Path(settings.api_keys)) if settings.api_keys else None
     origins = Origins(settings.cors_origin)
-    hosts = _own_hosts(settings, origins)
+    hosts = _server_hosts(settings, origins)
 
     @app.before_request
     async def identify() -> None:
-        record = g.record = begin(request)
+        record = g.record = start_record(request)
         g.request_id = record.request_id = request_id(request.headers.get("x-request-id", ""))
         _refuse_two_lengths(request)
         if keys is None:
-            if not _is_open(request):
-                _refuse_strange_pages(request, origins, hosts)
+            if not _needs_no_key(request):
+                _refuse_foreign_pages(request, origins, hosts)
             g.caller = Caller(
                 admin=True,
                 request_id=g.request_id,
@@ -54,13 +54,13 @@ def install_access(app: Quart, settings: Settings) -> None:
                 adapter_token=request.headers.get("x-adapter-token"),
                 hub_token=hub_bearer(request.headers.get("authorization", "")),
             )
-        elif not _is_open(request):
-            g.caller = _known(keys, request.headers, record)
+        elif not _needs_no_key(request):
+            g.caller = _authenticate(keys, request.headers, record)
             record.key = g.caller.owner
 
     @app.after_request
     async def add_headers(response: Response) -> Response:
-        answered(g.record, response)
+        record_response(g.record, response)
         response.headers["x-request-id"] = g.request_id
         if ignored := ignored_header():
             response.headers["x-motet-ignored"] = ignored
@@ -76,13 +76,13 @@ def request_id(sent: str) -> str:
     return sent if _REQUEST_ID.fullmatch(sent) else f"req_{uuid.uuid4().hex}"
 
 
-def _has_two_lengths(asked: Request) -> bool:
-    return "content-length" in asked.headers and "transfer-encoding" in asked.headers
+def _has_two_lengths(incoming: Request) -> bool:
+    return "content-length" in incoming.headers and "transfer-encoding" in incoming.headers
 
 
-def _refuse_two_lengths(asked: Request) -> None:
+def _refuse_two_lengths(incoming: Request) -> None:
     """Raise InvalidRequest for a body whose end a proxy may see elsewhere (RFC 9112, section 6.3)."""
-    if _has_two_lengths(asked):
+    if _has_two_lengths(incoming):
         raise InvalidRequest(
             "send content-length or transfer-encoding, not both",
             param="transfer-encoding",
@@ -90,7 +90,7 @@ def _refuse_two_lengths(asked: Request) -> None:
         )
 
 
-def _refuse_strange_pages(asked: Request, origins: Origins, hosts: frozenset[str]) -> None:
+def _refuse_foreign_pages(incoming: Request, origins: Origins, hosts: frozenset[str]) -> None:
     """Where there are no keys, keep pages of other sites out, which browsers would let send much without asking.
 
     Raises Forbidden for a Host that is a name of none of `hosts`: a page whose site's name was turned into this
@@ -98,22 +98,22 @@ def _refuse_strange_pages(asked: Request, origins: Origins, hosts: frozenset[str
     """
     if origins.any:
         return
-    host = asked.headers.get("host", "")
+    host = incoming.headers.get("host", "")
     name = _host_name(host)
     if not (_is_address(name) or name.endswith(".localhost") or name in hosts or "*" in hosts):
         raise Forbidden(
             f"this server has no API keys, and was called {name[:200]!r}, which is not a name that it knows; if it is "
             f"right, start the server with --allowed-host {name[:200]}, or give it API keys"
         )
-    origin = asked.headers.get("origin", f"http://{host}")  # no browser: as if by a page of this server
+    origin = incoming.headers.get("origin", f"http://{host}")  # no browser: as if by a page of this server
     is_own = origin in (f"http://{host}", f"https://{host}")
-    if asked.method not in ("GET", "HEAD") and not is_own and not origins.allow(origin):
+    if incoming.method not in ("GET", "HEAD") and not is_own and not origins.allow(origin):
         raise Forbidden(
             f"pages of {origin[:200]} may not call this server; --cors-origin lets them, and API keys keep others out"
         )
 
 
-def _own_hosts(settings: Settings, origins: Origins) -> frozenset[str]:
+def _server_hosts(settings: Settings, origins: Origins) -> frozenset[str]:
     """The names by which this server may be called."""
     machine = socket.gethostname()
     named = (*settings.allowed_host, *origins.hosts)
@@ -134,11 +134,11 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def _is_open(asked: Request) -> bool:
-    return asked.method == "OPTIONS" or (asked.method in ("GET", "HEAD") and asked.path in OPEN_PATHS)
+def _needs_no_key(incoming: Request) -> bool:
+    return incoming.method == "OPTIONS" or (incoming.method in ("GET", "HEAD") and incoming.path in PUBLIC_PATHS)
 
 
-def _known(keys: KeyRing, headers: Headers, record: RequestRecord) -> Caller:
+def _authenticate(keys: KeyRing, headers: Headers, record: RequestRecord) -> Caller:
     scheme, _, bearer = headers.get("authorization", "").partition(" ")
     sent = bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
     if not sent:

@@ -22,8 +22,8 @@ class Connection(TCPServer):
     """
 
     config: ListenerConfig
-    _left = False
-    _asked = False
+    _client_left = False
+    _had_request = False
 
     async def protocol_send(self, event: Event) -> None:
         """Send, or take note; nobody waits for the next request of a client that left."""
@@ -31,9 +31,9 @@ class Connection(TCPServer):
             await self._send(event.data)
             return
         if isinstance(event, Updated):
-            if self._left:
+            if self._client_left:
                 return
-            self._note(event.idle)
+            self._note_idle(event.idle)
         await super().protocol_send(event)
 
     async def _send(self, data: bytes) -> None:
@@ -42,7 +42,7 @@ class Connection(TCPServer):
             try:
                 self.writer.write(data)
                 if self._unsent():
-                    async with slow_readers.taking(self._unsent):
+                    async with slow_readers.send_timeout(self._unsent):
                         await self.writer.drain()
                 else:
                     await self.writer.drain()  # only raises
@@ -76,18 +76,18 @@ class Connection(TCPServer):
         self._abort_later()
         await super()._initiate_server_close()
 
-    def _note(self, idle: bool) -> None:
+    def _note_idle(self, idle: bool) -> None:
         descriptor = self.writer.get_extra_info("socket").fileno()
-        self._asked = self._asked or not idle
-        (self.config.limiter.rest if idle else self.config.limiter.work)(descriptor)
+        self._had_request = self._had_request or not idle
+        (self.config.limiter.mark_idle if idle else self.config.limiter.mark_busy)(descriptor)
 
     async def _idle_timeout(self) -> None:
-        seconds = self.config.keep_alive_timeout if self._asked else self.config.first_head_timeout
+        seconds = self.config.keep_alive_timeout if self._had_request else self.config.first_request_timeout
         with suppress(TimeoutError):
             await asyncio.wait_for(self.context.terminated.wait(), seconds)
         await asyncio.shield(self._initiate_server_close())
 
     async def _read_data(self) -> None:
         await super()._read_data()
-        self._left = True
+        self._client_left = True
         await self.idle_task.stop()

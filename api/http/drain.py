@@ -20,25 +20,25 @@ if TYPE_CHECKING:
 class Drain:
     """Counts what runs, requests or not.
 
-    `leave()`, then `begin()`, then `await wait(seconds)`, then `cancel_rest()` end them. `leaving` is set before
+    `leave()`, then `begin()`, then `await wait(seconds)`, then `cancel_remaining()` end them. `leaving` is set before
     `draining`: the server is about to stop, and still answers.
     """
 
     def __init__(self) -> None:
         self.running = 0
-        self.leaving = False
+        self.not_ready = False
         self.draining = False
         self._idle = asyncio.Event()
         self._idle.set()
         self._scopes: set[asyncio.Timeout] = set()
 
-    def leave(self) -> None:
+    def mark_not_ready(self) -> None:
         """From now on the server reports that it is not ready."""
-        self.leaving = True
+        self.not_ready = True
 
-    def begin(self) -> None:
+    def refuse_new_requests(self) -> None:
         """From now on `check` refuses."""
-        self.leave()
+        self.mark_not_ready()
         self.draining = True
 
     def check(self) -> None:
@@ -54,14 +54,14 @@ class Drain:
             return False
         return True
 
-    def cancel_rest(self) -> None:
+    def cancel_remaining(self) -> None:
         """End everything inside `interruptible()`; follow it by a short `wait`, so that the errors are sent."""
         for scope in self._scopes:
             scope.reschedule(0)
 
     @asynccontextmanager
     async def interruptible(self) -> AsyncIterator[None]:
-        """Code that `cancel_rest` may cut short, which then raises Unavailable here."""
+        """Code that `cancel_remaining` may cut short, which then raises Unavailable here."""
         scope = asyncio.timeout(None)
         try:
             async with scope:
@@ -78,7 +78,7 @@ class Drain:
             ) from None
 
     @asynccontextmanager
-    async def work(self) -> AsyncIterator[None]:
+    async def background_work(self) -> AsyncIterator[None]:
         """Something that runs without a request, and that the drain waits for and may cut short, as it does those."""
         self._enter()
         try:
@@ -96,7 +96,7 @@ class Drain:
         if self.running == 0:
             self._idle.set()
 
-    def counted(self, app: ASGIFramework) -> ASGIFramework:
+    def count_requests(self, app: ASGIFramework) -> ASGIFramework:
         """`app`, with its HTTP requests counted from the first byte to the last."""
 
         async def asgi(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> Any:

@@ -10,7 +10,7 @@ from quart import Quart, Response
 from werkzeug.exceptions import HTTPException
 from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 
-from motet.api.http.route_hints import no_route
+from motet.api.http.route_hints import no_route_message
 from motet.api.metrics.request_record import RequestRecord, current_record
 from motet.api.schema.openai_objects import ENCODER, error_body
 from motet.core import error_codes, errors
@@ -34,7 +34,7 @@ def internal_error(error: BaseException) -> ErrorInfo:
 
 def note_failure(info: ErrorInfo, record: RequestRecord) -> None:
     """Keep why the request failed, and log it; the message of a 4xx may quote the request, and is not logged."""
-    record.failure = info.code
+    record.error_code = info.code
     line = logger.bind(request_id=record.request_id, status=info.status, code=info.code, param=info.param)
     if info.status >= 500:
         line.error("request failed: {}", info.message)
@@ -61,7 +61,7 @@ def http_failure(error: HTTPException, max_body: int) -> MotetError:
     """The routing's and the framework's own errors as ours."""
     match error.code:
         case 404:
-            return errors.NotFound(no_route(), code=error_codes.NOT_FOUND)
+            return errors.NotFound(no_route_message(), code=error_codes.NOT_FOUND)
         case 405:
             return errors.MethodNotAllowed(f"this route takes {_methods(error)} only")
         case 413:
@@ -99,7 +99,7 @@ def install_error_handlers(app: Quart, max_body: int, respond: Callable[[ErrorIn
 
     async def on_fault(error: Exception) -> Response:
         info = internal_error(error)
-        current_record().failure = info.code
+        current_record().error_code = info.code
         return respond(info)
 
     app.register_error_handler(MotetError, on_motet_error)

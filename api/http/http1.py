@@ -8,7 +8,7 @@ from hypercorn.protocol.events import Event, Response
 from hypercorn.protocol.h11 import H11Protocol
 
 
-class AnnouncingHttp1(H11Protocol):
+class Http1Connection(H11Protocol):
     """One connection.
 
     An answer that needs no body, such as a 404, may be sent before the body has arrived. Hypercorn then closes the

@@ -30,7 +30,7 @@ TURN_BYTES = 4096
 """What is read of a connection at a time; it may hold some 150 requests, each with its end."""
 
 
-class CalmHttp2(H2Protocol):
+class Http2Connection(H2Protocol):
     """One connection. Priorities, which RFC 9113 has done away with, are not heeded."""
 
     _ended = False
@@ -64,12 +64,12 @@ class CalmHttp2(H2Protocol):
             return await super().stream_send(event)
         stream = event.stream_id
 
-        def waiting() -> int:
+        def unsent() -> int:
             buffer = self.stream_buffers.get(stream)
             return len(buffer.buffer) if buffer else 0
 
         try:
-            async with slow_readers.taking(waiting):
+            async with slow_readers.send_timeout(unsent):
                 await super().stream_send(event)
         except TimeoutError:
             with suppress(ProtocolError):
@@ -81,27 +81,27 @@ class CalmHttp2(H2Protocol):
 
     async def _handle_events(self, events: Sequence[Event]) -> None:
         reset = {event.stream_id for event in events if isinstance(event, StreamReset)}
-        if self._too_many(len(reset)):
+        if self._exceeds_reset_limit(len(reset)):
             self._ended = True
             self.connection.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
             await self._flush()
             await self.send(Closed())
             return
-        gone = reset & {event.stream_id for event in events if isinstance(event, RequestReceived)}
+        cancelled = reset & {event.stream_id for event in events if isinstance(event, RequestReceived)}
         for event in events:
             stream = getattr(event, "stream_id", None)
-            if isinstance(event, DataReceived) and (stream in gone or stream not in self.streams):
+            if isinstance(event, DataReceived) and (stream in cancelled or stream not in self.streams):
                 # Of a request that was answered before it had all come; Hypercorn would fail.
                 self.connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
-            elif stream in gone or isinstance(event, PriorityUpdated):
+            elif stream in cancelled or isinstance(event, PriorityUpdated):
                 continue
-            elif isinstance(event, RequestReceived) and not _is_sound(event):
+            elif isinstance(event, RequestReceived) and not _has_ascii_target(event):
                 self.connection.reset_stream(event.stream_id, ErrorCodes.PROTOCOL_ERROR)
             else:
                 await super()._handle_events([event])
         await self._flush()
 
-    def _too_many(self, resets: int) -> bool:
+    def _exceeds_reset_limit(self, resets: int) -> bool:
         """Count `resets`, which are forgotten with time; whether those remembered are more than a client needs."""
         now = time.monotonic()
         self._resets = max(0.0, self._resets - (now - self._counted_at) * RESETS_PER_SECOND) + resets
@@ -109,7 +109,7 @@ class CalmHttp2(H2Protocol):
         return self._resets > RESET_BURST
 
 
-def _is_sound(request: RequestReceived) -> bool:
+def _has_ascii_target(request: RequestReceived) -> bool:
     """Whether there are a method and a path that Hypercorn can read."""
     headers = dict(request.headers)
     return all(headers.get(name, b"\xff").isascii() for name in (b":method", b":path"))

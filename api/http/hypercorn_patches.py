@@ -13,14 +13,14 @@ from hypercorn.asyncio import run
 from hypercorn.protocol import h2, h11
 
 from motet.api.http.connection import Connection
-from motet.api.http.http1 import AnnouncingHttp1
-from motet.api.http.http2 import CalmHttp2
+from motet.api.http.http1 import Http1Connection
+from motet.api.http.http2 import Http2Connection
 from motet.api.http.websockets import RefusedWebSocket
 
 PATCHES: tuple[tuple[ModuleType, str, type], ...] = (
     (run, "TCPServer", Connection),
-    (protocol, "H11Protocol", AnnouncingHttp1),
-    (protocol, "H2Protocol", CalmHttp2),
+    (protocol, "H11Protocol", Http1Connection),
+    (protocol, "H2Protocol", Http2Connection),
     (h11, "WSStream", RefusedWebSocket),
     (h2, "WSStream", RefusedWebSocket),
 )

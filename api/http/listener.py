@@ -12,11 +12,11 @@ from hypercorn.config import Config, Sockets
 
 from motet.core.settings import Settings
 
-LAST_WORDS_SECONDS = 0.5
+FINAL_ERROR_SECONDS = 0.5
 """What requests that outlived the drain get for sending their error."""
 
 KEEP_ALIVE_SECONDS = 75
-FIRST_HEAD_SECONDS = 15
+FIRST_REQUEST_SECONDS = 15
 """How long a new connection may take to say what it wants."""
 
 LISTEN_QUEUE = 1024
@@ -27,7 +27,7 @@ SPARE_FILES = 0.25
 """The part of the files that a process may open which connections leave for everything else."""
 
 
-def most_connections() -> int:
+def max_connections() -> int:
     """How many connections a process may hold at once: fewer than it may open files."""
     return min(MAX_CONNECTIONS, int(resource.getrlimit(resource.RLIMIT_NOFILE)[0] * (1 - SPARE_FILES)))
 
@@ -36,28 +36,28 @@ class ConnectionLimiter:
     """The open connections of one process, by file descriptor. Where there are too many, an idle one has to go."""
 
     def __init__(self) -> None:
-        self._most = most_connections()
+        self._max = max_connections()
         self._open: dict[int, socket.socket] = {}
         self._idle: dict[int, None] = {}  # the one that is so for longest first
 
     def add(self, connection: socket.socket) -> None:
         """A new connection, on which nothing is asked yet; perhaps it ends the one that was idle for longest."""
         self._open[connection.fileno()] = connection
-        self.rest(connection.fileno())
-        if len(self._open) > self._most:
+        self.mark_idle(connection.fileno())
+        if len(self._open) > self._max:
             oldest = next(iter(self._idle))
-            leaving = self._open[oldest]
+            longest_idle = self._open[oldest]
             self.remove(oldest)
             with suppress(OSError):
-                leaving.shutdown(socket.SHUT_RDWR)  # as if its client had ended it
+                longest_idle.shutdown(socket.SHUT_RDWR)  # as if its client had ended it
 
-    def rest(self, descriptor: int) -> None:
+    def mark_idle(self, descriptor: int) -> None:
         """From now on nothing is asked on this connection."""
         if descriptor in self._open:
             self._idle.pop(descriptor, None)
             self._idle[descriptor] = None
 
-    def work(self, descriptor: int) -> None:
+    def mark_busy(self, descriptor: int) -> None:
         """From now on something is."""
         self._idle.pop(descriptor, None)
 
@@ -106,9 +106,9 @@ class ListenerConfig(Config):
         super().__init__()
         self.backlog = 1
         self.keep_alive_timeout = KEEP_ALIVE_SECONDS
-        self.first_head_timeout = FIRST_HEAD_SECONDS
-        self.ssl_handshake_timeout = FIRST_HEAD_SECONDS
-        self.graceful_timeout = LAST_WORDS_SECONDS
+        self.first_request_timeout = FIRST_REQUEST_SECONDS
+        self.ssl_handshake_timeout = FIRST_REQUEST_SECONDS
+        self.graceful_timeout = FINAL_ERROR_SECONDS
         self.h11_max_incomplete_size = 64 << 10
         self.errorlog = logging.getLogger("hypercorn.error")
         self.certfile = settings.tls_certificate or None

@@ -1,4 +1,4 @@
-"""What to say of a path that has no route: the one that was probably meant."""
+"""Suggests a similar route in the 404 for a path that has none."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ NOT_OFFERED = "not_offered"
 """The blueprint of the routes that are not offered."""
 
 
-def no_route() -> str:
+def no_route_message() -> str:
     """The message for the current request's path, which has no route."""
-    if (meant := near_miss()) is None:
+    if (similar := similar_route()) is None:
         return "no such route; GET /docs lists them"
-    if meant.startswith("/v1/messages"):
+    if similar.startswith("/v1/messages"):
         base = "Anthropic's clients need a base URL without /v1; "
     else:
-        base = "OpenAI's clients want a base URL that ends in /v1; " if meant.startswith("/v1/") else ""
-    return f"no such route; did you mean {meant}? {base}GET /docs lists all"
+        base = "OpenAI's clients want a base URL that ends in /v1; " if similar.startswith("/v1/") else ""
+    return f"no such route; did you mean {similar}? {base}GET /docs lists all"
 
 
-def near_miss() -> str | None:
+def similar_route() -> str | None:
     """The route with which the current path ends: clients put /v1 there twice or not at all, or a slash at the end.
 
     None if there is no such route, or if it is one that is not offered.

@@ -12,16 +12,16 @@ SEND_BYTES = 16 << 10
 
 
 @asynccontextmanager
-async def taking(waiting: Callable[[], int]) -> AsyncIterator[None]:
-    """Code that sends. Raises TimeoutError if the client takes too little of the `waiting()` bytes meanwhile."""
+async def send_timeout(unsent: Callable[[], int]) -> AsyncIterator[None]:
+    """Code that sends. Raises TimeoutError if the client takes too little of the `unsent()` bytes meanwhile."""
     loop = asyncio.get_running_loop()
-    before = waiting()
+    before = unsent()
     timer: asyncio.TimerHandle
     async with asyncio.timeout(None) as scope:
 
         def check() -> None:
             nonlocal before, timer
-            left = waiting()
+            left = unsent()
             if before - left < SEND_BYTES:
                 scope.reschedule(loop.time())
             else:

@@ -64,7 +64,7 @@ class _Stream:
         self._timer = self._loop.call_later(self._seconds, self._tick)
 
 
-def kept_alive(app: ASGIFramework, seconds: float = SECONDS) -> ASGIFramework:
+def with_keep_alive(app: ASGIFramework, seconds: float = SECONDS) -> ASGIFramework:
     """`app`, whose event streams send a comment after each `seconds` of silence."""
 
     async def asgi(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> Any:

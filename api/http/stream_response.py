@@ -67,6 +67,6 @@ async def _guarded(
             yield failed(error.info())
         except Exception as error:
             info = internal_error(error)
-            record.failure = info.code
+            record.error_code = info.code
             yield failed(info)
         record.complete = True

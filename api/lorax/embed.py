@@ -14,7 +14,7 @@ from motet.api.lorax.requests import SENT_EVERYWHERE, AdapterParameters, Classif
 from motet.api.lorax.translate import adapter_fields
 from motet.api.routes.embeddings import EmbeddingRequest, embed, unit
 from motet.api.schema.openai_objects import ENCODER
-from motet.api.schema.operations import TOKEN, Operation
+from motet.api.schema.operations import TOKEN_HEADER, Operation
 from motet.api.schema.parsing import Parsed, check_adapters, convert, unknown_fields
 from motet.api.services import Services
 from motet.core import error_codes
@@ -29,10 +29,10 @@ OPERATIONS = (
         LoraxEmbedding,
         body=LoraxEmbedRequest,
         example={"inputs": "The sea is wide."},
-        errors=LORAX_ERRORS,
-        parameters=(TOKEN,),
-        failure=LoraxError,
-        meanings=MEANINGS,
+        statuses=LORAX_ERRORS,
+        parameters=(TOKEN_HEADER,),
+        error_response=LoraxError,
+        status_descriptions=MEANINGS,
     ),
     *(
         Operation(
@@ -42,9 +42,9 @@ OPERATIONS = (
             "lorax",
             None,
             body=ClassifyRequest,
-            errors=LORAX_ERRORS,
-            failure=LoraxError,
-            meanings=MEANINGS,
+            statuses=LORAX_ERRORS,
+            error_response=LoraxError,
+            status_descriptions=MEANINGS,
         )
         for path in ("/classify", "/classify_batch")
     ),

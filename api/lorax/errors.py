@@ -115,7 +115,7 @@ def lorax_blueprint(name: str, services: Services) -> Blueprint:
     @blueprint.errorhandler(Exception)
     async def on_fault(error: Exception) -> Response:
         info = internal_error(error)
-        current_record().failure = info.code
+        current_record().error_code = info.code
         return lorax_error_response(info)
 
     return blueprint

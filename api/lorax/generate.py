@@ -15,7 +15,7 @@ from motet.api.lorax.objects import LoraxAnswer, LoraxError, LoraxEvent
 from motet.api.lorax.requests import SENT_EVERYWHERE, CompatibleRequest, LoraxRequest
 from motet.api.routes.response_headers import answer_headers, model_headers
 from motet.api.schema.openai_objects import ENCODER
-from motet.api.schema.operations import TOKEN, Operation
+from motet.api.schema.operations import TOKEN_HEADER, Operation
 from motet.api.schema.parsing import Parsed, convert, unknown_fields
 from motet.api.services import Services
 
@@ -25,23 +25,23 @@ _EXAMPLE = {"inputs": "Once upon a time", "parameters": {"max_new_tokens": 16}}
 _SHARED: dict[str, Any] = {
     "tag": "lorax",
     "example": _EXAMPLE,
-    "errors": LORAX_ERRORS,
-    "parameters": (TOKEN,),
-    "failure": LoraxError,
-    "meanings": MEANINGS,
+    "statuses": LORAX_ERRORS,
+    "parameters": (TOKEN_HEADER,),
+    "error_response": LoraxError,
+    "status_descriptions": MEANINGS,
 }
 _LIST = {"type": "array", "items": {"$ref": "#/components/schemas/LoraxAnswer"}, "minItems": 1, "maxItems": 1}
 
 OPERATIONS = (
-    Operation("post", "/generate", "Continue a text", answer=LoraxAnswer, body=LoraxRequest, **_SHARED),
+    Operation("post", "/generate", "Continue a text", response=LoraxAnswer, body=LoraxRequest, **_SHARED),
     Operation(
         "post",
         "/generate_stream",
         "Continue a text, token by token",
-        answer=None,
+        response=None,
         body=LoraxRequest,
-        chunk=LoraxEvent,
-        media="text/event-stream",
+        event=LoraxEvent,
+        media_type="text/event-stream",
         **_SHARED,
     ),
     *(
@@ -49,10 +49,10 @@ OPERATIONS = (
             "post",
             path,
             "Continue a text, whole or token by token",
-            answer=_LIST,
+            response=_LIST,
             body=CompatibleRequest,
-            chunk=LoraxEvent,
-            parts=(LoraxAnswer,),
+            event=LoraxEvent,
+            nested_structs=(LoraxAnswer,),
             **_SHARED,
         )
         for path in ("/", "/invocations")

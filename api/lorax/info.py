@@ -31,9 +31,9 @@ OPERATIONS = (
         "The model and its limits",
         "lorax",
         ServerInfo,
-        errors=(503,),
-        failure=LoraxError,
-        meanings=MEANINGS,
+        statuses=(503,),
+        error_response=LoraxError,
+        status_descriptions=MEANINGS,
     ),
     *(
         Operation(
@@ -42,10 +42,10 @@ OPERATIONS = (
             "Can requests be answered now?",
             "lorax",
             Health,
-            says="Yes.",
+            description="Yes.",
             unavailable=Health,
-            failure=LoraxError,
-            meanings=MEANINGS,
+            error_response=LoraxError,
+            status_descriptions=MEANINGS,
         )
         for path in ("/", "/ping")
     ),
@@ -55,10 +55,10 @@ OPERATIONS = (
         "Run a request and report whether it succeeded",
         "lorax",
         Health,
-        says="It succeeded.",
-        errors=(503,),
-        failure=LoraxError,
-        meanings=MEANINGS,
+        description="It succeeded.",
+        statuses=(503,),
+        error_response=LoraxError,
+        status_descriptions=MEANINGS,
     ),
 )
 

@@ -27,7 +27,7 @@ from motet.api.schema.chat_messages import Message
 from motet.api.schema.chat_request import MAX_TEMPLATE_VARIABLES, ChatRequest
 from motet.api.schema.chat_tools import MAX_TOOLS, CustomTool, FunctionTool
 from motet.api.schema.openai_objects import ENCODER
-from motet.api.schema.operations import ERRORS, TOKEN, Operation
+from motet.api.schema.operations import GENERATION_STATUSES, TOKEN_HEADER, Operation
 from motet.api.schema.parsing import Parsed, check_adapters, convert, parse_chat, unknown_fields
 from motet.api.schema.request_fields import TokenId
 from motet.api.services import Services
@@ -125,10 +125,10 @@ OPERATIONS = (
         {"anyOf": [{"$ref": "#/components/schemas/TokenList"}, _SPANS]},
         body=TokenizeRequest,
         example={"model": "", "prompt": "The sea is wide."},
-        errors=(*ERRORS, 424),
-        failure=_FAILURE,
-        parameters=(TOKEN,),
-        parts=(TokenList, TokenSpan, LoraxError),
+        statuses=(*GENERATION_STATUSES, 424),
+        error_response=_FAILURE,
+        parameters=(TOKEN_HEADER,),
+        nested_structs=(TokenList, TokenSpan, LoraxError),
     ),
     Operation(
         "post",
@@ -138,8 +138,8 @@ OPERATIONS = (
         DetokenizedText,
         body=DetokenizeRequest,
         example={"model": "", "tokens": [504, 5107]},
-        errors=ERRORS,
-        parameters=(TOKEN,),
+        statuses=GENERATION_STATUSES,
+        parameters=(TOKEN_HEADER,),
     ),
 )
 

@@ -11,10 +11,10 @@ OTHER = "other"
 HALF_LIFE = 600.0
 """Seconds after which what was counted of a value counts half."""
 
-BUSIER = 2.0
+MIN_RATIO = 2.0
 """How many times as busy as the least busy named value another must be to take its place."""
 
-LEAST = 16
+MIN_REQUESTS = 16
 """Requests that a value needs to take another's place."""
 
 CANDIDATES = 4
@@ -44,17 +44,17 @@ class BoundedLabels:
             return value
         if self._forget is None:
             return OTHER
-        self._fade()
+        self._decay()
         self._candidates[value] += 1
         least, count = min(self._named.items(), key=lambda item: item[1])
-        if self._candidates[value] < max(LEAST, BUSIER * count):
+        if self._candidates[value] < max(MIN_REQUESTS, MIN_RATIO * count):
             return OTHER
         self._forget(least)
         del self._named[least]
         self._named[value] = self._candidates.pop(value)
         return value
 
-    def _fade(self) -> None:
+    def _decay(self) -> None:
         """Let old counts fade, and forget the least busy candidates where there are many."""
         if (now := time.monotonic()) - self._halved > HALF_LIFE:
             self._halved = now

@@ -9,7 +9,7 @@ from prometheus_client import Counter, Histogram
 
 from motet.api.metrics.bounded_labels import BoundedLabels
 from motet.api.metrics.request_record import RequestRecord
-from motet.api.metrics.timing import GAP_BUCKETS
+from motet.api.metrics.request_timing import GAP_BUCKETS
 
 MAX_ADAPTERS = 64
 """Adapters with series of their own in each API process; all others are counted as `other`."""
@@ -95,7 +95,7 @@ def count_request(record: RequestRecord, seconds: float) -> None:
     stream = "true" if record.stream else "false"
     if timing.first is not None:
         FIRST_TOKEN.labels(stream).observe(timing.first - timing.began)
-        QUEUE.labels(stream).observe(timing.waited)
+        QUEUE.labels(stream).observe(timing.queue_seconds)
         INTER_TOKEN.labels(stream).add(timing.gaps, timing.gap_seconds)
     if outcome in ("stop", "length"):
         END_TO_END.labels(stream).observe(seconds)

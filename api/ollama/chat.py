@@ -31,7 +31,7 @@ from motet.api.schema.chat_messages import MAX_MESSAGES, FunctionCall, Message, 
 from motet.api.schema.chat_request import ChatRequest
 from motet.api.schema.chat_tools import MAX_TOOLS, FunctionTool
 from motet.api.schema.ignored_header import note_ignored
-from motet.api.schema.operations import ERRORS, TOKEN, Operation
+from motet.api.schema.operations import GENERATION_STATUSES, TOKEN_HEADER, Operation
 from motet.api.schema.parsing import Parsed, check_chat_fields
 from motet.api.services import Services
 
@@ -85,10 +85,10 @@ OPERATIONS = (
             "stream": False,
             "options": {"num_predict": 32},
         },
-        errors=ERRORS,
-        parameters=(TOKEN,),
-        failure=OllamaError,
-        lines=True,
+        statuses=GENERATION_STATUSES,
+        parameters=(TOKEN_HEADER,),
+        error_response=OllamaError,
+        json_lines=True,
     ),
 )
 

@@ -26,7 +26,7 @@ from motet.api.schema.chat_messages import Message
 from motet.api.schema.chat_request import ChatRequest
 from motet.api.schema.completion_request import CompletionRequest
 from motet.api.schema.ignored_header import note_ignored
-from motet.api.schema.operations import ERRORS, TOKEN, Operation
+from motet.api.schema.operations import GENERATION_STATUSES, TOKEN_HEADER, Operation
 from motet.api.schema.parsing import Parsed
 from motet.api.services import Services
 from motet.core import error_codes
@@ -56,10 +56,10 @@ OPERATIONS = (
         OllamaText,
         body=OllamaGenerateRequest,
         example={"model": "", "prompt": "Tell me about the sea.", "stream": False, "options": {"num_predict": 32}},
-        errors=ERRORS,
-        parameters=(TOKEN,),
-        failure=OllamaError,
-        lines=True,
+        statuses=GENERATION_STATUSES,
+        parameters=(TOKEN_HEADER,),
+        error_response=OllamaError,
+        json_lines=True,
     ),
 )
 

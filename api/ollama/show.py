@@ -14,7 +14,7 @@ from motet.api.ollama.objects import OllamaShow, architecture, details, timestam
 from motet.api.ollama.requests import model_name, parsed
 from motet.api.routes.models import model_card
 from motet.api.schema.openai_objects import ENCODER, ModelCard
-from motet.api.schema.operations import ERRORS, TOKEN, Operation
+from motet.api.schema.operations import GENERATION_STATUSES, TOKEN_HEADER, Operation
 from motet.api.schema.parsing import Parsed
 from motet.api.services import Services
 from motet.core import error_codes
@@ -38,9 +38,9 @@ OPERATIONS = (
         OllamaShow,
         body=ShowRequest,
         example={"model": ""},
-        errors=ERRORS,
-        parameters=(TOKEN,),
-        failure=OllamaError,
+        statuses=GENERATION_STATUSES,
+        parameters=(TOKEN_HEADER,),
+        error_response=OllamaError,
     ),
 )
 

@@ -20,8 +20,8 @@ OPERATIONS = (
         "The base model and the adapters that can be listed",
         "ollama",
         OllamaTags,
-        errors=(503,),
-        failure=OllamaError,
+        statuses=(503,),
+        error_response=OllamaError,
     ),
 )
 

@@ -14,7 +14,9 @@ VERSION = "0.9.0"
 """The version of Ollama with this API. Editors refuse versions before 0.6.4."""
 
 OPERATIONS = (
-    Operation("get", "/api/version", "The version of Ollama's API", "ollama", OllamaVersion, failure=OllamaError),
+    Operation(
+        "get", "/api/version", "The version of Ollama's API", "ollama", OllamaVersion, error_response=OllamaError
+    ),
 )
 
 

@@ -12,7 +12,7 @@ from contextlib import aclosing, contextmanager
 from loguru import logger
 from msgspec.structs import replace
 
-from motet.api.http.access_log import finish
+from motet.api.http.access_log import finish_record
 from motet.api.http.errors import internal_error, note_failure
 from motet.api.responses.run import Event, ResponseGeneration, frame
 from motet.api.responses.store import Frame, ResponseStore, Stored
@@ -104,7 +104,7 @@ class Background:
         await self._keep(making)
         writing = asyncio.create_task(self._write(making))
         try:
-            async with self._services.drain.work(), aclosing(making.run.events()) as events:
+            async with self._services.drain.background_work(), aclosing(making.run.events()) as events:
                 async for happened, making.response in events:
                     making.tell([event for event in happened if event[0] != "response.created"])  # it was told
                     if writing.done():
@@ -119,7 +119,7 @@ class Background:
             await asyncio.gather(writing, return_exceptions=True)
             await self._keep(making)
             self._making.pop(making.response.id, None)
-            finish(making.record, self._services.settings.access_log == "on")
+            finish_record(making.record, self._services.settings.access_log == "on")
 
     def _fail(self, making: _Making, info: ErrorInfo) -> None:
         note_failure(info, making.record)

@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from motet.api.schema.adapter_fields import AdapterChoice
 from motet.api.schema.chat_request import Reasoning
-from motet.api.schema.chat_tools import MAX_DEFINITION, MAX_TOOLS, TextInput
+from motet.api.schema.chat_tools import MAX_TOOL_GRAMMAR_CHARACTERS, MAX_TOOLS, TextInput
 from motet.api.schema.generation_request import StreamOptions
 from motet.api.schema.request_fields import (
     MAX_STOP_STRINGS,
@@ -69,7 +69,7 @@ class FlatGrammarInput(msgspec.Struct, frozen=True, tag_field="type", tag="gramm
     """Input that follows a grammar."""
 
     syntax: Literal["lark", "regex"]
-    definition: Annotated[str, Meta(min_length=1, max_length=MAX_DEFINITION)]
+    definition: Annotated[str, Meta(min_length=1, max_length=MAX_TOOL_GRAMMAR_CHARACTERS)]
 
 
 class FlatCustomTool(msgspec.Struct, frozen=True, tag_field="type", tag="custom"):

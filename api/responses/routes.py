@@ -23,7 +23,7 @@ from motet.api.responses.store import ResponseStore, Stored
 from motet.api.responses.stream import ResponseStream
 from motet.api.schema.ignored_header import note_ignored
 from motet.api.schema.openai_objects import ENCODER
-from motet.api.schema.operations import ERRORS, TOKEN, Operation, path_parameter, query_parameter
+from motet.api.schema.operations import GENERATION_STATUSES, TOKEN_HEADER, Operation, path_parameter, query_parameter
 from motet.api.schema.unsupported_fields import RESPONSES
 from motet.api.services import Services
 from motet.api.storage.paging import Page, page_of
@@ -41,11 +41,11 @@ OPERATIONS = (
         "responses",
         ResponseObject,
         body=ResponseRequest,
-        chunk=ResponseEvent,
+        event=ResponseEvent,
         example={"model": "", "input": "Tell me about the sea.", "max_output_tokens": 32},
-        refused=RESPONSES,
-        errors=ERRORS,
-        parameters=(TOKEN,),
+        unsupported=RESPONSES,
+        statuses=GENERATION_STATUSES,
+        parameters=(TOKEN_HEADER,),
     ),
     Operation(
         "post",
@@ -54,9 +54,9 @@ OPERATIONS = (
         "responses",
         InputTokens,
         body=CountedRequest,
-        refused=RESPONSES,
-        errors=ERRORS,
-        parameters=(TOKEN,),
+        unsupported=RESPONSES,
+        statuses=GENERATION_STATUSES,
+        parameters=(TOKEN_HEADER,),
     ),
     Operation(
         "get",
@@ -64,8 +64,8 @@ OPERATIONS = (
         "A stored response",
         "responses",
         ResponseObject,
-        chunk=ResponseEvent,
-        errors=(400, 401, 404, 503),
+        event=ResponseEvent,
+        statuses=(400, 401, 404, 503),
         parameters=(
             _ID,
             query_parameter(
@@ -82,7 +82,7 @@ OPERATIONS = (
         "Forget a stored response",
         "responses",
         DeletedResponse,
-        errors=(401, 404, 503),
+        statuses=(401, 404, 503),
         parameters=(_ID,),
     ),
     Operation(
@@ -91,7 +91,7 @@ OPERATIONS = (
         "End a response in the background",
         "responses",
         ResponseObject,
-        errors=(400, 401, 404, 409, 503),
+        statuses=(400, 401, 404, 409, 503),
         parameters=(_ID,),
     ),
     Operation(
@@ -100,7 +100,7 @@ OPERATIONS = (
         "What a stored response answers",
         "responses",
         ItemList,
-        errors=(400, 401, 404, 503),
+        statuses=(400, 401, 404, 503),
         parameters=(
             _ID,
             query_parameter("limit", "At most this many.", {"type": "integer", "minimum": 1, "maximum": 100}),

@@ -38,7 +38,7 @@ OPERATIONS = (
         "End a running request",
         "server",
         CancelledRequest,
-        errors=(404, 503),
+        statuses=(404, 503),
         parameters=(path_parameter("request_id", "Its x-request-id, or the id of its answer."),),
     ),
 )

@@ -36,7 +36,7 @@ from motet.api.schema.openai_objects import (
     ToolCallDelta,
     Usage,
 )
-from motet.api.schema.operations import ERRORS, TOKEN, Operation
+from motet.api.schema.operations import GENERATION_STATUSES, TOKEN_HEADER, Operation
 from motet.api.schema.parsing import parse_chat
 from motet.api.schema.unsupported_fields import CHAT
 from motet.api.services import Services
@@ -49,15 +49,15 @@ OPERATIONS = (
         "generate",
         ChatCompletion,
         body=ChatRequest,
-        chunk=ChatChunk,
+        event=ChatChunk,
         example={
             "model": "",
             "messages": [{"role": "user", "content": "Tell me about the sea."}],
             "max_tokens": 32,
         },
-        refused=CHAT,
-        errors=ERRORS,
-        parameters=(TOKEN,),
+        unsupported=CHAT,
+        statuses=GENERATION_STATUSES,
+        parameters=(TOKEN_HEADER,),
     ),
 )
 

@@ -20,7 +20,7 @@ from motet.api.http.stream_response import Frames, joined, stream_response
 from motet.api.routes.response_headers import answer_headers
 from motet.api.schema.completion_request import CompletionRequest
 from motet.api.schema.openai_objects import ENCODER, Completion, CompletionChoice, CompletionLogprobs, Usage
-from motet.api.schema.operations import ERRORS, TOKEN, Operation
+from motet.api.schema.operations import GENERATION_STATUSES, TOKEN_HEADER, Operation
 from motet.api.schema.parsing import parse_completion
 from motet.api.schema.unsupported_fields import COMPLETIONS
 from motet.api.services import Services
@@ -35,11 +35,11 @@ OPERATIONS = (
         "generate",
         Completion,
         body=CompletionRequest,
-        chunk=Completion,
+        event=Completion,
         example={"model": "", "prompt": "Once upon a time", "max_tokens": 16},
-        refused=COMPLETIONS,
-        errors=ERRORS,
-        parameters=(TOKEN,),
+        unsupported=COMPLETIONS,
+        statuses=GENERATION_STATUSES,
+        parameters=(TOKEN_HEADER,),
     ),
 )
 

@@ -18,9 +18,15 @@ POLICY = (
 )
 
 OPERATIONS = (
-    Operation("get", "/openapi.json", "This document", "server", None, says="OpenAPI 3.1."),
+    Operation("get", "/openapi.json", "This document", "server", None, description="OpenAPI 3.1."),
     Operation(
-        "get", "/docs", "This document as a page", "server", None, media="text/html", says="Needs no internet access."
+        "get",
+        "/docs",
+        "This document as a page",
+        "server",
+        None,
+        media_type="text/html",
+        description="Needs no internet access.",
     ),
 )
 

@@ -25,7 +25,7 @@ from motet.api.http.caller import Caller, current_caller
 from motet.api.http.request_body import read_body
 from motet.api.schema.adapter_fields import AdapterChoice
 from motet.api.schema.openai_objects import ENCODER
-from motet.api.schema.operations import ERRORS, TOKEN, Operation
+from motet.api.schema.operations import GENERATION_STATUSES, TOKEN_HEADER, Operation
 from motet.api.schema.parsing import Parsed, check_adapters, convert, unknown_fields
 from motet.api.schema.request_fields import Positive, TokenId
 from motet.api.schema.unsupported_fields import EMBEDDINGS, refuse_unsupported
@@ -96,9 +96,9 @@ OPERATIONS = (
         EmbeddingList,
         body=EmbeddingRequest,
         example={"model": "", "input": ["The sea is wide.", "A ship sails."]},
-        refused=EMBEDDINGS,
-        errors=ERRORS,
-        parameters=(TOKEN,),
+        unsupported=EMBEDDINGS,
+        statuses=GENERATION_STATUSES,
+        parameters=(TOKEN_HEADER,),
     ),
 )
 

@@ -86,8 +86,8 @@ OPERATIONS = (
         "files",
         FileObject,
         multipart=_UPLOAD,
-        errors=(400, 401, 413, 415, 429, 503),
-        meanings={
+        statuses=(400, 401, 413, 415, 429, 503),
+        status_descriptions={
             413: "The file exceeds --max-file, or the files would exceed --max-files.",
             415: "The body is not declared as multipart/form-data.",
             429: "Too many uploads are in progress.",
@@ -99,7 +99,7 @@ OPERATIONS = (
         "The caller's files",
         "files",
         FileList,
-        errors=(400, 401, 503),
+        statuses=(400, 401, 503),
         parameters=(
             query_parameter("purpose", "Only these.", {"type": "string"}),
             query_parameter("limit", "At most this many.", {"type": "integer", "minimum": 1, "maximum": MAX_PAGE}),
@@ -108,10 +108,10 @@ OPERATIONS = (
         ),
     ),
     Operation(
-        "get", "/v1/files/{file_id}", "A file's metadata", "files", FileObject, errors=(401, 404), parameters=(_ID,)
+        "get", "/v1/files/{file_id}", "A file's metadata", "files", FileObject, statuses=(401, 404), parameters=(_ID,)
     ),
     Operation(
-        "delete", "/v1/files/{file_id}", "Delete a file", "files", DeletedFile, errors=(401, 404), parameters=(_ID,)
+        "delete", "/v1/files/{file_id}", "Delete a file", "files", DeletedFile, statuses=(401, 404), parameters=(_ID,)
     ),
     Operation(
         "get",
@@ -119,10 +119,10 @@ OPERATIONS = (
         "A file's content",
         "files",
         None,
-        media="application/octet-stream",
-        errors=(401, 404),
+        media_type="application/octet-stream",
+        statuses=(401, 404),
         parameters=(_ID,),
-        says="The bytes.",
+        description="The bytes.",
     ),
 )
 

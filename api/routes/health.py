@@ -18,14 +18,21 @@ ANSWER_SECONDS = 5.0
 
 OPERATIONS = (
     *(
-        Operation("get", path, "Can requests be answered now?", "server", Health, says="Yes.", unavailable=Health)
+        Operation(
+            "get", path, "Can requests be answered now?", "server", Health, description="Yes.", unavailable=Health
+        )
         for path in HEALTH_PATHS
     ),
     *(
-        Operation("get", path, "Should requests be sent here?", "server", Health, says="Yes.", unavailable=Health)
+        Operation(
+            "get", path, "Should requests be sent here?", "server", Health, description="Yes.", unavailable=Health
+        )
         for path in READY_PATHS
     ),
-    *(Operation("get", path, "Does the process answer?", "server", Live, says="It does.") for path in LIVE_PATHS),
+    *(
+        Operation("get", path, "Does the process answer?", "server", Live, description="It does.")
+        for path in LIVE_PATHS
+    ),
 )
 
 
@@ -61,7 +68,7 @@ async def health_response(services: Services) -> Response:
 
 async def health_of(services: Services) -> Health:
     """The state of this process and of the engine, which is asked now: one that hangs is not healthy."""
-    if services.drain.leaving:
+    if services.drain.not_ready:
         return Health(status="draining", model=services.model_name, reason="the server is shutting down")
     try:
         async with asyncio.timeout(ANSWER_SECONDS):

@@ -20,7 +20,9 @@ UNROUTED = UNKNOWN = "other"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 OPERATIONS = (
-    Operation("get", "/metrics", "Counters for Prometheus", "server", None, media="text/plain", says="Text."),
+    Operation(
+        "get", "/metrics", "Counters for Prometheus", "server", None, media_type="text/plain", description="Text."
+    ),
 )
 
 REQUESTS = Counter("motet_requests", "Requests that were answered", ("method", "route", "status"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from quart import Blueprint, Response
 
-from motet.api.http.route_hints import NOT_OFFERED, near_miss, no_route
+from motet.api.http.route_hints import NOT_OFFERED, no_route_message, similar_route
 from motet.api.schema.operations import Operation
 from motet.api.services import Services
 from motet.core import error_codes
@@ -80,8 +80,8 @@ def routes(services: Services) -> Blueprint:
 
     def refuse(path: str, methods: list[str], what: str) -> None:
         async def refusal(rest: str = "") -> Response:
-            if rest and (path, methods[0]) in NOT_OFFERED_METHODS and near_miss() is not None:
-                raise NotFound(no_route(), code=error_codes.NOT_FOUND)
+            if rest and (path, methods[0]) in NOT_OFFERED_METHODS and similar_route() is not None:
+                raise NotFound(no_route_message(), code=error_codes.NOT_FOUND)
             raise NotFound(f"this server does not offer {what}", code=error_codes.NOT_OFFERED)
 
         blueprint.add_url_rule(path, f"{path} {methods}".replace(".", "_"), refusal, methods=methods)

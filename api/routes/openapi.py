@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from motet.api.http.auth import OPEN_PATHS
+from motet.api.http.auth import PUBLIC_PATHS
 from motet.api.http.errors import RETRY_AFTER_SECONDS
 from motet.api.schema.openai_objects import ErrorBody
 from motet.api.schema.operations import STATUSES, Operation
@@ -57,12 +57,12 @@ def _json(description: str, kind: type[msgspec.Struct] | Mapping[str, Any]) -> d
 
 
 def _failure(operation: Operation, status: int) -> dict[str, Any]:
-    answer = _json({**STATUSES, **operation.meanings}[status], operation.failure)
+    answer = _json({**STATUSES, **operation.status_descriptions}[status], operation.error_response)
     return answer | ({"headers": {**_HEADERS, **_RETRY}} if status in RETRY_AFTER_SECONDS else {})
 
 
 def _is_open(operation: Operation) -> bool:
-    return operation.method == "get" and operation.path in OPEN_PATHS
+    return operation.method == "get" and operation.path in PUBLIC_PATHS
 
 
 def _operation_id(operation: Operation) -> str:
@@ -80,15 +80,15 @@ def _refused(table: Mapping[str, object]) -> str:
 
 
 def _success(operation: Operation) -> dict[str, Any]:
-    schema = {} if operation.answer is None else {"schema": _schema(operation.answer)}
+    schema = {} if operation.response is None else {"schema": _schema(operation.response)}
     success: dict[str, Any] = {
-        "description": operation.says,
+        "description": operation.description,
         "headers": _HEADERS if operation.body is None else {**_HEADERS, **_IGNORED},
-        "content": {operation.media: schema},
+        "content": {operation.media_type: schema},
     }
-    if operation.chunk is not None:
-        success["content"]["text/event-stream"] = {"schema": _event(operation.chunk, operation.failure)}
-    if operation.lines:
+    if operation.event is not None:
+        success["content"]["text/event-stream"] = {"schema": _event(operation.event, operation.error_response)}
+    if operation.json_lines:
         success["content"]["application/x-ndjson"] = {}
     return success
 
@@ -132,7 +132,7 @@ def _shared_errors(operation: Operation) -> Iterator[int]:
 
 
 def _operation(operation: Operation) -> dict[str, Any]:
-    errors = sorted({*operation.errors, *_shared_errors(operation)})
+    errors = sorted({*operation.statuses, *_shared_errors(operation)})
     entry: dict[str, Any] = {
         "operationId": _operation_id(operation),
         "summary": operation.summary,
@@ -143,8 +143,8 @@ def _operation(operation: Operation) -> dict[str, Any]:
             **{str(status): _failure(operation, status) for status in errors},
         },
     }
-    if operation.refused is not None:
-        entry["description"] = _refused(operation.refused)
+    if operation.unsupported is not None:
+        entry["description"] = _refused(operation.unsupported)
     if operation.body is not None or operation.multipart is not None:
         entry["requestBody"] = _request_body(operation)
     if operation.unavailable is not None:
@@ -161,8 +161,14 @@ def openapi_document(operations: Iterable[Operation]) -> dict[str, Any]:
     kinds: dict[str, type[msgspec.Struct]] = {ErrorBody.__name__: ErrorBody}
     for operation in operations:
         paths.setdefault(operation.path, {})[operation.method] = _operation(operation)
-        kinds_used = (operation.body, operation.answer, operation.chunk, operation.unavailable, operation.failure)
-        for kind in (*kinds_used, *operation.parts):
+        kinds_used = (
+            operation.body,
+            operation.response,
+            operation.event,
+            operation.unavailable,
+            operation.error_response,
+        )
+        for kind in (*kinds_used, *operation.nested_structs):
             if isinstance(kind, type):
                 assert kinds.setdefault(kind.__name__, kind) is kind, f"two structs have the name {kind.__name__}"
     _, components = msgspec.json.schema_components(kinds.values(), ref_template=_PREFIX + "{name}")

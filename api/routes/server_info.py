@@ -38,7 +38,7 @@ class TokenizerInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 OPERATIONS = (
     Operation("get", "/version", "The server's version", "server", ServerVersion),
-    Operation("get", "/tokenizer_info", "The base model's tokenizer", "server", TokenizerInfo, errors=(503,)),
+    Operation("get", "/tokenizer_info", "The base model's tokenizer", "server", TokenizerInfo, statuses=(503,)),
 )
 
 

@@ -10,7 +10,7 @@ import msgspec
 from motet.api.schema.request_fields import described
 
 MAX_MESSAGES = 4096
-MAX_PIECES = 4096
+MAX_CONTENT_PARTS = 4096
 
 
 class TextPart(msgspec.Struct, frozen=True, tag_field="type", tag="text"):

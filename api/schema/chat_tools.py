@@ -10,7 +10,7 @@ from msgspec import Meta
 from motet.api.schema.request_fields import described
 
 MAX_TOOLS = 128
-MAX_DEFINITION = 64 * 1024
+MAX_TOOL_GRAMMAR_CHARACTERS = 64 * 1024
 """Characters of a custom tool's grammar."""
 
 
@@ -33,7 +33,7 @@ class Grammar(msgspec.Struct, frozen=True):
     """A grammar of a custom tool's input."""
 
     syntax: Literal["lark", "regex"]
-    definition: Annotated[str, Meta(min_length=1, max_length=MAX_DEFINITION)]
+    definition: Annotated[str, Meta(min_length=1, max_length=MAX_TOOL_GRAMMAR_CHARACTERS)]
 
 
 class TextInput(msgspec.Struct, frozen=True, tag_field="type", tag="text"):

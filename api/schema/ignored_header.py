@@ -23,10 +23,10 @@ def note_ignored(names: Iterable[str]) -> None:
 
 def ignored_header() -> str:
     """The header's value for the current request; empty where every field had its effect."""
-    return header_of(g.get("ignored", ()))
+    return header_value(g.get("ignored", ()))
 
 
-def header_of(names: Iterable[str]) -> str:
+def header_value(names: Iterable[str]) -> str:
     """`names`, quoted as in a URL, comma-separated; at most MAX_IGNORED_NAMES and MAX_IGNORED_BYTES of them."""
     header = ""
     for count, name in enumerate(dict.fromkeys(names)):

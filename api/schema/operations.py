@@ -1,4 +1,4 @@
-"""What each route says of itself; the OpenAPI document (api/routes/openapi.py) is made of these."""
+"""Describes routes for the OpenAPI document, which api/routes/openapi.py generates."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ STATUSES: Mapping[int, str] = {
     503: "The engine or the adapter's source is away; see the header retry-after.",
 }
 
-ERRORS = tuple(status for status in STATUSES if status != 424)
-"""What a route of OpenAI's that generates may answer with; 424 is for LoRAX's."""
+GENERATION_STATUSES = tuple(status for status in STATUSES if status != 424)
+"""The error statuses of OpenAI's generating routes; only LoRAX's have 424."""
 
 Parameter = dict[str, Any]
 
-TOKEN: Parameter = {
+TOKEN_HEADER: Parameter = {
     "name": "x-adapter-token",
     "in": "header",
     "required": False,
@@ -42,43 +42,44 @@ TOKEN: Parameter = {
 
 
 def path_parameter(name: str, description: str) -> Parameter:
-    """A part of the path; the name is the one in the path's braces."""
+    """A parameter in the path, by its name in braces there."""
     return {"name": name, "in": "path", "required": True, "description": description, "schema": {"type": "string"}}
 
 
 def query_parameter(name: str, description: str, schema: Mapping[str, Any]) -> Parameter:
-    """An optional part of the query."""
+    """An optional query parameter."""
     return {"name": name, "in": "query", "required": False, "description": description, "schema": dict(schema)}
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One method of one route.
+    """One method of one route, as the OpenAPI document describes it.
 
-    `body` is the request's JSON struct, `answer` the 200's: a struct, a JSON schema, or None for a body that has a
-    media type (`media`) and no schema. `chunk` is what the events of a stream hold; `lines` says that a stream is JSON
-    lines, each of the kind `answer`. `refused` are the known fields
-    that are refused unless their value changes nothing. `errors` are the statuses that may come beside 200 and those
-    of every route; their bodies are of the kind `failure`. `parts` are structs that a JSON schema among these refers
-    to; `meanings` say what a status means here, if not what it means elsewhere.
+    - `response` is the body of a 200: a struct, a JSON schema, or None for a body that has only a `media_type`. `body`
+      is the request's JSON struct, `multipart` the schema of a form, `event` the data of a stream's events.
+      `json_lines`: a stream is JSON lines, each of the type `response`.
+    - `unsupported` are the fields of `api/schema/unsupported_fields.py` for this route.
+    - `statuses` are those possible beside 200 and those of every route, with bodies of the type `error_response`;
+      `status_descriptions` replace their descriptions in STATUSES. `unavailable` is the body of a 503.
+    - `nested_structs` are structs to which a JSON schema among these refers.
     """
 
     method: Literal["get", "post", "delete"]
     path: str
     summary: str
     tag: str
-    answer: type[msgspec.Struct] | Mapping[str, Any] | None
+    response: type[msgspec.Struct] | Mapping[str, Any] | None
     body: type[msgspec.Struct] | None = None
-    chunk: type[msgspec.Struct] | Mapping[str, Any] | None = None
-    media: str = "application/json"
+    event: type[msgspec.Struct] | Mapping[str, Any] | None = None
+    media_type: str = "application/json"
     example: Mapping[str, Any] | None = None
-    refused: Mapping[str, object] | None = None
-    errors: tuple[int, ...] = ()
+    unsupported: Mapping[str, object] | None = None
+    statuses: tuple[int, ...] = ()
     parameters: tuple[Parameter, ...] = ()
-    says: str = "The answer."
+    description: str = "The answer."
     unavailable: type[msgspec.Struct] | None = None
-    failure: type[msgspec.Struct] | Mapping[str, Any] = ErrorBody
-    parts: tuple[type[msgspec.Struct], ...] = ()
-    meanings: Mapping[int, str] = field(default_factory=dict)
+    error_response: type[msgspec.Struct] | Mapping[str, Any] = ErrorBody
+    nested_structs: tuple[type[msgspec.Struct], ...] = ()
+    status_descriptions: Mapping[int, str] = field(default_factory=dict)
     multipart: Mapping[str, Any] | None = field(default=None)
-    lines: bool = False
+    json_lines: bool = False

@@ -13,7 +13,7 @@ import msgspec
 
 from motet.api.schema import unsupported_fields
 from motet.api.schema.adapter_fields import AdapterChoice
-from motet.api.schema.chat_messages import MAX_MESSAGES, MAX_PIECES
+from motet.api.schema.chat_messages import MAX_CONTENT_PARTS, MAX_MESSAGES
 from motet.api.schema.chat_request import ChatRequest
 from motet.api.schema.completion_request import CompletionRequest
 from motet.api.schema.ignored_header import MAX_IGNORED_NAMES
@@ -27,11 +27,11 @@ MAX_CONTAINERS = 100_000
 MAX_VALUES = 500_000
 """In one body; texts count as one, whatever is in them."""
 
-_PLACE = re.compile(r" - at (?:`key` in )?`\$\.?([^`]*)`$")
+_PATH = re.compile(r" - at (?:`key` in )?`\$\.?([^`]*)`$")
 # Possessive, and one that is never closed goes to the end: what is no JSON takes no longer than what is.
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
-_STRANGE = re.compile(r"Invalid (?:enum )?value (.+)", re.DOTALL)
-_WITHOUT = dict.fromkeys(
+_INVALID_VALUE = re.compile(r"Invalid (?:enum )?value (.+)", re.DOTALL)
+_DEFAULT_WHEN_ABSENT = dict.fromkeys(
     ("max_tokens", "max_completion_tokens", "max_output_tokens"), "to have no limit but the context's"
 )
 _MISSING = re.compile(r"missing required field `([^`]+)`")
@@ -56,7 +56,7 @@ def decode_object(content: bytes, mimetype: str) -> dict[str, Any]:
     content = content.removeprefix(codecs.BOM_UTF8)  # editors and shells of Windows put it there
     if not content.strip():
         raise JsonInvalid("the body is empty; send a JSON object")
-    _refuse_vast(content)
+    _check_size(content)
     try:
         body = msgspec.json.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -68,33 +68,33 @@ def decode_object(content: bytes, mimetype: str) -> dict[str, Any]:
     return body
 
 
-def _refuse_vast(content: bytes) -> None:
+def _check_size(content: bytes) -> None:
     """Raise InvalidRequest for a body of so many small parts that handling them would hold everybody else up."""
-    if not _is_vast(content) or not _is_vast(_STRING.sub(b"", content)):
+    if not _is_too_large(content) or not _is_too_large(_STRING.sub(b"", content)):
         return
     raise InvalidRequest(
         f"the body may have {MAX_CONTAINERS} lists and objects and {MAX_VALUES} values at most; send several requests"
     )
 
 
-def _is_vast(content: bytes) -> bool:
+def _is_too_large(content: bytes) -> bool:
     return content.count(b"[") + content.count(b"{") > MAX_CONTAINERS or content.count(b",") > MAX_VALUES
 
 
 def parse_chat(body: dict[str, Any]) -> Parsed[ChatRequest]:
     """A chat request, complete but for what only the model knows. Raises InvalidRequest."""
     unsupported_fields.refuse_unsupported(body, unsupported_fields.CHAT)
-    for index, message in enumerate(_countable(body.get("messages"))):
+    for index, message in enumerate(_checked_messages(body.get("messages"))):
         if isinstance(message, dict):
             where = f"messages[{index}]."
             unsupported_fields.refuse_unsupported(message, unsupported_fields.MESSAGE, where)
-            unsupported_fields.refuse_parts(message, where)
+            unsupported_fields.refuse_unsupported_parts(message, where)
     request = convert(body, ChatRequest)
     check_chat_fields(request)
     return Parsed(request, unknown_fields(body, ChatRequest, unsupported_fields.CHAT))
 
 
-def _countable(messages: object) -> list[object]:
+def _checked_messages(messages: object) -> list[object]:
     """`messages`, if they are a list. Raises InvalidRequest for more than anybody should have to look through."""
     if not isinstance(messages, list):
         return []
@@ -102,10 +102,11 @@ def _countable(messages: object) -> list[object]:
         raise InvalidRequest(f"there are {len(messages)} messages; {MAX_MESSAGES} are allowed", param="messages")
     objects = [message for message in messages if isinstance(message, dict)]
     lists = [message.get(name) for message in objects for name in ("content", "tool_calls")]
-    pieces = sum(len(entry) for entry in lists if isinstance(entry, list))
-    if pieces > MAX_PIECES:
+    part_count = sum(len(entry) for entry in lists if isinstance(entry, list))
+    if part_count > MAX_CONTENT_PARTS:
         raise InvalidRequest(
-            f"the messages have {pieces} content parts and tool calls; {MAX_PIECES} are allowed", param="messages"
+            f"the messages have {part_count} content parts and tool calls; {MAX_CONTENT_PARTS} are allowed",
+            param="messages",
         )
     return messages
 
@@ -114,7 +115,7 @@ def parse_completion(body: dict[str, Any]) -> Parsed[CompletionRequest]:
     """A completion request, complete but for what only the model knows. Raises InvalidRequest."""
     unsupported_fields.refuse_unsupported(body, unsupported_fields.COMPLETIONS)
     request = convert(body, CompletionRequest)
-    check_completion(request)
+    check_completion_fields(request)
     return Parsed(request, unknown_fields(body, CompletionRequest, unsupported_fields.COMPLETIONS))
 
 
@@ -158,7 +159,7 @@ def check_chat_fields(request: ChatRequest) -> None:
                 raise InvalidRequest(f"{param} is missing", param=param, code=error_codes.MISSING_REQUIRED_PARAMETER)
 
 
-def check_completion(request: CompletionRequest) -> None:
+def check_completion_fields(request: CompletionRequest) -> None:
     """The rules between fields of a completion request. Raises InvalidRequest."""
     _check_shared(request)
     if request.best_of is not None and request.best_of < (request.n or 1):
@@ -216,17 +217,17 @@ def convert(body: Mapping[str, object], kind: type[T]) -> T:
 
 
 def field_error(message: str, kind: type[msgspec.Struct]) -> InvalidRequest:
-    """msgspec's message of a `kind`, with its place (`$.messages[0].role`) as the error's param."""
-    place = _PLACE.search(message)
-    text = shortened(message[: place.start()] if place else message)
-    param = (place[1] if place else "").removesuffix("[...]")
+    """msgspec's message of a `kind`, with its path (`$.messages[0].role`) as the error's param."""
+    path = _PATH.search(message)
+    text = shortened(message[: path.start()] if path else message)
+    param = (path[1] if path else "").removesuffix("[...]")
     missing = _MISSING.search(text)
     if missing:
         param = f"{param}.{missing[1]}" if param else missing[1]
         return InvalidRequest(f"{param} is missing", param=param, code=error_codes.MISSING_REQUIRED_PARAMETER)
-    if (strange := _STRANGE.search(text)) and (allowed := choices(kind, param)):
-        return InvalidRequest(f"{param}: {strange[1]} is not one of {', '.join(allowed)}", param=param)
+    if (invalid := _INVALID_VALUE.search(text)) and (allowed := choices(kind, param)):
+        return InvalidRequest(f"{param}: {invalid[1]} is not one of {', '.join(allowed)}", param=param)
     code = error_codes.INVALID_TYPE if ", got `" in text else error_codes.INVALID_VALUE
-    if code == error_codes.INVALID_VALUE and (limit := _WITHOUT.get(param)) and ">= " in text:
+    if code == error_codes.INVALID_VALUE and (limit := _DEFAULT_WHEN_ABSENT.get(param)) and ">= " in text:
         text += f"; leave it out {limit if kind is not CompletionRequest else 'for the default of 16'}"
     return InvalidRequest(f"{param}: {text[:1].lower()}{text[1:]}", param=param or None, code=code)

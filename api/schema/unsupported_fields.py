@@ -124,7 +124,7 @@ MESSAGE: Mapping[str, tuple[object, ...]] = {
     "audio": (None,),
     "function_call": (None,),
 }
-_SAME_AS: Mapping[str, tuple[str, ...]] = {
+_SYNONYMS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("n_predict", "num_predict", "max_new_tokens"), ("max_tokens", "max_completion_tokens")),
     "max_output_tokens": ("max_tokens", "max_completion_tokens"),
     "max_tokens": ("max_output_tokens",),
@@ -134,13 +134,13 @@ _SAME_AS: Mapping[str, tuple[str, ...]] = {
 }
 """Other names of fields that we have. Clients send several names at once: the same value twice changes nothing."""
 
-_ADAPTER = "model to name the adapter"
-_INSTEAD: Mapping[str, str] = {
+_NAME_IN_MODEL = "model to name the adapter"
+_ALTERNATIVES: Mapping[str, str] = {
     **dict.fromkeys(("structured_outputs", "guided_json", "guided_regex", "guided_choice"), "response_format"),
     **dict.fromkeys(("guided_grammar", "regex", "ebnf", "json_schema", "allowed_token_ids"), "response_format"),
     "format": 'response_format, such as {"type": "json_object"}',
-    "grammar": 'response_format: {"type": "grammar", "grammar": …}, which takes Lark instead of GBNF',
-    **dict.fromkeys(("lora", "lora_request", "lora_path", "adapters", "parameters"), _ADAPTER),
+    "grammar": 'response_format: {"type": "grammar", "grammar": …}, which takes Lark alternatives of GBNF',
+    **dict.fromkeys(("lora", "lora_request", "lora_path", "adapters", "parameters"), _NAME_IN_MODEL),
     **dict.fromkeys(("nvext", "options"), "the fields at the top level of the body"),
     **dict.fromkeys(("n_predict", "num_predict", "max_new_tokens", "max_output_tokens"), "max_tokens"),
     "min_new_tokens": "min_tokens",
@@ -162,15 +162,15 @@ _INSTEAD: Mapping[str, str] = {
 }
 """What does the same here, of fields for which there is such a thing."""
 
-_INSTEAD_IN_RESPONSES: Mapping[str, str] = {
+_RESPONSES_ALTERNATIVES: Mapping[str, str] = {
     **dict.fromkeys(("max_tokens", "max_completion_tokens"), "max_output_tokens"),
     **dict.fromkeys(("n_predict", "num_predict", "max_new_tokens"), "max_output_tokens"),
     **dict.fromkeys(("regex", "ebnf", "json_schema", "format", "response_format"), "text.format"),
-    "grammar": 'text.format: {"type": "grammar", "grammar": …}, which takes Lark instead of GBNF',
+    "grammar": 'text.format: {"type": "grammar", "grammar": …}, which takes Lark alternatives of GBNF',
     "logprobs": 'include: ["message.output_text.logprobs"]',
     "system": "instructions",
 }
-_SENTENCES: Mapping[str, str] = {
+_MESSAGES: Mapping[str, str] = {
     "store": "chat completions and completions are not stored; leave store out, or use /v1/responses",
     "extra_body": "extra_body is an argument of OpenAI's SDK, which sends its fields at the top level of the body; "
     "send them there",
@@ -182,14 +182,14 @@ def refuse_unsupported(body: Mapping[str, object], table: Mapping[str, tuple[obj
 
     `where` is the path of `body` in the request, such as `messages[0].`.
     """
-    instead = {**_INSTEAD, **_INSTEAD_IN_RESPONSES} if table is RESPONSES else _INSTEAD
+    alternatives = {**_ALTERNATIVES, **_RESPONSES_ALTERNATIVES} if table is RESPONSES else _ALTERNATIVES
     for field, neutral in table.items():
-        same = (body[other] for other in _SAME_AS.get(field, ()) if other in body)
-        if field in body and body[field] not in neutral and body[field] not in same:
-            raise _unsupported(f"{where}{field}", instead)
+        synonyms = (body[other] for other in _SYNONYMS.get(field, ()) if other in body)
+        if field in body and body[field] not in neutral and body[field] not in synonyms:
+            raise _unsupported(f"{where}{field}", alternatives)
 
 
-def refuse_parts(message: Mapping[str, object], where: str) -> None:
+def refuse_unsupported_parts(message: Mapping[str, object], where: str) -> None:
     """Refuse content that is not text (images, audio, files)."""
     content = message.get("content")
     for index, part in enumerate(content) if isinstance(content, list) else ():
@@ -203,10 +203,10 @@ def refuse_parts(message: Mapping[str, object], where: str) -> None:
             )
 
 
-def _unsupported(field: str, instead: Mapping[str, str]) -> InvalidRequest:
-    message = _SENTENCES.get(field)
+def _unsupported(field: str, alternatives: Mapping[str, str]) -> InvalidRequest:
+    message = _MESSAGES.get(field)
     if message is None:
-        known = instead.get(re.sub(r"\d+", "", field))
+        known = alternatives.get(re.sub(r"\d+", "", field))
         advice = f"use {known}, or leave it out" if known else "leave it out"
         message = f"{field} is not supported and would change the answer; {advice}"
     return InvalidRequest(message, param=field, code=error_codes.UNSUPPORTED_PARAMETER)

@@ -62,9 +62,9 @@ def _help(setting: dataclasses.Field[Any]) -> str:
 
 def settings_from(arguments: argparse.Namespace) -> Settings:
     """The settings that the flags, MOTET_… variables and the TOML file come to. Raises StartupError."""
-    given = vars(arguments)
-    config = given.pop("config", None) or os.environ.get("MOTET_CONFIG")
-    return load_settings(given, os.environ, Path(config) if config else None)
+    options = vars(arguments)
+    config = options.pop("config", None) or os.environ.get("MOTET_CONFIG")
+    return load_settings(options, os.environ, Path(config) if config else None)
 
 
 def _serve(arguments: argparse.Namespace) -> None:
@@ -74,8 +74,8 @@ def _serve(arguments: argparse.Namespace) -> None:
     configure_logging(settings.log_format, settings.log_level, process="supervisor")
     if links := service_links(os.environ):
         logger.info("ignored, since Kubernetes sets them for a Service called motet: {}", ", ".join(links))
-    for name, meant in misspelt_variables(os.environ).items():
-        logger.warning("the variable {} is no setting; did you mean {}?", name, meant)
+    for name, suggestion in misspelt_variables(os.environ).items():
+        logger.warning("the variable {} is no setting; did you mean {}?", name, suggestion)
     supervise(settings)
 
 
@@ -100,7 +100,7 @@ def _bench(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from motet.api.server.check import find_adapters, report
+    from motet.api.server.check_command import find_adapters, report
 
     os.environ["HF_HUB_OFFLINE"] = "1"  # before any plugin imports the hub's library
     from motet.api.server.supervisor import locate_model, model_directory
@@ -108,9 +108,9 @@ def _check(arguments: argparse.Namespace) -> None:
     from motet.engine.engine_config import EngineConfig
     from motet.engine.processes.child_process import public_environment
 
-    given = vars(arguments)
-    directories, output = given.pop("directories"), given.pop("format")
-    settings = load_settings(given, os.environ, None)
+    options = vars(arguments)
+    directories, output = options.pop("directories"), options.pop("format")
+    settings = load_settings(options, os.environ, None)
     found = find_adapters(directories)
     location = locate_model(settings)
     spec = LoaderSpec(
@@ -155,7 +155,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_settings(serve)
     command("plugins", _plugins, "list what is registered, and by which plugin")
     check = command("check", _check, "say which adapters fit a base model, and why others do not, without serving")
-    from motet.api.server.check import add_check_arguments
+    from motet.api.server.check_command import add_check_arguments
 
     add_check_arguments(check)
     key = command("key", _key, "make an API key: a line for the --api-keys file, and the key itself on stderr")

@@ -19,7 +19,7 @@ from pathlib import Path
 from loguru import logger
 
 from motet.api.http.api_keys import read_keys
-from motet.api.server.processes import TICK_SECONDS, ApiProcesses
+from motet.api.server.api_processes import TICK_SECONDS, ApiProcesses
 from motet.api.storage.data_directory import check_owners
 from motet.core import error_codes
 from motet.core.deployment import Deployment
@@ -63,7 +63,7 @@ def supervise(settings: Settings) -> None:
         loader_address=engine.loader_address,
         state_address=engine.state_address,
         socket=listener.fileno(),
-        address=f"{scheme}://{_shown(settings.host)}:{listener.getsockname()[1]}",
+        address=f"{scheme}://{_url_host(settings.host)}:{listener.getsockname()[1]}",
         registry_address=f"ipc://{engine.run_directory}/registry",
         workers=settings.api_workers,
         run_directory=str(engine.run_directory),
@@ -90,9 +90,9 @@ def supervise(settings: Settings) -> None:
 def allow_open_files() -> None:
     """Raise this process's limit of open files, and so its children's, as far as it goes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    limit = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 def _scheme(settings: Settings) -> str:
@@ -148,7 +148,7 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _shown(host: str) -> str:
+def _url_host(host: str) -> str:
     """`host` as a client on this machine would write it into a URL."""
     if host in ("0.0.0.0", "::", ""):
         return "127.0.0.1"

@@ -190,9 +190,9 @@ LIMITS = {
     "stop strings": f"{request_fields.MAX_STOP_STRINGS} of {request_fields.MAX_STOP_CHARACTERS} characters",
     "stop token ids": f"{request_fields.MAX_STOP_TOKEN_IDS}",
     "messages": f"{chat_messages.MAX_MESSAGES}",
-    "content parts and tool calls of all messages": f"{chat_messages.MAX_PIECES}",
+    "content parts and tool calls of all messages": f"{chat_messages.MAX_CONTENT_PARTS}",
     "tools in one request": f"{chat_tools.MAX_TOOLS}",
-    "characters of a custom tool's grammar": f"{chat_tools.MAX_DEFINITION}",
+    "characters of a custom tool's grammar": f"{chat_tools.MAX_TOOL_GRAMMAR_CHARACTERS}",
     "entries of `choice` in a `response_format`": f"{MAX_OPTIONS}",
     "`documents`, and variables in `chat_template_kwargs`": f"{chat_request.MAX_DOCUMENTS}, "
     f"{chat_request.MAX_TEMPLATE_VARIABLES}",

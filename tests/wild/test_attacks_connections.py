@@ -112,7 +112,7 @@ def test_low_a_flood_of_websocket_handshakes(tmp_path: Path) -> None:
     ids=["idle", "slow-heads", "slow-bodies"],
 )
 def test_withstood_connections_that_wait(tmp_path: Path, begun: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener, "FIRST_HEAD_SECONDS", 1.0)
+    monkeypatch.setattr(listener, "FIRST_REQUEST_SECONDS", 1.0)
 
     async def attack(server: Running) -> None:
         opened = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(300)]

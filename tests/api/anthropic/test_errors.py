@@ -171,7 +171,7 @@ def test_the_body_limit_and_the_drain_hold(tmp_path: Path) -> None:
     async def scenario(caller: Caller) -> None:
         large = await failure(caller, system="x" * 2000)
         assert large[:2] == (413, "request_too_large")
-        caller.api.services.drain.begin()
+        caller.api.services.drain.refuse_new_requests()
         assert (await failure(caller))[:2] == (503, "overloaded_error")
 
     drive(tmp_path, scenario, settings=Settings(max_body="1KiB"))

@@ -11,7 +11,7 @@ from support.api_caller import CHAT, MESSAGES, Caller, drive
 
 from motet.api.http import api_keys
 from motet.api.http.api_keys import KeyRing, key_line, new_key, read_keys
-from motet.api.http.auth import OPEN_PATHS
+from motet.api.http.auth import PUBLIC_PATHS
 from motet.api.server.cli import main
 from motet.core.errors import StartupError
 from motet.core.settings import Settings
@@ -82,7 +82,7 @@ def test_a_new_version_counts_and_a_broken_one_does_not(file: Path, monkeypatch:
 def test_a_change_while_the_file_is_read_at_the_start_is_not_missed(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read_and_change(path: Path) -> list[api_keys.Key]:
+    def read_and_change(path: Path) -> list[api_keys.ApiKey]:
         monkeypatch.undo()
         found = read_keys(path)
         write(path, key_line("carol", "sk-motet-carol", False))
@@ -104,7 +104,7 @@ def test_without_a_key_nothing_but_what_tells_of_the_server(tmp_path: Path, file
         assert refused.headers["x-request-id"]
         for path in ("/v1/models", "/metrics", "/v1/files", "/nowhere"):
             assert (await caller.client.get(path)).status_code == 401, path
-        for path in OPEN_PATHS:
+        for path in PUBLIC_PATHS:
             assert (await caller.client.get(path)).status_code in (200, 404), path
         for headers in (bearer(ALICE), {"authorization": f"bearer {ALICE}"}, {"x-api-key": ALICE}):
             assert (await caller.post(CHAT, {"messages": MESSAGES}, **headers)).status_code == 200

@@ -153,7 +153,7 @@ def test_a_drain_lets_work_finish_and_refuses_new_work(tmp_path: Path) -> None:
         drain = server.api.services.drain
         running = asyncio.create_task(client.post("/v1/chat/completions", json=CHAT))
         await until(lambda: server.api.engine.running)
-        drain.begin()
+        drain.refuse_new_requests()
         refused = await client.post("/v1/chat/completions", json=CHAT)
         assert refused.status_code == 503
         assert refused.json()["error"]["code"] == "shutting_down"
@@ -174,9 +174,9 @@ def test_what_a_drain_leaves_over_gets_an_error(tmp_path: Path) -> None:
         whole = asyncio.create_task(client.post(post, json={**CHAT, "n": 2}))
         streamed = asyncio.create_task(client.post(post, json={**CHAT, "stream": True}))
         await until(lambda: len(server.api.engine.running) == 3)
-        drain.begin()
+        drain.refuse_new_requests()
         assert not await drain.wait(0.1)
-        drain.cancel_rest()
+        drain.cancel_remaining()
         assert await drain.wait(2.0)
         assert not server.api.engine.running
         assert (await whole).status_code == 503

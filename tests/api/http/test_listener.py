@@ -145,7 +145,7 @@ def test_a_body_with_two_lengths_is_refused_and_nothing_after_it_is_read(tmp_pat
 def test_a_connection_that_asks_nothing_is_closed_soon_and_one_that_asked_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listener, "FIRST_HEAD_SECONDS", 0.1)
+    monkeypatch.setattr(listener, "FIRST_REQUEST_SECONDS", 0.1)
 
     async def scenario(server: Running) -> None:
         for begun in (b"", b"GET /health HTTP/1.1\r\n"):
@@ -164,7 +164,7 @@ def test_a_connection_that_asks_nothing_is_closed_soon_and_one_that_asked_later(
 def test_idle_connections_make_room_for_others_and_busy_ones_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listener, "most_connections", lambda: 20)
+    monkeypatch.setattr(listener, "max_connections", lambda: 20)
 
     async def scenario(server: Running) -> None:
         server.api.engine.script = lambda _: "a long story " * 20

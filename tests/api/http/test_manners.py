@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from support.api_caller import CHAT, COMPLETIONS, MESSAGES, Caller, drive
 
 from motet.api.http.api_keys import key_line
-from motet.api.http.sse_keep_alive import COMMENT, kept_alive
+from motet.api.http.sse_keep_alive import COMMENT, with_keep_alive
 from motet.core.settings import Settings
 
 
@@ -215,7 +215,7 @@ async def stream_of(pauses: list[float], seconds: float, kind: bytes = b"text/ev
         busy = False
         sent.append(message.get("body", b"start"))
 
-    await kept_alive(app, seconds)({"type": "http"}, None, send)  # type: ignore[arg-type, typeddict-item]
+    await with_keep_alive(app, seconds)({"type": "http"}, None, send)  # type: ignore[arg-type, typeddict-item]
     await asyncio.sleep(2 * seconds)
     return sent
 

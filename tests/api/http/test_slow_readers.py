@@ -16,7 +16,7 @@ from support.http2_client import Http2Client
 from support.scripted_server import Running, scripted_server
 
 from motet.api.http import slow_readers
-from motet.api.http.slow_readers import taking
+from motet.api.http.slow_readers import send_timeout
 
 LARGE: dict[str, Any] = {"model": "", "messages": MESSAGES, "n": 4, "logprobs": True, "top_logprobs": 20}
 BODY = {**LARGE, "max_tokens": 1500, "stream": True}
@@ -104,10 +104,10 @@ def test_a_client_that_reads_slowly_goes_on_and_one_that_stops_does_not(monkeypa
         return left[0]
 
     async def main() -> None:
-        async with taking(slowly):
+        async with send_timeout(slowly):
             await asyncio.sleep(0.4)
         with pytest.raises(TimeoutError):
-            async with taking(lambda: 1000):
+            async with send_timeout(lambda: 1000):
                 await asyncio.sleep(20)
 
     asyncio.run(main())

@@ -10,8 +10,8 @@ from support.api_caller import CHAT, MESSAGES, Caller, drive
 
 from motet.api.http.api_keys import key_line
 from motet.api.metrics import bounded_labels
-from motet.api.metrics.bounded_labels import LEAST, BoundedLabels
-from motet.api.metrics.timing import GAP_BUCKETS, Timing
+from motet.api.metrics.bounded_labels import MIN_REQUESTS, BoundedLabels
+from motet.api.metrics.request_timing import GAP_BUCKETS, Timing
 from motet.core.messages import TokenEvent
 from motet.core.settings import Settings
 from motet.engine.client.text_stream import TextDelta
@@ -71,14 +71,14 @@ def test_requests_and_tokens_are_counted_by_adapter_key_and_outcome(tmp_path: Pa
 
 def test_gaps_are_counted_by_sequence_and_tokens_that_come_at_once_share_them(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("motet.api.metrics.timing.time.perf_counter", lambda: now)
+    monkeypatch.setattr("motet.api.metrics.request_timing.time.perf_counter", lambda: now)
     timing = Timing(began=0.0, checked=0.0)
 
     def take(at: float, index: int, tokens: int, more: bool = False, finish: str | None = None) -> None:
         nonlocal now
         now = at
         event = TokenEvent("x", 1, queue_seconds=0.25)
-        timing.take(index, TextDelta("t", (event,) * tokens, finish, more=more))  # type: ignore[arg-type]
+        timing.add(index, TextDelta("t", (event,) * tokens, finish, more=more))  # type: ignore[arg-type]
 
     take(1.0, 0, 1)
     take(1.5, 1, 1)
@@ -86,7 +86,7 @@ def test_gaps_are_counted_by_sequence_and_tokens_that_come_at_once_share_them(mo
     take(1.54, 0, 4)
     take(1.7, 1, 1, finish="length")
     take(3.6, 0, 1, finish="stop")
-    assert (timing.tokens, timing.first, timing.waited, timing.finish) == (10, 1.0, 0.25, "length")
+    assert (timing.tokens, timing.first, timing.queue_seconds, timing.finish) == (10, 1.0, 0.25, "length")
     counts = dict(zip((*GAP_BUCKETS, None), timing.gaps, strict=True))
     assert {bound: count for bound, count in counts.items() if count} == {0.1: 6, 0.25: 1, 2.5: 1}
     assert timing.gap_seconds == pytest.approx(0.54 + 0.2 + 2.06)
@@ -96,8 +96,8 @@ def test_the_busiest_values_keep_their_names() -> None:
     forgotten: list[str] = []
     labels = BoundedLabels(2, forgotten.append)
     assert [labels.label(name) for name in ("a", "b", "c", "a")] == ["a", "b", "other", "a"]
-    assert {labels.label("rare") for _ in range(LEAST - 1)} == {"other"}
-    assert [labels.label("c") for _ in range(LEAST - 1)][-1] == "c"
+    assert {labels.label("rare") for _ in range(MIN_REQUESTS - 1)} == {"other"}
+    assert [labels.label("c") for _ in range(MIN_REQUESTS - 1)][-1] == "c"
     assert forgotten == ["b"]
     assert labels.label("b") == "other"
     fixed = BoundedLabels(1)

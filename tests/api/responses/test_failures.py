@@ -127,9 +127,9 @@ def test_a_drain_waits_for_the_background_and_says_what_it_cut(tmp_path: Path) -
     async def scenario(caller: Caller) -> None:
         async with running(caller, "x" * 500) as id:
             drain = caller.api.services.drain
-            drain.begin()
+            drain.refuse_new_requests()
             assert not await drain.wait(0.05)
-            drain.cancel_rest()
+            drain.cancel_remaining()
             assert await drain.wait(2.0)
             drain.draining = False
             found = await ended(caller, id)

@@ -71,7 +71,7 @@ def test_a_stream_that_is_cut_does_not_look_alive(tmp_path: Path, how: str, stat
                 await stream.close()
             else:
                 drain.draining = True
-                drain.cancel_rest()
+                drain.cancel_remaining()
                 with pytest.raises(openai.APIError, match="shut down"):
                     async for _ in stream:
                         pass

@@ -15,7 +15,7 @@ from support.scripted_api import scripted_api
 
 from motet.api.app import OPERATIONS, create_app
 from motet.api.http.api_keys import key_line
-from motet.api.http.auth import OPEN_PATHS
+from motet.api.http.auth import PUBLIC_PATHS
 from motet.api.routes.openapi import openapi_document
 from motet.api.schema.chat_request import ChatRequest
 from motet.api.schema.completion_request import CompletionRequest
@@ -141,7 +141,7 @@ def test_what_access_refuses_is_documented_for_every_route(tmp_path: Path, keys:
                 path = re.sub(r"\{\w+\}", "x", operation.path)
                 response = await client.open(path, method=operation.method.upper(), headers={"host": "evil.example"})
                 documented = DOCUMENT["paths"][operation.path][operation.method]["responses"]
-                if operation.method == "get" and operation.path in OPEN_PATHS:
+                if operation.method == "get" and operation.path in PUBLIC_PATHS:
                     assert response.status_code in (200, 503)
                     assert not {"401", "403"} & set(documented)
                     continue
@@ -166,7 +166,7 @@ def test_generated_clients_have_names_and_know_where_a_key_goes() -> None:
     assert [name for entry in DOCUMENT["security"] for name in entry] == list(schemes)
     assert {} in DOCUMENT["security"]  # a server may have no keys
     opened = {path for path, method, entry in operations if entry.get("security") == []}
-    assert opened == set(OPEN_PATHS)
+    assert opened == set(PUBLIC_PATHS)
 
 
 def test_what_can_be_tried_again_says_when() -> None:

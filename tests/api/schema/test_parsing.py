@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from motet.api.schema.chat_request import ChatRequest
-from motet.api.schema.ignored_header import MAX_IGNORED_BYTES, header_of
+from motet.api.schema.ignored_header import MAX_IGNORED_BYTES, header_value
 from motet.api.schema.parsing import parse_chat, parse_completion
 from motet.core.errors import InvalidRequest
 
@@ -306,23 +306,23 @@ def test_what_is_unknown_is_listed() -> None:
         "tools[0].b",
         "tools[0].function.speed",
     ]
-    assert header_of(parsed.ignored).split(",") == list(parsed.ignored)
+    assert header_value(parsed.ignored).split(",") == list(parsed.ignored)
 
 
 @given(st.lists(st.text(), max_size=50))
 def test_the_header_of_ignored_fields_is_always_a_header(names: list[str]) -> None:
     body = {**PROMPT, **{f"x{name}": 1 for name in names}}
-    header = header_of(parse_completion(body).ignored)
+    header = header_value(parse_completion(body).ignored)
     assert header.isascii()
     assert header.isprintable()
     assert len(header) <= MAX_IGNORED_BYTES
 
 
 def test_the_header_of_ignored_fields_says_that_there_are_more() -> None:
-    assert header_of(()) == ""
-    assert header_of(["a", "a", "b c"]) == "a,b%20c"
+    assert header_value(()) == ""
+    assert header_value(["a", "a", "b c"]) == "a,b%20c"
     for names in ([f"x{number}" for number in range(33)], ["é" * 64] * 2 + ["ü" * 64, "ö" * 64], ["😀" * 64 + "a"] * 2):
-        header = header_of(parse_completion({**PROMPT, **dict.fromkeys(names, 1)}).ignored)
+        header = header_value(parse_completion({**PROMPT, **dict.fromkeys(names, 1)}).ignored)
         assert header.endswith(("...", "%80"))
         assert len(header) <= MAX_IGNORED_BYTES
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from support.tiny_chat_model import write_chat_model
 
-from motet.api.server.check import find_adapters, report
+from motet.api.server.check_command import find_adapters, report
 from motet.core.adapter_check import Verdict
 from motet.core.errors import StartupError
 

@@ -53,8 +53,10 @@ class ApiProcesses:
 
     def _launch_worker(self, index: int, start: ChildStart) -> subprocess.Popen[bytes]:
         announce = index == 0 and not start.restarted
-        own = msgspec.structs.replace(self._deployment, index=index, announce=announce)
-        return start_child("motet.api.worker", own, start, descriptors=(own.socket,), variables=self._variables)
+        deployment = msgspec.structs.replace(self._deployment, index=index, announce=announce)
+        return start_child(
+            "motet.api.worker", deployment, start, descriptors=(deployment.socket,), variables=self._variables
+        )
 
     def _launch_registry(self, start: ChildStart) -> subprocess.Popen[bytes]:
         return start_child("motet.api.adapters.process", self._deployment, start, variables=self._variables)
@@ -74,14 +76,14 @@ class ApiProcesses:
         for child in (*self._registry, *self._workers):
             child.tick()
 
-    def drain(self, seconds: float, impatient: threading.Event) -> None:
+    def drain(self, seconds: float, interrupted: threading.Event) -> None:
         """Let the workers finish their requests; a second Ctrl-C ends the patience."""
         workers = [process for child in self._workers for process in child.processes]
         for worker in workers:
             worker.terminate()
         deadline = time.monotonic() + seconds + ERROR_EVENT_SECONDS
         while any(worker.poll() is None for worker in workers):
-            if time.monotonic() >= deadline or impatient.wait(TICK_SECONDS):
+            if time.monotonic() >= deadline or interrupted.wait(TICK_SECONDS):
                 break
         for worker in workers:
             if worker.poll() is None:

@@ -23,7 +23,7 @@ class Timing:
 
     began: float
     checked: float = field(default_factory=time.perf_counter)
-    waited: float = 0.0
+    queue_seconds: float = 0.0
     first: float | None = None
     last: float = 0.0
     tokens: int = 0
@@ -31,17 +31,17 @@ class Timing:
     gaps: list[int] = field(default_factory=lambda: [0] * (len(GAP_BUCKETS) + 1))
     gap_seconds: float = 0.0
     _latest: dict[int, float] = field(default_factory=dict)  # sequence -> when its latest tokens came
-    _together: int = 0
+    _shared_tokens: int = 0
 
-    def take(self, index: int, delta: TextDelta) -> None:
+    def add(self, index: int, delta: TextDelta) -> None:
         """Note a piece of sequence `index`'s answer as it comes."""
-        self._together += len(delta.tokens)
-        if delta.tokens and delta.tokens[0].queue_seconds > self.waited:
-            self.waited = delta.tokens[0].queue_seconds
+        self._shared_tokens += len(delta.tokens)
+        if delta.tokens and delta.tokens[0].queue_seconds > self.queue_seconds:
+            self.queue_seconds = delta.tokens[0].queue_seconds
         if delta.more:  # the next one is there already, and its time is this one's
             return
         now = self.last = time.perf_counter()
-        count, self._together = self._together, 0
+        count, self._shared_tokens = self._shared_tokens, 0
         self.tokens += count
         latest = self._latest.get(index)
         self._latest[index] = now
@@ -58,12 +58,12 @@ class Timing:
         now = time.perf_counter()
         total, validation = now - self.began, self.checked - self.began
         first = self.last if self.first is None else self.first
-        inference = max(total - validation - self.waited, 0.0)
+        inference = max(total - validation - self.queue_seconds, 0.0)
         seconds = {
             "compute": total,
             "total": total,
             "validation": validation,
-            "queue": self.waited,
+            "queue": self.queue_seconds,
             "inference": inference,
             "time-per-token": inference / max(self.tokens, 1),
             "time-to-first-token": first - self.began,

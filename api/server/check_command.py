@@ -32,14 +32,14 @@ def find_adapters(directories: Sequence[str]) -> list[str]:
 
     Links to directories are not followed, and hidden directories are left out.
     """
-    found: set[str] = set()
+    adapters: set[str] = set()
     for directory in directories:
         if not Path(directory).is_dir():
             raise StartupError(f"motet check: {directory} is not a directory")
-        found.update(_below(directory))
-    if not found:
+        adapters.update(_below(directory))
+    if not adapters:
         raise StartupError(f"motet check: no adapter in {', '.join(directories)} ({CONFIG} or adapter_model.*)")
-    return sorted(found)
+    return sorted(adapters)
 
 
 def report(verdicts: Sequence[Verdict], model: str, output: str) -> str:
