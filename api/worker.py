@@ -72,7 +72,7 @@ async def _answer(services: Services, deployment: Deployment, heartbeat: Heartbe
     batches.start()
     drain = asyncio.create_task(_drain(services, batches, stopped, drained))
     announce = asyncio.create_task(_announce(services, deployment))
-    tend = asyncio.create_task(file_store(services).tend())
+    tend = asyncio.create_task(file_store(services).sweep_periodically())
     beat = asyncio.create_task(heartbeat.keep_beating())
     hypercorn_patches.apply()
     config = ListenerConfig(deployment.socket, services.settings)

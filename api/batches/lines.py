@@ -1,4 +1,4 @@
-"""The lines of a batch: read and checked, and each one run as its route would run it."""
+"""Reads, checks and runs the lines of a batch; each line runs like a request to its route."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MAX_LINES = 50_000
 MAX_LINE_BYTES = 4 << 20
 MAX_ERRORS = 100
 
-# Parsing and answering, by endpoint; what parsing gives is what answering takes.
+# The functions that parse and answer a line, by endpoint; the answering one takes the result of parsing.
 _ENDPOINTS: dict[str, tuple[Callable[[dict[str, Any]], Any], Callable[[Services, Any, Caller], Awaitable[Any]]]] = {
     "/v1/chat/completions": (parse_chat, answer_chat),
     "/v1/completions": (parse_completion, answer_completion),
@@ -40,14 +40,14 @@ _ENDPOINTS: dict[str, tuple[Callable[[dict[str, Any]], Any], Callable[[Services,
 }
 
 
-class Waits(Exception):
-    """The engine or a source is away: the line is to be run again later."""
+class TryAgain(Exception):
+    """The engine or a source is unavailable: run the line again later."""
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not empty, with their numbers from 1; one that is too long comes cut.
+    """The lines that are not empty, with their numbers from 1; a line over the limit is cut.
 
-    A byte order mark at the beginning, which some editors write, is none of the first line.
+    A byte order mark at the beginning of the file, which some editors write, is skipped.
     """
     with path.open("rb") as file:
         if file.read(len(BOM_UTF8)) != BOM_UTF8:
@@ -62,7 +62,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def check_lines(path: Path, endpoint: str) -> tuple[int, list[BatchError]]:
-    """How many lines there are, and what is wrong with them (the first hundred mistakes)."""
+    """The number of lines, and the first MAX_ERRORS errors in them."""
     errors: list[BatchError] = []
     seen: set[str] = set()
     count = 0
@@ -70,7 +70,7 @@ def check_lines(path: Path, endpoint: str) -> tuple[int, list[BatchError]]:
         count += 1
         if count > MAX_LINES or len(errors) >= MAX_ERRORS:
             break
-        if (error := _mistake(number, raw, endpoint, seen)) is not None:
+        if (error := _line_error(number, raw, endpoint, seen)) is not None:
             errors.append(error)
     if count == 0:
         errors.append(BatchError(code=error_codes.EMPTY_FILE, message="the input file has no lines"))
@@ -79,7 +79,7 @@ def check_lines(path: Path, endpoint: str) -> tuple[int, list[BatchError]]:
     return count, errors
 
 
-def _mistake(number: int, raw: bytes, endpoint: str, seen: set[str]) -> BatchError | None:
+def _line_error(number: int, raw: bytes, endpoint: str, seen: set[str]) -> BatchError | None:
     if len(raw) > MAX_LINE_BYTES:
         message = f"a line has at most {MAX_LINE_BYTES} bytes"
         return BatchError(code=error_codes.LINE_TOO_LONG, message=message, line=number)
@@ -96,7 +96,7 @@ def _mistake(number: int, raw: bytes, endpoint: str, seen: set[str]) -> BatchErr
         message = f"url must be the batch's endpoint, {endpoint}"
         return BatchError(code=error_codes.MISMATCHED_ENDPOINT, message=message, line=number, param="url")
     if not line.custom_id or line.custom_id in seen:
-        message = "custom_id must be a text of its own for each line"
+        message = "custom_id must be a string that no other line has"
         return BatchError(code=error_codes.DUPLICATE_CUSTOM_ID, message=message, line=number, param="custom_id")
     seen.add(line.custom_id)
     if not isinstance(line.body.get("model"), str):
@@ -109,7 +109,7 @@ def _mistake(number: int, raw: bytes, endpoint: str, seen: set[str]) -> BatchErr
 
 
 async def run_line(services: Services, caller: Caller, raw: bytes) -> tuple[bool, bytes]:
-    """Whether the line failed, and its line of output. Raises Waits if it is to be run again."""
+    """Run a line. Returns whether it failed, and its line of output. Raises TryAgain."""
     try:
         line = msgspec.json.decode(raw, type=Line)
     except RecursionError:
@@ -122,12 +122,12 @@ async def run_line(services: Services, caller: Caller, raw: bytes) -> tuple[bool
         for field in ("stream", "background"):
             if getattr(request, field, None):
                 raise InvalidRequest(
-                    "a batch neither streams nor goes into the background; leave it out", param=f"body.{field}"
+                    "a batch cannot stream or run in the background; omit the field", param=f"body.{field}"
                 )
         body = ENCODER.encode(await answer(services, request, caller))
         status = 200
     except (Unavailable, Overloaded) as error:
-        raise Waits from error
+        raise TryAgain from error
     except MotetError as error:
         note_failure(error.info(), caller.record)
         status, body = error.status, ENCODER.encode(error_body(error.info()))
@@ -144,24 +144,24 @@ async def run_line(services: Services, caller: Caller, raw: bytes) -> tuple[bool
 
 
 def expired_line(raw: bytes) -> bytes:
-    """The line of output for a line that was not run in time."""
-    error = ErrorInfo("the batch's time was over before this line was run", "", error_codes.BATCH_EXPIRED, 0)
+    """The line of output for a line that did not run before the batch expired."""
+    error = ErrorInfo("the batch expired before this line ran", "", error_codes.BATCH_EXPIRED, 0)
     return _output(_custom_id(raw), None, {"code": error.code, "message": error.message})
 
 
-def unkept_line(raw: bytes, error: MotetError) -> bytes:
-    """The line of output for a line whose answer there was no room for."""
+def no_room_line(raw: bytes, error: MotetError) -> bytes:
+    """The line of output for a line whose answer could not be stored for lack of room."""
     return _output(_custom_id(raw), None, {"code": error.code, "message": error.message})
 
 
-class _Named(msgspec.Struct):
+class _CustomId(msgspec.Struct):
     custom_id: str
 
 
 def _custom_id(raw: bytes) -> str:
-    """The id that a line has for its own; "" if it cannot be read."""
+    """The custom_id of a line; "" if the line cannot be parsed."""
     try:
-        return msgspec.json.decode(raw, type=_Named).custom_id
+        return msgspec.json.decode(raw, type=_CustomId).custom_id
     except (msgspec.DecodeError, RecursionError):
         return ""
 

@@ -1,4 +1,4 @@
-"""What a batch looks like, and the lines of its files: OpenAI's objects as structs."""
+"""OpenAI's objects for batches, and the lines of their input files, as structs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ Endpoint: TypeAlias = Literal["/v1/chat/completions", "/v1/completions", "/v1/em
 Status: TypeAlias = Literal[
     "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"
 ]
-ACTIVE = ("validating", "in_progress", "finalizing", "cancelling")
 
 
 class BatchRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,7 +27,7 @@ class BatchRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RequestCounts(msgspec.Struct, frozen=True):
-    """How far a batch is."""
+    """The progress of a batch."""
 
     total: int = 0
     completed: int = 0
@@ -36,7 +35,7 @@ class RequestCounts(msgspec.Struct, frozen=True):
 
 
 class BatchError(msgspec.Struct, frozen=True, kw_only=True):
-    """What is wrong with a line of the input; lines count from 1."""
+    """An error in a line of the input; lines count from 1."""
 
     code: str
     message: str

@@ -1,4 +1,4 @@
-"""OpenAI's Batches: many requests in a file, run when there is time, with the answers in files."""
+"""The routes of OpenAI's Batches: files of requests that run with low priority, with the answers in files."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 from msgspec import UNSET
-from msgspec.structs import replace
 from quart import Blueprint, Response, request
 
 from motet.api.batches.objects import BatchList, BatchObject, BatchRequest
+from motet.api.batches.status import cancelling
 from motet.api.batches.store import BatchStore
 from motet.api.http.caller import current_caller
 from motet.api.http.request_body import read_body
@@ -22,7 +22,7 @@ from motet.api.schema.parsing import Parsed, convert, unknown_fields
 from motet.api.services import Services
 from motet.api.storage.paging import Page
 from motet.core import error_codes
-from motet.core.errors import Conflict, InvalidRequest, NotFound
+from motet.core.errors import InvalidRequest, NotFound
 
 WINDOW_SECONDS = 24 * 3600
 
@@ -73,26 +73,28 @@ def routes(services: Services) -> Blueprint:
 
     @blueprint.post("/v1/batches")
     async def create() -> Response:
-        asked, owner = await read_body(parse_batch), current_caller().owner
+        batch_request, owner = await read_body(parse_batch), current_caller().owner
         try:
-            file = await files.get(owner, asked.input_file_id)
+            file = await files.get(owner, batch_request.input_file_id)
         except NotFound:
             raise NotFound(
-                f"there is no file {asked.input_file_id[:80]!r}", param="input_file_id", code=error_codes.NOT_FOUND
+                f"there is no file {batch_request.input_file_id[:80]!r}",
+                param="input_file_id",
+                code=error_codes.NOT_FOUND,
             ) from None
         if file.purpose != "batch":
             raise InvalidRequest("the file's purpose must be batch", param="input_file_id")
         now = int(time.time())
         batch = BatchObject(
             id=f"batch_{uuid.uuid4().hex}",
-            endpoint=asked.endpoint,
-            input_file_id=asked.input_file_id,
-            completion_window=asked.completion_window,
+            endpoint=batch_request.endpoint,
+            input_file_id=batch_request.input_file_id,
+            completion_window=batch_request.completion_window,
             status="validating",
             created_at=now,
             expires_at=now + WINDOW_SECONDS,
-            metadata=asked.metadata,
-            output_expires_after=asked.output_expires_after or UNSET,
+            metadata=batch_request.metadata,
+            output_expires_after=batch_request.output_expires_after or UNSET,
         )
         await store.add(owner, batch)
         return _json(batch)
@@ -110,23 +112,15 @@ def routes(services: Services) -> Blueprint:
 
     @blueprint.post("/v1/batches/<batch_id>/cancel")
     async def cancel(batch_id: str) -> Response:
-        return _json(await store.change(current_caller().owner, batch_id, _cancelled))
+        return _json(await store.change(current_caller().owner, batch_id, cancelling))
 
     return blueprint
 
 
-def _cancelled(batch: BatchObject) -> BatchObject:
-    if batch.status in ("cancelling", "cancelled"):
-        return batch
-    if batch.status not in ("validating", "in_progress"):
-        raise Conflict(f"the batch is {batch.status} already", param="batch_id")
-    return replace(batch, status="cancelling", cancelling_at=int(time.time()))
-
-
 def parse_batch(body: dict[str, Any]) -> Parsed[BatchRequest]:
     """A batch request. Raises InvalidRequest."""
-    asked = convert(body, BatchRequest)
-    return Parsed(asked, unknown_fields(body, BatchRequest, {}))
+    batch_request = convert(body, BatchRequest)
+    return Parsed(batch_request, unknown_fields(body, BatchRequest, {}))
 
 
 def _json(answer: msgspec.Struct) -> Response:

@@ -1,9 +1,10 @@
-"""Runs batches beside live traffic, behind it in priority; what was done survives whatever happens.
+"""Chooses which batches run, with a lower priority than live requests. Finished lines survive a crash.
 
-Each line's result is in the database as soon as it is there. A runner that ends, however it ends, loses its lease,
-and the next one, in this process or another, goes on with the lines that have no result.
+Each line's result is stored as soon as it is ready. A runner that ends loses its lease, and the next runner, in this
+process or another, continues with the lines that have no result.
 
-Owners share the places: who has fewer comes first, and if somebody with fewer waits, a batch of who has more leaves.
+Owners share the MAX_BATCHES places: the owner with the fewest running batches comes first, and if such an owner waits,
+a batch of the owner with the most leaves.
 """
 
 from __future__ import annotations
@@ -16,24 +17,24 @@ from dataclasses import dataclass, field
 
 from loguru import logger
 
+from motet.api.batches.execution import UNREADABLE, BatchExecution, PutBack
 from motet.api.batches.store import BatchStore, Claimed
-from motet.api.batches.work import UNREADABLE, PutBack, Work
 from motet.api.services import Services
 
 POLL_SECONDS = 0.5
 RENEW_SECONDS = 2.0
 TURN_SECONDS = 10.0
-"""How long a batch keeps its place though others wait."""
+"""How long a batch keeps its place while other owners wait."""
 
 MAX_BATCHES = 4
 
 
 @dataclass(eq=False)
 class _Place:
-    """A batch that is run, and since when."""
+    """A running batch."""
 
     owner: str
-    work: Work
+    execution: BatchExecution
     began: float = field(default_factory=time.monotonic)
 
 
@@ -49,59 +50,61 @@ class BatchRunner:
         self._main: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to look for batches."""
+        """Start looking for batches."""
         self._main = asyncio.create_task(self._look())
 
     async def close(self) -> None:
-        """Stop at once; lines that are being run will be run again."""
+        """Stop at once; lines without a result will run again."""
         tasks = [*self._running, *([self._main] if self._main else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         try:
             await self._store.release(self._id)
-        except Exception as error:  # the rest of the server has to end, too
-            logger.warning("batches cannot be let go of at once: {}", error)
+        except Exception as error:  # the rest of the server must still shut down
+            logger.warning("batch leases cannot be released: {}", error)
 
     async def _look(self) -> None:
-        told = ""
+        logged_error = ""
         while True:
             try:
                 claimed = await self._claim()
-                told = ""
+                logged_error = ""
             except Exception as error:
-                if told != str(error):  # the disk may stay away for long
+                if logged_error != str(error):  # log it once, however long it lasts
                     logger.error("batches cannot be read: {}", error)
-                told = str(error)
+                logged_error = str(error)
                 claimed = None
             if claimed is None:
                 await asyncio.sleep(POLL_SECONDS)
                 continue
-            work = Work(self._services, claimed, self._gate)
-            task = asyncio.create_task(self._run(work))
-            self._running[task] = _Place(claimed.owner, work)
+            execution = BatchExecution(self._services, claimed, self._gate)
+            task = asyncio.create_task(self._run(execution))
+            self._running[task] = _Place(claimed.owner, execution)
             task.add_done_callback(self._running.pop)
 
     async def _claim(self) -> Claimed | None:
-        """The next batch, if there is a place for it."""
-        held = Counter(place.owner for place in self._running.values())
+        """The next batch, if a place is free; otherwise, choose a batch to leave if an owner with fewer waits."""
+        running_by_owner = Counter(place.owner for place in self._running.values())
         if len(self._running) < MAX_BATCHES:
-            return await self._store.claim(self._id, held)
-        waiting = await self._store.waiting()
-        leaving = sum(place.work.leaving for place in self._running.values())
+            return await self._store.claim(self._id, running_by_owner)
+        waiting = await self._store.waiting_owners()
+        leaving = sum(place.execution.leaving for place in self._running.values())
         if leaving < len(waiting):
-            fewest = min(held[owner] for owner in waiting)
-            over = time.monotonic() - TURN_SECONDS
-            staying = [place for place in self._running.values() if not place.work.leaving and place.began < over]
-            longest = min(staying, key=lambda place: (-held[place.owner], place.began), default=None)
-            if longest is not None and held[longest.owner] > fewest:
-                longest.work.leave()
+            fewest = min(running_by_owner[owner] for owner in waiting)
+            turn_over = time.monotonic() - TURN_SECONDS
+            staying = [
+                place for place in self._running.values() if not place.execution.leaving and place.began < turn_over
+            ]
+            longest = min(staying, key=lambda place: (-running_by_owner[place.owner], place.began), default=None)
+            if longest is not None and running_by_owner[longest.owner] > fewest:
+                longest.execution.leave()
         return None
 
-    async def _run(self, work: Work) -> None:
-        """Run a batch for as long as it is this runner's."""
-        batch = work.claimed.batch
-        running = asyncio.create_task(work.run())
+    async def _run(self, execution: BatchExecution) -> None:
+        """Run a batch as long as this runner holds its lease."""
+        batch = execution.claimed.batch
+        running = asyncio.create_task(execution.run())
         try:
             while not running.done():
                 await asyncio.wait({running}, timeout=RENEW_SECONDS)
@@ -111,15 +114,15 @@ class BatchRunner:
                 if status == "cancelling" and batch.status != "cancelling" and not running.done():
                     running.cancel()
                     await asyncio.gather(running, return_exceptions=True)
-                    await work.finish("cancelled")
+                    await execution.finish("cancelled")
                     return
             await running
-        except PutBack as back:
-            await self._store.put_back(self._id, batch.id, back.seconds)
+        except PutBack as put_back:
+            await self._store.put_back(self._id, batch.id, put_back.seconds)
         except FileNotFoundError:
             logger.error("batch {}: its input file is gone", batch.id)
-            await work.finish("failed", [UNREADABLE])
-        except Exception as error:  # who takes it over may have more luck
+            await execution.finish("failed", [UNREADABLE])
+        except Exception as error:  # the next runner tries again
             logger.error("batch {} was interrupted: {}", batch.id, error)
         finally:
             running.cancel()

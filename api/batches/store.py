@@ -1,4 +1,4 @@
-"""Batches in the database: their state, who runs them, and each line's result as soon as it is there."""
+"""Stores batches in the database: their state, their runner's lease, and the result of each finished line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from motet.api.batches.objects import ACTIVE, BatchObject, RequestCounts
+from motet.api.batches.objects import BatchObject, RequestCounts
+from motet.api.batches.status import ACTIVE
 from motet.api.storage.database import Database
 from motet.api.storage.paging import Page, page_rows
 from motet.api.storage.usage import Counted, count_by_owner
@@ -19,10 +20,10 @@ from motet.core import error_codes
 from motet.core.errors import NotFound
 
 LEASE_SECONDS = 20.0
-"""A runner that has not been heard of for this long has lost its batches to the next."""
+"""A runner that does not renew its lease for this long loses its batches to the next one."""
 
 PAGE_BYTES = 4 << 20
-"""Results that are read at once; the last one of a page may be longer."""
+"""Bytes of results that are read at once; the last result of a page may exceed it."""
 
 _TABLES = (
     """CREATE TABLE IF NOT EXISTS batches (
@@ -43,7 +44,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Claimed:
-    """A batch that this runner may run, and whose it is."""
+    """A batch that this runner may run, and its owner."""
 
     batch: BatchObject
     owner: str
@@ -56,7 +57,7 @@ class BatchStore:
         self._database = database
 
     async def add(self, owner: str, batch: BatchObject) -> None:
-        """Keep a new batch. Raises PayloadTooLarge if there is no room."""
+        """Store a new batch. Raises PayloadTooLarge if there is no room."""
         content = msgspec.json.encode(batch)
 
         def work(connection: sqlite3.Connection) -> None:
@@ -69,10 +70,10 @@ class BatchStore:
         await self._run(work, stores=True)
 
     async def get(self, owner: str, id: str) -> BatchObject:
-        """The batch `id`, with its counts as they are now. Raises NotFound."""
+        """The batch `id` with its current counts. Raises NotFound."""
 
         def work(connection: sqlite3.Connection) -> BatchObject:
-            return _counted(connection, _found(connection, owner, id))
+            return _counted(connection, _get(connection, owner, id))
 
         return await self._run(work)
 
@@ -86,13 +87,13 @@ class BatchStore:
         return await self._run(work)
 
     async def change(self, owner: str, id: str, change: Callable[[BatchObject], BatchObject]) -> BatchObject:
-        """Change a batch in one transaction; what `change` raises leaves it as it was. Raises NotFound.
+        """Change a batch in one transaction; if `change` raises, the batch is unchanged. Raises NotFound.
 
-        The results of one that has ended are forgotten: they are in its output files, and counted in the batch itself.
+        The results of a batch that has ended are deleted: its output files contain them, and the batch their counts.
         """
 
         def work(connection: sqlite3.Connection) -> BatchObject:
-            batch = change(_counted(connection, _found(connection, owner, id)))
+            batch = change(_counted(connection, _get(connection, owner, id)))
             connection.execute(
                 "UPDATE batches SET status = ?, batch = ? WHERE id = ?", (batch.status, msgspec.json.encode(batch), id)
             )
@@ -102,36 +103,36 @@ class BatchStore:
 
         return await self._run(work)
 
-    async def claim(self, runner: str, held: Mapping[str, int]) -> Claimed | None:
-        """A batch that there is work to do on and nobody works on; it is the runner's from now on.
+    async def claim(self, runner: str, running_by_owner: Mapping[str, int]) -> Claimed | None:
+        """Claim an active batch that no runner has; it belongs to `runner` from now on.
 
-        Of an owner of whom the runner has the fewest (`held` says how many it has); of these, the one that nobody has
-        worked on for the longest: new ones first, the oldest of them before the others.
+        Chooses the owner with the fewest entries in `running_by_owner`, and of that owner's batches the one whose lease
+        ended first: new batches come first, the oldest of them before the others.
         """
 
         def work(connection: sqlite3.Connection) -> Claimed | None:
             rows = _claimable(connection)
             if not rows:
                 return None
-            id, owner = min(rows, key=lambda row: held.get(row[1], 0))
+            id, owner = min(rows, key=lambda row: running_by_owner.get(row[1], 0))
             lease = time.time() + LEASE_SECONDS
             connection.execute("UPDATE batches SET runner = ?, lease = ? WHERE id = ?", (runner, lease, id))
-            return Claimed(_found(connection, owner, id), owner)
+            return Claimed(_get(connection, owner, id), owner)
 
         return await self._run(work)
 
-    async def waiting(self) -> set[str]:
-        """The owners of batches that there is work to do on and nobody works on."""
+    async def waiting_owners(self) -> set[str]:
+        """The owners of active batches that no runner has."""
         return await self._run(lambda connection: {owner for _, owner in _claimable(connection)})
 
     async def renew(self, runner: str, id: str) -> str | None:
-        """Keep the lease on a batch; its status, or None if it is somebody else's now."""
+        """Renew the lease on a batch; returns its status, or None if another runner has it now."""
 
         def work(connection: sqlite3.Connection) -> str | None:
-            kept = connection.execute(
+            renewed = connection.execute(
                 "UPDATE batches SET lease = ? WHERE id = ? AND runner = ?", (time.time() + LEASE_SECONDS, id, runner)
             )
-            if not kept.rowcount:
+            if not renewed.rowcount:
                 return None
             status: str = connection.execute("SELECT status FROM batches WHERE id = ?", (id,)).fetchone()[0]
             return status
@@ -139,7 +140,7 @@ class BatchStore:
         return await self._run(work)
 
     async def put_back(self, runner: str, id: str, seconds: float) -> None:
-        """Let go of a batch, which nobody is to take up again for `seconds`."""
+        """Release a batch; no runner may claim it for `seconds`."""
         await self._run(
             lambda connection: connection.execute(
                 "UPDATE batches SET lease = ?, runner = '' WHERE id = ? AND runner = ?",
@@ -148,13 +149,13 @@ class BatchStore:
         )
 
     async def release(self, runner: str) -> None:
-        """Let go of the runner's batches at once, so that the next need not wait."""
+        """Release the runner's batches at once, so that the next runner does not wait for the lease to end."""
         await self._run(
             lambda connection: connection.execute("UPDATE batches SET lease = 0 WHERE runner = ?", (runner,))
         )
 
-    async def done(self, id: str) -> set[int]:
-        """The lines that have a result."""
+    async def finished_lines(self, id: str) -> set[int]:
+        """The numbers of the lines that have a result."""
 
         def work(connection: sqlite3.Connection) -> set[int]:
             rows = connection.execute("SELECT line FROM batch_results WHERE batch = ?", (id,)).fetchall()
@@ -162,14 +163,14 @@ class BatchStore:
 
         return await self._run(work)
 
-    async def keep(self, id: str, line: int, failed: bool, result: bytes, checked: bool = False) -> None:
-        """A line's result; the first one stays, and none is added to a batch that ends or has ended.
+    async def add_result(self, id: str, line: int, failed: bool, result: bytes, checked: bool = False) -> None:
+        """Store a line's result, unless it has one already or the batch is ending or has ended.
 
         If `checked`, raises PayloadTooLarge if there is no room for it.
         """
 
         def work(connection: sqlite3.Connection) -> None:
-            if checked:  # twice: it is here, and then in the output file
+            if checked:  # twice: once in the database, once in the output file
                 owner = connection.execute("SELECT owner FROM batches WHERE id = ?", (id,)).fetchone()[0]
                 self._database.check_room(connection, 2 * len(result), "input_file_id", owner)
             connection.execute(
@@ -181,7 +182,7 @@ class BatchStore:
         await self._run(work, stores=True)
 
     async def results(self, id: str, failed: bool) -> AsyncIterator[tuple[bytes, ...]]:
-        """The results of the lines that did or did not fail, in the input's order and in pages of some MiB."""
+        """The results of the lines that failed or did not, in the input's order, in pages of PAGE_BYTES."""
         query = "SELECT line, result FROM batch_results WHERE batch = ? AND failed = ? AND line > ? ORDER BY line"
         last = 0
 
@@ -210,13 +211,13 @@ class BatchStore:
 
 
 def _claimable(connection: sqlite3.Connection) -> list[tuple[str, str]]:
-    """(id, owner) of the batches that there is work to do on and nobody works on."""
+    """(id, owner) of the active batches that no runner has."""
     marks = ", ".join("?" * len(ACTIVE))
     query = f"SELECT id, owner FROM batches WHERE status IN ({marks}) AND lease < ? ORDER BY lease, number"
     return connection.execute(query, (*ACTIVE, time.time())).fetchall()
 
 
-def _found(connection: sqlite3.Connection, owner: str, id: str) -> BatchObject:
+def _get(connection: sqlite3.Connection, owner: str, id: str) -> BatchObject:
     row = connection.execute("SELECT batch FROM batches WHERE id = ? AND owner = ?", (id, owner)).fetchone()
     if row is None:
         raise NotFound(f"there is no batch {id[:80]!r}", param="batch_id", code=error_codes.NOT_FOUND)
@@ -224,7 +225,7 @@ def _found(connection: sqlite3.Connection, owner: str, id: str) -> BatchObject:
 
 
 def _counted(connection: sqlite3.Connection, batch: BatchObject) -> BatchObject:
-    """The batch with its counts, which are the results' while it runs and its own once it has ended."""
+    """The batch with its counts: from the stored results while it is active, its own once it has ended."""
     if batch.status not in ACTIVE:
         return batch
     query = "SELECT COUNT(*), COALESCE(SUM(failed), 0) FROM batch_results WHERE batch = ?"

@@ -1,4 +1,4 @@
-"""The client of `motet bench`: keeps a number of streaming requests going and notes when things arrive."""
+"""The client of `motet bench`: runs streaming requests concurrently and records when their events arrive."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STREAM_END = "[DONE]"
 
 @dataclass(frozen=True)
 class Target:
-    """The server, and how hard to push it. `timeout` (seconds) bounds the whole run."""
+    """The server and the concurrency. `timeout` (seconds) limits the whole run."""
 
     url: str = "http://127.0.0.1:8080"
     concurrency: int = 8
@@ -28,11 +28,11 @@ class Target:
     api_key: str = ""
 
     def __repr__(self) -> str:
-        """Without the key."""
+        """The fields without the API key."""
         return f"Target(url={self.url!r}, concurrency={self.concurrency}, timeout={self.timeout})"
 
     def client(self) -> httpx2.AsyncClient:
-        """A client with one connection for each concurrent request. No proxy: it would be measured too."""
+        """A client with one connection per concurrent request, without a proxy, which would affect the times."""
         return httpx2.AsyncClient(
             base_url=self.url.rstrip("/").removesuffix("/v1"),
             headers={"authorization": f"Bearer {self.api_key}"} if self.api_key else {},
@@ -44,10 +44,10 @@ class Target:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One request as its client saw it; all times in seconds on one clock.
+    """The result of one request; all times in seconds on one clock.
 
-    `arrivals` are the times at which events with text came. The token counts are the server's own, or, if it
-    gives none, the number of those events. A request with an `error` counts for nothing else.
+    `arrivals` are the times of events with text. The token counts are the server's, or, without them, the number of
+    those events. A request with an `error` has no other results.
     """
 
     start: float
@@ -81,7 +81,7 @@ class _Failure(msgspec.Struct):
 
 
 class _Chunk(msgspec.Struct):
-    """What matters of an event of either route: some text, the token counts, or an error."""
+    """The fields read from an event of either route: text, token counts, or an error."""
 
     choices: list[_Choice] = []
     usage: _Usage | None = None
@@ -102,9 +102,9 @@ _encode = msgspec.json.Encoder().encode
 
 
 async def first_model(target: Target) -> str:
-    """The first model that the server lists, its base model as a rule; empty if it has no such list.
+    """The first model that the server lists, usually its base model; empty if it has no list of models.
 
-    Raises StartupError when there is no server, or when it does not accept the key.
+    Raises StartupError if no server answers, or if it refuses the API key.
     """
     try:
         async with target.client() as client:
@@ -113,7 +113,7 @@ async def first_model(target: Target) -> str:
         reason = str(error) or type(error).__name__
         raise StartupError(f"--url {target.url}: no server answers there: {reason}", param="url") from error
     if response.status_code in (401, 403):
-        raise StartupError(f"--url {target.url}: the server wants another --api-key", param="api_key")
+        raise StartupError(f"--url {target.url}: the server refuses this --api-key", param="api_key")
     try:
         models = msgspec.json.decode(response.content, type=_Models).data
     except msgspec.MsgspecError:
@@ -122,9 +122,9 @@ async def first_model(target: Target) -> str:
 
 
 async def drive(target: Target, workload: Workload) -> list[Outcome]:
-    """Send every request of `workload`, `concurrency` at a time, each as soon as one before it has ended.
+    """Send every request of `workload`, `concurrency` at a time.
 
-    Returns one outcome for each that was sent: what fails, or is cut off by the time limit, is an outcome as well.
+    Returns one outcome per request that was sent, including failed ones and those that reached the time limit.
     """
     outcomes: list[Outcome] = []
     numbers = iter(range(workload.requests))
@@ -135,15 +135,15 @@ async def drive(target: Target, workload: Workload) -> list[Outcome]:
         for index in numbers:
             if now() >= deadline:
                 return
-            outcomes.append(await _ask(client, workload, index, deadline))
+            outcomes.append(await _send(client, workload, index, deadline))
 
     async with target.client() as client:
         await asyncio.gather(*(worker(client) for _ in range(min(target.concurrency, workload.requests))))
     return outcomes
 
 
-async def _ask(client: httpx2.AsyncClient, workload: Workload, index: int, deadline: float) -> Outcome:
-    """One request, from its sending to the end of its stream, or to the deadline (on the event loop's clock)."""
+async def _send(client: httpx2.AsyncClient, workload: Workload, index: int, deadline: float) -> Outcome:
+    """Send one request and read its stream to the end or to the deadline (on the event loop's clock)."""
     start = time.perf_counter()
     arrivals: list[float] = []
     usage: _Usage | None = None
@@ -160,19 +160,19 @@ async def _ask(client: httpx2.AsyncClient, workload: Workload, index: int, deadl
                 async for event in httpx2.EventSource(response):
                     if event.data == STREAM_END:
                         ended = True
-                        continue  # read to the end: only then can the connection be used again
+                        continue  # read to the end: the connection can be used again only then
                     chunk = _decode_chunk(event.data)
                     if chunk.error is not None:
-                        error = _shown(chunk.error)
+                        error = _excerpt(chunk.error)
                     if any(choice.has_text() for choice in chunk.choices):
                         arrivals.append(time.perf_counter())
                     usage = chunk.usage or usage
     except (httpx2.HTTPError, msgspec.MsgspecError) as failure:
         error = f"{type(failure).__name__}: {failure}"
     except TimeoutError:
-        error = "not finished when --timeout was over"
+        error = "not finished within --timeout"
     if not error and not ended:
-        error = f"the stream broke off before {STREAM_END}"
+        error = f"the stream ended before {STREAM_END}"
     end = time.perf_counter()
     if error:
         return Outcome(start, end, error=error)
@@ -181,17 +181,17 @@ async def _ask(client: httpx2.AsyncClient, workload: Workload, index: int, deadl
 
 
 async def _refusal(response: httpx2.Response) -> str:
-    """What an answer that is no stream says, in one line."""
+    """The error of a response with another status than 200, in one line."""
     body = b""
     async for part in response.aiter_bytes():
         body = (body + part)[:MAX_ERROR_BYTES]
     try:
-        said = _shown(_decode_chunk(body).error or body.decode(errors="replace"))
+        reason = _excerpt(_decode_chunk(body).error or body.decode(errors="replace"))
     except msgspec.MsgspecError:
-        said = _shown(body.decode(errors="replace"))
-    return f"HTTP {response.status_code}: {said}"
+        reason = _excerpt(body.decode(errors="replace"))
+    return f"HTTP {response.status_code}: {reason}"
 
 
-def _shown(error: _Failure | str) -> str:
+def _excerpt(error: _Failure | str) -> str:
     message = error if isinstance(error, str) else error.message
     return " ".join(message.split())[:MAX_ERROR_CHARACTERS] or "no reason given"

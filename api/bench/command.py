@@ -1,4 +1,4 @@
-"""`motet bench`: measures any OpenAI-compatible server over HTTP. Its flags, and one run."""
+"""The command `motet bench`: measures an OpenAI-compatible server over HTTP."""
 
 from __future__ import annotations
 
@@ -22,34 +22,40 @@ MAX_TOKENS = 1 << 20
 
 
 def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `motet bench`."""
+    """Add the flags of `motet bench`."""
     parser.add_argument("--url", default="http://127.0.0.1:8080", help="the server (default: %(default)s)")
     parser.add_argument("--model", default="", help="the base model's name (default: the first that it lists)")
-    parser.add_argument("--adapters", default="", metavar="NAME,...", help="models that requests may name instead")
+    parser.add_argument(
+        "--adapters", default="", metavar="NAME,...", help="adapters that requests use instead of the base model"
+    )
     parser.add_argument(
         "--distribution",
         choices=DISTRIBUTIONS,
-        help="which adapter a request names: none, the first for all (identical), each in turn (distinct), "
+        help="the adapter of each request: none, the first (identical), each in turn (distinct), "
         "a random one (uniform), or one with a weight of 1/rank (zipf) (default: distinct if there are adapters)",
     )
-    parser.add_argument("--chat", action="store_true", help="ask /v1/chat/completions instead of /v1/completions")
+    parser.add_argument("--chat", action="store_true", help="use /v1/chat/completions instead of /v1/completions")
     parser.add_argument(
         "--prompt-form",
         choices=("words", "ids"),
         default="words",
-        help="prompts as text, in words, or as lists of token ids, which not all servers take (default: %(default)s)",
+        help="prompts as words or as lists of token ids, which not all servers accept (default: %(default)s)",
     )
     _add_counts(parser)
-    parser.add_argument("--seed", type=int, default=0, help="the same seed asks the same (default: %(default)s)")
-    parser.add_argument("--timeout", type=_seconds, default=600.0, help="seconds for all of it (default: %(default)g)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="the same seed sends the same requests (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--timeout", type=_seconds, default=600.0, help="seconds for the whole run (default: %(default)g)"
+    )
     parser.add_argument("--api-key", default="", help="sent as Authorization: Bearer")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _add_counts(parser: argparse.ArgumentParser) -> None:
     for flag, default, high, help in (
-        ("--concurrency", 8, MAX_CONCURRENCY, "requests at a time"),
-        ("--requests", 32, MAX_REQUESTS, "requests in all"),
+        ("--concurrency", 8, MAX_CONCURRENCY, "concurrent requests"),
+        ("--requests", 32, MAX_REQUESTS, "total number of requests"),
         ("--prompt-tokens", 64, MAX_TOKENS, "length of each prompt"),
         ("--output-tokens", 64, MAX_TOKENS, "length of each answer (max_tokens, with ignore_eos)"),
     ):
@@ -77,7 +83,7 @@ def _seconds(text: str) -> float:
 
 
 def run_bench(arguments: argparse.Namespace) -> None:
-    """Measure, and print the report. Exit code 1 if no request completed; raises StartupError without a server."""
+    """Measure and print the report. Exit code 1 if no request completed; raises StartupError if no server answers."""
     import msgspec
 
     from motet.api.bench.client import Target, first_model
@@ -108,7 +114,7 @@ def run_bench(arguments: argparse.Namespace) -> None:
 
 
 async def measure(target: Target, workload: Workload) -> Report:
-    """Send `workload` to `target` and report. What fails is in the report; nothing is raised for it."""
+    """Send `workload` to `target` and report. Failed requests are in the report and raise nothing."""
     from motet.api.bench.client import drive
     from motet.api.bench.report import make_report
 

@@ -1,4 +1,4 @@
-"""What `motet bench` says in the end: throughput and latencies, out of the outcomes of single requests."""
+"""The report of `motet bench`: throughput and latencies, computed from the outcomes of requests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from motet.api.bench.client import Outcome
 
 
 class Spread(msgspec.Struct, frozen=True):
-    """How some durations are spread, in milliseconds; all 0 when there were none."""
+    """The distribution of durations, in milliseconds; all 0 without any."""
 
     mean: float
     p50: float
@@ -23,9 +23,9 @@ class Spread(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct, frozen=True):
     """One run. Rates and token counts are those of completed requests; `seconds` is from first start to last end.
 
-    `first_token_ms` is from sending to the first text, `between_tokens_ms` the gap between an event with text and
-    the next, `request_ms` from sending to the end. `client_cpu` is this program's share of one core: when it
-    is not small, it is the client that was measured.
+    `first_token_ms` is from sending to the first text, `between_tokens_ms` between consecutive events with text,
+    `request_ms` from sending to the end. `client_cpu` is this program's share of one core: if it is not small, the
+    client limits the result.
     """
 
     requests: int
@@ -59,7 +59,7 @@ def spread(seconds: Sequence[float]) -> Spread:
 
 
 def make_report(outcomes: Sequence[Outcome], requests: int, concurrency: int, cpu_seconds: float) -> Report:
-    """The report on `outcomes`, where `requests` were wanted and the client took `cpu_seconds` of processor time."""
+    """The report on `outcomes` of `requests` planned ones; the client used `cpu_seconds` of CPU time."""
     done = [o for o in outcomes if not o.error]
     seconds = max((o.end for o in outcomes), default=0.0) - min((o.start for o in outcomes), default=0.0)
     seconds = max(seconds, 1e-9)
@@ -82,7 +82,7 @@ def make_report(outcomes: Sequence[Outcome], requests: int, concurrency: int, cp
 
 
 def as_text(report: Report) -> str:
-    """The report for people."""
+    """The report as text for the terminal."""
     r, each = report, max(1, report.completed)
     lines = [
         f"{r.completed} of {r.requests} requests completed in {r.seconds:.2f} s, {r.concurrency} at a time",
@@ -101,4 +101,4 @@ def as_text(report: Report) -> str:
     lines += ["", f"client       {100 * r.client_cpu:10.1f} % of a core"]
     lines += [f"failed       {count:10d} × {error}" for error, count in r.errors.items()]
     unsent = r.requests - r.completed - sum(r.errors.values())
-    return "\n".join([*lines, *([f"not sent     {unsent:10d} (--timeout was over)"] if unsent else [])])
+    return "\n".join([*lines, *([f"not sent     {unsent:10d} (--timeout was reached)"] if unsent else [])])

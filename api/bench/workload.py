@@ -1,6 +1,6 @@
-"""What `motet bench` asks a server: which model each request names, and its prompt. Knows no HTTP.
+"""The requests of `motet bench`: the model and the prompt of each.
 
-Everything follows from the seed, so that two servers can be asked the very same.
+The seed determines all of them, so that two servers can be measured with the same requests.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ TOKEN_IDS = range(300, 1000)
 
 @dataclass(frozen=True)
 class Workload:
-    """`requests` requests, number i being the same whenever it is asked for; lengths are in tokens (or words).
+    """`requests` requests, of which number i is always the same; lengths are in tokens (or words).
 
-    Of the `adapters` (names of models), requests name `none`, the first (`identical`), each in turn (`distinct`),
+    Of the `adapters` (model names), requests use `none`, the first (`identical`), each in turn (`distinct`),
     a random one (`uniform`), or a random one with a weight of 1/rank (`zipf`).
     """
 
@@ -52,14 +52,14 @@ class Workload:
 
     @property
     def path(self) -> str:
-        """Where the requests go."""
+        """The route of the requests."""
         return "/v1/chat/completions" if self.chat else "/v1/completions"
 
     def body(self, index: int) -> dict[str, Any]:
-        """The JSON body of request `index`: greedy, streamed, and of exactly `output_tokens` if the server obeys."""
+        """The JSON body of request `index`: greedy, streamed, with exactly `output_tokens` where ignore_eos works."""
         prompt = self.prompt(index)
-        asked = {"messages": [{"role": "user", "content": prompt}]} if self.chat else {"prompt": prompt}
-        return asked | {
+        fields = {"messages": [{"role": "user", "content": prompt}]} if self.chat else {"prompt": prompt}
+        return fields | {
             "model": self.model_of(index),
             "max_tokens": self.output_tokens,
             "ignore_eos": True,
@@ -69,7 +69,7 @@ class Workload:
         }
 
     def model_of(self, index: int) -> str:
-        """The model that request `index` names."""
+        """The model of request `index`."""
         match self.distribution:
             case "none":
                 return self.model
@@ -81,7 +81,7 @@ class Workload:
         return self._random("model", index).choices(self.adapters, weights)[0]
 
     def prompt(self, index: int) -> str | list[int]:
-        """The prompt of request `index`; no two begin alike, so that no server can reuse a prefix."""
+        """The prompt of request `index`; no two have the same beginning, so that no server can reuse a prefix."""
         draw = self._random("prompt", index)
         if self.prompt_form == "ids":
             return draw.choices(TOKEN_IDS, k=self.prompt_tokens)

@@ -21,7 +21,7 @@ from motet.api.services import Services
 from motet.api.storage.batch_input_tokens import ADVICE, line_with_token
 from motet.api.storage.files import ExpiresAfter, FileObject, FileStore, new_file
 from motet.api.storage.paging import Page
-from motet.api.storage.uploads import Uploads
+from motet.api.storage.upload_reservations import UploadReservations
 from motet.core import error_codes
 from motet.core.disk_space import needs_room
 from motet.core.errors import InvalidRequest, MotetError, PayloadTooLarge, UnsupportedMediaType
@@ -135,7 +135,7 @@ def file_store(services: Services) -> FileStore:
 def routes(services: Services) -> Blueprint:
     """The routes, bound to `services`."""
     blueprint = Blueprint("files", __name__)
-    store, uploads = file_store(services), Uploads(services.database)
+    store, uploads = file_store(services), UploadReservations(services.database)
     max_file = services.settings.size("max_file") or 0
 
     @blueprint.post("/v1/files")
@@ -143,10 +143,10 @@ def routes(services: Services) -> Blueprint:
         owner = current_caller().owner
         try:
             async with uploads.reserved(owner, _content_length(max_file)) as upload_id:
-                with needs_room(), store.arriving(upload_id) as create:
+                with needs_room(), store.temporary_files(upload_id) as create:
                     cast(LimitedRequest, request).spool = create
                     file, content = await _read_upload(max_file)
-                    return _json(await store.adopt(owner, file, Path(content.name)))
+                    return _json(await store.add_written(owner, file, Path(content.name)))
         except MotetError:
             await discard_body(request)
             raise

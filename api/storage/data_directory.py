@@ -1,4 +1,4 @@
-"""The data directory holds prompts and answers: only the server's user may read it, also where it existed before."""
+"""Makes the data directory, which contains prompts and answers, readable by the server's user only."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ PRIVATE_DIRECTORY = 0o700
 
 
 def check_owners(directory: Path) -> None:
-    """Raise StartupError for a database of another user, and warn of a directory of another user.
+    """Raise StartupError if the database belongs to another user; log a warning if the directory does.
 
-    A directory may belong to another user where a volume was mounted; its owner can replace the files in it.
+    The directory of a mounted volume may belong to another user, who can then replace the files in it.
     """
     owner = directory.stat().st_uid
     if not _is_trusted(owner):
@@ -32,9 +32,9 @@ def check_owners(directory: Path) -> None:
 
 
 def open_private(directory: Path) -> Path:
-    """Make `directory` and the database in it readable by this user only; the database's path.
+    """Make `directory` and the database in it readable by this user only; returns the database's path.
 
-    SQLite gives its journal files the mode of the database, so the database is created here. Raises OSError, and
+    Creates the database, since SQLite gives its journal files the same mode. Raises OSError, and
     StartupError for a database of another user.
     """
     directory.mkdir(parents=True, exist_ok=True, mode=PRIVATE_DIRECTORY)
@@ -47,25 +47,25 @@ def open_private(directory: Path) -> Path:
 
 
 def _make_private(path: Path, state: os.stat_result) -> None:
-    """Take other users' rights to `path` away, if this user may change them."""
+    """Remove other users' permissions on `path`, if this user may change them."""
     if state.st_uid == os.geteuid() and state.st_mode & 0o077:
         with suppress(FileNotFoundError):
             path.chmod(PRIVATE_DIRECTORY if stat.S_ISDIR(state.st_mode) else PRIVATE_FILE)
 
 
 def _is_trusted(owner: int) -> bool:
-    """Whether `owner` is this user, or root, who may read everything anyway."""
+    """Whether `owner` is this user or root, who may read everything anyway."""
     return owner in (0, os.geteuid())
 
 
 def _check_files(directory: Path) -> list[tuple[Path, os.stat_result]]:
-    """What the directory has of ours. Raises StartupError if something of it belongs to another user."""
-    found = []
+    """The server's files in the directory. Raises StartupError if one of them belongs to another user."""
+    files = []
     for name in (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", FILES):
         path = directory / name
         try:
             state = path.stat()
-        except FileNotFoundError:  # also a journal that another process has just removed
+        except FileNotFoundError:  # another process may have just removed a journal
             continue
         if not _is_trusted(state.st_uid):
             raise StartupError(
@@ -73,5 +73,5 @@ def _check_files(directory: Path) -> list[tuple[Path, os.stat_result]]:
                 "server as that user, or choose another directory",
                 param="data_dir",
             )
-        found.append((path, state))
-    return found
+        files.append((path, state))
+    return files

@@ -1,6 +1,6 @@
-"""The embedded database: one SQLite file for what users store (responses, files, batches).
+"""The SQLite database for what users store: responses, files and batches.
 
-Several API processes may have it open at once: the journal is a write-ahead log, and writers wait for each other.
+Several API processes may use it at once: the journal is a write-ahead log, and writers wait for each other.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ T = TypeVar("T")
 
 
 class Database:
-    """The file `motet.db` in `directory`, used by one thread of its own, so that the event loop never waits for it."""
+    """The file `motet.db` in `directory`, used by its own thread, so that the event loop never waits for it."""
 
     def __init__(self, directory: Path, limit: int | None = None) -> None:
-        """Nothing is opened before it is used. `directory` is made then, readable by its owner alone.
+        """The file is opened, and `directory` made with access for its owner only, when first used.
 
-        `limit` is what the database and the files beside it may take together, in bytes.
+        `limit` is the maximum size of the database and the files beside it together, in bytes.
         """
         self.directory = directory
         self._limit = limit
@@ -40,16 +40,16 @@ class Database:
         self._reserve = DiskReserve(directory / RESERVE)
 
     async def run(self, work: Callable[[sqlite3.Connection], T], stores: bool = False) -> T:
-        """What `work` returns; it has the connection to itself, in one transaction, undone if it raises.
+        """Run `work` in one transaction, rolled back if it raises; returns its result.
 
-        Raises Unavailable if the disk is full. Work that `stores` nothing, such as deleting, may then use a reserve.
+        Raises Unavailable if the disk is full. Work that `stores` nothing, such as deleting, may use the disk reserve.
         """
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, work, stores)
 
     def check_room(self, connection: sqlite3.Connection, size: int, param: str, owner: str = "") -> None:
-        """Raise PayloadTooLarge, naming `param`, if there is no room for `size` bytes; inside `run`.
+        """Raise PayloadTooLarge for `param` if there is no room for `size` bytes; call it within `run`.
 
-        An `owner` (an API key's name) may use half of what the others leave, so that they find room, too.
+        An `owner` (an API key's name) may use half of the room that the others leave.
         """
         if self._limit is None:
             return
@@ -57,22 +57,22 @@ class Database:
         total = used(connection)
         if total + size > self._limit:
             raise PayloadTooLarge(
-                f"the server keeps {self._limit} bytes at most (--max-files); {advice}",
+                f"the server stores at most {self._limit} bytes (--max-files); {advice}",
                 param=param,
                 code=error_codes.STORAGE_FULL,
             )
-        own = used_by(connection, owner) if owner else 0
-        share = (self._limit - max(total - own, 0)) // 2
-        if owner and own + size > share:
+        owner_bytes = used_by(connection, owner) if owner else 0
+        share = (self._limit - max(total - owner_bytes, 0)) // 2
+        if owner and owner_bytes + size > share:
             raise PayloadTooLarge(
-                f"an API key may use half of what the others leave of --max-files, {share} bytes now; "
-                f"yours uses {own}; {advice}",
+                f"an API key may use half of the room that the others leave of --max-files, now {share} bytes; "
+                f"yours uses {owner_bytes}; {advice}",
                 param=param,
                 code=error_codes.STORAGE_FULL,
             )
 
     async def close(self) -> None:
-        """Finish what was begun and close the file."""
+        """Finish the running work and close the file."""
         await asyncio.to_thread(self._thread.shutdown)
         if self._connection is not None:
             self._connection.close()
@@ -111,8 +111,8 @@ class Database:
 
 
 def _opened(path: Path) -> sqlite3.Connection:
-    """A connection. Raises sqlite3.Error."""
-    # The thread that closes is another one; they never run at once.
+    """A new connection. Raises sqlite3.Error."""
+    # Another thread closes the connection, but never while this one uses it.
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     deadline = time.monotonic() + BUSY_SECONDS
     while True:
@@ -120,7 +120,7 @@ def _opened(path: Path) -> sqlite3.Connection:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
             return connection
-        except sqlite3.OperationalError:  # another process opens it, too; for this, SQLite itself does not wait
+        except sqlite3.OperationalError:  # another process is opening it; SQLite does not wait for this by itself
             if time.monotonic() > deadline:
                 connection.close()
                 raise

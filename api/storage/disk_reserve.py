@@ -1,4 +1,4 @@
-"""Disk space that is kept back, so that deleting works on a full disk: SQLite writes before it frees anything."""
+"""Reserves disk space, so that deleting works on a full disk: SQLite writes before it frees space."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from pathlib import Path
 
 RESERVE_BYTES = 1 << 20
 RENEW_SECONDS = 30.0
-"""How long to wait after an attempt to take the space back."""
+"""Seconds between attempts to reserve the space again."""
 
 
 class DiskReserve:
-    """A file that only takes up space; several processes may share it."""
+    """A file that only occupies space; several processes may share it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._tried: float | None = None
+        self._last_attempt: float | None = None
 
     def release(self) -> bool:
-        """Give the space back to the disk; whether there was any."""
+        """Free the space; returns whether there was any."""
         try:
             self._path.unlink()
         except OSError:
             return False
-        self._tried = time.monotonic()
+        self._last_attempt = time.monotonic()
         return True
 
     def renew(self) -> None:
-        """Take the space again, if it is not taken and the disk has it."""
-        if self._tried is not None and time.monotonic() - self._tried < RENEW_SECONDS:
+        """Reserve the space again, if it is not reserved and the disk has room."""
+        if self._last_attempt is not None and time.monotonic() - self._last_attempt < RENEW_SECONDS:
             return
-        self._tried = time.monotonic()
+        self._last_attempt = time.monotonic()
         try:
             descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except OSError:  # it is there, or the disk is full
+        except OSError:  # it exists, or the disk is full
             return
         try:
             with open(descriptor, "wb") as file:

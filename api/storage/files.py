@@ -1,7 +1,7 @@
-"""Files that users keep here: content in a directory, facts in the database. Ids are ours, owners see their own.
+"""Stores users' files: the content in a directory, the metadata in the database. Owners see only their own files.
 
-Content is written under another name, and takes its own in the transaction that lists the file: whatever is listed is
-complete. What has no row, since a process died in between, is swept away.
+Content is written under a temporary name and renamed in the transaction that lists the file, so listed files are
+complete. Files without a row, left by a process that died, are removed later.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from msgspec.structs import replace
 from motet.api.storage.data_directory import FILES, PRIVATE_DIRECTORY
 from motet.api.storage.database import Database
 from motet.api.storage.paging import Page, page_rows
-from motet.api.storage.uploads import uploads_under_way
+from motet.api.storage.upload_reservations import active_reservations
 from motet.api.storage.usage import Counted, count_by_owner
 from motet.core import error_codes
 from motet.core.disk_space import needs_room
 from motet.core.errors import NotFound
 
 SWEEP_SECONDS = 300.0
-"""How often the directory is swept, and how long nobody must have written to what is swept away."""
+"""Seconds between sweeps, and since the last write to a file without a row before a sweep removes it."""
 
 _TABLES = (
     """CREATE TABLE IF NOT EXISTS files (
@@ -47,14 +47,14 @@ T = TypeVar("T")
 
 
 class ExpiresAfter(msgspec.Struct, frozen=True):
-    """When a file is to be gone: so many seconds after it was made."""
+    """When a file expires: `seconds` after its creation."""
 
     anchor: Literal["created_at"]
     seconds: Annotated[int, Meta(ge=3600, le=2_592_000)]
 
 
 class FileObject(msgspec.Struct, frozen=True, kw_only=True):
-    """A file's facts; times are in seconds since 1970."""
+    """A file's metadata; times are in seconds since 1970."""
 
     id: str
     object: Literal["file"] = "file"
@@ -67,7 +67,7 @@ class FileObject(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def new_file(name: str, purpose: str, expires: ExpiresAfter | None, id: str = "") -> FileObject:
-    """The facts of a file whose content is still to come; an id of its own unless one is given."""
+    """The metadata of a file before its content; with a new id unless `id` is set."""
     now = int(time.time())
     return FileObject(
         id=id or f"file-{uuid.uuid4().hex}",
@@ -87,28 +87,28 @@ class FileStore:
         self._directory = database.directory / FILES
 
     async def put(self, owner: str, file: FileObject, content: AsyncIterable[bytes]) -> FileObject:
-        """Keep a file, whole or not at all, whether or not there is room for it; one of the same id is replaced."""
+        """Store a file atomically, without a check for room; replaces a file with the same id."""
         part = self.path(f"{file.id}.{uuid.uuid4().hex}.part")
         target = await asyncio.to_thread(self._create, part)
         try:
             with needs_room(), target:
                 async for piece in content:
                     await asyncio.to_thread(target.write, piece)
-            return await self.adopt(owner, file, part)
+            return await self.add_written(owner, file, part)
         finally:
             part.unlink(missing_ok=True)
 
-    async def adopt(self, owner: str, file: FileObject, part: Path) -> FileObject:
-        """Keep a file whose content is complete, and take it from where it lies, which must be one of `arriving`'s."""
+    async def add_written(self, owner: str, file: FileObject, part: Path) -> FileObject:
+        """Store a file whose content is complete, by moving `part`, which `temporary_files` created."""
         file = replace(file, bytes=part.stat().st_size)
         await self._add(owner, file, part)
         return file
 
     @contextmanager
-    def arriving(self, upload: str) -> Iterator[Callable[[], BinaryIO]]:
-        """Makes files for what comes with an upload of that reservation; what is not adopted inside goes at the end.
+    def temporary_files(self, upload: str) -> Iterator[Callable[[], BinaryIO]]:
+        """A function that creates files for the upload with that reservation; removes those not added at the end.
 
-        They lie beside the others, where `--max-files` limits them and what a killed process leaves is swept.
+        They are in the same directory as the others: `--max-files` limits them, and sweeps remove leftovers.
         """
         parts: list[BinaryIO] = []
 
@@ -121,11 +121,11 @@ class FileStore:
         finally:
             for part in parts:
                 Path(part.name).unlink(missing_ok=True)
-                with suppress(OSError):  # its last bytes, for which there is no room
+                with suppress(OSError):  # there is no room for its last bytes
                     part.close()
 
     async def get(self, owner: str, id: str) -> FileObject:
-        """The file `id`. Raises NotFound if there is none, or it is somebody else's."""
+        """The file `id`. Raises NotFound if it does not exist or has another owner."""
 
         def work(connection: sqlite3.Connection) -> tuple[bytes] | None:
             query = "SELECT file FROM files WHERE id = ? AND owner = ?"
@@ -152,7 +152,7 @@ class FileStore:
         return [msgspec.json.decode(row, type=FileObject) for row in rows], more
 
     async def delete(self, owner: str, id: str) -> None:
-        """Forget the file `id`. Raises NotFound."""
+        """Delete the file `id`. Raises NotFound."""
 
         def work(connection: sqlite3.Connection) -> int:
             return connection.execute("DELETE FROM files WHERE id = ? AND owner = ?", (id, owner)).rowcount
@@ -162,16 +162,16 @@ class FileStore:
         self.path(id).unlink(missing_ok=True)
 
     def path(self, id: str) -> Path:
-        """Where the content of `id`, which must be one of ours, lies."""
+        """The path of the content of `id`, which must be an id that the server made."""
         return self._directory / id
 
-    async def tend(self) -> None:
-        """Sweep again and again, until cancelled."""
+    async def sweep_periodically(self) -> None:
+        """Sweep every SWEEP_SECONDS, until cancelled."""
         while True:
             try:
                 await self._run(self._sweep)
             except Exception as error:
-                logger.error("files cannot be swept: {}", error)
+                logger.error("leftover files cannot be removed: {}", error)
             await asyncio.sleep(SWEEP_SECONDS)
 
     def _create(self, path: Path) -> BinaryIO:
@@ -186,29 +186,29 @@ class FileStore:
                 "INSERT INTO files (id, owner, purpose, bytes, file) VALUES (?, ?, ?, ?, ?)",
                 (file.id, owner, file.purpose, file.bytes, msgspec.json.encode(file)),
             )
-            connection.execute("DELETE FROM file_ends WHERE id = ?", (file.id,))  # of one that this replaces
+            connection.execute("DELETE FROM file_ends WHERE id = ?", (file.id,))  # of a file that this one replaces
             if file.expires_at is not None:
                 connection.execute("INSERT INTO file_ends VALUES (?, ?)", (file.expires_at, file.id))
 
         await self._run(work, stores=True)
 
     def _sweep(self, connection: sqlite3.Connection) -> None:
-        """Remove what has no row, and what nobody has finished; inside a transaction, so that nothing gets its row."""
+        """Remove files without a row and unfinished uploads; in a transaction, so that no row is added meanwhile."""
         if not self._directory.is_dir():
             return
         latest = time.time() - SWEEP_SECONDS
         known = {row[0] for row in connection.execute("SELECT id FROM files")}
-        arriving = uploads_under_way(connection)
+        uploading = active_reservations(connection)
         for path in [path for path in self._directory.iterdir() if path.name not in known]:
-            if path.name.partition(".")[0] in arriving:
+            if path.name.partition(".")[0] in uploading:
                 continue
             with suppress(FileNotFoundError):
                 if path.stat().st_mtime < latest:
                     path.unlink()
 
     def _expire(self, connection: sqlite3.Connection) -> None:
-        ended = "DELETE FROM file_ends WHERE ends <= ? RETURNING id"
-        for (id,) in connection.execute(ended, (int(time.time()),)).fetchall():
+        expired = "DELETE FROM file_ends WHERE ends <= ? RETURNING id"
+        for (id,) in connection.execute(expired, (int(time.time()),)).fetchall():
             connection.execute("DELETE FROM files WHERE id = ?", (id,))
             self.path(id).unlink(missing_ok=True)
 

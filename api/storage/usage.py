@@ -1,6 +1,6 @@
-"""How much is stored, of everybody and of one owner (an API key's name): what `--max-files` limits.
+"""Counts the stored bytes that `--max-files` limits: in total, and per owner (an API key's name).
 
-What owners have is counted by triggers as rows come and go, so that looking it up does not scan the tables.
+Triggers update the owners' counts as rows are added and deleted, so that a lookup does not scan the tables.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _OWNERS = "CREATE TABLE IF NOT EXISTS owner_bytes (owner TEXT PRIMARY KEY, bytes
 
 @dataclass(frozen=True)
 class Counted:
-    """A table whose rows count. `size` and `owner` are SQL, in which {row} stands for a row."""
+    """A table whose rows are counted. `size` and `owner` are SQL, in which {row} stands for a row."""
 
     table: str
     size: str
@@ -22,9 +22,9 @@ class Counted:
 
 
 def count_by_owner(connection: sqlite3.Connection, counted: Counted) -> None:
-    """Count the rows of a table from now on, and those that it has already; once for each table of a database.
+    """Count the existing rows of a table and create its triggers; does nothing if the table has them.
 
-    A row of the table must not be replaced by REPLACE, for which SQLite fires no trigger.
+    Do not use REPLACE on the table: SQLite fires no trigger for it.
     """
     table = counted.table
     if _exists(connection, f"{table}_counted_insert"):
@@ -50,25 +50,25 @@ def count_by_owner(connection: sqlite3.Connection, counted: Counted) -> None:
 
 
 def used(connection: sqlite3.Connection) -> int:
-    """Bytes in use: the database's pages that are not free, the files, and what uploads under way have reserved."""
+    """Bytes in use: the database's pages that are not free, the files, and the reservations of uploads."""
     pages, free, size = (
         int(connection.execute(f"PRAGMA {name}").fetchone()[0])
         for name in ("page_count", "freelist_count", "page_size")
     )
     total = (pages - free) * size
-    for table, alive in (("files", "1"), ("uploads", f"until > {time.time()}")):
+    for table, condition in (("files", "1"), ("uploads", f"until > {time.time()}")):
         if _exists(connection, table):
-            query = f"SELECT COALESCE(SUM(MAX(bytes, ?)), 0) FROM {table} WHERE {alive}"
+            query = f"SELECT COALESCE(SUM(MAX(bytes, ?)), 0) FROM {table} WHERE {condition}"
             total += int(connection.execute(query, (size,)).fetchone()[0])
     return total
 
 
 def used_by(connection: sqlite3.Connection, owner: str) -> int:
-    """Bytes that the owner's files, batches, responses and uploads under way take."""
+    """Bytes that the owner's files, batches, responses and reservations of uploads use."""
     total = 0
     if _exists(connection, "owner_bytes"):
-        found = connection.execute("SELECT bytes FROM owner_bytes WHERE owner = ?", (owner,)).fetchone()
-        total += found[0] if found else 0
+        row = connection.execute("SELECT bytes FROM owner_bytes WHERE owner = ?", (owner,)).fetchone()
+        total += row[0] if row else 0
     if _exists(connection, "uploads"):
         query = "SELECT COALESCE(SUM(bytes), 0) FROM uploads WHERE owner = ? AND until > ?"
         total += connection.execute(query, (owner, time.time())).fetchone()[0]

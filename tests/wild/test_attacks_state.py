@@ -23,7 +23,7 @@ from motet.api.http import api_keys
 from motet.api.http.api_keys import key_line
 from motet.api.storage.database import Database
 from motet.api.storage.files import FileStore, new_file
-from motet.api.storage.uploads import Uploads
+from motet.api.storage.upload_reservations import UploadReservations
 from motet.core.errors import PayloadTooLarge
 from motet.core.heartbeat import SERVING, Heartbeat, HeartbeatMonitor
 from motet.core.run_directory import RunDirectory, remove_leftovers
@@ -97,7 +97,7 @@ def test_10_others_cannot_read_what_is_stored(tmp_path: Path, existing: bool) ->
 def test_12_one_key_leaves_room_for_others(tmp_path: Path) -> None:
     async def main() -> None:
         database = Database(tmp_path, 5 << 20)
-        uploads, files = Uploads(database), FileStore(database)
+        uploads, files = UploadReservations(database), FileStore(database)
 
         async def upload(owner: str, size: int) -> None:
             async with uploads.reserved(owner, size):
@@ -364,8 +364,12 @@ ELSEWHERE = [
     ("kill -9 of a rank under load", "e2e/test_faults.py", "test_a_killed_rank_fails_its_requests_and_the_engine"),
     ("kill -9 of an API worker", "e2e/test_api_workers.py", "test_"),
     ("kill -9 of the supervisor", "e2e/test_faults.py", "test_children_do_not_outlive_a_killed_supervisor"),
-    ("SIGSTOP of a rank", "engine/test_processes.py", "test_a_hung_engine_is_replaced"),
-    ("SIGSTOP of the loader or an API worker", "engine/test_processes.py", "test_a_stopped_process_is_replaced"),
+    ("SIGSTOP of a rank", "engine/processes/test_engine_processes.py", "test_a_hung_engine_is_replaced"),
+    (
+        "SIGSTOP of the loader or an API worker",
+        "engine/processes/test_engine_processes.py",
+        "test_a_stopped_process_is_replaced",
+    ),
     ("data disk full", "api/storage/test_full_disk.py", "test_a_disk_that_becomes_full"),
     ("300 stuck uploads", "api/storage/test_uploads.py", "test_an_upload_must_make_some_pace"),
     ("a fetch larger than any adapter", "api/adapters/test_size_limit.py", "test_"),

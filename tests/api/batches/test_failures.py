@@ -16,9 +16,9 @@ from support.batch_calls import CHAT, drive, finished, jsonl, line, lines_of, up
 from support.scripted_api import Shelf, scripted_api
 from support.scripted_server import Running
 
+from motet.api.batches import execution as work_module
 from motet.api.batches import runner as runner_module
 from motet.api.batches import store as store_module
-from motet.api.batches import work as work_module
 from motet.api.batches.runner import BatchRunner
 from motet.api.batches.store import BatchStore
 from motet.api.storage.database import Database
@@ -134,15 +134,15 @@ def test_batches_that_only_wait_give_their_places_to_others(tmp_path: Path, monk
 
 
 def test_no_line_is_lost_silently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keep = BatchStore.keep
+    add_result = BatchStore.add_result
     failures = iter((True,))
 
     async def sometimes(self: BatchStore, *given: Any, **named: Any) -> None:
         if next(failures, False):
             raise sqlite3.OperationalError("database is locked")
-        await keep(self, *given, **named)
+        await add_result(self, *given, **named)
 
-    monkeypatch.setattr(BatchStore, "keep", sometimes)
+    monkeypatch.setattr(BatchStore, "add_result", sometimes)
     monkeypatch.setattr(store_module, "LEASE_SECONDS", 0.5)
 
     async def scenario(client: AsyncOpenAI, server: Running) -> None:

@@ -16,9 +16,9 @@ from support.batch_calls import CHAT, ENDED, drive, finished, jsonl, line, lines
 from support.scripted_server import Running
 
 from motet.api.batches import store as store_module
+from motet.api.batches.execution import BatchExecution
 from motet.api.batches.objects import BatchObject
 from motet.api.batches.store import BatchStore, Claimed
-from motet.api.batches.work import Work
 from motet.api.storage.database import Database
 
 DAY = {"anchor": "created_at", "seconds": 86400}
@@ -65,7 +65,7 @@ def test_results_are_read_in_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         )
         await store.add("", batch)
         for number in range(1, 11):
-            await store.keep("b", number, number == 4, b"%d" % number + b"x" * 400)
+            await store.add_result("b", number, number == 4, b"%d" % number + b"x" * 400)
         pages = [page async for page in store.results("b", failed=False)]
         assert [[int(result.rstrip(b"x")) for result in page] for page in pages] == [[1, 2, 3], [5, 6, 7], [8, 9, 10]]
         assert [len(page) async for page in store.results("b", failed=True)] == [1]
@@ -91,9 +91,9 @@ def test_a_cancel_that_was_accepted_is_how_the_batch_ends(tmp_path: Path) -> Non
         made = await begun(client, jsonl(line("a")))
         store = BatchStore(server.api.services.database)
         batch = await store.change("", made.id, lambda b: replace(b, status="in_progress"))
-        await store.keep(batch.id, 1, False, b"{}")
+        await store.add_result(batch.id, 1, False, b"{}")
         assert (await client.batches.cancel(batch.id)).status == "cancelling"
-        await Work(server.api.services, Claimed(batch, ""), asyncio.Semaphore()).finish("completed")
+        await BatchExecution(server.api.services, Claimed(batch, ""), asyncio.Semaphore()).finish("completed")
         ended = await client.batches.retrieve(batch.id)
         assert (ended.status, ended.completed_at, ended.expired_at) == ("cancelled", None, None)
         assert ended.cancelled_at
@@ -140,8 +140,8 @@ def test_who_has_lost_a_batch_changes_nothing_of_its_end(tmp_path: Path, monkeyp
         store = BatchStore(server.api.services.database)
         batch = await store.change("", made.id, lambda b: replace(b, status="in_progress"))
         for number in (1, 2, 3):
-            await store.keep(batch.id, number, False, b"%d" % number)
-        late, other = (Work(server.api.services, Claimed(batch, ""), asyncio.Semaphore()) for _ in range(2))
+            await store.add_result(batch.id, number, False, b"%d" % number)
+        late, other = (BatchExecution(server.api.services, Claimed(batch, ""), asyncio.Semaphore()) for _ in range(2))
         results, turns = BatchStore.results, iter((True,))
 
         async def overtaken(self: BatchStore, id: str, failed: bool) -> AsyncIterator[tuple[bytes, ...]]:
@@ -153,11 +153,11 @@ def test_who_has_lost_a_batch_changes_nothing_of_its_end(tmp_path: Path, monkeyp
         monkeypatch.setattr(BatchStore, "results", overtaken)
         with pytest.raises(LookupError):
             await late.finish("completed")
-        await store.keep(batch.id, 4, False, b"4")
+        await store.add_result(batch.id, 4, False, b"4")
         ended = await client.batches.retrieve(batch.id)
         assert (ended.status, ended.request_counts.completed) == ("completed", 3)
         assert await lines_of(client, ended.output_file_id) == [1, 2, 3]
-        assert await store.done(batch.id) == set()
+        assert await store.finished_lines(batch.id) == set()
 
     drive(tmp_path, scenario, runs=False)
 

@@ -12,9 +12,9 @@ from openai import AsyncOpenAI
 from support.batch_calls import CHAT, drive, finished, jsonl, line, lines_of, upload
 from support.scripted_server import Running
 
+from motet.api.batches.execution import PRIORITY
 from motet.api.batches.runner import BatchRunner
 from motet.api.batches.store import BatchStore
-from motet.api.batches.work import PRIORITY
 from motet.core.errors import Unavailable
 from motet.core.messages import AddRequest
 from motet.core.settings import Settings
@@ -197,7 +197,7 @@ def test_a_restart_loses_no_line_and_repeats_none(tmp_path: Path, after: int) ->
             while len(said) < after + 3:
                 await asyncio.sleep(0.001)
         await first.close()  # in the middle of some lines
-        done = await BatchStore(services.database).done(batch.id)
+        done = await BatchStore(services.database).finished_lines(batch.id)
         assert len(done) < 30
         second = BatchRunner(services)
         second.start()

@@ -58,7 +58,7 @@ def test_a_chat_starts_with_its_first_text_and_not_with_its_role() -> None:
     [
         ([text("a"), event(error={"message": "the engine\n stopped", "code": "x"})], "the engine stopped"),
         ([text("a"), event(error="out of order"), DONE], "out of order"),
-        ([text("a"), text("b")], "the stream broke off before [DONE]"),
+        ([text("a"), text("b")], "the stream ended before [DONE]"),
         ([text("a"), b"data: {oops\n\n", DONE], "DecodeError"),
     ],
 )
@@ -125,7 +125,7 @@ def test_the_time_limit_ends_everything() -> None:
 
     report, seconds = asyncio.run(run())
     assert seconds < 5
-    assert report.errors == {"not finished when --timeout was over": 2}
+    assert report.errors == {"not finished within --timeout": 2}
     assert report.completed == 0
 
 

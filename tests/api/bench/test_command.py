@@ -83,13 +83,13 @@ def test_report_adds_up() -> None:
     assert report.client_cpu == pytest.approx(0.1)
     text = as_text(report)
     assert "1 × HTTP 500: no" in text
-    assert "2 (--timeout was over)" in text
+    assert "2 (--timeout was reached)" in text
 
 
 def test_report_of_nothing() -> None:
     report = make_report([], requests=3, concurrency=1, cpu_seconds=0.0)
     assert (report.completed, report.output_tokens_per_second, report.request_ms.p99) == (0, 0.0, 0.0)
-    assert "3 (--timeout was over)" in as_text(report)
+    assert "3 (--timeout was reached)" in as_text(report)
 
 
 def bench(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

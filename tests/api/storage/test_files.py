@@ -20,7 +20,7 @@ from motet.api.storage import files as file_store_module
 from motet.api.storage.database import Database
 from motet.api.storage.files import ExpiresAfter, FileStore, new_file
 from motet.api.storage.paging import Page
-from motet.api.storage.uploads import Uploads
+from motet.api.storage.upload_reservations import UploadReservations
 from motet.core.errors import NotFound
 
 ALL = Page(100, True, None)
@@ -87,7 +87,7 @@ def test_what_a_process_left_behind_is_swept_and_nothing_else(tmp_path: Path) ->
         database = Database(tmp_path)
         store = FileStore(database)
         kept = await store.put("", new_file("a", "batch", None), pieces(b"x"))
-        reservation = Uploads(database).reserved("", 10)
+        reservation = UploadReservations(database).reserved("", 10)
         arriving = f"{await reservation.__aenter__()}.0.part"
         left = ("file-left", "deadbeef.0.part", "file-young.part", arriving)
         for name in left:
@@ -95,7 +95,7 @@ def test_what_a_process_left_behind_is_swept_and_nothing_else(tmp_path: Path) ->
         hour_ago = time.time() - 3600
         for name in (kept.id, *left[:2], arriving):
             os.utime(tmp_path / "files" / name, (hour_ago, hour_ago))
-        tending = asyncio.create_task(store.tend())
+        tending = asyncio.create_task(store.sweep_periodically())
         async with asyncio.timeout(10):
             while len(contents(tmp_path)) > 3:
                 await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Uploads: what is refused before it is read, the room they take while they arrive, and their forms."""
+"""UploadReservations: what is refused before it is read, the room they take while they arrive, and their forms."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from support.batch_calls import CHAT, drive, finished, jsonl, line
 from support.scripted_server import Running
 
 from motet.api.http import body_limits
-from motet.api.storage import uploads
+from motet.api.storage import upload_reservations
 from motet.api.storage.database import Database
-from motet.api.storage.uploads import Uploads
+from motet.api.storage.upload_reservations import UploadReservations
 from motet.core.errors import Overloaded, PayloadTooLarge
 from motet.core.settings import Settings
 
@@ -119,7 +119,7 @@ def test_a_form_with_too_much_beside_the_file_is_refused_as_that(tmp_path: Path)
 
 
 def test_uploads_that_arrive_take_room_and_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "MAX_UPLOADS_OF_OWNER", 2)
+    monkeypatch.setattr(upload_reservations, "MAX_UPLOADS_OF_OWNER", 2)
 
     async def scenario(client: AsyncOpenAI, server: Running) -> None:
         connections = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(2)]
@@ -157,23 +157,23 @@ def test_uploads_that_arrive_take_room_and_places(tmp_path: Path, monkeypatch: p
 def test_processes_count_uploads_together_and_forget_those_that_died(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(uploads, "LEASE_SECONDS", 0.6)
-    monkeypatch.setattr(uploads, "MAX_UPLOADS", 2)
+    monkeypatch.setattr(upload_reservations, "LEASE_SECONDS", 0.6)
+    monkeypatch.setattr(upload_reservations, "MAX_UPLOADS", 2)
 
     async def main() -> None:
         one, two = Database(tmp_path, 1_000_000), Database(tmp_path, 1_000_000)
-        async with Uploads(one).reserved("", 800_000):
+        async with UploadReservations(one).reserved("", 800_000):
             await asyncio.sleep(1)  # longer than a lease, which is renewed
             with pytest.raises(PayloadTooLarge):
                 await two.run(lambda connection: two.check_room(connection, 400_000, "file"))
-            async with Uploads(two).reserved("", 10):
+            async with UploadReservations(two).reserved("", 10):
                 with pytest.raises(Overloaded):
-                    async with Uploads(two).reserved("bob", 10):
+                    async with UploadReservations(two).reserved("bob", 10):
                         pass
         await one.run(
             lambda connection: connection.execute("INSERT INTO uploads VALUES ('dead', 'a', 800000, ?)", (time.time(),))
         )
-        async with Uploads(two).reserved("bob", 400_000):
+        async with UploadReservations(two).reserved("bob", 400_000):
             pass
         await one.close()
         await two.close()

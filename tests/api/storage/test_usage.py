@@ -23,7 +23,7 @@ from motet.api.responses.objects import ResponseObject
 from motet.api.responses.store import KEPT_SECONDS, ResponseStore, Stored
 from motet.api.storage.database import Database
 from motet.api.storage.files import FileStore, new_file
-from motet.api.storage.uploads import Uploads
+from motet.api.storage.upload_reservations import UploadReservations
 from motet.api.storage.usage import used_by
 from motet.core.errors import PayloadTooLarge
 from motet.core.settings import Settings
@@ -52,17 +52,17 @@ async def has(database: Database, owner: str) -> int:
 
 def test_a_key_leaves_half_of_the_room_to_others(tmp_path: Path) -> None:
     async def scenario(database: Database) -> None:
-        uploads, files = Uploads(database), FileStore(database)
+        uploads, files = UploadReservations(database), FileStore(database)
         kept = new_file("a", "batch", None)
         await files.put("alice", kept, content(900_000))
         with pytest.raises(
-            PayloadTooLarge, match=r"half of what the others leave of --max-files.*yours uses 900000"
+            PayloadTooLarge, match=r"half of the room that the others leave of --max-files.*yours uses 900000"
         ) as full:
             async with uploads.reserved("alice", 200_000):
                 pass
         assert (full.value.code, full.value.param) == ("storage_full", "file")
         async with uploads.reserved("bob", 400_000):
-            with pytest.raises(PayloadTooLarge, match="half of what the others leave"):
+            with pytest.raises(PayloadTooLarge, match="half of the room that the others leave"):
                 async with uploads.reserved("bob", 200_000):  # what arrives counts
                     pass
         async with uploads.reserved("", 1_000_000):  # without keys, all callers are one
@@ -115,7 +115,7 @@ def test_everything_that_an_owner_stores_counts_until_it_is_gone(
         await batches.add("alice", batch)
         alone = await has(database, "alice")
         for _ in range(2):  # the first result stays
-            await batches.keep(batch.id, 1, False, b"r" * 1000)
+            await batches.add_result(batch.id, 1, False, b"r" * 1000)
         assert await has(database, "alice") == alone + 1000
         await batches.change("alice", batch.id, lambda batch: replace(batch, status="cancelled"))
         assert await has(database, "alice") < alone + 100

@@ -1,7 +1,7 @@
-"""Room for uploads that are still arriving: reserved by their announced length, and given back when they end.
+"""Reserves room for uploads in progress by their announced length, and frees it when they end.
 
-The reservations are in the database, so that several API processes count together. One that is not renewed, since
-its process died, is void after a while.
+The reservations are in the database, so that they count for all API processes together. A reservation that is not
+renewed, because its process died, expires.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ CREATE TABLE IF NOT EXISTS uploads (
 ) WITHOUT ROWID"""
 
 
-class Uploads:
-    """The uploads that are under way into one database's files."""
+class UploadReservations:
+    """The reservations of uploads in progress in one database."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     @asynccontextmanager
     async def reserved(self, owner: str, size: int) -> AsyncIterator[str]:
-        """Room for an upload of `size` bytes while the block runs; the reservation's id.
+        """Reserve room for an upload of `size` bytes while the block runs; yields the reservation's id.
 
-        Raises PayloadTooLarge if there is no room, Overloaded if too many uploads are under way.
+        Raises PayloadTooLarge if there is no room, Overloaded if too many uploads are in progress.
         """
         id = uuid.uuid4().hex
 
@@ -48,10 +48,12 @@ class Uploads:
             connection.execute(_TABLE)
             connection.execute("DELETE FROM uploads WHERE until < ?", (now,))
             query = "SELECT COUNT(*), COALESCE(SUM(owner = ?), 0) FROM uploads"
-            everybody, own = connection.execute(query, (owner,)).fetchone()
-            if own >= MAX_UPLOADS_OF_OWNER or everybody >= MAX_UPLOADS:
-                which = f"{own} uploads of yours" if own >= MAX_UPLOADS_OF_OWNER else f"{everybody} uploads"
-                message = f"{which} are under way, which is the most; wait until one has ended"
+            total, of_owner = connection.execute(query, (owner,)).fetchone()
+            if of_owner >= MAX_UPLOADS_OF_OWNER or total >= MAX_UPLOADS:
+                who = (
+                    f"you already have {of_owner}" if of_owner >= MAX_UPLOADS_OF_OWNER else f"there are already {total}"
+                )
+                message = f"{who} uploads in progress (the maximum); wait until one has ended"
                 raise Overloaded(message, code=error_codes.TOO_MANY_UPLOADS)
             self._database.check_room(connection, size, "file", owner)
             connection.execute("INSERT INTO uploads VALUES (?, ?, ?, ?)", (id, owner, size, now + LEASE_SECONDS))
@@ -65,7 +67,7 @@ class Uploads:
             yield id
         finally:
             renewing.cancel()
-            with suppress(sqlite3.Error, Unavailable):  # then it ends by itself
+            with suppress(sqlite3.Error, Unavailable):  # the reservation expires by itself
                 await self._database.run(release)
 
     async def _renew(self, id: str) -> None:
@@ -77,10 +79,10 @@ class Uploads:
             try:
                 await self._database.run(renew)
             except (sqlite3.Error, Unavailable) as error:
-                logger.warning("an upload's room cannot be renewed: {}", error)
+                logger.warning("the reservation of an upload cannot be renewed: {}", error)
 
 
-def uploads_under_way(connection: sqlite3.Connection) -> set[str]:
-    """The ids of the reservations that hold."""
+def active_reservations(connection: sqlite3.Connection) -> set[str]:
+    """The ids of the reservations that have not expired."""
     connection.execute(_TABLE)
     return {row[0] for row in connection.execute("SELECT id FROM uploads WHERE until > ?", (time.time(),))}
