@@ -50,6 +50,13 @@ def pairwise_cases() -> list[AdapterCase]:
     ]
 
 
+def each_value_cases() -> list[AdapterCase]:
+    """One point per rank, which together have every scale and every form of targets."""
+    return [
+        AdapterCase(rank, SCALES[i % len(SCALES)], TARGETS[i % len(TARGETS)]) for i, rank in enumerate(reversed(RANKS))
+    ]
+
+
 def write_adapter(base: Any, case: AdapterCase, directory: Path) -> Path:
     """Save a random adapter for `case` in PEFT's own format. Leaves `base` as it was."""
     torch.manual_seed(case.rank * 101 + len(case.name))
