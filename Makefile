@@ -70,25 +70,29 @@ install: $(INSTALLED) $(TYPES) ## set up .venv for serving
 serve: install ## serve a model (PORT= HOST= MODEL= SHARDS= ARGS=) until Ctrl-C
 	@exec $(BIN)/motet serve --host $(HOST) --port $(PORT) --model $(MODEL) --shards $(SHARDS) $(ARGS)
 
+# make test WORKERS=4 runs the tests in four processes; the tests of one file stay in one, which shares their servers.
+WORKERS ?= 2
+PYTEST  := $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile
+
 .PHONY: test
 test: lint ## lint, type-check and run the tests that need no third-party client
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 .PHONY: test-clients
 test-clients: $(INSTALLED_DEV) ## install third-party clients (PyPI, npm) and run them against a server
-	$(BIN)/python -m pytest -q -m "clients and not slow"
+	$(PYTEST) -m "clients and not slow"
 
 .PHONY: test-ci
 test-ci: lint ## make test and make test-clients as one run; .ci/run runs this
-	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 .PHONY: test-all
 test-all: lint ## every test but those that need a GPU, slow sweeps included
-	$(BIN)/python -m pytest -q -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 .PHONY: test-wild
 test-wild: $(INSTALLED_DEV) ## adapters, clients and attacks of public reports, row by row (installs some packages)
-	$(BIN)/python -m pytest -q -m "not gpu" tests/wild
+	$(PYTEST) -m "not gpu" tests/wild
 
 .PHONY: gpu-check
 gpu-check: $(INSTALLED_DEV) ## the tests that need a GPU (after make install-cuda)

@@ -10,9 +10,11 @@ import pytest
 
 from motet.core.paths import cache_directory
 
-# Kernels are compiled once a machine, also when a test imports them into its own process.
+# Kernels are compiled once per machine, also when a test imports them into its own process.
 os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_directory() / "kernels"))
 os.environ.setdefault("NUMBA_THREADING_LAYER_PRIORITY", "omp workqueue tbb")
+# Two test processes share the cores, so OpenMP's threads must not spin for long while they wait.
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 
 @pytest.fixture(scope="session")

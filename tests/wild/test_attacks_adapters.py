@@ -16,16 +16,16 @@ from typing import Any
 import numba
 import pytest
 import torch
+from support.prepared_adapters import prepare, target_in
 from support.scripted_registry import Setup, failure, run, until
-from support.tiny_adapters import CONFIG, MODEL, Q0, RANK, adapter, write
+from support.tiny_adapters import CONFIG, Q0, RANK, adapter, write
 
 from motet.core.adapters import AdapterRef, ResolvedAdapter
 from motet.core.errors import AdapterRefused, NotFound, Overloaded, Unavailable
-from motet.core.messages import AdapterPart, PreparedAdapter
 from motet.core.settings import Settings
 from motet.engine.adapters import prepared_files
 from motet.engine.adapters.peft_config import parse_config
-from motet.engine.adapters.prepare import Target, prepare_adapter
+from motet.engine.adapters.prepare import Target
 from motet.engine.kernels import kernel_cache
 from motet.plugins.local import LocalAdapters
 
@@ -38,16 +38,12 @@ LARGE_MODEL = {f"model.layers.{i}.self_attn.{m}_proj": i for i in range(80) for 
 
 @pytest.fixture
 def target(tmp_path: Path) -> Target:
-    return Target(MODEL, "base", 1, torch.float32, 8, tmp_path / "cache", tmp_path)
+    return target_in(tmp_path)
 
 
 @pytest.fixture
 def victim(tmp_path: Path) -> Path:
     return write(tmp_path / "victim", adapter())
-
-
-def prepare(source: Path, target: Target, *weights: float) -> PreparedAdapter:
-    return prepare_adapter([AdapterPart(str(source), weight) for weight in weights or (1.0,)], target)
 
 
 def refuse(source: Path, target: Target, words: str) -> None:

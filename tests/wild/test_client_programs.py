@@ -35,7 +35,7 @@ PROGRAMS = [
 
 @pytest.mark.parametrize(("program", "file", "test"), PROGRAMS, ids=[row[0] for row in PROGRAMS])
 def test_a_program_is_run(program: str, file: str, test: str) -> None:
-    """The test is there, and `make test` runs it."""
+    """The test is there, and `make test-clients` runs it."""
     tree = ast.parse((ROOT / file).read_text())
     [found] = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith(test)]
     assert not any("slow" in ast.unparse(decorator) for decorator in found.decorator_list), program

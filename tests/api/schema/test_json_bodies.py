@@ -1,13 +1,16 @@
-"""The bytes of a body to an object: what is read, and what what cannot be is called."""
+"""JSON bodies: which bytes are read as an object, and the error for each that is not."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.api_caller import CHAT, MESSAGES, Caller, drive
 
 from motet.api.schema.parsing import MAX_CONTAINERS, MAX_VALUES, decode_object
 from motet.core.errors import InvalidRequest, JsonInvalid, UnsupportedMediaType
@@ -78,3 +81,15 @@ def test_what_is_no_json_takes_no_longer_than_what_is(rest: bytes) -> None:
     with pytest.raises((InvalidRequest, JsonInvalid)):
         decode_object(b"[" * (MAX_CONTAINERS + 1) + rest, "application/json")
     assert time.process_time() - begun < 5  # it took hours
+
+
+def test_what_is_nested_too_deeply_is_the_callers_mistake(tmp_path: Path) -> None:
+    async def scenario(caller: Caller) -> None:
+        tool = {"type": "function", "function": {"name": "f", "parameters": "DEEP"}}
+        body = json.dumps({"model": "", "messages": MESSAGES, "tools": [tool]})
+        body = body.replace('"DEEP"', '{"x": ' * 975 + "{}" + "}" * 975)
+        response = await caller.client.post(CHAT, data=body, headers={"content-type": "application/json"})
+        assert response.status_code == 400
+        assert (await response.get_json())["error"]["code"] == "invalid_json"
+
+    drive(tmp_path, scenario)

@@ -10,24 +10,20 @@ import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.prepared_adapters import prepare, target_in
 from support.tiny_adapters import MODEL, Q0, RANK, adapter, write
 
 from motet.core.errors import AdapterRefused, Unavailable
-from motet.core.messages import AdapterPart, PreparedAdapter
+from motet.core.messages import AdapterPart
 from motet.engine.adapters.prepare import Target, check_adapter, prepare_adapter
 
 A0 = f"{Q0}.lora_A.weight"
 
 
-def prepare(directory: Path, target: Target) -> PreparedAdapter:
-    """One adapter, prepared."""
-    return prepare_adapter([AdapterPart(str(directory))], target)
-
-
 @pytest.fixture
 def target(tmp_path: Path) -> Target:
     """Two ranks, and an empty cache."""
-    return Target(MODEL, "base", 2, torch.float32, 8, tmp_path / "cache", tmp_path / "model")
+    return target_in(tmp_path, shards=2)
 
 
 def test_prepared_files_are_keyed_by_content(tmp_path: Path, target: Target) -> None:

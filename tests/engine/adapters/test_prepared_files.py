@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
-from support.tiny_adapters import MODEL, adapter, write
+from support.prepared_adapters import prepare, target_in
+from support.tiny_adapters import adapter, write
 
 from motet.core.errors import Unavailable
-from motet.core.messages import AdapterPart, PreparedAdapter
+from motet.core.messages import PreparedAdapter
 from motet.engine.adapters import prepared_files
-from motet.engine.adapters.prepare import Target, prepare_adapter
+from motet.engine.adapters.prepare import Target
 from motet.engine.lora.adapter_installer import Installer
 from motet.engine.lora.pool import LoraPool
 from motet.engine.schedule.plan import InstallAdapter
@@ -23,16 +24,12 @@ from motet.engine.schedule.plan import InstallAdapter
 
 @pytest.fixture
 def target(tmp_path: Path) -> Target:
-    return Target(MODEL, "base", 2, torch.float32, 8, tmp_path / "cache", tmp_path)
+    return target_in(tmp_path, shards=2)
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     return write(tmp_path / "source", adapter())
-
-
-def prepare(source: Path, target: Target, *weights: float) -> PreparedAdapter:
-    return prepare_adapter([AdapterPart(str(source), weight) for weight in weights or (1.0,)], target)
 
 
 def empty(path: Path) -> None:
