@@ -22,7 +22,7 @@ from motet.engine.memory import MemoryPlan
 from motet.engine.models.config import ModelConfig, read_config
 from motet.engine.models.decoder import Decoder
 from motet.engine.models.linear_specs import module_shapes
-from motet.engine.sampling.prompt_logprobs import Scores, score
+from motet.engine.sampling.prompt_logprobs import PromptLogprobs, prompt_logprobs_of
 from motet.engine.schedule.plan import SequencePlan, StepPlan
 
 PROMPT_LOGPROB_ROWS = 64
@@ -78,7 +78,7 @@ class StepOutput:
     rank 0, and where no row needs them."""
 
     logits: Tensor | None
-    prompt_logprobs: Scores | None
+    prompt_logprobs: PromptLogprobs | None
     hidden_states: Tensor
 
 
@@ -123,19 +123,18 @@ class ModelRunner:
         ids = torch.where(is_row, self._sampled[torch.where(is_row, -1 - ids, 0)], ids)
         context = forward_context(plan, self.capacity.block_size, self.device)
         hidden = self._decoder.forward(ids, context, self.attention)
-        return StepOutput(
-            self._decoder.logits(hidden.sample), self._prompt_logprobs(plan, hidden.score), hidden.pool.float()
-        )
+        logits = self._decoder.logits(hidden.sample)
+        return StepOutput(logits, self._prompt_logprobs(plan, hidden.prompt_logprobs), hidden.pooling.float())
 
-    def _prompt_logprobs(self, plan: StepPlan, hidden: Tensor) -> Scores | None:
+    def _prompt_logprobs(self, plan: StepPlan, hidden: Tensor) -> PromptLogprobs | None:
         """The logprobs of the plan's `prompt_logprob_ids`, from a few rows of logits at a time."""
         ids = torch.tensor([id for s in plan.sequences for id in s.prompt_logprob_ids], device=self.device)
         parts = []
         for rows, row_ids in zip(hidden.split(PROMPT_LOGPROB_ROWS), ids.split(PROMPT_LOGPROB_ROWS), strict=True):
             logits = self._decoder.logits(rows)
             if logits is not None:
-                parts.append(score(logits, row_ids))
-        return Scores.joined(parts) if parts else None
+                parts.append(prompt_logprobs_of(logits, row_ids))
+        return PromptLogprobs.joined(parts) if parts else None
 
     def store_samples(self, tokens: list[int], count: int) -> None:
         """Store the step's `count` sampled ids for the next plan; rank 0 sends `tokens` to the other ranks."""

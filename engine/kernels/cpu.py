@@ -1,8 +1,8 @@
 """CPU kernels, compiled by Numba: norm, activation, rotation, cache writes, decode attention, LoRA rows.
 
-Each walks row by row (a row is one token), in an order that does not depend on the other rows, so that a row's
-result has the same bits alone and in any company; PyTorch's own elementwise and reduction loops do not promise
-that. Arrays are C-contiguous float32 unless said otherwise; T is tokens, H heads, KV key-value heads, D head size.
+Each kernel computes row by row (a row is one token), in an order that does not depend on the other rows. So a row has
+the same bits alone and in any batch, which PyTorch's own elementwise and reduction loops do not promise. Arrays are
+C-contiguous float32 unless stated otherwise; T is tokens, H heads, KV key-value heads, D head size.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from motet.engine.kernels.kernel_cache import check_cached_kernels
 
 _FAST = {"reassoc", "contract", "nsz"}
 _SMALL = 1 << 16
-"""Array elements below which a second thread costs more to wake than it does."""
+"""Array elements below which waking a second thread costs more time than it saves."""
 
 _THREADS = _current = get_num_threads()
 
 
 def row_kernel(work: Callable[..., int], fastmath: Any = _FAST) -> Callable[[Any], Any]:
-    """Compile a row kernel, and run it on one thread where `work(*arguments)` elements are few.
+    """Compile a row kernel, and run it on one thread if `work(*arguments)`, its elements, are few.
 
-    It is the same compiled code on any number of threads, so that the choice does not show in the bits.
+    The compiled code is the same for any number of threads, so the number of threads does not change the bits.
     """
 
     def decorate(function: Any) -> Any:
@@ -48,19 +48,19 @@ def row_kernel(work: Callable[..., int], fastmath: Any = _FAST) -> Callable[[Any
     return decorate
 
 
-def _first(array: Any, *_: Any) -> int:
+def _array_elements(array: Any, *_: Any) -> int:
     return int(array.size)
 
 
-def _context(qkv: Any, keys: Any, values: Any, tables: Any, lengths: Any, window: int, out: Any) -> int:
-    return int(lengths.sum() * out.shape[1])
+def _context_elements(qkv: Any, keys: Any, values: Any, block_tables: Any, seq_lens: Any, window: int, out: Any) -> int:
+    return int(seq_lens.sum() * out.shape[1])
 
 
 def _lora_elements(x: Any, y: Any, rows: Any, slots: Any, pools: Any, tables: Any, page_rows: int) -> int:
     return int(rows.size * (x.shape[1] + y.shape[1]) * page_rows) if rows.size > 1 else 0
 
 
-@row_kernel(_first)
+@row_kernel(_array_elements)
 def rms_norm(x, weight, eps, out):
     """out[T, n] = x / rms(x) * weight, one row at a time (Zhang and Sennrich, "RMSNorm", 2019)."""
     for t in prange(x.shape[0]):
@@ -73,7 +73,7 @@ def rms_norm(x, weight, eps, out):
             out[t, j] = weight[j] * (row[j] * factor)
 
 
-@row_kernel(_first)
+@row_kernel(_array_elements)
 def add_rms_norm(x, residual, weight, eps, out):
     """residual += x, then out = rms_norm(residual)."""
     for t in prange(x.shape[0]):
@@ -88,7 +88,7 @@ def add_rms_norm(x, residual, weight, eps, out):
             out[t, j] = weight[j] * (row[j] * factor)
 
 
-@row_kernel(_first)
+@row_kernel(_array_elements)
 def head_norm(x, first, heads, weight, eps):
     """RMS-normalise `heads` heads of size len(weight) in place, from column `first` of x[T, n]."""
     size = weight.shape[0]
@@ -103,7 +103,7 @@ def head_norm(x, first, heads, weight, eps):
                 row[j] = weight[j] * (row[j] * factor)
 
 
-@row_kernel(_first)
+@row_kernel(_array_elements)
 def silu_mul(gate_up, out):
     """out[T, n] = silu(gate) * up for gate_up[T, 2n] (Shazeer, "GLU variants", 2020)."""
     n = out.shape[1]
@@ -113,7 +113,7 @@ def silu_mul(gate_up, out):
             out[t, j] = gate / (np.float32(1) + math.exp(-gate)) * gate_up[t, n + j]
 
 
-@row_kernel(_first)
+@row_kernel(_array_elements)
 def rotate(qkv, heads, positions, cos, sin):
     """Rotate the first `heads` heads of every row of qkv[T, (H + 2 KV) D] in place, halves as in transformers."""
     half = cos.shape[1]
@@ -128,13 +128,13 @@ def rotate(qkv, heads, positions, cos, sin):
                 high[j] = b * cos[p, j] + a * sin[p, j]
 
 
-@row_kernel(_first, fastmath=False)
-def store(qkv, heads, cache_rows, keys, values):
-    """Copy each row's keys and values into the caches [blocks, KV, block size, D], at flat row cache_rows[t]."""
+@row_kernel(_array_elements, fastmath=False)
+def store_kv(qkv, heads, slot_mapping, keys, values):
+    """Copy each row's keys and values into the caches [blocks, KV, block size, D], at flat row slot_mapping[t]."""
     kv_heads, block_size, size = keys.shape[1], keys.shape[2], keys.shape[3]
     for t in prange(qkv.shape[0]):
-        block = cache_rows[t] // block_size
-        offset = cache_rows[t] % block_size
+        block = slot_mapping[t] // block_size
+        offset = slot_mapping[t] % block_size
         for h in range(kv_heads):
             k = (heads + h) * size
             v = (heads + kv_heads + h) * size
@@ -143,23 +143,23 @@ def store(qkv, heads, cache_rows, keys, values):
                 values[block, h, offset, j] = qkv[t, v + j]
 
 
-@row_kernel(_context)
-def decode_attention(qkv, keys, values, tables, lengths, window, out):
-    """One query token a sequence against its paged context.
+@row_kernel(_context_elements)
+def decode_attention(qkv, keys, values, block_tables, seq_lens, window, out):
+    """One query token per sequence against its paged context.
 
-    Row s of `qkv` belongs to the sequence with block table tables[s] and lengths[s] tokens (its own included);
+    Row s of `qkv` belongs to the sequence with block table block_tables[s] and seq_lens[s] tokens (its own included);
     `window` limits how far back it looks (0: to the start). out is [S, H D].
     """
     kv_heads, block_size, size = keys.shape[1], keys.shape[2], keys.shape[3]
     group = out.shape[1] // size // kv_heads
     scale = np.float32(1.0 / math.sqrt(size))
-    for item in prange(tables.shape[0] * kv_heads):
+    for item in prange(block_tables.shape[0] * kv_heads):
         s, kv = item // kv_heads, item % kv_heads
-        length = lengths[s]
+        length = seq_lens[s]
         first = max(0, length - window) if window > 0 else 0
         scores = np.empty((group, length - first), np.float32)
         for p in range(first, length):
-            key = keys[tables[s, p // block_size], kv, p % block_size]
+            key = keys[block_tables[s, p // block_size], kv, p % block_size]
             for g in range(group):
                 query = qkv[s, (kv * group + g) * size : (kv * group + g + 1) * size]
                 dot = np.float32(0)
@@ -168,12 +168,12 @@ def decode_attention(qkv, keys, values, tables, lengths, window, out):
                 scores[g, p - first] = dot * scale
         for g in range(group):
             row = scores[g]
-            top = row[0]
+            highest = row[0]
             for p in range(1, row.shape[0]):
-                top = max(top, row[p])
+                highest = max(highest, row[p])
             total = np.float32(0)
             for p in range(row.shape[0]):
-                row[p] = np.float32(math.exp(row[p] - top))
+                row[p] = np.float32(math.exp(row[p] - highest))
                 total += row[p]
             for p in range(row.shape[0]):
                 row[p] /= total
@@ -181,7 +181,7 @@ def decode_attention(qkv, keys, values, tables, lengths, window, out):
         for j in range(result.shape[0]):
             result[j] = np.float32(0)
         for p in range(first, length):
-            value = values[tables[s, p // block_size], kv, p % block_size]
+            value = values[block_tables[s, p // block_size], kv, p % block_size]
             for g in range(group):
                 weight = scores[g, p - first]
                 for j in range(size):

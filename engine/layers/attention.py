@@ -1,7 +1,7 @@
-"""Attention over the paged cache, behind one small interface; a backend per device.
+"""Attention over the paged key-value cache, with one backend per kind of device.
 
-A backend owns the layout of its cache and gets the fused, rotated projections. Causality follows from the
-context: a sequence's tokens see its cache up to themselves, at most `window` back where a layer has one.
+A backend owns the layout of its cache. It gets q, k and v in one tensor, already rotated. A token sees its sequence up
+to itself, and in layers with a sliding window at most the last `window` tokens.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from loguru import logger
 from torch import Tensor
 
 from motet.core.errors import StartupError
-from motet.engine.layers.forward_context import ForwardContext
+from motet.engine.layers.forward_context import ForwardContext, PromptChunk
 
 
 @dataclass(frozen=True)
 class CacheShape:
-    """The key-value cache of one rank; `kv_heads` and `heads` are this rank's."""
+    """The sizes of one rank's key-value cache; `heads` and `kv_heads` are those of the rank's shard."""
 
     layers: int
     blocks: int
@@ -33,17 +33,17 @@ class CacheShape:
 
 
 class AttentionBackend(ABC):
-    """Stores keys and values, and attends. `name` is for log lines."""
+    """Stores keys and values in its cache and computes attention. `name` is for log lines."""
 
     name: str
 
     @abstractmethod
     def __call__(self, layer: int, window: int, qkv: Tensor, context: ForwardContext) -> Tensor:
-        """Store the step's keys and values and attend. qkv [T, (H + 2 KV) D], result [T, H D]."""
+        """Store the step's keys and values and compute attention. qkv [T, (H + 2 KV) D], result [T, H D]."""
 
 
 class CpuAttention(AttentionBackend):
-    """Single-token sequences walk their blocks in one kernel; longer chunks gather theirs and use SDPA."""
+    """Decode rows read their blocks in one Numba kernel; prompt chunks gather their blocks for PyTorch's SDPA."""
 
     name = "numba and sdpa"
 
@@ -54,52 +54,37 @@ class CpuAttention(AttentionBackend):
         self._values = torch.empty(size)
 
     def __call__(self, layer: int, window: int, qkv: Tensor, context: ForwardContext) -> Tensor:
-        from motet.engine.kernels.cpu import decode_attention, store
+        from motet.engine.kernels.cpu import decode_attention, store_kv
 
         heads, size = self._shape.heads, self._shape.head_dim
         keys, values = self._keys[layer], self._values[layer]
         out = qkv.new_empty(qkv.shape[0], heads * size)
-        store(qkv.numpy(), heads, context.cache_rows.numpy(), keys.numpy(), values.numpy())
-        if context.decodes:
-            tables, lengths = context.tables.numpy(), context.lengths.numpy()
-            n = context.decodes
-            decode_attention(
-                qkv.numpy(), keys.numpy(), values.numpy(), tables[:n], lengths[:n], window, out[:n].numpy()
-            )
-        row = context.decodes
-        for s in range(context.decodes, len(context.spans)):
-            start, count = context.spans[s]
-            chunk = slice(row, row + count)
-            query = qkv[chunk, : heads * size].unflatten(1, (heads, size)).transpose(0, 1)
-            key, value = (self._gather(cache, context.tables[s], start + count) for cache in (keys, values))
-            mask = _chunk_mask(start, count, window) if start or window else None
+        store_kv(qkv.numpy(), heads, context.slot_mapping.numpy(), keys.numpy(), values.numpy())
+        if n := context.num_decodes:
+            block_tables, seq_lens = context.block_tables.numpy()[:n], context.seq_lens.numpy()[:n]
+            decode_attention(qkv.numpy(), keys.numpy(), values.numpy(), block_tables, seq_lens, window, out[:n].numpy())
+        for chunk in context.prompt_chunks:
+            query = qkv[chunk.rows, : heads * size].unflatten(1, (heads, size)).transpose(0, 1)
+            key, value = _gather(keys, chunk), _gather(values, chunk)
+            mask = chunk.mask(window)
             result = F.scaled_dot_product_attention(
                 query[None], key[None], value[None], mask, is_causal=mask is None, enable_gqa=True
             )
-            out[chunk] = result[0].transpose(0, 1).flatten(1)
-            row += count
+            out[chunk.rows] = result[0].transpose(0, 1).flatten(1)
         return out
 
-    def _gather(self, cache: Tensor, table: Tensor, length: int) -> Tensor:
-        """A sequence's rows [KV, length, D] of one layer's cache."""
-        blocks = table[: -(-length // self._shape.block_size)]
-        return cache[blocks].transpose(0, 1).flatten(1, 2)[:, :length]
 
-
-def _chunk_mask(start: int, count: int, window: int) -> Tensor:
-    """Which of the start + count keys each of the chunk's queries may see; bool [count, start + count]."""
-    query = torch.arange(start, start + count)[:, None]
-    key = torch.arange(start + count)[None, :]
-    mask = key <= query
-    return mask & (key > query - window) if window else mask
+def _gather(cache: Tensor, chunk: PromptChunk) -> Tensor:
+    """The chunk's sequence [KV, start + length, D] from one layer's cache."""
+    return cache[chunk.block_table].transpose(0, 1).flatten(1, 2)[:, : chunk.start + chunk.length]
 
 
 @functools.cache
 def flash_attention() -> Callable[..., Tensor] | None:
-    """flash-attn's function for paged caches, or None where it cannot be imported: its log line says why.
+    """flash-attn's function for paged caches, or None if it cannot be imported; a log line says why.
 
-    Another distribution, flash-attn-4, has the same package name without this function, and a build for another version
-    of PyTorch fails while it is loaded.
+    The distribution flash-attn-4 has the same package name without this function, and a build for another version of
+    PyTorch fails at import.
     """
     try:
         from flash_attn import flash_attn_varlen_func
@@ -130,27 +115,25 @@ class FlashAttention(AttentionBackend):
         heads, kv, size = self._shape.heads, self._shape.kv_heads, self._shape.head_dim
         query, key, value = qkv.unflatten(1, (heads + 2 * kv, size)).split((heads, kv, kv), dim=1)
         keys, values = self._keys[layer], self._values[layer]
-        keys.flatten(0, 1).index_copy_(0, context.cache_rows, key.contiguous())
-        values.flatten(0, 1).index_copy_(0, context.cache_rows, value.contiguous())
-        starts = torch.zeros(len(context.lengths) + 1, dtype=torch.int32, device=qkv.device)
-        starts[1:] = context.lengths.cumsum(0)
+        keys.flatten(0, 1).index_copy_(0, context.slot_mapping, key.contiguous())
+        values.flatten(0, 1).index_copy_(0, context.slot_mapping, value.contiguous())
         result: Tensor = attend(
             query.contiguous(),
             keys,
             values,
-            context.query_starts,
-            starts,
-            max(count for _, count in context.spans),
-            max(start + count for start, count in context.spans),
+            context.cu_seqlens_q,
+            context.cu_seqlens_k,
+            context.max_seqlen_q,
+            context.max_seqlen_k,
             causal=True,
             window_size=(window - 1, 0) if window else (-1, -1),
-            block_table=context.tables,
+            block_table=context.block_tables,
         )
         return result.flatten(1)
 
 
 def attention_backend(shape: CacheShape, device: torch.device, dtype: torch.dtype) -> AttentionBackend:
-    """The backend for a device. Raises StartupError where flash-attn is missing."""
+    """The backend for a device. Raises StartupError if flash-attn is missing on CUDA."""
     if device.type == "cpu":
         return CpuAttention(shape)
     if flash_attention() is None:

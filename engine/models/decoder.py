@@ -25,7 +25,7 @@ from motet.engine.models.linear_specs import linear_specs
 
 
 class Layer:
-    """One decoder layer: attention and a gated MLP, each behind a norm and a residual sum."""
+    """One decoder layer: attention and a gated MLP, each with a norm before it and a residual sum."""
 
     def __init__(self, config: ModelConfig, index: int, group: ShardGroup) -> None:
         self.index = index
@@ -68,11 +68,11 @@ class Layer:
 
 @dataclass(frozen=True)
 class HiddenStates:
-    """Rows of the last hidden states, [N, n] each: to sample from, to score, to pool."""
+    """The last hidden states [rows, n] of the context's sample_rows, prompt_logprob_rows and pooling_rows."""
 
     sample: Tensor
-    score: Tensor
-    pool: Tensor
+    prompt_logprobs: Tensor
+    pooling: Tensor
 
 
 class Decoder:
@@ -90,7 +90,7 @@ class Decoder:
         self._head: Weight
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Read this rank's slices. Raises StartupError on a missing, misshapen or left-over tensor."""
+        """Read this rank's slices. Raises StartupError on a missing, misshapen or unused tensor."""
         self._embedding = self._vocabulary.read(checkpoint, "model.embed_tokens.weight")
         tied = self.config.tied_embeddings
         head = self._embedding if tied else self._vocabulary.read(checkpoint, "lm_head.weight")
@@ -101,7 +101,7 @@ class Decoder:
         checkpoint.finish(r".*rotary_emb\.inv_freq" + (r"|lm_head\.weight" if tied else ""))
 
     def forward(self, ids: Tensor, context: ForwardContext, attention: AttentionBackend) -> HiddenStates:
-        """The last hidden states, after the final norm, of the rows that are wanted; ids is [T] int64."""
+        """Run the step; returns the hidden states after the final norm of the context's rows. ids is [T] int64."""
         residual = self._vocabulary.embed(self._embedding, ids)
         x: Tensor | None = None
         for layer in self.layers:
@@ -109,13 +109,17 @@ class Decoder:
             x = layer.attend(normed, context, attention, self._rotary)
             x = layer.feed_forward(layer.post_norm.add(x, residual), context)
         assert x is not None, "a model has at least one layer"
-        last, rest = x, residual
+        output, last_residual = x, residual
 
         def states(rows: Tensor) -> Tensor:
-            return self._norm.add(last[rows], rest[rows]) if len(rows) else last[:0]
+            return self._norm.add(output[rows], last_residual[rows]) if len(rows) else output[:0]
 
-        return HiddenStates(states(context.sample_rows), states(context.score_rows), states(context.pool_rows))
+        return HiddenStates(
+            sample=states(context.sample_rows),
+            prompt_logprobs=states(context.prompt_logprob_rows),
+            pooling=states(context.pooling_rows),
+        )
 
     def logits(self, hidden: Tensor) -> Tensor | None:
-        """fp32 logits [N, vocab] of hidden states [N, n] on rank 0, None elsewhere. All ranks call it alike."""
+        """fp32 logits [N, vocab] of hidden states [N, n] on rank 0, None on the others. Every rank must call it."""
         return self._vocabulary.logits(self._head, hidden) if len(hidden) else None

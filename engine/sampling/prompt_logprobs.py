@@ -1,4 +1,4 @@
-"""Logprobs as they are reported: the model's own, before any warping. V is the vocabulary."""
+"""Logprobs of a prompt's tokens, from the model's logits as they are. V is the vocabulary's size."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from motet.core.sampling_params import MAX_TOP_LOGPROBS
 
 
 @dataclass(frozen=True)
-class Scores:
-    """M rows: the wanted ids' logprobs [M] fp32, and the likeliest ids [M, k] with theirs [M, k], best first."""
+class PromptLogprobs:
+    """M rows: the logprobs [M] fp32 of given ids, and the top ids [M, k] with their logprobs [M, k], best first."""
 
     logprobs: Tensor
     top_ids: Tensor
     top_logprobs: Tensor
 
     @classmethod
-    def joined(cls, parts: Sequence[Scores]) -> Scores:
+    def joined(cls, parts: Sequence[PromptLogprobs]) -> PromptLogprobs:
         """The rows of all `parts`, in order."""
         columns = ([part.logprobs for part in parts], [part.top_ids for part in parts], [p.top_logprobs for p in parts])
         return cls(*(torch.cat(column) for column in columns))
 
     def top(self, row: int, count: int) -> tuple[tuple[int, float], ...]:
-        """The `count` likeliest (id, logprob) of a row."""
+        """The `count` most likely (id, logprob) pairs of a row."""
         ids, logprobs = self.top_ids[row, :count].tolist(), self.top_logprobs[row, :count].tolist()
         return tuple(zip(ids, logprobs, strict=True))
 
 
-def score(logits: Tensor, wanted: Tensor) -> Scores:
-    """Scores of the ids `wanted` [M] under fp32 `logits` [M, V]; as many of the likeliest as anybody may ask for."""
+def prompt_logprobs_of(logits: Tensor, ids: Tensor) -> PromptLogprobs:
+    """The logprobs of `ids` [M] under fp32 `logits` [M, V], with MAX_TOP_LOGPROBS top ids for every row."""
     logprobs = torch.log_softmax(logits, dim=-1)
-    # Always as many, since how ties come out depends on the number asked for.
+    # The count is fixed, since the order of ties depends on it.
     best = torch.topk(logprobs, min(MAX_TOP_LOGPROBS, logits.shape[1]), dim=-1)
-    return Scores(logprobs.gather(1, wanted[:, None])[:, 0], best.indices, best.values)
+    return PromptLogprobs(logprobs.gather(1, ids[:, None])[:, 0], best.indices, best.values)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from motet.core.messages import PromptLogprob
-from motet.engine.sampling.prompt_logprobs import Scores
+from motet.engine.sampling.prompt_logprobs import PromptLogprobs
 from motet.engine.schedule.batch import Step
 from motet.engine.schedule.sequence import Sequence
 
@@ -23,7 +23,7 @@ class PromptOutputs:
     _logprobs: dict[str, list[PromptLogprob]] = field(default_factory=dict)
     _sums: dict[str, Tensor] = field(default_factory=dict)
 
-    def add(self, step: Step, logprobs: Scores | None, hidden_states: Tensor) -> None:
+    def add(self, step: Step, logprobs: PromptLogprobs | None, hidden_states: Tensor) -> None:
         """Add a step's results: a row per id in the plan's `prompt_logprob_ids`, and one per token with `pooling`."""
         logprob_row = pooling_row = 0
         for sequence, plan in zip(step.sequences, step.plan.sequences, strict=True):
@@ -60,7 +60,7 @@ class PromptOutputs:
         requested = sequence.request.params.prompt_logprobs is not None
         return requested and len(sequence.output) == 1 and len(logprobs) == len(sequence.request.prompt) - 1
 
-    def _add_logprobs(self, sequence: Sequence, ids: tuple[int, ...], logprobs: Scores, row: int) -> None:
+    def _add_logprobs(self, sequence: Sequence, ids: tuple[int, ...], logprobs: PromptLogprobs, row: int) -> None:
         count = sequence.request.params.prompt_logprobs or 0
         values = logprobs.logprobs[row : row + len(ids)].tolist()
         self._logprobs.setdefault(sequence.id, []).extend(

@@ -41,10 +41,12 @@ from motet.engine.schedule.plan import LoraChunk, SequencePlan, StepPlan
 directories = [write_model(family, Path(sys.argv[1]) / family) for family in FAMILIES]
 configs = [read_config(directory) for directory in directories]
 
-def flash(q, k, v, starts_q, starts_k, most_q, most_k, **options):
+def flash(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, **options):
+    assert (max_seqlen_q, max_seqlen_k) == (3, 301)
     assert q.dtype == k.dtype == v.dtype == torch.bfloat16 and q.is_contiguous()
-    assert starts_q.dtype == starts_k.dtype == options["block_table"].dtype == torch.int32
-    assert k.shape[1] % 256 == 0 and len(starts_q) == len(starts_k) == len(options["block_table"]) + 1
+    assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32 == options["block_table"].dtype
+    assert k.shape[1] % 256 == 0
+    assert len(cu_seqlens_q) == len(cu_seqlens_k) == len(options["block_table"]) + 1
     return torch.empty_like(q)
 
 sys.modules["flash_attn"] = types.SimpleNamespace(flash_attn_varlen_func=flash)

@@ -15,12 +15,11 @@ from torch import Tensor
 from motet.engine.checkpoint import Checkpoint
 from motet.engine.distributed.process_group import ShardGroup, join
 from motet.engine.kernels.matmul import Weight
-from motet.engine.layers.forward_context import ForwardContext
+from motet.engine.layers.forward_context import ForwardContext, forward_context
 from motet.engine.layers.linear import LinearSpec, ParallelLinear, Part
 from motet.engine.layers.vocabulary import VocabularyShard
-from motet.engine.lora.batch import lora_batch
 from motet.engine.lora.pool import LoraPool, PoolSize
-from motet.engine.schedule.plan import InstallAdapter, LoraChunk, Placement
+from motet.engine.schedule.plan import InstallAdapter, LoraChunk, Placement, SequencePlan, StepPlan
 
 CPU = torch.device("cpu")
 INPUTS, ROWS = 18, 40
@@ -103,8 +102,8 @@ def installed_lora(spec: LinearSpec, group: ShardGroup, pairs: dict[str, tuple[T
 
 def context_with(chunks: tuple[LoraChunk, ...]) -> ForwardContext:
     """A context of which a linear layer reads the LoRA rows alone."""
-    none = torch.empty(0)
-    return ForwardContext(*[none] * 8, 0, (), lora_batch(chunks, CPU))
+    plan = StepPlan("", 0, (SequencePlan((0,) * ROWS, 0, (0,), False),), chunks)
+    return forward_context(plan, ROWS, CPU)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])

@@ -161,14 +161,14 @@ def test_rotation(half: int) -> None:
         np.testing.assert_array_equal(alone[0], out[row])
 
 
-def test_store_writes_its_rows_and_no_other() -> None:
+def test_store_kv_writes_its_rows_and_no_other() -> None:
     heads, kv_heads, block_size, size, blocks = 4, 2, 5, 7, 9
     keys = random(blocks, kv_heads, block_size, size, seed=1)
     values = random(blocks, kv_heads, block_size, size, seed=2)
     before = keys.copy(), values.copy()
     rows = np.random.default_rng(3).permutation(blocks * block_size)[:30]
     qkv = random(30, (heads + 2 * kv_heads) * size, seed=4)
-    cpu.store(qkv, heads, rows, keys, values)
+    cpu.store_kv(qkv, heads, rows, keys, values)
     parts = qkv.reshape(30, heads + 2 * kv_heads, size)
     for cache, old, first in ((keys, before[0], heads), (values, before[1], heads + kv_heads)):
         expected = old.copy()
@@ -184,16 +184,17 @@ class Paged:
     qkv: Array
     keys: Array
     values: Array
-    tables: NDArray[np.int32]
-    lengths: NDArray[np.int32]
+    block_tables: NDArray[np.int32]
+    seq_lens: NDArray[np.int32]
     out_width: int
 
     def run(self, window: int, only: int | None = None) -> Array:
         """The kernel over all sequences, or over one alone."""
         pick = slice(None) if only is None else slice(only, only + 1)
-        qkv, tables, lengths = (np.ascontiguousarray(x[pick]) for x in (self.qkv, self.tables, self.lengths))
+        arrays = (self.qkv, self.block_tables, self.seq_lens)
+        qkv, block_tables, seq_lens = (np.ascontiguousarray(array[pick]) for array in arrays)
         out = np.empty((len(qkv), self.out_width), np.float32)
-        cpu.decode_attention(qkv, self.keys, self.values, tables, lengths, window, out)
+        cpu.decode_attention(qkv, self.keys, self.values, block_tables, seq_lens, window, out)
         return out
 
 
@@ -220,8 +221,8 @@ def test_decode_attention(heads: int, kv_heads: int, size: int, window: int) -> 
     case = paged(heads, kv_heads, size)
     out = case.run(window)
     for s in range(0, 300, 23):
-        first = max(0, case.lengths[s] - window) if window else 0
-        places = [(case.tables[s, p // 4], p % 4) for p in range(first, case.lengths[s])]
+        first = max(0, case.seq_lens[s] - window) if window else 0
+        places = [(case.block_tables[s, p // 4], p % 4) for p in range(first, case.seq_lens[s])]
         for h in range(heads):
             keys = np.array([case.keys[b, h * kv_heads // heads, o] for b, o in places], np.float64)
             values = np.array([case.values[b, h * kv_heads // heads, o] for b, o in places], np.float64)

@@ -149,12 +149,19 @@ def test_context_of_a_plan() -> None:
     )
     context = forward_context(plan, 4, torch.device("cpu"))
     assert context.positions.tolist() == [4, 0, 3, 4, 5]
-    assert context.cache_rows.tolist() == [5 * 4, 2 * 4, 7 * 4 + 3, 1 * 4, 1 * 4 + 1]
-    assert context.tables.tolist() == [[3, 5], [2, 0], [7, 1]]
-    assert context.lengths.tolist() == [5, 1, 6]
-    assert context.query_starts.tolist() == [0, 1, 2, 5]
+    assert context.slot_mapping.tolist() == [5 * 4, 2 * 4, 7 * 4 + 3, 1 * 4, 1 * 4 + 1]
+    assert context.block_tables.tolist() == [[3, 5], [2, 0], [7, 1]]
+    assert context.seq_lens.tolist() == [5, 1, 6]
+    assert context.cu_seqlens_q.tolist() == [0, 1, 2, 5]
     assert context.sample_rows.tolist() == [0, 4]
-    assert (context.decodes, context.spans, context.lora) == (2, ((4, 1), (0, 1), (3, 3)), None)
+    assert context.cu_seqlens_k.tolist() == [0, 5, 6, 12]
+    assert (context.max_seqlen_q, context.max_seqlen_k) == (3, 6)
+    assert (context.num_decodes, context.lora) == (2, None)
+    (chunk,) = context.prompt_chunks
+    assert (chunk.rows, chunk.start, chunk.length) == (slice(2, 5), 3, 3)
+    assert chunk.block_table.tolist() == [7, 1]
+    assert chunk.mask(0) is chunk.mask(0)
+    assert chunk.mask(2).int().tolist() == [[0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 0], [0, 0, 0, 0, 1, 1]]
 
 
 @pytest.mark.parametrize(
