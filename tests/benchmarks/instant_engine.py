@@ -1,4 +1,4 @@
-"""An engine that has every token at once: what is left to measure is the HTTP layer. Run as a process of its own.
+"""A fake engine that answers without delay, so that a benchmark measures the HTTP layer only.
 
 `python -m tests.benchmarks.instant_engine RUN_DIRECTORY MODEL_DIRECTORY` speaks the engine's own messages at the
 addresses below RUN_DIRECTORY. Each round it sends one token to every sequence that runs, in one message, as the
@@ -29,20 +29,20 @@ from motet.core.models import ModelInfo
 from motet.engine.client.tokenizer import ModelTokenizer
 
 CONTEXT = 8192
-SAID = " the sea is wide and the wind is fair, and so we sail on for another day"
+TEXT = " the sea is wide and the wind is fair, and so we sail on for another day"
 
 
 @dataclass
 class Answer:
-    """One sequence: whose it is, and how many tokens it still gets."""
+    """A sequence: its client, and how many tokens it will still get."""
 
     client: bytes
     left: int
-    said: int = 0
+    sent: int = 0
 
 
 class InstantEngine:
-    """Answers everything that an API process may ask, and never waits."""
+    """Answers all messages of API processes."""
 
     def __init__(self, run_directory: str, model_directory: str) -> None:
         context = zmq.Context()
@@ -53,14 +53,14 @@ class InstantEngine:
         self._state.bind(f"ipc://{run_directory}/state")
         text = ModelTokenizer(Path(model_directory))
         self._model = ModelInfo("instant", "Instant", model_directory, text.vocab_size, CONTEXT, "float32", 1, ())
-        self._tokens = text.encode(SAID, add_special_tokens=False)
+        self._tokens = text.encode(TEXT, add_special_tokens=False)
         self._decode = msgspec.msgpack.Decoder(ToEngine).decode
         self._encode = msgspec.msgpack.Encoder().encode
         self._answers: dict[str, Answer] = {}
         self._rounds = 0
 
     def run(self) -> None:
-        """Serve for ever."""
+        """Serve until the process is ended."""
         while True:
             while self._socket.poll(0 if self._answers else 500):
                 client, body = self._socket.recv_multipart()
@@ -83,8 +83,8 @@ class InstantEngine:
     def _round(self) -> None:
         events: dict[bytes, list[TokenEvent]] = {}
         for id, answer in list(self._answers.items()):
-            token = self._tokens[answer.said % len(self._tokens)]
-            answer.said += 1
+            token = self._tokens[answer.sent % len(self._tokens)]
+            answer.sent += 1
             answer.left -= 1
             finish = None if answer.left > 0 else "length"
             events.setdefault(answer.client, []).append(TokenEvent(id, token, finish=finish))

@@ -1,4 +1,4 @@
-"""Trouble, with the real server: killed ranks, clients that leave, shutdown, and starts that cannot work."""
+"""Faults of the real server: killed ranks, clients that disconnect, shutdown, and failed starts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LINE = re.compile(r"\d\d:\d\d:\d\d (DEBUG|INFO|WARNING|ERROR) ")
 
 @pytest.fixture(scope="module")
 def server(smollm2_directory: Path) -> Iterator[Server]:
-    """A server that these tests may hurt."""
+    """A server that these tests may damage."""
     with serving("--drain-seconds", "2") as running:
         yield running
 
@@ -44,10 +44,10 @@ def events(response: httpx2.Response) -> Iterator[dict[str, Any]]:
             yield json.loads(line[6:])
 
 
-def test_a_killed_rank_fails_its_requests_and_the_engine_comes_back(server: Server) -> None:
-    said = {"model": "pirate", "messages": [{"role": "user", "content": "Who are you?"}], "max_tokens": 4}
+def test_a_killed_rank_fails_its_requests_and_the_engine_restarts(server: Server) -> None:
+    body = {"model": "pirate", "messages": [{"role": "user", "content": "Who are you?"}], "max_tokens": 4}
     with httpx2.Client(base_url=server.url, timeout=60) as client:
-        assert client.post("/v1/chat/completions", json=said).status_code == 200
+        assert client.post("/v1/chat/completions", json=body).status_code == 200
         with client.stream("POST", "/v1/completions", json=LONG) as response:
             stream = events(response)
             next(stream)
@@ -59,12 +59,12 @@ def test_a_killed_rank_fails_its_requests_and_the_engine_comes_back(server: Serv
         assert refused.json()["error"]["code"] == "engine_unavailable"
         assert refused.headers["retry-after"]
         server.wait_ready()
-        assert client.post("/v1/chat/completions", json=said).status_code == 200, "the adapter is known again"
+        assert client.post("/v1/chat/completions", json=body).status_code == 200, "the adapter is registered again"
     lines = [line for line in server.log.read_text().splitlines() if line and not line.startswith(("Motet", "Try it"))]
-    assert [line for line in lines if not LINE.match(line)] == [], "what happened is one line each"
+    assert [line for line in lines if not LINE.match(line)] == [], "every event is one log line"
 
 
-def test_a_client_that_leaves_frees_its_blocks(server: Server) -> None:
+def test_a_client_that_disconnects_frees_its_blocks(server: Server) -> None:
     with httpx2.Client(base_url=server.url, timeout=60) as client:
         with client.stream("POST", "/v1/completions", json=LONG) as response:
             stream = events(response)  # dropped, it would close the response
@@ -79,7 +79,7 @@ def test_a_client_that_leaves_frees_its_blocks(server: Server) -> None:
 
 @pytest.fixture
 def terminal() -> Iterator[None]:
-    """Processes are started as a terminal starts them, also where the tests run under nohup."""
+    """The processes start as in a terminal, even if the tests run under nohup."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
@@ -102,7 +102,7 @@ def test_shutdown_drains_and_leaves_nothing_behind(number: signal.Signals, smoll
             received = list(stream)
         code = server.process.wait(10)
         assert time.monotonic() - begun < 10
-    assert len(received) > 3, "the stream went on during the drain"
+    assert len(received) > 3, "the stream continued during the drain"
     assert received[-1]["error"]["code"] == "shutting_down"
     assert code == 0
     assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
@@ -117,7 +117,7 @@ def test_children_do_not_outlive_a_killed_supervisor(smollm2_directory: Path) ->
 
 
 def failed_start(*arguments: str) -> str:
-    """What `motet serve` says when it cannot start: one line, exit code 2."""
+    """Run `motet serve`, which must end with exit code 2 and one line from Motet; returns its stderr."""
     command = [sys.executable, "-m", "motet", "serve", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2, done.stderr
@@ -154,5 +154,5 @@ def test_a_port_in_use() -> None:
         (("--data-dir", "/dev/null"), "/dev/null cannot be used"),
     ],
 )
-def test_a_start_that_cannot_work(arguments: tuple[str, ...], named: str) -> None:
+def test_a_failed_start(arguments: tuple[str, ...], named: str) -> None:
     assert named in failed_start("--port", str(free_port()), *arguments)

@@ -1,4 +1,4 @@
-"""The engine under pressure: too few blocks, one adapter slot, tiny steps. Nothing of that may show in the tokens."""
+"""The engine with too few blocks, one adapter slot and small steps, which must not change the tokens."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def adapters(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path
 
 
 def with_engine(model: Path, settings: Settings, work: Callable[[Engine], Awaitable[T]]) -> T:
-    """Run `work` on an engine of its own."""
+    """Run `work` on a new engine."""
 
     async def run() -> T:
         async with Engine.open(model, settings) as engine:
@@ -57,7 +57,7 @@ def with_engine(model: Path, settings: Settings, work: Callable[[Engine], Awaita
     return asyncio.run(run())
 
 
-def test_pressure_does_not_show(model: Path, adapters: list[Path]) -> None:
+def test_little_memory_does_not_change_the_tokens(model: Path, adapters: list[Path]) -> None:
     prompts = [[(5 * i + j * j) % 259 for j in range(30 + 9 * i)] for i in range(8)]
     drawn = [msgspec.structs.replace(GREEDY, temperature=0.7, top_p=0.9, seed=i) for i in range(8)]
 
@@ -80,7 +80,7 @@ def test_pressure_does_not_show(model: Path, adapters: list[Path]) -> None:
     assert calm == 0
     oracle = Oracle(model)
     for number, (pressed, free) in enumerate(zip(tight, roomy, strict=True)):
-        if number % 2 == 0:  # greedy: how close a call was is known
+        if number % 2 == 0:  # greedy: the margins of the choices are known
             adapter = None if (number // 2) % 4 == 0 else adapters[(number // 2) % 4 - 1]
             _, margins = oracle.score(prompts[number // 2], [s.token for s in free], adapter)
             assert_close(pressed, free, margins)
@@ -88,7 +88,7 @@ def test_pressure_does_not_show(model: Path, adapters: list[Path]) -> None:
             assert [s.token for s in pressed] == [s.token for s in free], "the same seed draws the same text"
 
 
-def test_what_the_engine_refuses(model: Path, adapters: list[Path], tmp_path: Path) -> None:
+def test_refused_requests(model: Path, adapters: list[Path], tmp_path: Path) -> None:
     big = write_adapter(Oracle(model).base, AdapterCase(64, "plain", "qv"), tmp_path / "big")
 
     async def refusals(engine: Engine) -> None:
@@ -101,7 +101,7 @@ def test_what_the_engine_refuses(model: Path, adapters: list[Path], tmp_path: Pa
         with pytest.raises(Unavailable, match="not registered"):
             async for _ in engine.client.generate(AddRequest("x", (1,), GREEDY, adapter="unknown")):
                 pass
-        # None of that has hurt anybody.
+        # The engine still works.
         assert len(await engine.complete([1], GREEDY, await engine.adapter(adapters[0]))) == 90
 
     with_engine(model, TIGHT, refusals)

@@ -1,4 +1,4 @@
-"""What weights, adapters and cache may take: defaults that follow the machine, and settings that cannot fit."""
+"""The memory plan: defaults from the machine's memory, and settings that do not fit."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_defaults_follow_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         (
             {"kv_memory": "90GiB", "max_sequences": 4096},
@@ -58,16 +58,16 @@ def test_defaults_follow_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"adapter_memory": "900MiB", "kv_memory": "400MiB", "max_sequences": 4096}, "lower --adapter-memory"),
     ],
 )
-def test_sizes_that_cannot_fit_are_refused(
-    settings: dict[str, object], said: str, monkeypatch: pytest.MonkeyPatch
+def test_sizes_that_do_not_fit_are_refused(
+    settings: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(StartupError, match=said):
+    with pytest.raises(StartupError, match=message):
         plan(1024 * MIB, monkeypatch, **settings).check()
     plan(64 * 1024 * MIB, monkeypatch, **settings).check()
 
 
-def test_what_cannot_be_used_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """16 sequences of 512 tokens take 12 MiB, however much is allowed."""
+def test_unusable_blocks_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 sequences of 512 tokens need 12 MiB, whatever --kv-memory allows."""
     plan(1024 * MIB, monkeypatch, kv_memory="90GiB", max_sequences=16).check()
 
 
@@ -98,7 +98,7 @@ def test_the_longest_context_is_named_and_is_accepted(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="PyTorch is built with CUDA")
-def test_a_device_and_a_dtype_that_this_pytorch_cannot_serve_are_refused_with_the_alternative() -> None:
+def test_an_unsupported_device_or_dtype_is_refused_with_an_alternative() -> None:
     cuda = EngineConfig.from_settings(Settings(device="cuda"), Path("tiny"))
     with pytest.raises(StartupError, match="--device cuda: this PyTorch is built without CUDA; run"):
         resolve_device(cuda, 0)

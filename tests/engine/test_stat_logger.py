@@ -1,4 +1,4 @@
-"""What rank 0 reports: adapters that move, names by which they are used, and a summary while anything runs."""
+"""The engine's statistics: log lines and counts of installations, adapter names, and the summary line."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def submit(id: str, model: str, fingerprint: str | None) -> AddRequest:
     return AddRequest(id, (1, 2, 3), SamplingParams(max_tokens=4), fingerprint, model=model)
 
 
-class World:
-    """A scheduler with room for one adapter, its reporter, and a clock."""
+class LoggedScheduler:
+    """A scheduler with one adapter slot, its statistics, and a clock."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
@@ -41,8 +41,8 @@ class World:
         self.stats.record_name(request)
         self.scheduler.add(request, b"client", self.now)
 
-    def turn(self, install_seconds: float = 0.05) -> None:
-        """Schedule once, and finish the installation that this begins, if it does."""
+    def step(self, install_seconds: float = 0.05) -> None:
+        """Schedule a step, and finish the installation that it starts, if any."""
         self.scheduler.schedule(self.now)
         commands = self.scheduler.take_commands()
         self.stats.record_commands(commands)
@@ -53,14 +53,14 @@ class World:
                 self.scheduler.slots.mark_ready(command.fingerprint)
 
 
-def test_installations_and_evictions_are_lines_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World(monkeypatch)
+def test_installations_and_evictions_are_logged_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    logged = LoggedScheduler(monkeypatch)
     with log_lines() as lines:
-        world.request("1", "one", "one")
-        world.turn(0.05)
-        world.scheduler.finish("1")
-        world.request("2", "two", "two")
-        world.turn(60.0)
+        logged.request("1", "one", "one")
+        logged.step(0.05)
+        logged.scheduler.finish("1")
+        logged.request("2", "two", "two")
+        logged.step(60.0)
     moves = [(line["message"], line["adapter"], line.get("seconds"), line["generation"]) for line in lines]
     generation = "fingerprint-"
     assert moves == [
@@ -69,57 +69,57 @@ def test_installations_and_evictions_are_lines_and_counts(monkeypatch: pytest.Mo
         ("adapter installed", "local:two", 60.0, generation),
     ]
     assert lines[0]["bytes"] == 1000
-    use = world.stats.adapter_use()
+    use = logged.stats.adapter_use()
     assert (sum(use.installs), use.installs[INSTALL_BUCKETS.index(0.1)], use.installs[-1]) == (2, 1, 1)
     assert use.install_seconds == pytest.approx(60.05)
-    assert world.scheduler.slots.evictions == 1
+    assert logged.scheduler.slots.evictions == 1
 
 
 def test_a_failed_installation_is_one_error_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World(monkeypatch)
-    world.request("1", "one", "one")
-    world.scheduler.schedule(world.now)
-    world.stats.record_commands(world.scheduler.take_commands())
+    logged = LoggedScheduler(monkeypatch)
+    logged.request("1", "one", "one")
+    logged.scheduler.schedule(logged.now)
+    logged.stats.record_commands(logged.scheduler.take_commands())
     with log_lines() as lines:
-        world.stats.record_install(adapter("one").fingerprint, "OutOfMemoryError on rank 1")
+        logged.stats.record_install(adapter("one").fingerprint, "OutOfMemoryError on rank 1")
     (line,) = lines
     assert (line["level"], line["adapter"]) == ("error", "local:one")
     assert line["message"] == "adapter installation failed: OutOfMemoryError on rank 1"
-    assert sum(world.stats.adapter_use().installs) == 0
+    assert sum(logged.stats.adapter_use().installs) == 0
 
 
-def test_adapters_are_known_by_what_requests_call_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World(monkeypatch)
-    world.request("1", "one", "one")
-    world.turn()
-    world.request("2", "local:one", "one")
-    world.turn()
-    world.request("3", "two", "two")
-    world.stats.record_name(submit("base", "smollm2", None))
-    use = world.stats.adapter_use()
+def test_adapters_have_the_names_in_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    logged = LoggedScheduler(monkeypatch)
+    logged.request("1", "one", "one")
+    logged.step()
+    logged.request("2", "local:one", "one")
+    logged.step()
+    logged.request("3", "two", "two")
+    logged.stats.record_name(submit("base", "smollm2", None))
+    use = logged.stats.adapter_use()
     assert set(use.resident) == {"one", "local:one"}
     assert "two" in use.waiting
     assert "smollm2" not in (*use.resident, *use.waiting)
     for number in range(10):
-        world.stats.record_name(submit("x", f"alias-{number}", adapter("one").fingerprint))
-    assert len(world.stats.adapter_use().resident) == MAX_NAMES
+        logged.stats.record_name(submit("x", f"alias-{number}", adapter("one").fingerprint))
+    assert len(logged.stats.adapter_use().resident) == MAX_NAMES
 
 
-def test_a_summary_comes_while_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World(monkeypatch)
+def test_a_summary_is_logged_while_sequences_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    logged = LoggedScheduler(monkeypatch)
     with log_lines() as lines:
-        world.stats.log_summary(world.now + 1)
-        world.stats.log_summary(world.now + SUMMARY_SECONDS)
+        logged.stats.log_summary(logged.now + 1)
+        logged.stats.log_summary(logged.now + SUMMARY_SECONDS)
         assert lines == []  # nothing ran
-        world.request("1", "one", "one")
-        world.turn()
-        world.scheduler.schedule(world.now)
-        world.stats.prompt_tokens, world.stats.generated_tokens = 300, 600
-        world.stats.log_summary(world.now + 1.5 * SUMMARY_SECONDS)
+        logged.request("1", "one", "one")
+        logged.step()
+        logged.scheduler.schedule(logged.now)
+        logged.stats.prompt_tokens, logged.stats.generated_tokens = 300, 600
+        logged.stats.log_summary(logged.now + 1.5 * SUMMARY_SECONDS)
         assert [line["message"] for line in lines] == ["adapter installed"]  # not yet
-        world.stats.log_summary(100.0 + 2 * SUMMARY_SECONDS)
-        world.scheduler.finish("1")
-        world.stats.log_summary(100.0 + 3 * SUMMARY_SECONDS)
+        logged.stats.log_summary(100.0 + 2 * SUMMARY_SECONDS)
+        logged.scheduler.finish("1")
+        logged.stats.log_summary(100.0 + 3 * SUMMARY_SECONDS)
     (line,) = [line for line in lines if line["message"] == "engine summary"]
     assert (line["running"], line["waiting"], line["adapters_resident"]) == (1, 0, 1)
     assert (line["prompt_tokens_per_second"], line["generated_tokens_per_second"]) == (10.0, 20.0)

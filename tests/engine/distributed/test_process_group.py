@@ -1,4 +1,4 @@
-"""Shards: what the ranks hold, put together, is the whole; and the collectives between real processes."""
+"""Tensor parallelism: the shards of all ranks together equal the whole; collectives between real processes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ INPUTS, ROWS = 18, 40
 
 @dataclass(frozen=True)
 class LocalGroup(ShardGroup):
-    """A rank whose collectives hand back its own part, for the test to put together."""
+    """A rank whose collectives return its own part, so that the test can combine the parts."""
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """This rank's summand."""
@@ -39,7 +39,7 @@ class LocalGroup(ShardGroup):
 
 
 def checkpoint(directory: Path, tensors: dict[str, Tensor]) -> Checkpoint:
-    """The tensors as a model's files."""
+    """The tensors as a checkpoint."""
     save_file(tensors, directory / "model.safetensors")
     return Checkpoint(directory, torch.float32, CPU)
 
@@ -47,7 +47,7 @@ def checkpoint(directory: Path, tensors: dict[str, Tensor]) -> Checkpoint:
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("split", ["column", "row"])
 def test_linear_with_lora_over_ranks(split: Literal["column", "row"], size: int, tmp_path: Path) -> None:
-    """Every rank adds its own part of the LoRA delta before the sum: no collective of LoRA's own."""
+    """Every rank adds its part of the LoRA delta before the sum, so that LoRA needs no collective."""
     torch.manual_seed(size)
     parts = (Part("q_proj", 24), Part("k_proj", 12))
     weights = {f"m.mlp.{p.name}.weight": torch.randn(p.outputs, INPUTS) for p in parts}
@@ -101,7 +101,7 @@ def installed_lora(spec: LinearSpec, group: ShardGroup, pairs: dict[str, tuple[T
 
 
 def context_with(chunks: tuple[LoraChunk, ...]) -> ForwardContext:
-    """A context of which a linear layer reads the LoRA rows alone."""
+    """A context whose LoRA chunks are `chunks`."""
     plan = StepPlan("", 0, (SequencePlan((0,) * ROWS, 0, (0,), False),), chunks)
     return forward_context(plan, ROWS, CPU)
 
@@ -109,7 +109,7 @@ def context_with(chunks: tuple[LoraChunk, ...]) -> ForwardContext:
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 @pytest.mark.parametrize("vocab", [12, 13, 257])
 def test_vocabulary_over_ranks(vocab: int, size: int, tmp_path: Path) -> None:
-    """Also where the vocabulary splits unevenly, so that the last rank's share is padded."""
+    """Also with a vocabulary that the ranks do not divide, so that the last share is padded."""
     table = torch.randn(vocab, INPUTS)
     ids, hidden = torch.arange(vocab).flip(0), torch.randn(4, INPUTS)
     shards = [VocabularyShard(vocab, INPUTS, LocalGroup(rank, size)) for rank in range(size)]
@@ -130,7 +130,7 @@ def test_slices_cover_everything_once() -> None:
 
 
 def collectives(rank: int, size: int, store: str) -> None:
-    """What each process does; a wrong result is its exit code."""
+    """Run by each process; a wrong result gives an exit code other than 0."""
     torch.set_num_threads(1)
     group = join(ShardGroup(rank, size), store, CPU)
     total = group.all_reduce(torch.full((3,), float(rank + 1)))

@@ -1,4 +1,4 @@
-"""Watching child processes: which ends are final, which are followed by a new start, and what hangs is replaced."""
+"""Watching child processes: which are restarted, which end the server, and replacing those that hang."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ DIES_LATER = "    serve(heartbeat, 0.2)\n    raise RuntimeError('bad luck')"
 
 @dataclass
 class Launcher:
-    """Starts the next script of `bodies` (the last one again and again), as `start_child` starts a module."""
+    """Starts the next script of `bodies` (the last one repeatedly), in place of `start_child`."""
 
     bodies: list[str]
     starts: list[ChildStart] = field(default_factory=list)
@@ -73,7 +73,7 @@ def tick_until(tick: Callable[[], None], done: Callable[[], Any], seconds: float
     """Tick as the supervisor does."""
     deadline = time.monotonic() + seconds
     while not done():
-        assert time.monotonic() < deadline, "it did not come to that"
+        assert time.monotonic() < deadline, "the condition was not reached"
         tick()
         time.sleep(0.02)
 
@@ -101,7 +101,7 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable
 
 
 @pytest.mark.parametrize(
-    ("bodies", "said"),
+    ("bodies", "message"),
     [
         ([NO_MEMORY], r"failed to start \(loading the model\): MemoryError; lower --kv-memory"),
         ([KILLED], "was ended by SIGKILL .*--kv-memory"),
@@ -110,18 +110,18 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable
         ([WAITS, NO_MEMORY], "MemoryError; lower --kv-memory"),
     ],
 )
-def test_an_engine_that_was_never_up_ends_the_server(
-    engine: Callable[..., EngineProcesses], bodies: list[str], said: str, capfd: pytest.CaptureFixture[str]
+def test_an_engine_that_never_served_ends_the_server(
+    engine: Callable[..., EngineProcesses], bodies: list[str], message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     ranks = Launcher(list(bodies))
     running = engine(ranks, len(bodies))
-    with pytest.raises(StartupError, match=said):
+    with pytest.raises(StartupError, match=message):
         tick_until(running.tick, lambda: False)
-    assert len(ranks.starts) == len(bodies), "nothing was started again"
+    assert len(ranks.starts) == len(bodies), "nothing was restarted"
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_a_killed_rank_is_the_cause_of_what_the_others_report(engine: Callable[..., EngineProcesses]) -> None:
+def test_a_killed_rank_is_reported_before_the_failures_of_others(engine: Callable[..., EngineProcesses]) -> None:
     running = engine(Launcher([REFUSES, KILLED]), 2)
     for pid in running.process_ids():
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
@@ -129,8 +129,8 @@ def test_a_killed_rank_is_the_cause_of_what_the_others_report(engine: Callable[.
         tick_until(running.tick, lambda: False)
 
 
-def test_an_engine_that_has_served_is_started_again(engine: Callable[..., EngineProcesses]) -> None:
-    """Also when it then fails to start: another process may have taken the memory for a while."""
+def test_an_engine_that_has_served_is_restarted(engine: Callable[..., EngineProcesses]) -> None:
+    """Also if it then fails to start: another process may have used the memory for a while."""
     ranks = Launcher([DIES_LATER, NO_MEMORY, KILLED, SERVE])
     running = engine(ranks)
     tick_until(running.tick, lambda: len(ranks.starts) == 4)
@@ -165,7 +165,7 @@ def test_a_hung_engine_is_replaced(engine: Callable[..., EngineProcesses], monke
 
 @pytest.fixture
 def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[list[str]], WatchedProcess]]:
-    """Makes watched processes; one that is silent for 3 s hangs."""
+    """Makes watched processes that count as hung after 3 s."""
     monkeypatch.setattr(child_process, "HANG_SECONDS", 3.0)
     made: list[WatchedProcess] = []
 
@@ -179,13 +179,13 @@ def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 
 
 @pytest.mark.parametrize(
-    ("body", "said"), [(NO_MEMORY, "MemoryError"), (KILLED, "SIGKILL"), (REFUSES, "--dtype is wrong")]
+    ("body", "message"), [(NO_MEMORY, "MemoryError"), (KILLED, "SIGKILL"), (REFUSES, "--dtype is wrong")]
 )
-def test_a_process_that_was_never_up_ends_the_server(
-    watched: Callable[[list[str]], WatchedProcess], body: str, said: str
+def test_a_process_that_never_served_ends_the_server(
+    watched: Callable[[list[str]], WatchedProcess], body: str, message: str
 ) -> None:
     child = watched([body])
-    with pytest.raises(StartupError, match=said):
+    with pytest.raises(StartupError, match=message):
         tick_until(child.tick, lambda: False)
 
 
@@ -200,13 +200,13 @@ def test_a_stopped_process_is_replaced(watched: Callable[[list[str]], WatchedPro
     assert first.returncode == -signal.SIGKILL
 
 
-def test_a_process_that_has_served_is_started_again(watched: Callable[[list[str]], WatchedProcess]) -> None:
+def test_a_process_that_has_served_is_restarted(watched: Callable[[list[str]], WatchedProcess]) -> None:
     child = watched([DIES_LATER, SERVE])
     (first,) = child.processes
     tick_until(child.tick, lambda: child.processes != [first])
 
 
 def test_arguments_are_json() -> None:
-    """What `start_child` passes is what `run_child` reads."""
+    """`start_child` passes what `run_child` reads."""
     start = ChildStart("/run/heartbeat", True)
     assert json.loads(msgspec.json.encode(start)) == {"heartbeat": "/run/heartbeat", "restarted": True}

@@ -1,4 +1,4 @@
-"""What an engine tells of prompts, logprobs and vectors, against transformers + PEFT; and ends of whole requests."""
+"""Prompt logprobs and pooled vectors against transformers and PEFT; choices, cancelled groups and queue times."""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ def test_prompt_logprobs_and_vectors_equal_the_reference(kind: str, model: Path,
         assert mean == pytest.approx(hidden.mean(dim=0).tolist(), abs=TOLERANCE)
 
 
-def test_choices_are_what_they_are_alone(model: Path, adapter: Path) -> None:
-    """Followers that take over the first choice's blocks say what they would say on their own."""
+def test_choices_equal_single_requests(model: Path, adapter: Path) -> None:
+    """Choices that share the first choice's blocks have the same tokens as alone."""
     prompt = PROMPTS[3]
 
     async def ours() -> tuple[list[list[TokenEvent]], list[list[TokenEvent]]]:
@@ -126,12 +126,12 @@ def test_choices_are_what_they_are_alone(model: Path, adapter: Path) -> None:
     together, alone = asyncio.run(ours())
     for one, other in zip(together, alone, strict=True):
         assert [e.token for e in one] == [e.token for e in other]
-        # The prompt was cut in another place, so the last bits may differ.
+        # The prompt was split at another position, so the last bits may differ.
         assert [e.logprob for e in one] == pytest.approx([e.logprob for e in other], abs=TOLERANCE)
     assert len({tuple(e.token for e in events) for events in together}) == 4, "choices truly differ"
 
 
-def test_a_cancelled_group_ends_wherever_it_is(model: Path) -> None:
+def test_a_cancelled_group_ends_running_waiting_and_compiling_sequences(model: Path) -> None:
     settings = Settings(device="cpu", max_sequences=1, kv_memory="64MiB")
     grammar = GrammarSpec("regex", "[a-z]{400}")
 
@@ -159,7 +159,7 @@ def test_a_cancelled_group_ends_wherever_it_is(model: Path) -> None:
     asyncio.run(main())
 
 
-def test_the_wait_is_told_once(model: Path) -> None:
+def test_queue_seconds_are_sent_once(model: Path) -> None:
     async def main() -> None:
         async with Engine.open(model, Settings(device="cpu", max_sequences=1, kv_memory="64MiB")) as engine:
             events = await asyncio.gather(*(run(engine, request(f"s{n}", PROMPTS[0], None)) for n in range(2)))

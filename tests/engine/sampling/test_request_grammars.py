@@ -1,4 +1,4 @@
-"""Grammars in a running engine: a costly one hurts its own requests alone, and company never shows in the text."""
+"""Grammars in a running engine: a slow one affects its own requests only, and batching does not change the text."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ SCHEMA = GrammarSpec(
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama whose tokens are bytes, and whose end is none of them."""
+    """A tiny Llama whose tokens are bytes; its end-of-text id is not a byte."""
     directory = write_chat_model(tmp_path_factory.mktemp("model"))
     for name in ("config.json", "generation_config.json"):
         if (path := directory / name).is_file():
@@ -59,7 +59,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def with_engine(model: Path, work: Callable[[Engine], Awaitable[T]]) -> T:
-    """Run `work` on an engine of its own."""
+    """Run `work` on a new engine."""
 
     async def run() -> T:
         async with Engine.open(model, SETTINGS) as engine:
@@ -69,19 +69,19 @@ def with_engine(model: Path, work: Callable[[Engine], Awaitable[T]]) -> T:
 
 
 async def ask(engine: Engine, id: str, grammar: GrammarSpec | None, seed: int = 0, tokens: int = 60) -> list[int]:
-    """The ids that a request gets."""
+    """The token ids of a request."""
     return [event.token async for batch in events(engine, id, grammar, seed, tokens) for event in batch]
 
 
 def events(
     engine: Engine, id: str, grammar: GrammarSpec | None, seed: int, tokens: int
 ) -> AsyncIterator[tuple[TokenEvent, ...]]:
-    """A request's events, as they come."""
+    """The events of a request."""
     params = SamplingParams(max_tokens=tokens, temperature=1.5, seed=seed)
     return engine.client.generate(AddRequest(id, PROMPT, params, grammar=grammar))
 
 
-def test_a_costly_grammar_fails_its_own_requests_while_others_go_on(model: Path) -> None:
+def test_a_slow_grammar_fails_its_own_requests_while_others_continue(model: Path) -> None:
     async def attack(engine: Engine) -> float:
         await ask(engine, "warm", SCHEMA, tokens=4)
         costly = [asyncio.create_task(ask(engine, f"costly{i}", COSTLY, i)) for i in range(48)]
@@ -93,7 +93,7 @@ def test_a_costly_grammar_fails_its_own_requests_while_others_go_on(model: Path)
         assert {(f.code, f.param) for f in failures if isinstance(f, InvalidRequest)} == {
             ("invalid_grammar", "response_format")
         }
-        with pytest.raises(InvalidRequest, match="refused"):  # at once, and not only after some tokens
+        with pytest.raises(InvalidRequest, match="refused"):  # at once, not after some tokens
             await ask(engine, "again", COSTLY)
         assert len(await ask(engine, "good", GrammarSpec("regex", "[0-9]{7}"))) == 7
         return longest
@@ -101,8 +101,8 @@ def test_a_costly_grammar_fails_its_own_requests_while_others_go_on(model: Path)
     assert with_engine(model, attack) < 1.0
 
 
-def test_company_does_not_show(model: Path) -> None:
-    """Rows that sit out steps, in a batch with costly grammars and free text, say what they say alone."""
+def test_batching_does_not_change_the_text(model: Path) -> None:
+    """Sequences that are blocked for some steps, beside slow grammars and free text, have the same tokens as alone."""
     grammars = [SCHEMA, GrammarSpec("regex", "[a-f]{20,50}"), None]
 
     async def both(engine: Engine) -> tuple[list[list[int]], list[list[int]]]:
@@ -119,7 +119,7 @@ def test_company_does_not_show(model: Path) -> None:
     assert all(len(text) >= 20 for text in alone[1::3])
 
 
-def test_those_that_wait_for_their_grammar_count_as_waiting(
+def test_requests_whose_grammar_is_compiled_count_as_waiting(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(core, "MAX_WAITING", 3)

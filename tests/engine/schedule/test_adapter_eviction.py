@@ -1,4 +1,4 @@
-"""Draining: an adapter in use makes room for one that starves."""
+"""Draining: an adapter in use makes room for the adapter of a starving sequence."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from motet.engine.schedule.admission import STARVATION_SECONDS
 
 @pytest.mark.parametrize("small_first", [True, False])
 def test_draining_goes_on_until_there_is_room(small_first: bool) -> None:
-    """One large adapter needs the pages of two others, one of which is idle and one in steady use."""
+    """A large adapter needs the pages of two others, of which one is unused and one always in use."""
     runner = SchedulerSize(slots=3, pages=4, blocks=20).runner()
     runner.scheduler.register(make_adapter("idle", [(0, "q_proj", 16)]))
     runner.scheduler.register(make_adapter("busy", [(0, "q_proj", 32)]))
@@ -33,7 +33,7 @@ def test_draining_goes_on_until_there_is_room(small_first: bool) -> None:
 
 
 def test_a_drain_outlives_steps_that_start_no_sequence() -> None:
-    """Long prompts fill every other step to the brim; what is drained must stay closed meanwhile."""
+    """Long prompts fill every second step; the drained adapter must start no sequences meanwhile."""
     runner = SchedulerSize(slots=1, blocks=60, budget=4, sequences=8).runner()
     runner.scheduler.register(make_adapter("hot", [(0, "q_proj", 16)]))
     runner.scheduler.register(make_adapter("cold", [(0, "q_proj", 16)]))
@@ -50,7 +50,7 @@ def test_a_drain_outlives_steps_that_start_no_sequence() -> None:
 
 
 def test_room_that_is_drained_goes_to_no_other_adapter() -> None:
-    """A large adapter needs the whole pool, and small cold ones would take every page that becomes idle."""
+    """A large adapter needs the whole pool, and small cold adapters would use every page that becomes free."""
     runner = SchedulerSize(slots=4, pages=4, blocks=60, budget=8, sequences=8).runner()
     runner.scheduler.register(make_adapter("large", [(0, "q_proj", 64)]))
     large = None

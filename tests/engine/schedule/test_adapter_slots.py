@@ -1,4 +1,4 @@
-"""Adapter slots: pages and slots are never shared or lost, eviction takes the least recently used idle ones."""
+"""Adapter slots: pages and slots are never shared or lost; unused adapters are evicted, least recently used first."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ ENTRIES = st.lists(
 
 
 def adapter(name: str, *entries: tuple[int, str, int]) -> PreparedAdapter:
-    """A prepared adapter with these (layer, module, rank) entries; its files are never opened here."""
+    """A prepared adapter with these (layer, module, rank) entries; the tests open no files."""
     parts = tuple(LoraEntry(layer, module, rank, 2.0) for layer, module, rank in entries)
     return PreparedAdapter(id=name, fingerprint=name, files=(f"/{name}",), entries=parts, bytes=1)
 
 
 def demand(prepared: PreparedAdapter, module: str) -> int:
-    """Pages that an adapter takes of a module's pool."""
+    """The pages that an adapter needs in a module's pool."""
     return sum(pages_for(e.lora_rank) for e in prepared.entries if e.module == module)
 
 
 class Slots(RuleBasedStateMachine):
-    """Adapters come, load, are used and go; the model is what each one holds."""
+    """Adapters are placed, installed, used and evicted, in any order; a model of dictionaries checks the table."""
 
     @initialize(slots=st.integers(1, 4), pages=st.integers(1, 6))
     def make(self, slots: int, pages: int) -> None:
@@ -77,7 +77,7 @@ class Slots(RuleBasedStateMachine):
         assert isinstance(install, InstallAdapter)
         if evicted:
             left = [name for name in self.resident if name not in evicted[:-1]]
-            assert not self.fits_beside(new, left), "nobody is evicted without need"
+            assert not self.fits_beside(new, left), "no adapter is evicted without need"
         for name in evicted:
             del self.resident[name]
             self.ready.discard(name)
@@ -119,9 +119,9 @@ class Slots(RuleBasedStateMachine):
         self.slots.check_integrity()
         assert self.slots.counts() == (len(self.resident), sum(1 for n in self.resident if self.pins[n]))
         pinned = {n: self.pins[n] for n in self.resident if self.pins[n]}
-        lightest = least_used(self.slots, exclude=set())
-        assert (lightest is None) == (not pinned)
-        assert lightest is None or pinned[lightest] == min(pinned.values())
+        fewest = least_used(self.slots, exclude=set())
+        assert (fewest is None) == (not pinned)
+        assert fewest is None or pinned[fewest] == min(pinned.values())
 
 
 Slots.TestCase.settings = settings(max_examples=80, deadline=None)
@@ -133,7 +133,7 @@ def test_unknown_module_is_refused() -> None:
         AdapterSlots(1, {"q_proj": 4}).check_size(adapter("a", (0, "lm_head", 8)))
 
 
-def test_adapter_in_use_is_never_dropped_or_pinned_unready() -> None:
+def test_adapter_in_use_is_never_removed_or_pinned_before_it_is_ready() -> None:
     slots = AdapterSlots(1, {"q_proj": 1})
     slots.place(adapter("a", (0, "q_proj", 1)))
     with pytest.raises(AssertionError, match="before every rank"):

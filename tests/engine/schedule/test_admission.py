@@ -21,7 +21,7 @@ def test_cold_adapter_delays_no_other_sequence() -> None:
     assert list(runner.installing) == ["cold"]
 
 
-def test_failed_installation_frees_its_place_and_can_be_tried_again() -> None:
+def test_a_failed_installation_frees_its_slot_and_can_be_repeated() -> None:
     runner = SchedulerSize(slots=1).runner()
     runner.scheduler.register(make_adapter("a", [(0, "q_proj", 16)]))
     runner.submit(1, 1, "a")
@@ -35,8 +35,8 @@ def test_failed_installation_frees_its_place_and_can_be_tried_again() -> None:
     assert again in runner.finished
 
 
-def test_room_is_kept_for_a_long_request() -> None:
-    """Short ones of all lengths keep coming, so that the pool would never be empty by itself."""
+def test_blocks_are_reserved_for_a_starving_long_request() -> None:
+    """Short requests keep arriving, so that the blocks would never all be free otherwise."""
     runner = SchedulerSize(blocks=16, block_size=2, budget=16).runner()
     runner.submit(2, 4, None)
     runner.step(0.0)
@@ -49,7 +49,7 @@ def test_room_is_kept_for_a_long_request() -> None:
 
 
 def tokens_fed(runner: FakeModelRunner) -> int:
-    """Tokens that the next step computes."""
+    """Run a step; returns the number of tokens that it computes."""
     before = {s.id: s.num_computed_tokens for s in runner.scheduler.running}
     runner.step(0.0)
     return sum(s.num_computed_tokens - before.get(s.id, 0) for s in runner.scheduler.running)
@@ -59,7 +59,7 @@ def test_choices_share_the_full_blocks_of_their_prompt() -> None:
     runner = SchedulerSize(blocks=40, block_size=4, budget=32, sequences=8).runner()
     runner.submit(14, 6, None, n=4)
     assert tokens_fed(runner) == 14, "the first choice computes the prompt alone"
-    # The others take over three full blocks, and feed the two tokens of the fourth themselves.
+    # The others share three full blocks, and compute the two tokens of the fourth themselves.
     assert [len(s.blocks) for s in runner.scheduler.running] == [4]
     runner.step(0.0)
     first, *others = runner.scheduler.running
@@ -68,7 +68,7 @@ def test_choices_share_the_full_blocks_of_their_prompt() -> None:
     finish_everything(runner)
 
 
-def test_choices_go_on_when_their_leader_has_gone() -> None:
+def test_choices_continue_when_the_first_has_ended() -> None:
     runner = SchedulerSize(blocks=40, block_size=4, budget=32, sequences=8).runner()
     prefix_of = runner.submit(14, 6, None, n=3)
     runner.step(0.0)

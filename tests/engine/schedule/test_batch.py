@@ -17,10 +17,10 @@ def test_a_long_prompt_does_not_stop_running_sequences() -> None:
     while long not in runner.finished:
         runner.step(0.0)
         lengths.append(len(runner.texts.get("s0", ())))
-    assert lengths[:8] == list(range(3, 11)), "one token a step, whatever arrives"
+    assert lengths[:8] == list(range(3, 11)), "one token per step, whatever arrives"
 
 
-def test_a_blocked_sequence_sits_out() -> None:
+def test_a_blocked_sequence_is_in_no_step() -> None:
     scheduler = SchedulerSize(blocks=20).runner().scheduler
     blocked, other = (scheduler.add(AddRequest(id, (1,), SamplingParams(max_tokens=4)), b"", 0.0) for id in "ab")
     for rows in ([blocked, other], [other], [blocked, other]):
@@ -30,7 +30,7 @@ def test_a_blocked_sequence_sits_out() -> None:
         assert step.rows == rows
         scheduler.record_samples(step, [7] * len(rows))
     blocked.blocked = True
-    assert step.plan.sequences[0].tokens == (7,), "after sitting out, the token is fed as it is"
+    assert step.plan.sequences[0].tokens == (7,), "after a step without it, the token itself is fed"
     scheduler.finish("b")
     assert scheduler.schedule(0.0) is None
 

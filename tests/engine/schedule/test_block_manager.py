@@ -1,4 +1,4 @@
-"""The block pool: every block is free or held, growing is all or nothing, and the last freed comes first."""
+"""The block manager: every block is free or used, tables grow completely or not at all, freed blocks are reused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Pool(RuleBasedStateMachine):
         missing = max(0, -(-tokens // self.pool.block_size) - len(blocks))
         grown = self.pool.grow(blocks, tokens)
         assert grown == (missing <= free)
-        assert blocks[: len(before)] == before, "blocks that hold tokens stay where they are"
+        assert blocks[: len(before)] == before, "blocks of a table keep their positions"
         assert len(blocks) == len(before) + (missing if grown else 0)
 
     @rule(source=st.integers(0, 4), taker=st.integers(0, 4), count=st.integers(0, 6))
@@ -58,7 +58,7 @@ TestPool = Pool.TestCase
 
 
 @given(st.integers(0, 10_000), st.integers(1, 64))
-def test_needed_is_the_least_that_holds(tokens: int, size: int) -> None:
+def test_needed_is_the_smallest_sufficient_number(tokens: int, size: int) -> None:
     needed = BlockManager(1, size).needed(tokens)
     assert needed * size >= tokens
     assert needed == 0 or (needed - 1) * size < tokens
@@ -74,7 +74,7 @@ def test_block_freed_last_is_used_next() -> None:
     assert sorted(table) == sorted(used)
 
 
-def test_releasing_twice_is_noticed() -> None:
+def test_releasing_twice_fails() -> None:
     pool = BlockManager(2, 1)
     table: list[int] = []
     pool.grow(table, 2)
@@ -85,7 +85,7 @@ def test_releasing_twice_is_noticed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tables", "complaint"),
+    ("tables", "message"),
     [
         ([[0, 0], [1]], "in a table twice"),
         ([[0]], "miscounted"),
@@ -93,8 +93,8 @@ def test_releasing_twice_is_noticed() -> None:
         ([[0, 1, 2]], "miscounted"),
     ],
 )
-def test_integrity_check_finds_what_is_wrong(tables: list[list[int]], complaint: str) -> None:
+def test_integrity_check_finds_what_is_wrong(tables: list[list[int]], message: str) -> None:
     pool = BlockManager(3, 1)
-    pool.grow([], 2)  # blocks 0 and 1 are out
-    with pytest.raises(AssertionError, match=complaint):
+    pool.grow([], 2)  # blocks 0 and 1 are used
+    with pytest.raises(AssertionError, match=message):
         pool.check_integrity(tables)

@@ -1,4 +1,4 @@
-"""Preemption: who makes room for whom, and a preempted sequence is computed again."""
+"""Preemption: which sequences make room for others; a preempted sequence is computed again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from support.scheduler_setup import SchedulerSize, finish_everything
 from motet.engine.schedule.admission import STARVATION_SECONDS
 
 
-def test_preempted_sequence_is_recomputed_and_goes_on() -> None:
+def test_preempted_sequence_is_recomputed_and_continues() -> None:
     runner = SchedulerSize(blocks=4, block_size=2, budget=8).runner()
     ids = [runner.submit(2, 6, None) for _ in range(2)]
     for _ in range(40):
@@ -19,19 +19,19 @@ def test_preempted_sequence_is_recomputed_and_goes_on() -> None:
     runner.check_idle()
 
 
-def test_those_that_do_not_fit_are_passed_over_cheaply(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What there is room for is found out once a step and priority, not again for each that waits."""
+def test_sequences_that_do_not_fit_are_skipped_cheaply(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The available blocks are computed once per step and priority, not for every waiting sequence."""
     runner = SchedulerSize(blocks=20, block_size=2, budget=40, sequences=8).runner()
     runner.submit(30, 8, None)
     runner.step(0.0)
     for _ in range(50):
         runner.submit(30, 1, None)
-    scheduler, asked = runner.scheduler, []
+    scheduler, calls = runner.scheduler, []
     worse = scheduler._preemption.worse
-    monkeypatch.setattr(scheduler._preemption, "worse", lambda sequence: asked.append(sequence) or worse(sequence))
+    monkeypatch.setattr(scheduler._preemption, "worse", lambda sequence: calls.append(sequence) or worse(sequence))
     runner.step(0.0)
     assert len(scheduler.waiting) == 50
-    assert len(asked) <= 2
+    assert len(calls) <= 2
     finish_everything(runner)
 
 
@@ -77,7 +77,7 @@ def test_an_adapters_slot_is_taken_from_a_worse_priority() -> None:
     finish_everything(runner)
 
 
-def test_a_starving_batch_holds_up_no_better_priority() -> None:
+def test_a_starving_batch_delays_no_better_priority() -> None:
     runner = SchedulerSize(blocks=12, block_size=2, sequences=4, budget=24).runner()
     runner.submit(22, 1, None, priority=9)
     runner.submit(22, 1, None, priority=9)

@@ -17,14 +17,14 @@ def test_a_better_priority_is_admitted_first() -> None:
     finish_everything(runner)
 
 
-def test_owners_take_turns_whatever_one_of_them_queues() -> None:
+def test_owners_take_turns_however_much_one_queues() -> None:
     runner = SchedulerSize(blocks=40, budget=8, sequences=2).runner()
     alice = [runner.submit(1, 2, None, n=4, group=f"alice:{i}") for i in range(5)]
     runner.step(0.0)
     bob = [runner.submit(1, 2, None, group=f"bob:{i}") for i in range(3)]
     while not runner.finished.issuperset(bob):
         runner.step(0.0)
-    # Two of alice's ran already, and each of bob's goes beside one more of hers.
+    # Two of alice's were running; and beside each of bob's, one more of hers runs.
     assert len(runner.finished - set(bob)) <= 2 + 3
     finish_everything(runner)
     assert runner.finished.issuperset(alice)
@@ -45,7 +45,7 @@ def test_sequences_that_never_ran_cost_no_turn() -> None:
 
 
 def test_owners_with_one_request_after_the_other_do_not_starve_one_with_several() -> None:
-    """Two owners, each of which has always exactly one request, use all there is."""
+    """Two owners, each with exactly one request at any time, use the whole batch."""
     runner = SchedulerSize(blocks=40, budget=8, sequences=1).runner()
     alice = [runner.submit(1, 2, None, group=f"alice:{i}") for i in range(3)]
     latest: dict[str, str] = {}
@@ -75,7 +75,7 @@ def test_an_owners_batch_does_not_delay_its_other_requests() -> None:
     finish_everything(runner)
 
 
-def test_turns_are_kept_for_few_flows_whatever_priorities_are_sent() -> None:
+def test_turns_are_stored_for_few_flows_whatever_the_priorities() -> None:
     runner = SchedulerSize(blocks=40, budget=8, sequences=2).runner()
     runner.submit(1, 30, None, group="alice:0")
     for priority in range(200):

@@ -1,4 +1,4 @@
-"""The scheduler under every order of arrivals, aborts and installations: correct plans, no leak, no starvation."""
+"""The scheduler with any order of arrivals, aborts and installations: correct plans, no leak, no starvation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from motet.core.sampling_params import SamplingParams
 
 
 class Scheduling(RuleBasedStateMachine):
-    """Anything may happen between steps; in the end everything that was not aborted finishes."""
+    """Any event may happen between steps; in the end all sequences that were not aborted finish."""
 
     @initialize(size=SIZES, adapters=st.lists(ENTRIES, max_size=5))
     def make(self, size: SchedulerSize, adapters: list[list[tuple[int, str, int]]]) -> None:
@@ -75,7 +75,7 @@ TestScheduling = Scheduling.TestCase
 def test_a_cold_adapter_does_not_starve_while_others_keep_arriving(
     size: SchedulerSize, crowd: list[tuple[int, int, int]], rank_rows: int
 ) -> None:
-    """A long request with a large cold adapter gets its turn although short ones never stop coming."""
+    """A long request with a large cold adapter starts although short ones keep arriving."""
     runner = size.runner()
     for i in range(6):
         runner.scheduler.register(make_adapter(f"hot{i}", [(0, "q_proj", 16)]))
