@@ -35,7 +35,7 @@ class Services:
     """The services of one API process."""
 
     settings: Settings
-    text: ModelTokenizer
+    tokenizer: ModelTokenizer
     engine: EngineClient
     adapters: Adapters
     renderer: TemplateRenderer
@@ -57,16 +57,17 @@ class Services:
         return self.engine.model
 
     def for_request(self, adapter: ServedAdapter | None, caller: Caller) -> Services:
-        """The same services with the adapter's text model and the caller's flow.
+        """The same services with the adapter's tokenizer and the caller's flow.
 
         The adapter's prompts, stop strings and answers use its own tokens. Raises AdapterRefused if these do not fit
         the base's vocabulary.
         """
         tokens = adapter.prepared.tokens if adapter else None
-        return replace(self, text=self.text.base.for_adapter(tokens) if tokens else self.text, flow=caller.flow)
+        tokenizer = self.tokenizer.base.for_adapter(tokens) if tokens else self.tokenizer
+        return replace(self, tokenizer=tokenizer, flow=caller.flow)
 
     @cached_property
     def fingerprint(self) -> str:
         """`system_fingerprint`: changes only with the version, model or tokenizer."""
-        facts = "\n".join((_version(), self.model_name, self.text.fingerprint))
+        facts = "\n".join((_version(), self.model_name, self.tokenizer.fingerprint))
         return "fp_" + hashlib.sha256(facts.encode()).hexdigest()[:12]

@@ -42,7 +42,7 @@ async def run(deployment: Deployment, heartbeat: Heartbeat) -> None:
     async with worker_adapters(deployment, plugins, engine) as adapters:
         services = Services(
             settings=settings,
-            text=ModelTokenizer(Path(deployment.model_directory)),
+            tokenizer=ModelTokenizer(Path(deployment.model_directory)),
             engine=engine,
             adapters=adapters,
             renderer=TemplateRenderer(),

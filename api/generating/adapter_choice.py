@@ -35,7 +35,7 @@ async def resolve_adapter(services: Services, request: AdapterChoice, caller: Ca
             f"{alternative} requires that model names the base model; here it names an adapter", param=alternative
         )
     if request.merged_adapters is not None:
-        return await _merged(services, request, caller)
+        return await _resolve_merged(services, request, caller)
     with _errors_at(alternative or "model"):
         if request.adapter_id:
             ref = await services.adapters.name(request.adapter_id, source)
@@ -47,7 +47,7 @@ async def resolve_adapter(services: Services, request: AdapterChoice, caller: Ca
     return served
 
 
-async def _merged(services: Services, request: AdapterChoice, caller: Caller) -> ServedAdapter:
+async def _resolve_merged(services: Services, request: AdapterChoice, caller: Caller) -> ServedAdapter:
     merged = request.merged_adapters
     assert merged is not None
     refs = []
@@ -74,5 +74,5 @@ def _errors_at(param: str) -> Iterator[None]:
     except MotetError as error:
         if error.param != "model" or param == "model":
             raise
-        # A new error: this one may be shared with alternative requests.
+        # A new error: this one may be shared with other requests.
         raise from_info(replace(error.info(), param=param)) from error

@@ -99,7 +99,7 @@ def template_variables(
         variables["documents"] = request.documents
     requested = request.add_generation_prompt
     variables["add_generation_prompt"] = not request.continue_final_message if requested is None else requested
-    return {**services.text.special_tokens, **variables, "messages": messages}
+    return {**services.tokenizer.special_tokens, **variables, "messages": messages}
 
 
 def _supports_tools(template: ChatTemplate) -> bool:

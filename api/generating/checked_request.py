@@ -26,7 +26,7 @@ from motet.core.sampling_params import SamplingParams
 class CheckedRequest:
     """A request whose adapter is loaded and whose parameters are complete; only its prompt can still be refused.
 
-    `services` are the request's own: their text model has the adapter's tokens, their flow is the caller's.
+    `services` are the request's own: their tokenizer has the adapter's tokens, their flow is the caller's.
     """
 
     request: ChatRequest | CompletionRequest
@@ -47,15 +47,15 @@ async def check_request(services: Services, request: ChatRequest | CompletionReq
     """Check all that does not depend on the prompt; the adapter, which is slow, comes last. Raises MotetError."""
     model = services.model()
     priority(request, caller)
-    eos = {*model.eos_token_ids, *services.text.eos_token_ids}
-    vocab_size = min(model.vocab_size, services.text.vocab_size)
-    params = sampling_params(request, services.text.generation, eos, vocab_size)
+    eos = {*model.eos_token_ids, *services.tokenizer.eos_token_ids}
+    vocab_size = min(model.vocab_size, services.tokenizer.vocab_size)
+    params = sampling_params(request, services.tokenizer.generation, eos, vocab_size)
     grammar = await services.grammars.grammar_for(
         request.response_format, services.plugins.output_formats.items, caller.flow
     )
     adapter = await resolve_adapter(services, request, caller)
     services = services.for_request(adapter, caller)
     if adapter is not None:
-        eos = {*params.eos_token_ids, *adapter.prepared.eos_token_ids, *services.text.eos_token_ids}
+        eos = {*params.eos_token_ids, *adapter.prepared.eos_token_ids, *services.tokenizer.eos_token_ids}
         params = replace(params, eos_token_ids=tuple(sorted(eos)))
     return CheckedRequest(request, services, model, params, grammar, adapter, caller)

@@ -35,9 +35,9 @@ class CompletionGeneration:
 
     def logprobs_writers(self) -> list[CompletionLogprobsWriter]:
         """What writes the logprobs of each sequence."""
-        text, report = self.generation.text, self.generation.report
+        tokenizer, report = self.generation.tokenizer, self.generation.report
         return [
-            CompletionLogprobsWriter(text, sequence.prompt, self.echo(index), report)
+            CompletionLogprobsWriter(tokenizer, sequence.prompt, self.echo(index), report)
             for index, sequence in enumerate(self.generation.sequences)
         ]
 
@@ -67,6 +67,6 @@ async def _echoes(services: Services, request: CompletionRequest, prompts: Seque
         return [Echo(text) for text in texts]
     echoes = []
     for text, prompt in zip(texts, prompts, strict=True):
-        echoes.append(Echo(text, echo_offsets(services.text, prompt, text if original else None)))
+        echoes.append(Echo(text, echo_offsets(services.tokenizer, prompt, text if original else None)))
         await asyncio.sleep(0)  # a long prompt takes milliseconds
     return echoes

@@ -84,9 +84,9 @@ class Generation:
         return self.checked.request.model
 
     @property
-    def text(self) -> ModelTokenizer:
+    def tokenizer(self) -> ModelTokenizer:
         """What tokenises the prompts and answers: the adapter's own tokens, where it has some."""
-        return self.checked.services.text
+        return self.checked.services.tokenizer
 
     @property
     def fingerprint(self) -> str:
@@ -145,7 +145,7 @@ class Generation:
     async def _stream(self, index: int) -> AsyncGenerator[TextDelta, None]:
         engine, stop = self.checked.services.engine, self.checked.request.stop_strings()
         async with aclosing(
-            stream_text(engine, self.text, self.sequences[index], stop, self.visible_special_ids)
+            stream_text(engine, self.tokenizer, self.sequences[index], stop, self.visible_special_ids)
         ) as deltas:
             async for delta in deltas:
                 self.timing.add(index, delta)
@@ -154,7 +154,7 @@ class Generation:
 
 def _check_grammar_tokens(checked: CheckedRequest) -> None:
     """Raise InvalidRequest where the adapter renames tokens that the request's grammar may need."""
-    renamed = checked.services.text.renamed_words
+    renamed = checked.services.tokenizer.renamed_words
     if checked.grammar is not None and renamed:
         raise InvalidRequest(
             f"this adapter cannot follow a grammar: it renames {renamed[0]!r}, a token that the base model "

@@ -64,19 +64,19 @@ class TokenReport:
 PLAIN = TokenReport()
 
 
-def chat_logprobs(text: ModelTokenizer, tokens: Iterable[TokenEvent], report: TokenReport = PLAIN) -> ChatLogprobs:
+def chat_logprobs(tokenizer: ModelTokenizer, tokens: Iterable[TokenEvent], report: TokenReport = PLAIN) -> ChatLogprobs:
     """`choices[].logprobs` of a chat answer or chunk."""
     content = []
     for event in report.reported(tokens):
-        piece = text.token_bytes(event.token)
-        top = [_top(text, report, *alternative) for alternative in event.top]
+        piece = tokenizer.token_bytes(event.token)
+        top = [_top(tokenizer, report, *alternative) for alternative in event.top]
         name = report.name(event.token, readable(piece))
         content.append(TokenLogprob(name, finite(event.logprob), list(piece), top))
     return ChatLogprobs(content)
 
 
-def _top(text: ModelTokenizer, report: TokenReport, token: int, logprob: float) -> TopLogprob:
-    piece = text.token_bytes(token)
+def _top(tokenizer: ModelTokenizer, report: TokenReport, token: int, logprob: float) -> TopLogprob:
+    piece = tokenizer.token_bytes(token)
     return TopLogprob(report.name(token, readable(piece)), finite(logprob), list(piece))
 
 
@@ -93,16 +93,16 @@ class Echo:
     offsets: tuple[int, ...] = ()
 
 
-def echo_offsets(text: ModelTokenizer, prompt: Sequence[int], original: str | None) -> tuple[int, ...]:
+def echo_offsets(tokenizer: ModelTokenizer, prompt: Sequence[int], original: str | None) -> tuple[int, ...]:
     """The offset in the echoed text of each token of a prompt. `original` is the caller's text, if that is echoed.
 
     Special tokens that are written out in `original` are part of the text.
     """
-    detokenizer = Detokenizer(text.pieces)
+    detokenizer = Detokenizer(tokenizer.pieces)
     lengths = [len(detokenizer.push(token)) for token in prompt]
     # Tokenise again only where the tokens' texts differ from the text, as with special tokens.
     if original is not None and sum(lengths) != len(original):
-        return _offsets_in(original, text.spans(original, add_special_tokens=True))
+        return _offsets_in(original, tokenizer.spans(original, add_special_tokens=True))
     return tuple(accumulate(lengths[:-1], initial=0))
 
 
@@ -125,9 +125,11 @@ class CompletionLogprobsWriter:
     If a character spans several tokens, all of them get its offset.
     """
 
-    def __init__(self, text: ModelTokenizer, prompt: Sequence[int], echo: Echo, report: TokenReport = PLAIN) -> None:
-        self._text, self._echo, self._report = text, echo, report
-        self._detokenizer = Detokenizer(text.pieces, prompt)
+    def __init__(
+        self, tokenizer: ModelTokenizer, prompt: Sequence[int], echo: Echo, report: TokenReport = PLAIN
+    ) -> None:
+        self._tokenizer, self._echo, self._report = tokenizer, echo, report
+        self._detokenizer = Detokenizer(tokenizer.pieces, prompt)
         self._offset = len(echo.text)
 
     def write(self, tokens: Iterable[TokenEvent]) -> CompletionLogprobs:
@@ -152,7 +154,7 @@ class CompletionLogprobsWriter:
         result.top_logprobs.append(None if logprob is None else {**top, name: logprob})
 
     def _name(self, token: int) -> str:
-        return self._report.name(token, _completion_name(self._text.token_bytes(token)))
+        return self._report.name(token, _completion_name(self._tokenizer.token_bytes(token)))
 
 
 def _completion_name(piece: bytes) -> str:

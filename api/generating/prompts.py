@@ -52,7 +52,7 @@ async def token_lists(
         refuse_too_long(services, text, param, truncated=truncated)
     ids = [prompt for prompt in prompts if not isinstance(prompt, str)]
     tokens = await encode(services, texts, add_special_tokens=True) if texts else ids
-    vocab_size = min(services.model().vocab_size, services.text.vocab_size)
+    vocab_size = min(services.model().vocab_size, services.tokenizer.vocab_size)
     for prompt, param in zip(tokens, params, strict=True):
         if not prompt:
             raise InvalidRequest(f"{param} must not be empty", param=param)
@@ -69,7 +69,7 @@ async def _infill_prompts(
     services: Services, request: CompletionRequest, prompts: Sequence[str | list[int]]
 ) -> list[tuple[int, ...]]:
     """The prompts for an answer between `prompt` and `suffix`. Raises InvalidRequest if the model cannot fill it in."""
-    ids = services.text.fill_in_the_middle_ids()
+    ids = services.tokenizer.fill_in_the_middle_ids()
     if ids is None:
         raise InvalidRequest(
             "suffix is not supported: the model has no fill-in-the-middle tokens",
@@ -85,7 +85,7 @@ async def _infill_prompts(
     for text in texts:
         refuse_too_long(services, text + suffix, "prompt")
     *before, after = await encode(services, [*texts, suffix], add_special_tokens=False)
-    opening = services.text.opening_ids()
+    opening = services.tokenizer.opening_ids()
     return [(*opening, ids[0], *prefix, ids[1], *after, ids[2]) for prefix in before]
 
 
@@ -97,7 +97,7 @@ def prompt_texts(
     texts = [prompt for prompt in originals if isinstance(prompt, str)]
     if request.truncate_prompt_tokens is None and texts:
         return texts, True
-    return [services.text.decode(prompt, continued=True) for prompt in prompts], False
+    return [services.tokenizer.decode(prompt, continued=True) for prompt in prompts], False
 
 
 def _as_list(prompt_input: PromptInput, field: str) -> list[str | list[int]]:
@@ -122,7 +122,7 @@ def refuse_too_long(services: Services, text: str, param: str, *, truncated: boo
     Text that will be `truncated` may be longer, up to MAX_TRUNCATED_CHARACTERS. Raises InvalidRequest beyond that.
     """
     context = services.model().max_context
-    if services.text.may_fit(text, context):
+    if services.tokenizer.may_fit(text, context):
         return
     if truncated and len(text) > MAX_TRUNCATED_CHARACTERS:
         raise InvalidRequest(
@@ -137,6 +137,6 @@ def refuse_too_long(services: Services, text: str, param: str, *, truncated: boo
 async def encode(services: Services, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
     """The token ids of each string; long texts are tokenised in a thread."""
     if sum(map(len, texts)) < LONG_TEXT:
-        return services.text.encode_batch(texts, add_special_tokens=add_special_tokens)
-    work = partial(services.text.encode_batch, texts, add_special_tokens=add_special_tokens)
+        return services.tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
+    work = partial(services.tokenizer.encode_batch, texts, add_special_tokens=add_special_tokens)
     return await services.tokenising.run(services.flow, sum(map(len, texts)), work)

@@ -57,10 +57,11 @@ class ToolUse:
         return self.parser.grammar(named, False, self._special(services)) if named else None
 
     def _special(self, services: Services) -> frozenset[str]:
-        text = services.text
-        ids = {marker: text.special_id(marker) for marker in self.parser.markers}
+        tokenizer = services.tokenizer
+        ids = {marker: tokenizer.special_id(marker) for marker in self.parser.markers}
         # Grammars use the base's tokens; they write an adapter's own tokens as text.
-        return frozenset(marker for marker, id in ids.items() if id is not None and id == text.base.special_id(marker))
+        base = tokenizer.base
+        return frozenset(marker for marker, id in ids.items() if id is not None and id == base.special_id(marker))
 
 
 def _calls_or_text(calls: GrammarSpec, text: GrammarSpec) -> GrammarSpec:
@@ -122,7 +123,7 @@ def tool_use(services: Services, request: ChatRequest, template: ChatTemplate) -
     if not offered or request.tool_choice == "none":
         return None
     parser = tool_parser(services, template)
-    ids = (services.text.special_id(marker) for marker in parser.markers)
+    ids = (services.tokenizer.special_id(marker) for marker in parser.markers)
     marker_ids = frozenset(id for id in ids if id is not None)
     parallel = request.parallel_tool_calls
     if parallel is None:  # a function that tool_choice names is called once

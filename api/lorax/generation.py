@@ -61,13 +61,13 @@ class LoraxGeneration:
 
     def prefill(self, delta: TextDelta) -> Iterator[PrefillToken]:
         """The prompt's tokens, which come with the first delta."""
-        text = self.generation.text
+        token_bytes = self.generation.tokenizer.token_bytes
         for event in delta.tokens:
             for entry in event.prompt_logprobs:
-                yield PrefillToken(entry.token, readable(text.token_bytes(entry.token)), entry.logprob)
+                yield PrefillToken(entry.token, readable(token_bytes(entry.token)), entry.logprob)
 
     def _token(self, event: TokenEvent, shown: str) -> LoraxToken:
-        token_bytes = self.generation.text.token_bytes
+        token_bytes = self.generation.tokenizer.token_bytes
         others = [AlternativeToken(id, readable(token_bytes(id)), finite(value)) for id, value in event.top]
         return LoraxToken(
             event.token,
@@ -78,7 +78,7 @@ class LoraxGeneration:
         )
 
     def _is_special(self, event: TokenEvent) -> bool:
-        return event.stop_id is not None or event.token in self.generation.text.pieces.special_ids
+        return event.stop_id is not None or event.token in self.generation.tokenizer.pieces.special_ids
 
 
 async def start_lorax(services: Services, body: LoraxRequest, caller: Caller, stream: bool) -> LoraxGeneration:

@@ -133,7 +133,7 @@ class _Probe:
 
 async def _generate_token(services: Services) -> None:
     """Generate one token. Raises Unavailable if the engine does not."""
-    prompt = tuple(services.text.encode("Who?", add_special_tokens=True))
+    prompt = tuple(services.tokenizer.encode("Who?", add_special_tokens=True))
     sequence = AddRequest(
         f"startup-{uuid.uuid4().hex}", prompt, SamplingParams(max_tokens=1, temperature=0.0), priority=PRIORITY
     )

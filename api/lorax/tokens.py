@@ -165,11 +165,11 @@ def routes(services: Services) -> Blueprint:
         body = await read_body(_parse_tokens)
         adapter = await resolve_adapter(services, AdapterChoice(model=body.model or ""), current_caller())
         bound = services.for_request(adapter, current_caller())
-        size = bound.text.vocab_size
+        size = bound.tokenizer.vocab_size
         for index, token in enumerate(body.tokens):
             if token >= size:
                 raise InvalidRequest(f"{token} is not a token id (0 to {size - 1})", param=f"tokens[{index}]")
-        decode = partial(bound.text.decode, body.tokens, skip_special_tokens=False)
+        decode = partial(bound.tokenizer.decode, body.tokens, skip_special_tokens=False)
         text = await services.tokenising.run(bound.flow, len(body.tokens), decode)
         answer = DetokenizedText(text)
         return Response(ENCODER.encode(answer), content_type="application/json")
@@ -218,7 +218,7 @@ async def _spans(services: Services, body: TokenizeRequest) -> list[TokenSpan]:
     services = services.for_request(await resolve_adapter(services, body, caller), caller)
 
     def spans() -> list[TokenSpan]:
-        all_spans = services.text.spans(text, add_special_tokens=body.add_special_tokens is not False)
+        all_spans = services.tokenizer.spans(text, add_special_tokens=body.add_special_tokens is not False)
         count = len(truncated(body, tuple(id for id, _, _ in all_spans), context))
         return [TokenSpan(id, text[start:stop], start, stop) for id, start, stop in all_spans[len(all_spans) - count :]]
 
@@ -246,7 +246,7 @@ async def _token_list(services: Services, body: TokenizeRequest) -> TokenList:
 
 
 def _token_texts(services: Services, tokens: Sequence[int]) -> list[str]:
-    texts = {id: readable(services.text.token_bytes(id)) for id in set(tokens)}
+    texts = {id: readable(services.tokenizer.token_bytes(id)) for id in set(tokens)}
     return [texts[id] for id in tokens]
 
 

@@ -78,9 +78,9 @@ class _Open:
 class ResponseWriter:
     """Puts a response together. Every method returns the events that tell of what it did."""
 
-    def __init__(self, text: ModelTokenizer, response: ResponseObject, logprobs: bool, tools: FlatTools) -> None:
+    def __init__(self, tokenizer: ModelTokenizer, response: ResponseObject, logprobs: bool, tools: FlatTools) -> None:
         self.response, self._tools = response, tools
-        self._model_text, self._logprobs = text, logprobs
+        self._tokenizer, self._logprobs = tokenizer, logprobs
         self._items: list[OutputItem] = []
         self._open: _Open | None = None
         self._tokens = 0
@@ -95,7 +95,7 @@ class ResponseWriter:
         """Take a delta in."""
         self._tokens += len(delta.tokens)
         if self._logprobs:
-            logprobs = chat_logprobs(self._model_text, shown_tokens(delta.tokens)).content
+            logprobs = chat_logprobs(self._tokenizer, shown_tokens(delta.tokens)).content
             self._untold += [msgspec.to_builtins(entry) for entry in logprobs]
         events: list[Event] = []
         for part in delta.parts:
@@ -220,7 +220,7 @@ class ResponseGeneration:
 
     async def events(self) -> AsyncGenerator[tuple[Sequence[Event], ResponseObject], None]:
         """What happens, and the response as it is then; closing this ends the generation. Raises MotetError."""
-        writer = ResponseWriter(self.chat.generation.text, self.response, self.logprobs, self.tools)
+        writer = ResponseWriter(self.chat.generation.tokenizer, self.response, self.logprobs, self.tools)
         yield writer.begin(), writer.response
         reason, events = "stop", list[Event]()
         async with aclosing(self.chat.deltas()) as deltas:

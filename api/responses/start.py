@@ -126,7 +126,7 @@ async def _start_truncated(checked: CheckedChat, id: str) -> ChatGeneration:
         return await _start(dataclasses.replace(checked, request=replace(request, messages=messages)), id)
 
     def may_fit(text: str) -> bool:
-        return request.truncate_prompt_tokens is not None or services.text.may_fit(text, checked.model.max_context)
+        return request.truncate_prompt_tokens is not None or services.tokenizer.may_fit(text, checked.model.max_context)
 
     return await Fitting(request.messages, start, may_fit).run()
 

@@ -94,7 +94,7 @@ async def write_whole(chat: ChatGeneration) -> ChatCompletion:
 
     def write_logprobs(index: int, delta: ChatDelta) -> None:
         if (written := logprobs[index]) is not None:
-            new = chat_logprobs(generation.text, delta.tokens, generation.report)
+            new = chat_logprobs(generation.tokenizer, delta.tokens, generation.report)
             written.content.extend(map(packed, new.content))
 
     answers = await collect(chat.deltas(), len(generation.sequences), write_logprobs)
@@ -147,7 +147,7 @@ async def write_stream(chat: ChatGeneration) -> Frames:
             tokens = generation.report.reported(delta.tokens) if generation.wants_logprobs else ()
             ids = generation.token_ids(delta.tokens) or UNSET
             if delta.text or tokens or ids:
-                logprobs = chat_logprobs(generation.text, tokens, generation.report) if tokens else None
+                logprobs = chat_logprobs(generation.tokenizer, tokens, generation.report) if tokens else None
                 choice = ChatChunkChoice(index, Delta(content=delta.text), logprobs, token_ids=ids)
                 frames += _chunk(generation, choice)
             for call in delta.calls:

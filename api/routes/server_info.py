@@ -52,7 +52,7 @@ def routes(services: Services) -> Blueprint:
 
     @blueprint.get("/tokenizer_info")
     async def tokenizer_info() -> Response:
-        tokens = services.text.special_tokens
+        tokens = services.tokenizer.special_tokens
         info = TokenizerInfo(
             model_max_length=services.model().max_context,
             bos_token=tokens.get("bos_token"),

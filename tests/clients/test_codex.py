@@ -62,7 +62,7 @@ def call(name: str, **arguments: str) -> str:
 
 
 def prompts(server: Running) -> list[str]:
-    text = server.api.services.text
+    text = server.api.services.tokenizer
     return [text.decode(submit.prompt, skip_special_tokens=False) for submit in server.api.engine.submits]
 
 

@@ -56,4 +56,4 @@ def drive(
 
 def prompt_of(caller: Caller) -> str:
     """What the engine was last asked to continue."""
-    return caller.api.services.text.decode(caller.api.engine.submits[-1].prompt, skip_special_tokens=False)
+    return caller.api.services.tokenizer.decode(caller.api.engine.submits[-1].prompt, skip_special_tokens=False)

@@ -229,7 +229,7 @@ async def scripted_api(
     renderer = TemplateRenderer()
     services = Services(
         settings=settings,
-        text=text,
+        tokenizer=text,
         engine=engine,  # type: ignore[arg-type]
         adapters=Adapters(registry, engine, names),
         renderer=renderer,

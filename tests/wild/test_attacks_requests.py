@@ -145,7 +145,7 @@ def test_7_long_prompts_do_not_hold_up_shorter_ones(tmp_path: Path, monkeypatch:
     released = threading.Event()
 
     async def scenario(caller: Caller) -> None:
-        text = caller.api.services.text
+        text = caller.api.services.tokenizer
         encode = text.encode_batch
 
         def slow(texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:

@@ -23,7 +23,7 @@ def adapter(root: Path) -> Path:
 def test_prompts_of_every_route(tmp_path: Path) -> None:
     async def scenario(caller: Caller) -> None:
         adapter(tmp_path)
-        h, i = caller.api.services.text.encode("hi", add_special_tokens=False)
+        h, i = caller.api.services.tokenizer.encode("hi", add_special_tokens=False)
         prompt = (256, h, i, 257)
         await caller.answer(CHAT, {"model": ONE, "messages": MESSAGES})
         assert caller.api.engine.submits[-1].prompt == prompt

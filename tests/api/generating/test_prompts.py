@@ -88,7 +88,7 @@ def test_tool_calls_of_the_past_are_written_by_the_template_or_as_text(tmp_path:
 
 def test_prompts_in_all_their_forms(tmp_path: Path) -> None:
     async def scenario(caller: Caller) -> None:
-        encode = caller.api.services.text.encode
+        encode = caller.api.services.tokenizer.encode
         ab, c = tuple(encode("ab", add_special_tokens=True)), tuple(encode("c", add_special_tokens=True))
         forms = [
             ("ab", [ab]),
@@ -129,7 +129,7 @@ def test_a_text_that_cannot_fit_is_not_even_tokenised(tmp_path: Path) -> None:
         def never(*_: object, **__: object) -> list[list[int]]:
             raise AssertionError("tokenised")
 
-        text = caller.api.services.text
+        text = caller.api.services.tokenizer
         assert text.pieces.longest == len("<|im_start|>")
         text.encode_batch = never  # type: ignore[method-assign]
         long = "é" * (CONTEXT * text.pieces.longest // 2 + 1)  # two bytes each
@@ -152,7 +152,7 @@ def test_more_messages_than_tokens_are_not_rendered(tmp_path: Path) -> None:
 
 def test_many_prompts_are_tokenised_at_once(tmp_path: Path) -> None:
     async def scenario(caller: Caller) -> None:
-        text, calls = caller.api.services.text, []
+        text, calls = caller.api.services.tokenizer, []
         encode = text.encode_batch
 
         def counted(texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:

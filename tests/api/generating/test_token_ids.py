@@ -56,7 +56,7 @@ def logprobs(choice: dict[str, Any]) -> list[Any]:
 def test_a_stream_has_the_ids_of_a_whole_answer(tmp_path: Path, at_once: int) -> None:
     async def scenario(caller: Caller) -> None:
         caller.api.engine.at_once = at_once
-        text = caller.api.services.text
+        text = caller.api.services.tokenizer
         for path, body in CASES:
             said = f"Sure. {CALL}" if "tools" in body else "Hello!"
             caller.api.engine.script = lambda _, said=said: said

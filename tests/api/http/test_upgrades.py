@@ -147,7 +147,7 @@ def test_a_body_that_comes_with_an_h2c_upgrade_arrives_whole(
             assert _h1_body(first).endswith(b"data: [DONE]\n\n")
         else:
             assert json.loads(_h1_body(first))["choices"][0]["message"]["content"] == "Hello!"
-        assert text in server.api.services.text.decode(server.api.engine.submits[-1].prompt)
+        assert text in server.api.services.tokenizer.decode(server.api.engine.submits[-1].prompt)
 
     serve(tmp_path, complaints, scenario)
 

@@ -126,7 +126,7 @@ def test_what_is_ignored_is_named(tmp_path: Path, body: dict[str, Any], ignored:
 
 def test_nothing_short_waits_behind_long_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(caller: Caller) -> None:
-        text, release = caller.api.services.text, threading.Event()
+        text, release = caller.api.services.tokenizer, threading.Event()
         encode_batch, spans = text.encode_batch, text.spans
 
         def slow_batch(texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:

@@ -152,7 +152,7 @@ def test_a_template_s_refusal_names_the_input(tmp_path: Path) -> None:
 
 def test_the_response_says_what_was_used(tmp_path: Path) -> None:
     async def scenario(caller: Caller) -> None:
-        caller.api.services.text.generation = GenerationDefaults(temperature=0.25, top_p=0.5)
+        caller.api.services.tokenizer.generation = GenerationDefaults(temperature=0.25, top_p=0.5)
         named = {"tools": [WEATHER], "tool_choice": {"type": "function", "name": "weather"}}
         caller.api.engine.script = lambda _: CALL
         whole = await caller.answer(RESPONSES, {"input": "hi", **named})

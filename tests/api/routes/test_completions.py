@@ -51,7 +51,7 @@ def test_an_echo_alone_scores_the_prompt(tmp_path: Path) -> None:
         body = {"prompt": [104, 105], "echo": True, "max_tokens": 0, "logprobs": 0}
         answer = await caller.answer(COMPLETIONS, body)
         [choice] = answer["choices"]
-        text = caller.api.services.text.decode([104, 105])
+        text = caller.api.services.tokenizer.decode([104, 105])
         assert (choice["text"], choice["finish_reason"]) == (text, "length")
         assert choice["logprobs"]["token_logprobs"] == [None, -0.25]
         assert answer["usage"] | {"prompt_tokens_details": 0, "completion_tokens_details": 0} == {
@@ -72,7 +72,7 @@ def test_offsets_are_places_in_the_text_that_is_sent(tmp_path: Path) -> None:
     """Special tokens that the caller wrote are part of the echo; those of a prompt of ids are not."""
 
     async def scenario(caller: Caller) -> None:
-        ids = caller.api.services.text.encode("<|im_start|>é<|im_end|>!", add_special_tokens=True)
+        ids = caller.api.services.tokenizer.encode("<|im_start|>é<|im_end|>!", add_special_tokens=True)
         asked = {"echo": True, "max_tokens": 2, "logprobs": 0}
         for prompt, echo, offsets in (
             ("<|im_start|>é<|im_end|>!", "<|im_start|>é<|im_end|>!", [0, 12, 12, 13, 23, 24, 25]),
@@ -86,7 +86,7 @@ def test_offsets_are_places_in_the_text_that_is_sent(tmp_path: Path) -> None:
 
 def test_an_echo_leaves_an_unfinished_character_to_the_answer(tmp_path: Path) -> None:
     async def scenario(caller: Caller) -> None:
-        text = caller.api.services.text
+        text = caller.api.services.tokenizer
         tokens = text.encode("x🦜y", add_special_tokens=False)
         text.encode = lambda *_, **__: tokens[3:]  # type: ignore[method-assign]  # what the engine says
         asked = {"prompt": tokens[:3], "echo": True, "logprobs": 0, "ignore_eos": True}
@@ -130,17 +130,17 @@ def test_a_suffix_needs_a_model_that_fills_gaps(tmp_path: Path) -> None:
 
     async def having(caller: Caller) -> None:
         services = caller.api.services
-        services.text._tokenizer.add_special_tokens(["<fim_prefix>", "<fim_suffix>", "<fim_middle>"])
+        services.tokenizer._tokenizer.add_special_tokens(["<fim_prefix>", "<fim_suffix>", "<fim_middle>"])
         await caller.answer(COMPLETIONS, {"prompt": "a", "suffix": "b"})
-        names = [services.text._tokenizer.id_to_token(id) for id in caller.api.engine.submits[-1].prompt]
+        names = [services.tokenizer._tokenizer.id_to_token(id) for id in caller.api.engine.submits[-1].prompt]
         assert names == ["<fim_prefix>", "a", "<fim_suffix>", "b", "<fim_middle>"]
         # A prompt begins as the tokenizer begins texts, also where what it ends texts with is not wanted.
         ends = [("<|im_start|>", 256), ("<|im_end|>", 257)]
         whole = processors.TemplateProcessing(single="<|im_start|> $A <|im_end|>", special_tokens=ends)
-        services.text._tokenizer.post_processor = whole
+        services.tokenizer._tokenizer.post_processor = whole
         await caller.answer(COMPLETIONS, {"prompt": ["a", ""], "suffix": "b"})
         for submit, prefix in zip(caller.api.engine.submits[-2:], (["a"], []), strict=True):
-            names = [services.text._tokenizer.id_to_token(id) for id in submit.prompt]
+            names = [services.tokenizer._tokenizer.id_to_token(id) for id in submit.prompt]
             assert names == ["<|im_start|>", "<fim_prefix>", *prefix, "<fim_suffix>", "b", "<fim_middle>"]
         found = await caller.error(COMPLETIONS, {"prompt": [1, 2], "suffix": "b"})
         assert found == (400, "invalid_type", "prompt")

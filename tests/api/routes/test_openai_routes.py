@@ -48,7 +48,7 @@ def test_an_adapter_is_named_to_the_engine_with_its_own_eos(tmp_path: Path) -> N
         submit = caller.api.engine.submits[-1]
         assert submit.adapter == "print-of-one"
         assert [adapter.id for adapter in caller.api.engine.registered] == ["one"]
-        assert set(submit.params.eos_token_ids) == {7, *caller.api.services.text.eos_token_ids}
+        assert set(submit.params.eos_token_ids) == {7, *caller.api.services.tokenizer.eos_token_ids}
         await caller.answer(COMPLETIONS, {"model": "tiny", "prompt": "a"})
         assert caller.api.engine.submits[-1].adapter is None
         await caller.answer(COMPLETIONS, {"model": "two", "adapter_source": "shelf", "prompt": "a"})
