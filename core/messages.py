@@ -98,7 +98,7 @@ FromLoader: TypeAlias = PreparedAdapter | ConfigAccepted | LoaderFailure
 
 
 class Hello(msgspec.Struct, frozen=True, tag=True):
-    """A client's first message. Sent again, it asks whether the engine is still the same."""
+    """A client's first message. Sent again, it checks whether the engine is still the same."""
 
 
 class AddRequest(msgspec.Struct, frozen=True, tag=True):

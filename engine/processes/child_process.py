@@ -27,7 +27,7 @@ RESTART_SECONDS = 0.5
 """Time between the end of a process and its restart."""
 
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MOTET_HUB_TOKEN")
-"""Environment variables for plugins, kept from the ranks and the loader, because these read foreign files."""
+"""Environment variables that the ranks and the loader do not get, because they read foreign files."""
 
 
 @dataclass

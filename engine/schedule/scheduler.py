@@ -1,8 +1,8 @@
 """Decides, step by step, which sequences run and with how many tokens.
 
-Continuous batching (Yu et al., "Orca", OSDI 2022) over paged blocks (Kwon et al., "PagedAttention", SOSP 2023). The
-questions that it asks are answered in files of their own: the order of sequences (priority.py), what a step contains
-(batch.py), who starts (admission.py), who makes room (preemption.py) and which adapter does (adapter_eviction.py).
+Continuous batching (Yu et al., "Orca", OSDI 2022) over paged blocks (Kwon et al., "PagedAttention", SOSP 2023). Each
+rule has a file: the order of sequences (priority.py), the content of a step (batch.py), which waiting sequences start
+(admission.py), which running sequences make room (preemption.py), and which adapters do (adapter_eviction.py).
 """
 
 from __future__ import annotations
