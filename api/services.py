@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib.metadata import version
 
-from motet.api.adapters.adapters import Adapters
-from motet.api.adapters.messages import ServedAdapter
+from motet.api.adapters.registry import AdapterRegistry, ServedAdapter
 from motet.api.grammar_checker import GrammarChecker
 from motet.api.http.caller import Caller
 from motet.api.http.drain import Drain
@@ -37,7 +36,7 @@ class Services:
     settings: Settings
     tokenizer: ModelTokenizer
     engine: EngineClient
-    adapters: Adapters
+    adapters: AdapterRegistry
     renderer: TemplateRenderer
     plugins: PluginRegistry
     model_name: str

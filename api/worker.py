@@ -14,7 +14,7 @@ import msgspec
 from hypercorn.asyncio import serve
 from loguru import logger
 
-from motet.api.adapters.wiring import worker_adapters
+from motet.api.adapters.remote_registry import open_registry
 from motet.api.app import create_app
 from motet.api.batches.runner import BatchRunner
 from motet.api.http import hypercorn_patches
@@ -39,7 +39,7 @@ async def run(deployment: Deployment, heartbeat: Heartbeat) -> None:
     plugins = PluginRegistry.load()
     plugins.configure(settings)
     engine = EngineClient(deployment.engine_address, deployment.state_address)
-    async with worker_adapters(deployment, plugins, engine) as adapters:
+    async with open_registry(deployment, plugins) as adapters:
         services = Services(
             settings=settings,
             tokenizer=ModelTokenizer(Path(deployment.model_directory)),

@@ -9,6 +9,7 @@ process that misses one makes it again.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -22,7 +23,15 @@ from pathlib import Path
 import msgspec
 from loguru import logger
 
-from motet.api.adapters.outcomes import Loaded
+from motet.core.adapters import AdapterRef
+from motet.core.messages import PreparedAdapter
+
+
+def copy_directory(cache: Path, ref: AdapterRef, revision: str) -> Path:
+    """Where the cache has, or would have, the files of `ref` at `revision`."""
+    name = "\0".join((ref.source, ref.id, revision))
+    return cache / hashlib.sha256(name.encode()).hexdigest()[:32]
+
 
 FOLDERS = ("merged", "adapters", "prepared")
 """Merges leave before anything else: they are made from what the other folders have."""
@@ -37,6 +46,21 @@ KEEP = 0.9
 """How much of the limit is kept when it was passed, so that not every load has to remove something."""
 
 AUTO_BYTES = 20 << 30
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """An adapter's own files, and what the loader made of them.
+
+    `copied`: `directory` is the cache's copy. Elsewhere it is the source's own, and may lie on a mount that hangs.
+    """
+
+    directory: Path
+    prepared: PreparedAdapter
+    copied: bool = False
+
+    def intact(self) -> bool:
+        """Whether the files in the cache are still there; caches may be emptied by hand."""
+        return (not self.copied or self.directory.is_dir()) and all(Path(f).is_file() for f in self.prepared.files)
 
 
 class _Entry(msgspec.Struct):

@@ -15,11 +15,13 @@ from pathlib import Path
 
 import msgspec
 
-from motet.api.adapters.listings import SIMILAR, Listings
+from motet.api.adapters.listing import SIMILAR, Listings
 from motet.core import error_codes
 from motet.core.adapters import AdapterListing, AdapterRef, AdapterSource
+from motet.core.deployment import Deployment
 from motet.core.errors import InvalidRequest, MotetError, NotFound, StartupError, from_info
 from motet.core.excerpt import shortened
+from motet.core.paths import cache_directory
 
 MAX_NAME = 512
 
@@ -37,6 +39,13 @@ class NameRules(msgspec.Struct, frozen=True):
     def is_base(self, model: str, source: str | None = None) -> bool:
         """Whether `model` is the base, by a name of its own or by none; with `source`, a name is that source's id."""
         return model == "" or (source is None and (model == self.base_name or model in self.base_aliases))
+
+
+def name_rules(deployment: Deployment) -> NameRules:
+    """What names mean on the server that `deployment` describes."""
+    settings = deployment.settings
+    aliases = (*settings.model_alias, *deployment.model_aliases)
+    return NameRules(deployment.model_name, settings.default_source, cache_directory(), aliases)
 
 
 class AdapterNames:
@@ -57,7 +66,7 @@ class AdapterNames:
         """Give up a listing that is being made."""
         await self._listings.close()
 
-    async def name(self, model: str, source: str | None) -> AdapterRef:
+    async def find(self, model: str, source: str | None) -> AdapterRef:
         """The adapter that `model` names, which is not the base; with `source`, `model` is that source's id.
 
         Raises InvalidRequest for an unknown `source` or an ambiguous alias, NotFound for what can be none.

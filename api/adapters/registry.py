@@ -1,144 +1,71 @@
-"""The adapter registry: what a name means, who may use it, and its files, fetched and prepared. One for each server.
+"""The adapter registry's methods, and what they return: the same in one process and between several.
 
-    name ──> AdapterRef ──resolve──> authorised ──load──> fetched, prepared ──(several)──> merged
+    name ──find──> AdapterRef ──serve──> ServedAdapter, authorised, fetched and prepared
 
-Every caller is authorised by the adapter's source (authorisations.py); what was loaded for one is shared by all.
+`local_registry.py` implements them; `remote_registry.py` calls them in another process.
 """
 
 from __future__ import annotations
 
-import asyncio
-import math
-import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeVar, cast
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 
-from motet.api.adapters.authorisations import Authorisations, Grant
-from motet.api.adapters.disk_cache import DiskCache
-from motet.api.adapters.generations import Generations
-from motet.api.adapters.loads import AdapterLoads
-from motet.api.adapters.merges import AdapterMerges
-from motet.api.adapters.messages import ListAdapters, Name, Question, Resolve, Serve, ServedAdapter, ServeMerged
-from motet.api.adapters.names import AdapterNames, NameRules
-from motet.api.adapters.outcomes import OF_THE_CALLER, Loaded, LoadLimits
-from motet.api.adapters.preparer import Loader, Preparer
-from motet.api.adapters.public_records import PublicRecords
-from motet.core import error_codes
-from motet.core.adapters import AdapterRef, AdapterSource, ResolvedAdapter
-from motet.core.errors import InvalidRequest, MotetError, NotFound, Overloaded, Unavailable, from_info
-from motet.core.messages import MAX_PARTS
-
-T = TypeVar("T")
+from motet.core.adapters import AdapterListing, AdapterRef, ResolvedAdapter
+from motet.core.messages import PreparedAdapter
 
 
-class AdapterRegistry:
-    """Everything between a request's `model` and a prepared adapter; `api/adapters/adapters.py` says what is raised."""
+class ServedAdapter(msgspec.Struct, frozen=True):
+    """An adapter that the caller may use: its reference, its files, and their prepared form.
 
-    def __init__(
-        self,
-        sources: Mapping[str, AdapterSource],
-        loader: Loader,
-        names: NameRules,
-        limits: LoadLimits | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._limits = limits or LoadLimits()
-        self._names = AdapterNames(sources, names)
-        preparer = Preparer(loader, self._limits)
-        self._loads = AdapterLoads(sources, preparer, names.cache / "adapters", self._limits)
-        self._generations = Generations(self._limits.remembered)
-        self._merges = AdapterMerges(preparer, self._limits)
-        self._cache = DiskCache(names.cache, self._limits.cache_bytes)
-        self._cache.make_room()  # of what earlier servers left
-        self._records = PublicRecords(names.cache)
-        self._authorisations = {
-            name: Authorisations(source, self._limits, self._records, clock) for name, source in sources.items()
-        }
+    Of merged adapters, `ref` and `directory` are the first one's, and so are its chat template and end-of-text ids.
+    """
 
-    async def ask(self, question: Question[T]) -> T:
-        """The answer to `question`. Raises MotetError."""
-        return cast(T, await self._answer(question))
-
-    async def close(self) -> None:
-        """Give up every look-up and every load."""
-        for authorisations in self._authorisations.values():
-            await authorisations.close()
-        await self._names.close()
-        await self._loads.close()
-        await self._merges.close()
-        await asyncio.to_thread(self._cache.close)
-
-    def _answer(self, question: Question[T]) -> Awaitable[Any]:
-        match question:
-            case Name():
-                return self._names.name(question.model, question.source)
-            case Resolve():
-                return self._resolve(question.ref, question.token)
-            case Serve():
-                return self._serve(question)
-            case ServeMerged():
-                return self._serve_merged(question)
-            case ListAdapters():
-                return self._names.listing()
-        raise TypeError(question)
-
-    async def _serve(self, question: Serve) -> ServedAdapter:
-        loaded = await self._load(question.ref, question.token, question.owner)
-        return ServedAdapter(question.ref, loaded.directory, loaded.prepared)
-
-    async def _serve_merged(self, question: ServeMerged) -> ServedAdapter:
-        if not 1 <= len(question.parts) <= MAX_PARTS:
-            raise InvalidRequest(
-                f"{len(question.parts)} adapters cannot be merged; give 1 to {MAX_PARTS}", param="merged_adapters"
-            )
-        refs, weights = zip(*question.parts, strict=True)
-        if not all(map(math.isfinite, weights)):
-            raise InvalidRequest("every weight must be a finite number", param="merged_adapters")
-        owner = question.owner
-        loads = (self._load(ref, token, owner) for ref, token in zip(refs, question.tokens, strict=True))
-        outcomes = await asyncio.gather(*loads, return_exceptions=True)
-        parts = [_loaded(ref, outcome) for ref, outcome in zip(refs, outcomes, strict=True)]
-        merged = await self._merges.get(list(zip(parts, weights, strict=True)), question.owner)
-        self._cache.use(merged)
-        return ServedAdapter(refs[0], merged.directory, merged.prepared)
-
-    async def _load(self, ref: AdapterRef, token: str | None, owner: str) -> Loaded:
-        token = token or None
-        authorisations = self._authorisations[ref.source]
-        grant = await self._authorise(ref, token)
-        try:
-            loaded = await self._loads.get(grant.resolved, token, owner)
-        except OF_THE_CALLER:
-            authorisations.end(ref, token)
-            raise
-        except (Unavailable, Overloaded) as error:
-            if error.code == error_codes.STORAGE_FULL:
-                self._cache.make_room()
-            return self._generations.earlier(ref, error)
-        self._generations.loaded(ref, loaded)
-        self._cache.use(loaded)
-        if grant.public and loaded.copied and not self._records.is_noted(ref, grant.resolved.revision):
-            await asyncio.to_thread(self._records.note, ref, grant.resolved.revision)
-        return loaded
-
-    async def _resolve(self, ref: AdapterRef, token: str | None) -> ResolvedAdapter:
-        return (await self._authorise(ref, token or None)).resolved
-
-    async def _authorise(self, ref: AdapterRef, token: str | None) -> Grant:
-        try:
-            return await self._authorisations[ref.source].authorise(ref, token)
-        except NotFound as error:
-            raise await self._names.with_suggestion(ref, error) from None
+    ref: AdapterRef
+    directory: Path
+    prepared: PreparedAdapter
 
 
-def _loaded(ref: AdapterRef, outcome: Loaded | BaseException) -> Loaded:
-    """A part's load, or its failure with the part's name."""
-    if isinstance(outcome, MotetError):
-        info = outcome.info()
-        message = info.message if str(ref) in info.message else f"{ref}: {info.message}"
-        raise from_info(msgspec.structs.replace(info, message=message, param="merged_adapters"))
-    if isinstance(outcome, BaseException):
-        raise outcome
-    return outcome
+class AdapterRegistry(ABC):
+    """Finds, authorises and loads adapters. Every method raises Unavailable when the registry's process goes away.
+
+    Arguments and results must be types that msgspec can encode: `remote_registry.py` sends them to another process.
+    `owner` is the caller's API key; limits hold per owner.
+    """
+
+    @abstractmethod
+    async def find(self, model: str, source: str | None) -> AdapterRef | None:
+        """Return the adapter that `model` names, None for the base model; `source` is the body's adapter_source.
+
+        Raises NotFound for what can never be an adapter, InvalidRequest for an unknown source and for an
+        alias that two sources claim. Calls sources for their listings only.
+        """
+
+    @abstractmethod
+    async def resolve(self, ref: AdapterRef, token: str | None) -> ResolvedAdapter:
+        """Return the present revision of `ref`, if `token` may use it; loads nothing. Raises as `serve` does."""
+
+    @abstractmethod
+    async def serve(self, ref: AdapterRef, token: str | None, owner: str = "") -> ServedAdapter:
+        """Authorise `token` for `ref` and load it.
+
+        Raises NotFound, Unauthenticated, Forbidden, AdapterRefused, Overloaded or Unavailable. A load that failed
+        for another reason than the caller's token is not tried again for some seconds.
+        """
+
+    @abstractmethod
+    async def serve_merged(
+        self, parts: Sequence[tuple[AdapterRef, float]], tokens: Sequence[str | None], owner: str = ""
+    ) -> ServedAdapter:
+        """Load the weighted sum of `parts`, each authorised for its own token.
+
+        Raises as `serve` does for the first part that fails, naming it; InvalidRequest for no parts, more than
+        MAX_PARTS, or a weight that is not finite; AdapterRefused if the ranks add up to too much; Overloaded
+        when `owner` has had too many new merges made.
+        """
+
+    @abstractmethod
+    async def listing(self) -> Sequence[AdapterListing]:
+        """Return the adapters that sources list, sorted by canonical id, with their unambiguous aliases."""

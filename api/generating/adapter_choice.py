@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from msgspec.structs import replace
 
-from motet.api.adapters.messages import ServedAdapter
+from motet.api.adapters.registry import ServedAdapter
 from motet.api.http.caller import Caller
 from motet.api.schema.adapter_fields import AdapterChoice
 from motet.api.services import Services
@@ -29,7 +29,7 @@ async def resolve_adapter(services: Services, request: AdapterChoice, caller: Ca
     """
     source = request.adapter_source
     alternative = "adapter_id" if request.adapter_id else "merged_adapters" if request.merged_adapters else None
-    ref = await services.adapters.name(request.model, None if alternative else source)
+    ref = await services.adapters.find(request.model, None if alternative else source)
     if ref is not None and alternative:
         raise InvalidRequest(
             f"{alternative} requires that model names the base model; here it names an adapter", param=alternative
@@ -38,11 +38,12 @@ async def resolve_adapter(services: Services, request: AdapterChoice, caller: Ca
         return await _resolve_merged(services, request, caller)
     with _errors_at(alternative or "model"):
         if request.adapter_id:
-            ref = await services.adapters.name(request.adapter_id, source)
+            ref = await services.adapters.find(request.adapter_id, source)
         if ref is None:
             return None
         caller.record.adapter = str(ref)
         served = await services.adapters.serve(ref, caller.source_token(ref.source, request.api_token), caller.owner)
+    await services.engine.register(served.prepared)
     caller.record.generation = served.prepared.fingerprint[:FINGERPRINT_CHARACTERS]
     return served
 
@@ -54,7 +55,7 @@ async def _resolve_merged(services: Services, request: AdapterChoice, caller: Ca
     for index, id in enumerate(merged.ids):
         param = f"merged_adapters.ids[{index}]"
         with _errors_at(param):
-            ref = await services.adapters.name(id, request.adapter_source)
+            ref = await services.adapters.find(id, request.adapter_source)
         if ref is None:
             raise InvalidRequest("the base model cannot be merged", param=param)
         refs.append(ref)
@@ -62,6 +63,7 @@ async def _resolve_merged(services: Services, request: AdapterChoice, caller: Ca
     tokens = [caller.source_token(ref.source, request.api_token) for ref in refs]
     caller.record.adapter = "+".join(map(str, refs))
     served = await services.adapters.serve_merged(list(zip(refs, weights, strict=True)), tokens, caller.owner)
+    await services.engine.register(served.prepared)
     caller.record.generation = served.prepared.fingerprint[:FINGERPRINT_CHARACTERS]
     return served
 

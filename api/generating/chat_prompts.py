@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import msgspec
 
-from motet.api.adapters.messages import ServedAdapter
+from motet.api.adapters.registry import ServedAdapter
 from motet.api.generating.context_limit import prompt_too_long
 from motet.api.generating.prompts import encode, refuse_too_long
 from motet.api.generating.tools import ToolUse, tool_parser

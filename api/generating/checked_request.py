@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from motet.api.adapters.messages import ServedAdapter
+from motet.api.adapters.registry import ServedAdapter
 from motet.api.generating.adapter_choice import resolve_adapter
 from motet.api.generating.sampling_params import priority, sampling_params, truncated
 from motet.api.http.caller import Caller

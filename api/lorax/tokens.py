@@ -10,7 +10,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 from quart import Blueprint, Response, g
 
-from motet.api.adapters.messages import ServedAdapter
+from motet.api.adapters.registry import ServedAdapter
 from motet.api.generating.adapter_choice import resolve_adapter
 from motet.api.generating.chat_prompts import find_template, render_chat
 from motet.api.generating.logprobs import readable

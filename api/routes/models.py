@@ -95,7 +95,7 @@ async def model_card(services: Services, model: str) -> ModelCard:
 
     Raises NotFound, or Unauthenticated or Forbidden if the source does not show it to this caller.
     """
-    ref = await services.adapters.name(model, None)
+    ref = await services.adapters.find(model, None)
     cards = await model_cards(services)
     if ref is None:
         return cards[0]

@@ -59,7 +59,7 @@ class ApiProcesses:
         )
 
     def _launch_registry(self, start: ChildStart) -> subprocess.Popen[bytes]:
-        return start_child("motet.api.adapters.process", self._deployment, start, variables=self._variables)
+        return start_child("motet.api.adapters.registry_process", self._deployment, start, variables=self._variables)
 
     def _forget_gauges(self, pid: int) -> None:
         """What a dead worker had open is over; what it counted stays counted."""

@@ -113,7 +113,7 @@ def streams(world: World, per_worker: int) -> Iterator[list[tuple[httpx2.Respons
 
 def test_a_cold_adapter_is_loaded_once_for_all_workers(world: World) -> None:
     assert len(world.workers()) == 2
-    assert len(world.processes("motet.api.adapters.process")) == 1
+    assert len(world.processes("motet.api.adapters.registry_process")) == 1
     world.hub.delay = 0.2  # so that all ask before it is there
     with ThreadPoolExecutor(24) as threads, streams(world, per_worker=1):
         tokens = [TOKEN, TOKEN, TOKEN, "hf_stranger"] * 6
@@ -158,7 +158,7 @@ def test_a_killed_registry_fails_what_it_was_asked_and_comes_back(world: World) 
     with ThreadPoolExecutor(1) as threads:
         asked = threads.submit(world.ask, "org/late")
         until(lambda: any("org/late" in path for _, path in world.hub.requests))
-        (registry,) = world.processes("motet.api.adapters.process")
+        (registry,) = world.processes("motet.api.adapters.registry_process")
         begun = time.monotonic()
         registry.send_signal(signal.SIGKILL)
         answer = asked.result()

@@ -9,9 +9,8 @@ import pytest
 from loguru import logger
 from support.scripted_registry import FakeLoader
 
-from motet.api.adapters.messages import ListAdapters, Name, Serve
+from motet.api.adapters.local_registry import LocalRegistry
 from motet.api.adapters.names import NameRules
-from motet.api.adapters.registry import AdapterRegistry
 from motet.api.server.cli import build_parser
 from motet.core.adapters import AdapterRef, AdapterSource
 from motet.core.errors import AdapterRefused, MotetError, NotFound, Unavailable
@@ -177,24 +176,30 @@ def test_a_name_with_an_at_sign_is_the_directory_of_that_name(tmp_path: Path) ->
         found(source, "name", "v3")
 
 
+async def named(registry: LocalRegistry, name: str, source: str | None) -> AdapterRef:
+    ref = await registry.find(name, source)
+    assert ref is not None
+    return ref
+
+
 def test_every_listed_id_can_be_named_and_served(tmp_path: Path) -> None:
     for name in ("name", "name@v2", "a b", "a:b", "team/run", "é", "x@y@z"):
         make_adapter(tmp_path / "root" / name)
     source = source_over(tmp_path / "root")
-    registry = AdapterRegistry({"local": source}, FakeLoader(), NameRules("base", "local", tmp_path / "cache"))
+    registry = LocalRegistry({"local": source}, FakeLoader(), NameRules("base", "local", tmp_path / "cache"))
 
     async def body() -> None:
-        entries = await registry.ask(ListAdapters())
+        entries = await registry.listing()
         assert len(entries) == 7
         for entry in entries:
             for name in filter(None, (str(entry.ref), entry.alias)):
-                served = await registry.ask(Serve(await registry.ask(Name(name, None)), None))
+                served = await registry.serve(await named(registry, name, None), None)
                 assert served.directory == tmp_path / "root" / entry.ref.id
-        served = await registry.ask(Serve(await registry.ask(Name("name@v2", "local")), None))
+        served = await registry.serve(await named(registry, "name@v2", "local"), None)
         assert served.directory == tmp_path / "root" / "name@v2"
         path = tmp_path / "root" / "name"
         for name, where in ((str(path), "local"), (f"local:{path}", None)):
-            served = await registry.ask(Serve(await registry.ask(Name(name, where)), None))
+            served = await registry.serve(await named(registry, name, where), None)
             assert served.directory == path
         await registry.close()
 

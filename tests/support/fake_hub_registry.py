@@ -6,10 +6,9 @@ from pathlib import Path
 
 from support.scripted_registry import FakeLoader
 
-from motet.api.adapters.messages import Serve
+from motet.api.adapters.limits import LoadLimits
+from motet.api.adapters.local_registry import LocalRegistry
 from motet.api.adapters.names import NameRules
-from motet.api.adapters.outcomes import LoadLimits
-from motet.api.adapters.registry import AdapterRegistry
 from motet.core.adapters import AdapterRef
 from motet.core.settings import Settings
 from motet.plugins.hub import HubAdapters
@@ -24,10 +23,10 @@ class HubRegistry:
         self.now = 0.0
         names = NameRules("base", "hub", cache)
         limits = LoadLimits(refresh_wait_seconds=0.1)
-        self.registry = AdapterRegistry({"hub": source}, FakeLoader(), names, limits, lambda: self.now)
+        self.registry = LocalRegistry({"hub": source}, FakeLoader(), names, limits, lambda: self.now)
 
     async def serve(self, ref: AdapterRef, token: str | None = None) -> str:
-        return (await self.registry.ask(Serve(ref, token))).prepared.id
+        return (await self.registry.serve(ref, token)).prepared.id
 
     async def __aenter__(self) -> HubRegistry:
         return self

@@ -14,9 +14,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from motet.api.adapters.adapters import Adapters
+from motet.api.adapters.local_registry import LocalRegistry
 from motet.api.adapters.names import NameRules
-from motet.api.adapters.registry import AdapterRegistry
 from motet.api.services import Services
 from motet.api.storage.database import Database
 from motet.core.adapters import AdapterListing, AdapterRef, AdapterSource, ResolvedAdapter
@@ -225,13 +224,13 @@ async def scripted_api(
     settings = settings or Settings()
     names = NameRules("tiny", "shelf", root / "cache", settings.model_alias)
     loader = ScriptedLoader(BaseTokens(directory), text.vocab_size)
-    registry = AdapterRegistry(plugins.adapter_sources.items, loader, names)
+    registry = LocalRegistry(plugins.adapter_sources.items, loader, names)
     renderer = TemplateRenderer()
     services = Services(
         settings=settings,
         tokenizer=text,
         engine=engine,  # type: ignore[arg-type]
-        adapters=Adapters(registry, engine, names),
+        adapters=registry,
         renderer=renderer,
         plugins=plugins,
         model_name="tiny",

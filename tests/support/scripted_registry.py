@@ -10,23 +10,18 @@ import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 import pytest
 
-from motet.api.adapters.adapters import Adapters
-from motet.api.adapters.client import RegistryClient
-from motet.api.adapters.messages import Question
+from motet.api.adapters.limits import LoadLimits
+from motet.api.adapters.local_registry import LocalRegistry
 from motet.api.adapters.names import NameRules
-from motet.api.adapters.outcomes import LoadLimits
-from motet.api.adapters.process import RegistryServer
 from motet.api.adapters.registry import AdapterRegistry
+from motet.api.adapters.remote_registry import RegistryServer, RemoteRegistry
 from motet.core.adapters import AdapterListing, AdapterRef, AdapterSource, ResolvedAdapter
 from motet.core.errors import Forbidden, MotetError, NotFound
 from motet.core.messages import AdapterPart, PreparedAdapter
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -126,42 +121,31 @@ class FakeLoader:
         return PreparedAdapter(content, f"fp-{content}", (str(prepared),), (), 8)
 
 
-@dataclass
-class FakeEngine:
-    """Remembers what was registered."""
-
-    registered: set[str] = field(default_factory=set)
-
-    async def register(self, adapter: PreparedAdapter) -> None:
-        await asyncio.sleep(0)
-        self.registered.add(adapter.fingerprint)
-
-
-class OverSocket:
-    """A registry that is asked over a real socket; both ends are in this process."""
+class OverSocket(RemoteRegistry):
+    """A registry that is called over a real socket, connected at the first call; both ends are in this process."""
 
     in_use = False
     opened: list[OverSocket] = []  # noqa: RUF012
 
-    def __init__(self, registry: AdapterRegistry, place: Path) -> None:
+    def __init__(self, registry: LocalRegistry, place: Path, names: NameRules) -> None:
         self._registry = registry
         self._address = f"ipc://{place}/s"
-        self._client: RegistryClient | None = None
+        self._server: RegistryServer | None = None
+        super().__init__(self._address, names)
 
-    async def ask(self, question: Question[T]) -> T:
-        if self._client is None:
-            self._client = RegistryClient(self._address)
+    async def call(self, method: str, arguments: bytes) -> bytes:
+        if self._server is None:
             self._server = RegistryServer(self._registry, self._address)
-            self._answering = asyncio.create_task(self._server.run())
+            self._serving = asyncio.create_task(self._server.run())
             self.opened.append(self)
-            await self._client.start()
-        return await self._client.ask(question)
+            await self.start()
+        return await super().call(method, arguments)
 
     async def close(self) -> None:
-        assert self._client is not None
-        await self._client.close()
-        self._answering.cancel()
-        await asyncio.gather(self._answering, return_exceptions=True)
+        assert self._server is not None
+        await super().close()
+        self._serving.cancel()
+        await asyncio.gather(self._serving, return_exceptions=True)
         await self._server.close()
 
 
@@ -175,14 +159,15 @@ class Setup:
         self.now = 1000.0
         limits = {"authorisation_seconds": 0, "unknown_seconds": 0, **limits}
         self.hub, self.demo = ScriptedSource(), ScriptedSource()
-        self.engine, self.loader = FakeEngine(), FakeLoader()
+        self.loader = FakeLoader()
         self.cache = cache / "adapters"
         names = NameRules("smollm2", "hub", cache)
         sources = {"hub": self.hub, "demo": self.demo}
         converted = msgspec.convert(limits, LoadLimits)
-        self.registry = AdapterRegistry(sources, self.loader, names, converted, lambda: self.now)
-        asked = OverSocket(self.registry, Path(tempfile.mkdtemp())) if OverSocket.in_use else self.registry
-        self.adapters = Adapters(asked, self.engine, names)
+        self.registry = LocalRegistry(sources, self.loader, names, converted, lambda: self.now)
+        self.adapters: AdapterRegistry = self.registry
+        if OverSocket.in_use:
+            self.adapters = OverSocket(self.registry, Path(tempfile.mkdtemp()), names)
 
     def publish(self, name: str = "org/pirate", revision: str = "r1", tokens: set[str | None] | None = None) -> None:
         self.hub.published[name] = Published(revision, tokens)

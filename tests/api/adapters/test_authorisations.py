@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 from support.scripted_registry import Published, ScriptedSource, Setup, failure, run, until
 
-from motet.api.adapters.authorisations import Authorisations
-from motet.api.adapters.outcomes import LoadLimits
-from motet.api.adapters.public_records import PublicRecords
+from motet.api.adapters.authorisations import Authorisations, PublicRecords
+from motet.api.adapters.limits import LoadLimits
 from motet.core.adapters import AdapterRef, ResolvedAdapter
 from motet.core.errors import Forbidden, MotetError, NotFound, SourceOffline, Unavailable
 

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 from support.scripted_registry import Setup, failure, run
 
-from motet.api.adapters import disk_cache, merges
-from motet.api.adapters.disk_cache import IN_USE_SECONDS, LEFTOVER_SECONDS, DiskCache
-from motet.api.adapters.outcomes import Loaded
+from motet.api.adapters import disk_cache, merging
+from motet.api.adapters.disk_cache import IN_USE_SECONDS, LEFTOVER_SECONDS, DiskCache, Loaded
 from motet.core.adapters import AdapterRef
 from motet.core.errors import Overloaded
 from motet.core.messages import PreparedAdapter
@@ -149,7 +148,7 @@ def test_new_merges_of_a_caller_are_limited(tmp_path: Path, monkeypatch: pytest.
         await merge(0.3)
         await merge(0.4, "bob")
         await merge(0.4)  # which is there by now
-        monkeypatch.setattr(merges, "MINUTE", 0.0)
+        monkeypatch.setattr(merging, "MINUTE", 0.0)
         await merge(0.5)
         await s.registry.close()
 

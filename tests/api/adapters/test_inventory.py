@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from support.log_lines import log_lines
 
-from motet.api.adapters import inventory
-from motet.api.adapters.inventory import log_inventory
+from motet.api.adapters import listing
+from motet.api.adapters.listing import log_inventory
 from motet.core.adapters import AdapterListing, AdapterRef, AdapterSource, ResolvedAdapter
 from motet.engine.adapters.peft_config import read_config
 from motet.plugins.directories import DirectoryAdapters
@@ -73,8 +73,8 @@ def test_the_start_says_what_there_is_and_what_cannot_be_served(tmp_path: Path) 
 
 
 def test_a_directory_of_many_is_checked_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inventory, "MAX_CHECKED", 4)
-    monkeypatch.setattr(inventory, "MAX_LOGGED", 1)
+    monkeypatch.setattr(listing, "MAX_CHECKED", 4)
+    monkeypatch.setattr(listing, "MAX_LOGGED", 1)
     for number in range(6):
         write(tmp_path, f"a{number}", use_dora=True, arrow_config={"top_k": 1})
     checker = Checker()
@@ -89,7 +89,7 @@ def test_a_directory_of_many_is_checked_in_part(tmp_path: Path, monkeypatch: pyt
 def test_a_loader_that_goes_away_ends_the_check_quietly(tmp_path: Path) -> None:
     class Gone(Checker):
         async def check_config(self, directory: str) -> None:
-            raise inventory.MotetError("the adapter loader went away")
+            raise listing.MotetError("the adapter loader went away")
 
     write(tmp_path, "good")
     with log_lines() as lines:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.scripted_registry import Published, Setup, failure, run, until
 
-from motet.api.adapters.messages import ServedAdapter
+from motet.api.adapters.registry import ServedAdapter
 from motet.core.adapters import AdapterRef
 from motet.core.errors import AdapterRefused, Forbidden, InvalidRequest, NotFound, Unavailable
 from motet.core.messages import MAX_PARTS
@@ -37,7 +37,6 @@ def test_parts_are_loaded_once_and_merged_once(tmp_path: Path) -> None:
         assert others == [first] * 4
         assert (first.ref, first.prepared.id) == (A, MERGED)
         assert (first.directory / "adapter_config.json").read_text() == "org/a r1"
-        assert s.engine.registered == {f"fp-{MERGED}"}
         assert sorted(s.loader.prepared) == sorted([MERGED, "org/a r1", "org/b r1"])
         assert s.hub.count("fetch") == 2
 

@@ -9,10 +9,8 @@ from hypothesis import strategies as st
 from loguru import logger
 from support.scripted_registry import FakeLoader, ScriptedSource, Setup, failure, run
 
-from motet.api.adapters.adapters import Adapters
-from motet.api.adapters.names import AdapterNames, NameRules
-from motet.api.adapters.registry import AdapterRegistry
-from motet.api.adapters.wiring import name_rules
+from motet.api.adapters.local_registry import LocalRegistry
+from motet.api.adapters.names import AdapterNames, NameRules, name_rules
 from motet.core.adapters import AdapterListing, AdapterRef
 from motet.core.deployment import Deployment
 from motet.core.errors import InvalidRequest, NotFound, StartupError
@@ -35,9 +33,9 @@ def test_each_form_of_a_name(tmp_path: Path) -> None:
             "org/name@refs/pr/1": AdapterRef("hub", "org/name", "refs/pr/1"),
         }
         for text, ref in names.items():
-            assert await s.adapters.name(text, None) == ref
-        assert await s.adapters.name("org/name@v1", "demo") == AdapterRef("demo", "org/name@v1")
-        assert await s.adapters.name("smollm2", "demo") == AdapterRef("demo", "smollm2")
+            assert await s.adapters.find(text, None) == ref
+        assert await s.adapters.find("org/name@v1", "demo") == AdapterRef("demo", "org/name@v1")
+        assert await s.adapters.find("smollm2", "demo") == AdapterRef("demo", "smollm2")
         assert s.hub.count("resolve") + s.demo.count("resolve") == 0
 
     run(body)
@@ -51,7 +49,7 @@ NO_ADAPTERS += ["de\u202emo:x", "a\nb", "\0", "x" * 513, "/etc/passwd", "hub", "
 def test_what_can_be_no_adapter_is_not_found(tmp_path: Path, model: str) -> None:
     async def body() -> None:
         s = Setup(tmp_path)
-        error = await failure(s.adapters.name(model, None))
+        error = await failure(s.adapters.find(model, None))
         assert isinstance(error, NotFound)
         assert (error.param, error.code) == ("model", "model_not_found")
         assert s.hub.count("resolve") == 0
@@ -61,7 +59,7 @@ def test_what_can_be_no_adapter_is_not_found(tmp_path: Path, model: str) -> None
 
 def test_who_names_no_model_is_told_where_they_are_listed(tmp_path: Path) -> None:
     async def body() -> None:
-        error = await failure(Setup(tmp_path).adapters.name("gpt-4", None))
+        error = await failure(Setup(tmp_path).adapters.find("gpt-4", None))
         assert isinstance(error, NotFound)
         assert "GET /v1/models" in error.message
         assert "smollm2" in error.message
@@ -71,14 +69,14 @@ def test_who_names_no_model_is_told_where_they_are_listed(tmp_path: Path) -> Non
 
 def test_an_unknown_source_is_named_with_the_known_ones(tmp_path: Path) -> None:
     async def body() -> None:
-        error = await failure(Setup(tmp_path).adapters.name("x", "pbase"))
+        error = await failure(Setup(tmp_path).adapters.find("x", "pbase"))
         assert isinstance(error, InvalidRequest)
         assert error.param == "adapter_source"
         assert "demo, hub" in error.message
 
     run(body)
     with pytest.raises(StartupError, match="--default-source"):
-        AdapterRegistry({}, FakeLoader(), NameRules("base", "hub", tmp_path))
+        LocalRegistry({}, FakeLoader(), NameRules("base", "hub", tmp_path))
 
 
 def test_an_alias_that_two_sources_claim_is_refused(tmp_path: Path) -> None:
@@ -86,7 +84,7 @@ def test_an_alias_that_two_sources_claim_is_refused(tmp_path: Path) -> None:
         s = Setup(tmp_path)
         s.listed(s.hub, "hub", "pirate")
         s.listed(s.demo, "demo", "pirate", "terse")
-        error = await failure(s.adapters.name("pirate", None))
+        error = await failure(s.adapters.find("pirate", None))
         assert isinstance(error, InvalidRequest)
         assert "demo:pirate or hub:pirate" in error.message
         listing = await s.adapters.listing()
@@ -100,7 +98,7 @@ def test_an_alias_that_two_sources_claim_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_source_that_cannot_be_listed_takes_no_alias_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("motet.api.adapters.listings.LISTING_SECONDS", 0.0)
+    monkeypatch.setattr("motet.api.adapters.listing.LISTING_SECONDS", 0.0)
 
     async def body() -> None:
         s = Setup(tmp_path)
@@ -109,7 +107,7 @@ def test_a_source_that_cannot_be_listed_takes_no_alias_away(tmp_path: Path, monk
         assert len(await s.adapters.listing()) == 1  # no source speaks for another
         s.demo.errors["listing"] = OSError("away")
         s.hub.errors["listing"] = KeyError("broken")
-        assert await s.adapters.name("terse", None) == AdapterRef("demo", "terse")
+        assert await s.adapters.find("terse", None) == AdapterRef("demo", "terse")
 
     run(body)
 
@@ -122,7 +120,7 @@ IDS = st.text(SAFE, min_size=1, max_size=40)
 def test_a_reference_reads_back_as_it_is_written(id: str, revision: str | None) -> None:
     ref = AdapterRef("demo", id, revision)
     names = AdapterNames({"demo": ScriptedSource()}, NameRules("smollm2", "demo", Path()))
-    assert asyncio.run(names.name(str(ref), None)) == ref
+    assert asyncio.run(names.find(str(ref), None)) == ref
 
 
 @pytest.mark.parametrize("name", ["org/base", "hub:org/base", "org/base@v1", "served", "other"])
@@ -132,10 +130,9 @@ def test_the_bases_own_hub_id_names_the_base(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("MOTET_CACHE", str(tmp_path))
 
     async def body() -> None:
-        s = Setup(tmp_path)
-        adapters = Adapters(s.registry, s.engine, name_rules(deployment))
-        assert await adapters.name(name, None) is None
-        assert await adapters.name("org/base", "hub") == AdapterRef("hub", "org/base")  # a source's own id stays one
+        adapters = LocalRegistry({"hub": ScriptedSource()}, FakeLoader(), name_rules(deployment))
+        assert await adapters.find(name, None) is None
+        assert await adapters.find("org/base", "hub") == AdapterRef("hub", "org/base")  # a source's own id stays one
 
     run(body)
     assert "HuggingFaceTB/SmolLM2-135M-Instruct" in Smollm2().locate("smollm2").aliases
@@ -161,7 +158,7 @@ def test_a_name_that_is_nearly_right_is_answered_with_the_right_one(
         s.demo.aliases.append(AdapterListing(AdapterRef("demo", "team/poet")))
 
         async def served() -> None:
-            ref = await s.adapters.name(model, None)
+            ref = await s.adapters.find(model, None)
             assert ref is not None
             await s.adapters.serve(ref, None)
 
@@ -174,7 +171,7 @@ def test_a_name_that_is_nearly_right_is_answered_with_the_right_one(
 
 
 def test_a_listing_that_fails_is_logged_once_with_its_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("motet.api.adapters.listings.LISTING_SECONDS", 0.0)
+    monkeypatch.setattr("motet.api.adapters.listing.LISTING_SECONDS", 0.0)
     lines: list[str] = []
 
     async def body() -> None:
@@ -207,15 +204,15 @@ def test_the_first_requests_all_wait_for_the_first_listing(tmp_path: Path) -> No
     async def body() -> None:
         s = Setup(tmp_path)
         s.listed(s.demo, "demo", "terse")
-        found = await asyncio.gather(*(s.adapters.name("terse", None) for _ in range(20)))
+        found = await asyncio.gather(*(s.adapters.find("terse", None) for _ in range(20)))
         assert set(found) == {AdapterRef("demo", "terse")}
 
     run(body)
 
 
 def test_a_source_that_hangs_delays_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("motet.api.adapters.listings.LISTING_SECONDS", 0.0)
-    monkeypatch.setattr("motet.api.adapters.listings.LISTING_WAIT", 0.01)
+    monkeypatch.setattr("motet.api.adapters.listing.LISTING_SECONDS", 0.0)
+    monkeypatch.setattr("motet.api.adapters.listing.LISTING_WAIT", 0.01)
 
     async def body() -> None:
         s = Setup(tmp_path)
@@ -225,7 +222,7 @@ def test_a_source_that_hangs_delays_no_name(tmp_path: Path, monkeypatch: pytest.
         await asyncio.sleep(0.05)
         async with asyncio.timeout(5):
             for _ in range(50):
-                assert await s.adapters.name("terse", None) == AdapterRef("demo", "terse")
+                assert await s.adapters.find("terse", None) == AdapterRef("demo", "terse")
         assert s.hub.count("listing") == 2
         await s.registry.close()
 

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from support.scripted_registry import failure
 
-from motet.api.adapters.messages import Serve
+from motet.api.adapters.limits import LoadLimits
+from motet.api.adapters.local_registry import LocalRegistry
 from motet.api.adapters.names import NameRules
-from motet.api.adapters.outcomes import LoadLimits
-from motet.api.adapters.registry import AdapterRegistry
 from motet.core.adapters import AdapterRef
 from motet.core.errors import AdapterRefused, Unavailable
 from motet.core.messages import AdapterPart, PreparedAdapter
@@ -50,10 +49,10 @@ class Server:
         source.configure(Settings(adapter_root=(str(place / "root"),)))
         self.loader = ReadingLoader()
         names = NameRules("base", "local", place / "cache")
-        self.registry = AdapterRegistry({"local": source}, self.loader, names, LoadLimits(failure_seconds=0.0))
+        self.registry = LocalRegistry({"local": source}, self.loader, names, LoadLimits(failure_seconds=0.0))
 
     async def serve(self) -> str:
-        return (await self.registry.ask(Serve(SUPPORT, None))).prepared.id
+        return (await self.registry.serve(SUPPORT, None)).prepared.id
 
 
 def write(path: Path, text: str, age: float = 0.0) -> None:

@@ -9,7 +9,7 @@ import pytest
 from loguru import logger
 from support.scripted_registry import Published, Setup, failure, run, until
 
-from motet.api.adapters.messages import ServedAdapter
+from motet.api.adapters.registry import ServedAdapter
 from motet.core.adapters import AdapterRef, ResolvedAdapter
 from motet.core.errors import AdapterRefused, Forbidden, NotFound, Overloaded, Unavailable
 from motet.core.messages import AdapterPart, PreparedAdapter
@@ -18,7 +18,7 @@ PIRATE = AdapterRef("hub", "org/pirate")
 pytestmark = pytest.mark.usefixtures("registry_place")
 
 
-def test_an_adapter_is_fetched_prepared_and_registered_once(tmp_path: Path) -> None:
+def test_an_adapter_is_fetched_prepared_once(tmp_path: Path) -> None:
     async def body() -> None:
         s = Setup(tmp_path)
         s.publish()
@@ -28,7 +28,6 @@ def test_an_adapter_is_fetched_prepared_and_registered_once(tmp_path: Path) -> N
         assert first.directory == again.directory
         assert first.directory.parent == s.cache
         assert again.ref.revision == "main"
-        assert s.engine.registered == {"fp-org/pirate r1"}
         assert (s.hub.count("resolve"), s.hub.count("fetch"), len(s.loader.prepared)) == (2, 1, 1)
 
         s.publish(revision="r2")

@@ -7,13 +7,12 @@ from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.scripted_registry import FakeEngine, FakeLoader, Published, ScriptedSource
+from support.scripted_registry import FakeLoader, Published, ScriptedSource
 
-from motet.api.adapters.adapters import Adapters
-from motet.api.adapters.messages import ServedAdapter
+from motet.api.adapters.limits import LoadLimits
+from motet.api.adapters.local_registry import LocalRegistry
 from motet.api.adapters.names import NameRules
-from motet.api.adapters.outcomes import LoadLimits
-from motet.api.adapters.registry import AdapterRegistry
+from motet.api.adapters.registry import ServedAdapter
 from motet.core.adapters import AdapterRef
 from motet.core.errors import AdapterRefused, Forbidden
 
@@ -58,13 +57,12 @@ class Run:
     """One sequence of actions, each followed by some turns of the event loop."""
 
     def __init__(self, cache: Path) -> None:
-        self.world, self.loader, self.engine = ScriptedSource(), FakeLoader(), FakeEngine()
+        self.world, self.loader = ScriptedSource(), FakeLoader()
         for name in NAMES:
             self.world.published[name] = Published("r0", set(TOKENS))
         names = NameRules("base", "hub", cache)
         limits = LoadLimits(failure_seconds=0.01, authorisation_seconds=0)
-        registry = AdapterRegistry({"hub": self.world}, self.loader, names, limits)
-        self.adapters = Adapters(registry, self.engine, names)
+        self.adapters = LocalRegistry({"hub": self.world}, self.loader, names, limits)
         self.was_broken = False
 
     async def act(self, action: Serve | Publish | Break) -> None:
@@ -96,7 +94,6 @@ class Run:
                 name, revision = outcome.prepared.id.split()
                 assert name == caller.name
                 assert revision in verdicts
-                assert outcome.prepared.fingerprint in self.engine.registered
                 assert (outcome.directory / "adapter_config.json").read_text() == outcome.prepared.id
             case Forbidden():
                 assert None in verdicts

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from motet.api.adapters.size_limit import LARGEST, largest_adapter
+from motet.api.adapters.limits import LARGEST, largest_adapter
 from motet.engine.adapters.lora_tensors import largest_adapter as loaders_limit
 from motet.engine.models.config import read_config
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.scripted_registry import Setup, failure, run, until
 
-from motet.api.adapters import fetches
+from motet.api.adapters import source_calls
 from motet.core.adapters import AdapterRef, ResolvedAdapter
 from motet.core.errors import AdapterRefused, Overloaded, Unavailable
 
@@ -122,7 +122,7 @@ def test_a_fetch_that_drips_is_ended(tmp_path: Path) -> None:
 
 
 def test_a_fetch_that_brings_too_much_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetches, "BESIDE_WEIGHTS", 0)
+    monkeypatch.setattr(source_calls, "BESIDE_WEIGHTS", 0)
 
     async def body() -> None:
         s = Setup(tmp_path, watch_seconds=0.02, largest_adapter=999)

@@ -169,6 +169,9 @@ def test_adapters_alone_and_merged(tmp_path: Path) -> None:
         assert (headers["x-adapter-id"], headers["x-adapter-source"]) == ("one", "shelf")
         merged = {"ids": ["shelf:one", "shelf:two"], "weights": [0.5, 2], "merge_strategy": "linear", "density": 0.0}
         _, _, headers = await post(caller, "/generate", body(merged_adapters=merged))
+        assert [adapter.fingerprint for adapter in caller.api.engine.registered][-1:] == [
+            caller.api.engine.submits[-1].adapter
+        ]
         assert caller.api.engine.submits[-1].adapter == "print-of-one*0.5+two*2"
         assert headers["x-adapter-id"] == "shelf:one,shelf:two"
         for none in (None, "", "__base_model__"):

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, Generic, TypeVar
 
+from motet.api.adapters.disk_cache import Loaded
+from motet.api.adapters.limits import LoadLimits
+from motet.api.adapters.source_calls import presentable
 from motet.core import error_codes
-from motet.core.errors import Overloaded, Unavailable
+from motet.core.errors import AdapterRefused, Forbidden, MotetError, NotFound, Overloaded, Unauthenticated, Unavailable
 
 Key = TypeVar("Key", bound=Hashable)
 Result = TypeVar("Result")
@@ -79,3 +84,49 @@ class SingleFlight(Generic[Key, Result]):
         self._abandoned.discard(task)
         if not task.cancelled():
             task.exception()  # it has been seen, even if every caller has gone
+
+
+Value = TypeVar("Value")
+
+# Failures that depend on whose token was sent, and so say nothing about another caller's chances.
+OF_THE_CALLER = (Unauthenticated, Forbidden, NotFound)
+
+
+class Outcomes(Generic[Key]):
+    """What is known of finished loads; of each kind the `remembered` used last."""
+
+    def __init__(self, limits: LoadLimits) -> None:
+        self._limits = limits
+        self._done: OrderedDict[Key, Loaded] = OrderedDict()
+        self._failed: OrderedDict[Key, tuple[float, MotetError]] = OrderedDict()
+
+    def known(self, key: Key) -> Loaded | None:
+        """The finished load for `key`, if there is one. Raises its failure, if that is fresh."""
+        if (loaded := self._done.get(key)) is not None:
+            if loaded.intact():
+                self._done.move_to_end(key)
+                return loaded
+            del self._done[key]
+        if (failure := self._failed.get(key)) is not None:
+            until, error = failure
+            if time.monotonic() < until:
+                raise presentable(error)
+            del self._failed[key]
+        return None
+
+    def done(self, key: Key, loaded: Loaded) -> None:
+        """Remember a load that went well."""
+        self._keep(self._done, key, loaded)
+
+    def failed(self, key: Key, error: MotetError) -> None:
+        """Remember a load that failed, if that says something about the next one."""
+        if not isinstance(error, OF_THE_CALLER):
+            limits = self._limits
+            lasts = limits.refusal_seconds if isinstance(error, AdapterRefused) else limits.failure_seconds
+            self._keep(self._failed, key, (time.monotonic() + lasts, error))
+
+    def _keep(self, cache: OrderedDict[Key, Value], key: Key, value: Value) -> None:
+        cache[key] = value
+        cache.move_to_end(key)
+        if len(cache) > self._limits.remembered:
+            cache.popitem(last=False)

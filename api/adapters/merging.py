@@ -9,10 +9,11 @@ from typing import TypeAlias
 
 import msgspec
 
+from motet.api.adapters.disk_cache import Loaded
+from motet.api.adapters.limits import LoadLimits
 from motet.api.adapters.load_log import load_stage
-from motet.api.adapters.outcomes import Loaded, LoadLimits, Outcomes
-from motet.api.adapters.preparer import Preparer
-from motet.api.adapters.single_flight import SingleFlight
+from motet.api.adapters.loading import Preparer
+from motet.api.adapters.shared_work import Outcomes, SingleFlight
 from motet.core import error_codes
 from motet.core.errors import MotetError, Overloaded
 from motet.core.messages import AdapterPart

@@ -11,21 +11,19 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import msgspec
 from loguru import logger
 
-from motet.api.adapters.copies import copy_directory
-from motet.api.adapters.fetches import FetchSlots, watched
+from motet.api.adapters.disk_cache import Loaded, copy_directory
+from motet.api.adapters.limits import LoadLimits
 from motet.api.adapters.load_log import load_stage
-from motet.api.adapters.outcomes import OF_THE_CALLER, Loaded, LoadLimits, Outcomes
-from motet.api.adapters.preparer import Preparer
-from motet.api.adapters.single_flight import SingleFlight
-from motet.api.adapters.source_calls import call_source, check_result
+from motet.api.adapters.shared_work import OF_THE_CALLER, Outcomes, SingleFlight
+from motet.api.adapters.source_calls import FetchSlots, call_source, check_result, presentable, unavailable, watched
 from motet.core import error_codes
 from motet.core.adapters import AdapterSource, ResolvedAdapter
 from motet.core.blocking_calls import BlockingCalls
@@ -33,6 +31,36 @@ from motet.core.disk_space import cache_is_full, is_disk_full
 from motet.core.errors import AdapterRefused, MotetError, NotFound, Overloaded, Unavailable
 from motet.core.messages import AdapterPart, PreparedAdapter
 from motet.core.paths import sync_directory
+
+
+class Loader(Protocol):
+    """What is needed of the loader's client."""
+
+    async def prepare(self, parts: Sequence[AdapterPart]) -> PreparedAdapter:
+        """Parse, check and cut the sum of the adapters in `parts`. Raises AdapterRefused, Unavailable."""
+
+
+class Preparer:
+    """The loader, with a limit on what is asked of it at once and a time-out."""
+
+    def __init__(self, loader: Loader, limits: LoadLimits) -> None:
+        self._loader = loader
+        self._seconds = limits.prepare_seconds
+        self._slots = asyncio.Semaphore(limits.preparations)
+
+    async def prepare(self, name: str, parts: Sequence[AdapterPart]) -> PreparedAdapter:
+        """The sum of `parts`, called `name` in errors, prepared. Raises AdapterRefused, Unavailable."""
+        async with self._slots:
+            try:
+                async with asyncio.timeout(self._seconds):
+                    return await self._loader.prepare(parts)
+            except TimeoutError:
+                raise unavailable(f"{name} was not prepared within {self._seconds:g} s") from None
+            except MotetError as error:
+                for part in parts:
+                    error = presentable(error, part.directory)
+                raise error from None
+
 
 Key: TypeAlias = tuple[str, str]  # id and revision at one source
 
@@ -102,7 +130,7 @@ class SourceLoads:
         try:
             prepared = await self._prepare(adapter, directory, preparer)
         except AdapterRefused as error:
-            # Files are absent, truncated or damaged also while somebody writes them.
+            # Files are absent, truncated or damaged also while they are being written.
             settled = error.code != error_codes.ADAPTER_UNREADABLE or not await self._is_recent(directory)
             if settled and not await self._is_changed(adapter, token):
                 raise

@@ -16,6 +16,38 @@ LARGEST = 8 << 30
 FP32 = 4
 
 
+class LoadLimits(msgspec.Struct, frozen=True):
+    """Limits on loading. Times are in seconds; counts are for each source, but for the caches'.
+
+    `merges_per_minute` are new merges of one caller; `cache_bytes` is --cache-size (None: auto).
+    """
+
+    authorisation_seconds: float = 60.0
+    stale_seconds: float = 24 * 3600.0
+    refresh_wait_seconds: float = 2.0
+    retry_seconds: float = 5.0
+    unknown_seconds: float = 10.0
+    resolve_seconds: float = 30.0
+    fetch_seconds: float = 600.0
+    prepare_seconds: float = 300.0
+    writing_seconds: float = 5.0
+    abandoned_seconds: float = 10.0
+    slot_seconds: float = 10.0
+    watch_seconds: float = 1.0
+    stall_seconds: float = 60.0
+    stall_bytes: int = 64 << 10
+    largest_adapter: int = 8 << 30
+    failure_seconds: float = 10.0
+    refusal_seconds: float = 300.0
+    fetches: int = 4
+    preparations: int = 4
+    waiting: int = 64
+    remembered: int = 1024
+    authorisations: int = 8192
+    merges_per_minute: int = 30
+    cache_bytes: int | None = None
+
+
 class _Config(msgspec.Struct):
     hidden_size: int
     intermediate_size: int

@@ -1,0 +1,190 @@
+"""The adapter registry: what a name means, who may use it, and its files, fetched and prepared. One for each server.
+
+    name ──> AdapterRef ──resolve──> authorised ──load──> fetched, prepared ──(several)──> merged
+
+Every caller is authorised by the adapter's source (authorisations.py); what was loaded for one is shared by all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+from loguru import logger
+
+from motet.api.adapters.authorisations import Authorisations, Grant, PublicRecords
+from motet.api.adapters.disk_cache import DiskCache, Loaded
+from motet.api.adapters.limits import LoadLimits, largest_adapter
+from motet.api.adapters.listing import log_inventory
+from motet.api.adapters.loading import AdapterLoads, Loader, Preparer
+from motet.api.adapters.merging import AdapterMerges
+from motet.api.adapters.names import AdapterNames, NameRules, name_rules
+from motet.api.adapters.registry import AdapterRegistry, ServedAdapter
+from motet.api.adapters.shared_work import OF_THE_CALLER
+from motet.core import error_codes
+from motet.core.adapters import AdapterListing, AdapterRef, AdapterSource, ResolvedAdapter
+from motet.core.deployment import Deployment
+from motet.core.errors import InvalidRequest, MotetError, NotFound, Overloaded, Unavailable, from_info
+from motet.core.messages import MAX_PARTS
+from motet.core.plugin_registry import PluginRegistry
+from motet.engine.client.loader_client import LoaderClient
+
+
+class Generations:
+    """What each reference meant when it last loaded, of the `limit` references used last. Authorises nobody."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._loaded: OrderedDict[AdapterRef, tuple[Loaded, bool]] = OrderedDict()
+
+    def loaded(self, ref: AdapterRef, loaded: Loaded) -> None:
+        """`ref` has been loaded as `loaded`."""
+        self._loaded[ref] = (loaded, False)
+        self._loaded.move_to_end(ref)
+        if len(self._loaded) > self._limit:
+            self._loaded.popitem(last=False)
+
+    def earlier(self, ref: AdapterRef, error: MotetError) -> Loaded:
+        """What `ref` was before its present generation, which failed with `error`. Raises `error` if unknown."""
+        loaded, logged = self._loaded.get(ref, (None, False))
+        if loaded is None or not loaded.intact():
+            raise error
+        if not logged:
+            logger.warning("{}: the earlier generation is served; the new one is not loaded: {}", ref, error.message)
+            self._loaded[ref] = (loaded, True)
+        return loaded
+
+
+class LocalRegistry(AdapterRegistry):
+    """Everything between a request's `model` and a prepared adapter; `api/adapters/registry.py` says what is raised."""
+
+    def __init__(
+        self,
+        sources: Mapping[str, AdapterSource],
+        loader: Loader,
+        names: NameRules,
+        limits: LoadLimits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._limits = limits or LoadLimits()
+        self._rules = names
+        self._names = AdapterNames(sources, names)
+        preparer = Preparer(loader, self._limits)
+        self._loads = AdapterLoads(sources, preparer, names.cache / "adapters", self._limits)
+        self._generations = Generations(self._limits.remembered)
+        self._merges = AdapterMerges(preparer, self._limits)
+        self._cache = DiskCache(names.cache, self._limits.cache_bytes)
+        self._cache.make_room()  # of what earlier servers left
+        self._records = PublicRecords(names.cache)
+        self._authorisations = {
+            name: Authorisations(source, self._limits, self._records, clock) for name, source in sources.items()
+        }
+
+    async def find(self, model: str, source: str | None) -> AdapterRef | None:
+        """As `AdapterRegistry.find`."""
+        return None if self._rules.is_base(model, source) else await self._names.find(model, source)
+
+    async def resolve(self, ref: AdapterRef, token: str | None) -> ResolvedAdapter:
+        """As `AdapterRegistry.resolve`."""
+        return (await self._authorise(ref, token or None)).resolved
+
+    async def serve(self, ref: AdapterRef, token: str | None, owner: str = "") -> ServedAdapter:
+        """As `AdapterRegistry.serve`."""
+        loaded = await self._load(ref, token, owner)
+        return ServedAdapter(ref, loaded.directory, loaded.prepared)
+
+    async def serve_merged(
+        self, parts: Sequence[tuple[AdapterRef, float]], tokens: Sequence[str | None], owner: str = ""
+    ) -> ServedAdapter:
+        """As `AdapterRegistry.serve_merged`."""
+        if not 1 <= len(parts) <= MAX_PARTS:
+            raise InvalidRequest(
+                f"{len(parts)} adapters cannot be merged; give 1 to {MAX_PARTS}", param="merged_adapters"
+            )
+        refs, weights = zip(*parts, strict=True)
+        if not all(map(math.isfinite, weights)):
+            raise InvalidRequest("every weight must be a finite number", param="merged_adapters")
+        loads = (self._load(ref, token, owner) for ref, token in zip(refs, tokens, strict=True))
+        outcomes = await asyncio.gather(*loads, return_exceptions=True)
+        loaded = [_loaded(ref, outcome) for ref, outcome in zip(refs, outcomes, strict=True)]
+        merged = await self._merges.get(list(zip(loaded, weights, strict=True)), owner)
+        self._cache.use(merged)
+        return ServedAdapter(refs[0], merged.directory, merged.prepared)
+
+    async def listing(self) -> Sequence[AdapterListing]:
+        """As `AdapterRegistry.listing`."""
+        return await self._names.listing()
+
+    async def close(self) -> None:
+        """Give up every look-up and every load."""
+        for authorisations in self._authorisations.values():
+            await authorisations.close()
+        await self._names.close()
+        await self._loads.close()
+        await self._merges.close()
+        await asyncio.to_thread(self._cache.close)
+
+    async def _load(self, ref: AdapterRef, token: str | None, owner: str) -> Loaded:
+        token = token or None
+        authorisations = self._authorisations[ref.source]
+        grant = await self._authorise(ref, token)
+        try:
+            loaded = await self._loads.get(grant.resolved, token, owner)
+        except OF_THE_CALLER:
+            authorisations.end(ref, token)
+            raise
+        except (Unavailable, Overloaded) as error:
+            if error.code == error_codes.STORAGE_FULL:
+                self._cache.make_room()
+            return self._generations.earlier(ref, error)
+        self._generations.loaded(ref, loaded)
+        self._cache.use(loaded)
+        if grant.public and loaded.copied and not self._records.is_noted(ref, grant.resolved.revision):
+            await asyncio.to_thread(self._records.note, ref, grant.resolved.revision)
+        return loaded
+
+    async def _authorise(self, ref: AdapterRef, token: str | None) -> Grant:
+        try:
+            return await self._authorisations[ref.source].authorise(ref, token)
+        except NotFound as error:
+            raise await self._names.with_suggestion(ref, error) from None
+
+
+def _loaded(ref: AdapterRef, outcome: Loaded | BaseException) -> Loaded:
+    """A part's load, or its failure with the part's name."""
+    if isinstance(outcome, MotetError):
+        info = outcome.info()
+        message = info.message if str(ref) in info.message else f"{ref}: {info.message}"
+        raise from_info(msgspec.structs.replace(info, message=message, param="merged_adapters"))
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
+
+
+@asynccontextmanager
+async def open_local_registry(deployment: Deployment, plugins: PluginRegistry) -> AsyncIterator[LocalRegistry]:
+    """A registry in this process, connected to the loader. Raises StartupError for a setting that is wrong."""
+    loader = LoaderClient(deployment.loader_address)
+    settings = deployment.settings
+    limits = LoadLimits(
+        authorisation_seconds=settings.authorisation_seconds,
+        stale_seconds=settings.stale_authorisation_seconds,
+        largest_adapter=largest_adapter(Path(deployment.model_directory), settings.max_adapter_rank),
+        cache_bytes=settings.size("cache_size"),
+    )
+    registry = LocalRegistry(plugins.adapter_sources.items, loader, name_rules(deployment), limits)
+    await loader.start()
+    inventory = asyncio.create_task(log_inventory(plugins.adapter_sources.items, loader))
+    try:
+        yield registry
+    finally:
+        inventory.cancel()
+        await asyncio.gather(inventory, return_exceptions=True)
+        await registry.close()
+        await loader.close()
