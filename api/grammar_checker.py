@@ -1,4 +1,4 @@
-"""`response_format` as a grammar that is known to compile, so that a bad one is a 400 before anything runs."""
+"""Turns `response_format` into a grammar and compiles it in a subprocess, so that an invalid one is a 400 at once."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ MAX_WAITING = 64
 MAX_CACHED = 256
 _SCHEMA = re.compile(r"at \d+\(\d+\): failed to compile JSON schema: (.*?)\n +\d+ \| .*", re.DOTALL)
 _SCHEMAS = {"json_schema": "response_format.json_schema.schema", "json_object": "response_format.schema"}
-"""Where the schema of an output format stands."""
+"""The field that contains an output format's schema."""
 
 _ADVICE = {
     "oneOf constraints": "oneOf with alternatives that overlap cannot be enforced; use anyOf, or leave strict out",
     "Resource ": "$ref to another document is not followed; put the definition under $defs",
 }
-"""The library's messages that advise what a caller cannot do, by their beginnings, and what to say instead."""
+"""llguidance's messages with advice that callers cannot follow, by prefix, and what to report instead."""
 
 TOO_SLOW = "it takes too long to compile"
 
@@ -41,7 +41,7 @@ _WORKER, _TASK = "motet.engine.client.grammar_worker", "their grammar compiled"
 
 
 class GrammarChecker:
-    """Compiles each new grammar once, in a process of its own, and remembers the latest ones and what came of them.
+    """Compiles each new grammar once, in a subprocess, and caches the latest results.
 
     Call close() at the end, in the same event loop.
     """
@@ -49,11 +49,11 @@ class GrammarChecker:
     def __init__(self) -> None:
         self._formats = BlockingCalls("output-formats", per_key=8)
         self._results: OrderedDict[GrammarSpec, tuple[str, float]] = OrderedDict()
-        # Grammars that take their whole time delay no other owner's, and nothing else of the server.
+        # Separate processes: a slow grammar delays neither other owners' grammars nor anything else.
         self._workers = SubprocessPool(_WORKER, _TASK, MAX_SECONDS, count=2, room=MAX_WAITING)
 
     async def close(self) -> None:
-        """End the processes."""
+        """Stop the processes."""
         await self._workers.close()
 
     async def grammar_for(
@@ -61,18 +61,18 @@ class GrammarChecker:
     ) -> GrammarSpec | None:
         """The grammar for `response_format`, or None for free text. Raises InvalidRequest naming the field.
 
-        It is compiled in its turn among those of other owners.
+        Owners take turns for compiling.
         """
         if response_format is None:
             return None
         kind = response_format.get("type")
         if not isinstance(kind, str):
             code = error_codes.INVALID_TYPE if "type" in response_format else error_codes.MISSING_REQUIRED_PARAMETER
-            raise InvalidRequest("response_format.type must be a text", param="response_format.type", code=code)
+            raise InvalidRequest("response_format.type must be a string", param="response_format.type", code=code)
         if kind not in formats:
             known = ", ".join(sorted(formats))
             raise InvalidRequest(
-                f"no output format is called {kind[:64]!r}; this server has: {known}", param="response_format.type"
+                f"no output format is called {kind[:64]!r}; available: {known}", param="response_format.type"
             )
         spec = await self._grammar_spec(kind, formats[kind], response_format)
         if spec is not None:
@@ -82,13 +82,13 @@ class GrammarChecker:
     async def _grammar_spec(
         self, kind: str, form: OutputFormat, response_format: Mapping[str, object]
     ) -> GrammarSpec | None:
-        """What the output format makes of the request, in a thread: a plugin's may block. Raises MotetError."""
+        """The output format's grammar, made in a thread, since a plugin may block. Raises MotetError."""
         try:
             async with asyncio.timeout(FORMAT_SECONDS):
                 spec = await self._formats.run(kind, lambda: form.grammar(response_format))
         except TimeoutError:
             raise Unavailable(
-                f"the output format {kind!r} did not answer within {FORMAT_SECONDS:g} s", param="response_format.type"
+                f"the output format {kind!r} did not respond within {FORMAT_SECONDS:g} s", param="response_format.type"
             ) from None
         if not isinstance(spec, GrammarSpec | None):
             name = f"{type(form).__module__}.{type(form).__qualname__}"
@@ -100,7 +100,7 @@ class GrammarChecker:
     ) -> None:
         """Raise InvalidRequest naming `param` if `spec` is too large, takes too long to compile, or is wrong.
 
-        Where a part of a JSON schema is at fault, that is named instead; `schema` is the field that holds the schema.
+        If a part of a JSON schema is at fault, its path is named instead; `schema` is the field with the schema.
         """
         if len(spec.text) > MAX_GRAMMAR_CHARACTERS:
             raise _refused(f"it has {len(spec.text)} characters; {MAX_GRAMMAR_CHARACTERS} are allowed", param)
@@ -115,18 +115,18 @@ class GrammarChecker:
         return problem if time.monotonic() < until else None
 
     async def _compile(self, spec: GrammarSpec, owner: str) -> str:
-        """What is wrong with a grammar that is new. Raises Overloaded, Unavailable."""
+        """The error of a new grammar, empty if it compiles. Raises Overloaded, Unavailable."""
         async with self._workers.acquire(owner) as worker:
-            if (cached := self._cached_problem(spec)) is not None:  # somebody else asked meanwhile
+            if (cached := self._cached_problem(spec)) is not None:  # another request compiled it meanwhile
                 return cached
             until = math.inf
             try:
                 problem = (await worker.exchange(msgspec.msgpack.encode(spec))).decode()
             except TooSlow:
-                # Not for good: it may have been the machine that was slow.
+                # Only for a while: the machine may have been slow.
                 problem, until = TOO_SLOW, time.monotonic() + BAN_SECONDS
             except Crashed:
-                problem = "compiling it ended the process that does that"
+                problem = "the compiler crashed on it"
         self._results[spec] = (problem, until)
         if len(self._results) > MAX_CACHED:
             self._results.popitem(last=False)
@@ -134,8 +134,8 @@ class GrammarChecker:
 
 
 def _refused(why: str, param: str, located: bool = False) -> InvalidRequest:
-    if (within := _SCHEMA.fullmatch(why)) is not None:  # the lines that follow are none that the caller wrote
+    if (within := _SCHEMA.fullmatch(why)) is not None:  # the caller did not write the lines that follow
         why = within[1]
     why = next((advice for start, advice in _ADVICE.items() if why.startswith(start)), shortened(why))
     where = f"{param}: " if located else ""
-    return InvalidRequest(f"the output grammar is refused: {where}{why}", param=param, code=error_codes.INVALID_GRAMMAR)
+    return InvalidRequest(f"the output grammar is invalid: {where}{why}", param=param, code=error_codes.INVALID_GRAMMAR)

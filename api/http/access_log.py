@@ -1,4 +1,4 @@
-"""One line and one count per request, at its end; a stream ends with its last byte, or when its client leaves."""
+"""Logs and counts each request at its end; a stream ends with its last byte, or when its client disconnects."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGIReceiveEvent, ASGISendCallable, Scope
 
 KEY = "motet.record"
-"""Where the ASGI scope has the request's record."""
+"""Key of the request's record in the ASGI scope."""
 
 QUIET_ROUTES = ("/", *HEALTH_PATHS, *READY_PATHS, *LIVE_PATHS, "/ping", "/startup", "/metrics")
-"""Probes and scrapes: GETs of these are `debug` lines unless they are refused, as by a missing key."""
+"""Probes and scrapes: GETs of these are logged at `debug`, unless they are refused, for example without a key."""
 
 STREAM_TYPES = ("text/event-stream", "application/x-ndjson")
 
 
 def with_access_log(app: ASGIFramework, access_log: bool) -> ASGIFramework:
-    """`app`, with a record for each HTTP request, which is logged (if `access_log`) and counted at its end."""
+    """Wrap `app`: each HTTP request has a record, which is logged (if `access_log`) and counted at the end."""
 
     async def asgi(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> Any:
         if scope["type"] != "http":
@@ -48,7 +48,7 @@ def with_access_log(app: ASGIFramework, access_log: bool) -> ASGIFramework:
 
 
 def start_record(request: Request) -> RequestRecord:
-    """The record of `request`, which has just come in."""
+    """The record of `request`, with its method and route filled in."""
     found = cast(dict[str, Any], request.scope).get(KEY)
     record = found if isinstance(found, RequestRecord) else RequestRecord()
     record.method = request.method
@@ -57,7 +57,7 @@ def start_record(request: Request) -> RequestRecord:
 
 
 def record_response(record: RequestRecord, response: Response) -> None:
-    """The head of the answer is known."""
+    """Add the response's status, and whether it is a stream."""
     record.status = response.status_code
     if record.status >= 400 and not record.error_code:
         record.error_code = f"http_{record.status}"

@@ -1,4 +1,4 @@
-"""API keys: who may use the server. A file has one a line, each as a name and the key's SHA-256, never the key.
+"""API keys. The key file has one per line: a name, the key's SHA-256 (never the key) and an optional mark.
 
 # name    sha256 of the key                                                    mark
 alice     9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
@@ -28,7 +28,7 @@ _LINE = re.compile(r"(?P<name>[A-Za-z0-9_.@-]{1,64})\s+(?:sha256:)?(?P<digest>[0
 
 @dataclass(frozen=True)
 class ApiKey:
-    """Whose a key is, and whether it may do what changes the server's state."""
+    """A key's name and digest, and whether it has admin rights."""
 
     name: str
     digest: bytes
@@ -36,23 +36,25 @@ class ApiKey:
 
 
 def new_key() -> str:
-    """A fresh key; 256 bits, so that its plain hash needs no salt."""
+    """A new random key; with 256 bits, its plain hash needs no salt."""
     return PREFIX + secrets.token_urlsafe(32)
 
 
 def key_line(name: str, key: str, admin: bool) -> str:
-    """The line of the file for a key. Raises StartupError for a name that the file cannot hold."""
+    """The key's line for the key file. Raises StartupError for an invalid name."""
     line = f"{name} {_digest(key).hex()}" + (" admin" if admin else "")
     if not _LINE.fullmatch(line):
-        raise StartupError(f"{name!r} is no name for a key: use 1 to 64 letters, digits, or any of _.@-", param="name")
+        raise StartupError(
+            f"{name!r} is not a valid key name: use 1 to 64 letters, digits, or any of _.@-", param="name"
+        )
     return line
 
 
 def read_keys(path: Path) -> list[ApiKey]:
-    """The keys in a file. Raises StartupError naming the line that is wrong."""
+    """The keys in a file. Raises StartupError naming the line at fault."""
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
-            raise StartupError(f"--api-keys: {path} has over {MAX_FILE_BYTES} bytes", param="api_keys")
+            raise StartupError(f"--api-keys: {path} is larger than {MAX_FILE_BYTES} bytes", param="api_keys")
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
@@ -64,30 +66,30 @@ def read_keys(path: Path) -> list[ApiKey]:
             continue
         match = _LINE.fullmatch(text)
         if match is None:
-            # Not quoted: somebody may have put a key there.
+            # Do not quote the line: it may contain a key.
             raise StartupError(
-                f"--api-keys: {path}, line {number}: it must be a name, the key's sha256 in hex, and perhaps `admin`; "
+                f"--api-keys: {path}, line {number}: expected a name, the key's sha256 in hex, and optionally `admin`; "
                 "`motet key NAME` makes one",
                 param="api_keys",
             )
         keys.append(ApiKey(match["name"], bytes.fromhex(match["digest"]), match["mark"] is not None))
     if not keys:
-        raise StartupError(f"--api-keys: {path} has no keys in it; `motet key NAME` makes one", param="api_keys")
+        raise StartupError(f"--api-keys: {path} contains no keys; `motet key NAME` makes one", param="api_keys")
     return keys
 
 
 class KeyRing:
-    """The keys of a file, read again when it changes; a new version that is broken changes nothing."""
+    """The keys of a file, reloaded when it changes; an invalid new version is ignored."""
 
     def __init__(self, path: Path) -> None:
-        """Raises StartupError if the file is missing or wrong."""
+        """Raises StartupError if the file is missing or invalid."""
         self._path = path
-        self._version = self._stamp()  # first, so that a change meanwhile is one
+        self._version = self._stamp()  # before reading, so that a change during the read is noticed
         self._keys = read_keys(path)
         self._checked = time.monotonic()
 
     def find(self, key: str) -> ApiKey | None:
-        """Whose `key` is; None if it is nobody's. Takes as long whichever it is."""
+        """The entry of `key`, or None if it is unknown. The time it takes does not depend on the key."""
         self._refresh()
         digest = _digest(key)
         match = None
@@ -107,7 +109,7 @@ class KeyRing:
         try:
             self._keys = read_keys(self._path)
         except StartupError as error:
-            logger.warning("{}; the keys stay as they were", error.message)
+            logger.warning("{}; keeping the previous keys", error.message)
         else:
             logger.info("{} API keys read from {}", len(self._keys), self._path)
 

@@ -1,4 +1,4 @@
-"""Who may pass: makes the Caller of every request, and refuses those without a key where there are keys."""
+"""Authentication: creates the Caller of every request, checks API keys, Host and Origin."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ PUBLIC_PATHS = (
     *("/", *HEALTH_PATHS, *READY_PATHS, *LIVE_PATHS, "/ping", "/startup"),
     *("/docs", "/openapi.json", "/version"),
 )
-"""GET of these needs no key, nor a host name that is known: they tell of the server, not of what it does."""
+"""GET of these needs no key and no known host name: they reveal nothing about requests or adapters."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 def install_access(app: Quart, settings: Settings) -> None:
-    """Give every request of `app` an id and a caller. Raises StartupError if the file of keys is wrong."""
+    """Give every request of `app` an id and a caller. Raises StartupError if the key file is invalid."""
     keys = KeyRing(Path(settings.api_keys)) if settings.api_keys else None
     origins = Origins(settings.cors_origin)
     hosts = _server_hosts(settings, origins)
@@ -72,7 +72,7 @@ def install_access(app: Quart, settings: Settings) -> None:
 
 
 def request_id(sent: str) -> str:
-    """The caller's own id of a request if it is well-formed, else a new one."""
+    """The client's id for the request if it is well-formed, else a new id."""
     return sent if _REQUEST_ID.fullmatch(sent) else f"req_{uuid.uuid4().hex}"
 
 
@@ -81,7 +81,7 @@ def _has_two_lengths(incoming: Request) -> bool:
 
 
 def _refuse_two_lengths(incoming: Request) -> None:
-    """Raise InvalidRequest for a body whose end a proxy may see elsewhere (RFC 9112, section 6.3)."""
+    """Raise InvalidRequest for a body with two lengths: a proxy may use the other one (RFC 9112, section 6.3)."""
     if _has_two_lengths(incoming):
         raise InvalidRequest(
             "send content-length or transfer-encoding, not both",
@@ -91,10 +91,10 @@ def _refuse_two_lengths(incoming: Request) -> None:
 
 
 def _refuse_foreign_pages(incoming: Request, origins: Origins, hosts: frozenset[str]) -> None:
-    """Where there are no keys, keep pages of other sites out, which browsers would let send much without asking.
+    """On a server without keys, refuse requests from web pages of other sites.
 
-    Raises Forbidden for a Host that is a name of none of `hosts`: a page whose site's name was turned into this
-    machine's address sends that; and for a change that a page of a foreign origin asks for.
+    Raises Forbidden for a Host that is not in `hosts`, which a page sends after DNS rebinding, and for a write from a
+    page of a foreign origin, which a browser sends without a preflight.
     """
     if origins.any:
         return
@@ -102,26 +102,26 @@ def _refuse_foreign_pages(incoming: Request, origins: Origins, hosts: frozenset[
     name = _host_name(host)
     if not (_is_address(name) or name.endswith(".localhost") or name in hosts or "*" in hosts):
         raise Forbidden(
-            f"this server has no API keys, and was called {name[:200]!r}, which is not a name that it knows; if it is "
-            f"right, start the server with --allowed-host {name[:200]}, or give it API keys"
+            f"the host name {name[:200]!r} is not allowed on this server without API keys; if it is correct, start the "
+            f"server with --allowed-host {name[:200]}, or enable API keys"
         )
-    origin = incoming.headers.get("origin", f"http://{host}")  # no browser: as if by a page of this server
+    origin = incoming.headers.get("origin", f"http://{host}")  # without the header, the client is not a browser
     is_own = origin in (f"http://{host}", f"https://{host}")
     if incoming.method not in ("GET", "HEAD") and not is_own and not origins.allow(origin):
         raise Forbidden(
-            f"pages of {origin[:200]} may not call this server; --cors-origin lets them, and API keys keep others out"
+            f"pages of {origin[:200]} may not call this server; allow them with --cors-origin, or enable API keys"
         )
 
 
 def _server_hosts(settings: Settings, origins: Origins) -> frozenset[str]:
-    """The names by which this server may be called."""
+    """The host names that requests may use for this server."""
     machine = socket.gethostname()
     named = (*settings.allowed_host, *origins.hosts)
     return frozenset(map(_host_name, ("", "localhost", settings.host, machine, machine.partition(".")[0], *named)))
 
 
 def _host_name(host: str) -> str:
-    """`host` in small letters, without port, the brackets of an IPv6 address, and a name's last dot."""
+    """`host` in lower case, without the port, the brackets of an IPv6 address and a trailing dot."""
     name = host.rpartition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
     return name.lower().removesuffix(".")
 

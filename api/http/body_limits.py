@@ -1,4 +1,4 @@
-"""How large a request's body may be, and how long it may take to arrive: uploads get more than JSON does."""
+"""Limits on the size and the arrival time of request bodies; uploads have larger ones than JSON."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from motet.core.errors import PayloadTooLarge
 UPLOAD_PATH = "/v1/files"
 MAX_UPLOAD_SECONDS = 3600
 UPLOAD_PACE = 64 << 10
-"""Bytes a second that an upload must make, beside the seconds that any body has."""
+"""Bytes per second at which an upload must arrive, in addition to BODY_SECONDS."""
 
 BODY_SECONDS = 60
 FORM_BYTES = 64 << 10
 FORM_PARTS = 8
-"""What an upload has beside the file's content."""
+"""Limits for an upload's form: its parts, and the bytes of each part except the file."""
 
 
 @asynccontextmanager
@@ -34,7 +34,7 @@ async def _arriving(seconds: float) -> AsyncIterator[None]:
 
 
 async def discard_body(request: Request) -> None:
-    """Read what is still to come of a body that is refused: a client that is cut off while it sends sees no answer."""
+    """Read and drop the rest of a refused body: a client that is cut off while sending sees no response."""
     with suppress(TimeoutError):
         async with asyncio.timeout(BODY_SECONDS):
             async for _ in request.body:
@@ -42,32 +42,32 @@ async def discard_body(request: Request) -> None:
 
 
 class LimitedRequest(Request):
-    """The application's requests, whose limits depend on their path."""
+    """A request with limits that depend on its path."""
 
     def __init__(self, method: str, scheme: str, path: str, *others: Any, **limits: Any) -> None:
         is_upload = method == "POST" and path == UPLOAD_PATH
         if is_upload:
-            limits["max_content_length"] = None  # the route knows what there is room for
-        # Quart's own limit is an asyncio.wait_for, which forgets (in Python 3.11) that it was cancelled when the
-        # body is complete at that moment: who leaves right after sending would be answered to the end.
+            limits["max_content_length"] = None  # the route checks the free space
+        # Quart's limit uses asyncio.wait_for, which in Python 3.11 loses a cancellation if the body completes at that
+        # moment: the server would go on answering a client that disconnects right after sending.
         limits["body_timeout"] = None
         super().__init__(method, scheme, path, *others, **limits)
-        if is_upload:  # else the form's reader takes the limit of other bodies for what may come at once
+        if is_upload:  # else the form parser applies the limit of other bodies to its buffer
             self.max_content_length = self.content_length
         self.max_form_parts, self.max_form_memory_size = FORM_PARTS, FORM_BYTES
 
     spool: Callable[[], BinaryIO] | None = None
-    """Makes the files that an upload's parts are written into."""
+    """Creates the files into which an upload's parts are written."""
 
     def make_form_data_parser(self) -> FormDataParser:
-        """Quart's, which writes files to where `spool` says instead of the directory for temporary files."""
+        """Quart's parser, which writes files into `spool()` instead of the temporary directory."""
         parser = super().make_form_data_parser()
         if (spool := self.spool) is not None:
             parser.stream_factory = lambda *_: spool()
         return parser
 
     async def get_data(self, *options: Any, **named: Any) -> Any:
-        """Quart's, for a while. Raises RequestTimeout."""
+        """The body. Raises RequestTimeout if it does not arrive in time."""
         async with _arriving(BODY_SECONDS):
             return await super().get_data(*options, **named)
 
@@ -76,7 +76,9 @@ class LimitedRequest(Request):
         async with _arriving(min(seconds, MAX_UPLOAD_SECONDS)):
             try:
                 await super()._load_form_data()
-            except RequestEntityTooLarge:  # only the form can be: the file's size was checked by the length
+            except (
+                RequestEntityTooLarge
+            ):  # only the form can exceed a limit: the file's size was checked by content-length
                 raise PayloadTooLarge(
-                    f"an upload's form has at most {FORM_PARTS} parts, and {FORM_BYTES} bytes in each but the file"
+                    f"an upload's form may have {FORM_PARTS} parts, and {FORM_BYTES} bytes in each part except the file"
                 ) from None

@@ -1,6 +1,6 @@
-"""Who asks, and what they prove: an API key's owner, and the tokens that adapter sources may see.
+"""The caller of a request: the API key's owner, and the tokens for adapter sources.
 
-Nothing secret in here is ever logged or sent back.
+Its secrets are never logged or sent back.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ HUB = "hub"
 
 @dataclass(frozen=True)
 class Caller:
-    """`owner` is the API key's name ("" where the server has no keys), and owns what this caller stores.
+    """`owner` is the API key's name ("" on a server without keys), which owns what the caller stores.
 
-    `priority` is added to what requests ask for: higher is later. `began` is when the request came
-    (time.perf_counter), and `client` the address that it came from, where it came over HTTP.
+    `priority` is added to the requests' priorities: higher is later. `began` is when the request arrived
+    (time.perf_counter), `client` the address it came from, if it came over HTTP.
     """
 
     owner: str = ""
@@ -36,20 +36,20 @@ class Caller:
 
     @property
     def flow(self) -> str:
-        """Whose work this is in the queues that requests share (engine/client/fair_queue.py)."""
+        """The key by which shared queues take turns (engine/client/fair_queue.py)."""
         return self.owner or self.client
 
     def source_token(self, source: str, from_body: str | None = None) -> str | None:
-        """The token for the adapter source called `source`: `api_token`, else `x-adapter-token`.
+        """The token for the adapter source `source`: `api_token`, else `x-adapter-token`.
 
-        Else a Bearer, but only for the hub, and only if it is the hub's own kind: any other is meant for this server
-        alone, and no other source has any business with a token of the hub.
+        Else, for the hub only, a bearer token that starts with `hf_`: any other bearer is for this server, and no
+        other source may receive a token of the hub.
         """
         return from_body or self.adapter_token or (self.hub_token if source == HUB else None)
 
 
 def hub_bearer(authorization: str) -> str | None:
-    """The token of `Bearer hf_…`, if the Authorization header is that."""
+    """The token in an Authorization header `Bearer hf_…`; else None."""
     scheme, _, bearer = authorization.partition(" ")
     return bearer.strip() if scheme.lower() == "bearer" and bearer.strip().startswith("hf_") else None
 

@@ -15,10 +15,10 @@ from motet.api.http.listener import ListenerConfig
 
 
 class Connection(TCPServer):
-    """Hypercorn's, but gone when its client is, and soon where none says what it wants or reads what it gets.
+    """Hypercorn's TCP connection, closed when its client leaves, sends no first request or does not read.
 
-    Hypercorn's own keeps the socket of a client that left until the idle time is over, and waits without end for one
-    that does not read.
+    Hypercorn keeps the socket of a client that left until the idle timeout, and waits forever for a client that does
+    not read.
     """
 
     config: ListenerConfig
@@ -26,7 +26,7 @@ class Connection(TCPServer):
     _had_request = False
 
     async def protocol_send(self, event: Event) -> None:
-        """Send, or take note; nobody waits for the next request of a client that left."""
+        """Send data or note an idle connection; a client that left will send no further request."""
         if isinstance(event, RawData):
             await self._send(event.data)
             return
@@ -37,7 +37,7 @@ class Connection(TCPServer):
         await super().protocol_send(event)
 
     async def _send(self, data: bytes) -> None:
-        """Send; the connection ends if the client does not take it, which ends its requests."""
+        """Send; if the client does not read in time, abort the connection, which ends its requests."""
         async with self.send_lock:
             try:
                 self.writer.write(data)
@@ -53,16 +53,16 @@ class Connection(TCPServer):
                 await self.protocol.handle(Closed())
 
     def _unsent(self) -> int:
-        """Bytes that wait to be sent; 0 on a connection that is being closed."""
+        """Bytes not sent yet; 0 while the connection is closing."""
         return 0 if self.writer.is_closing() else self.writer.transport.get_write_buffer_size()
 
     def _abort_later(self) -> None:
-        """End a connection that is about to be closed, if its client does not take what waits for it."""
+        """Abort a closing connection later, in case its client does not read the rest."""
         if self._unsent():
             self.loop.call_later(slow_readers.SEND_SECONDS, self._abort)
 
     def _abort(self) -> None:
-        """End the connection at once; with this option the kernel drops its part of what was not sent, too."""
+        """Close the connection at once; with SO_LINGER 0 the kernel drops its unsent data, too."""
         with suppress(OSError):  # it is closed already
             option = struct.pack("ii", 1, 0)
             self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, option)

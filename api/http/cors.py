@@ -13,13 +13,13 @@ from motet.core.settings import Settings
 EXPOSED = ("x-request-id", "request-id", "x-motet-ignored", "retry-after")
 ANY_PORT = r"(?::\d+)?"
 ANY_HOST = r"[^/:]+"
-"""In place of `*` in `scheme://*`: browsers send neither a path nor a user."""
+"""Replaces `*` in `scheme://*`: browsers send neither a path nor a user."""
 
 
 def origin_pattern(allowed: str) -> re.Pattern[str]:
-    """What an entry of `cors_origin` matches: `*` is any host, `*.` any names before a domain, `:*` any port or none.
+    """The pattern for an entry of `cors_origin`: `*` is any host, `*.` any subdomains, `:*` any port or none.
 
-    A page must not be able to match by having the entry's text inside a longer name.
+    The whole origin must match: a longer name that contains the entry does not.
     """
     scheme, _, rest = allowed.partition("://")
     host = rest.removesuffix(":*")
@@ -46,12 +46,12 @@ class Origins:
 
     @property
     def hosts(self) -> list[str]:
-        """The hosts, with their ports, that are named in full."""
+        """The hosts, with ports, of the entries without wildcards."""
         return [entry.partition("//")[2] for entry in self._exact]
 
 
 def install_cors(app: Quart, settings: Settings) -> None:
-    """Let the pages of `cors_origin` in; without any, a browser keeps every page of another origin out."""
+    """Send CORS headers for the origins in `cors_origin`; without any, browsers block pages of other origins."""
     if settings.cors_origin:
         exact = [entry for entry in settings.cors_origin if entry == "*" or "*" not in entry]
         cors(

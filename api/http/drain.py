@@ -1,7 +1,4 @@
-"""An orderly end: the server reports that it is not ready, then refuses new work while work in flight may finish.
-
-What is still running then gets an error.
-"""
+"""Graceful shutdown: report not ready, refuse new requests, let running ones finish, then end the rest with errors."""
 
 from __future__ import annotations
 
@@ -18,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class Drain:
-    """Counts what runs, requests or not.
+    """Counts running requests and background work, and ends them at shutdown.
 
-    `leave()`, then `begin()`, then `await wait(seconds)`, then `cancel_remaining()` end them. `leaving` is set before
-    `draining`: the server is about to stop, and still answers.
+    Call `mark_not_ready()`, `refuse_new_requests()`, `await wait(seconds)` and `cancel_remaining()`, in this order.
+    While `not_ready` is set and `draining` is not, the server still accepts requests.
     """
 
     def __init__(self) -> None:
@@ -33,21 +30,21 @@ class Drain:
         self._scopes: set[asyncio.Timeout] = set()
 
     def mark_not_ready(self) -> None:
-        """From now on the server reports that it is not ready."""
+        """Make the server report that it is not ready."""
         self.not_ready = True
 
     def refuse_new_requests(self) -> None:
-        """From now on `check` refuses."""
+        """Make `check` refuse new requests."""
         self.mark_not_ready()
         self.draining = True
 
     def check(self) -> None:
-        """Raise Unavailable if the server is about to stop."""
+        """Raise Unavailable if the server is shutting down."""
         if self.draining:
             raise Unavailable("the server is shutting down; try again in a moment", code=error_codes.SHUTTING_DOWN)
 
     async def wait(self, timeout: float) -> bool:
-        """Wait at most `timeout` seconds until nothing runs any more; whether that came true."""
+        """Wait until nothing runs, at most `timeout` seconds; returns whether nothing runs."""
         try:
             await asyncio.wait_for(self._idle.wait(), timeout)
         except TimeoutError:
@@ -55,13 +52,13 @@ class Drain:
         return True
 
     def cancel_remaining(self) -> None:
-        """End everything inside `interruptible()`; follow it by a short `wait`, so that the errors are sent."""
+        """End everything inside `interruptible()`; call `wait` briefly afterwards, so that the errors are sent."""
         for scope in self._scopes:
             scope.reschedule(0)
 
     @asynccontextmanager
     async def interruptible(self) -> AsyncIterator[None]:
-        """Code that `cancel_remaining` may cut short, which then raises Unavailable here."""
+        """Context of code that `cancel_remaining` may end; raises Unavailable then."""
         scope = asyncio.timeout(None)
         try:
             async with scope:
@@ -79,7 +76,7 @@ class Drain:
 
     @asynccontextmanager
     async def background_work(self) -> AsyncIterator[None]:
-        """Something that runs without a request, and that the drain waits for and may cut short, as it does those."""
+        """Context of work outside of a request, which the drain waits for and may end like a request."""
         self._enter()
         try:
             async with self.interruptible():
@@ -97,7 +94,7 @@ class Drain:
             self._idle.set()
 
     def count_requests(self, app: ASGIFramework) -> ASGIFramework:
-        """`app`, with its HTTP requests counted from the first byte to the last."""
+        """Wrap `app`: its HTTP requests count as running from the first byte to the last."""
 
         async def asgi(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> Any:
             if scope["type"] != "http":

@@ -1,4 +1,4 @@
-"""Every failure as OpenAI's nested error object, with its status and headers."""
+"""Turns every exception into a response with OpenAI's error object, a status and headers."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ RETRY_AFTER_SECONDS = {429: "1", 503: "2"}
 
 
 def internal_error(error: BaseException) -> ErrorInfo:
-    """What the client hears of a fault of ours; the log hears all, under the same number.
+    """The error for a bug in the server: the client gets a number, under which the log has the traceback.
 
-    Nothing of ours goes deep but what clients nest: that is their mistake.
+    A RecursionError is a 400: only nested input causes deep recursion.
     """
     if isinstance(error, RecursionError):
         return errors.InvalidRequest("the request is nested too deeply", code=error_codes.INVALID_JSON).info()
@@ -33,7 +33,7 @@ def internal_error(error: BaseException) -> ErrorInfo:
 
 
 def note_failure(info: ErrorInfo, record: RequestRecord) -> None:
-    """Keep why the request failed, and log it; the message of a 4xx may quote the request, and is not logged."""
+    """Record and log the failure; a 4xx's message may quote the request and is not logged."""
     record.error_code = info.code
     line = logger.bind(request_id=record.request_id, status=info.status, code=info.code, param=info.param)
     if info.status >= 500:
@@ -43,27 +43,27 @@ def note_failure(info: ErrorInfo, record: RequestRecord) -> None:
 
 
 def error_response(info: ErrorInfo) -> Response:
-    """`info` as a response."""
+    """The response for `info`."""
     response = Response(ENCODER.encode(error_body(info)), info.status, content_type="application/json")
     add_retry_headers(response)
     return response
 
 
 def add_retry_headers(response: Response) -> None:
-    """Add the headers that say whether and when to send a failed request again."""
+    """Add the headers that say whether and when to retry."""
     if response.status_code in RETRY_AFTER_SECONDS:
         response.headers["retry-after"] = RETRY_AFTER_SECONDS[response.status_code]
-    if response.status_code == 409:  # SDKs would try again, which cannot help
+    if response.status_code == 409:  # SDKs would retry, which cannot help
         response.headers["x-should-retry"] = "false"
 
 
 def http_failure(error: HTTPException, max_body: int) -> MotetError:
-    """The routing's and the framework's own errors as ours."""
+    """The MotetError for an error of the web framework or its routing."""
     match error.code:
         case 404:
             return errors.NotFound(no_route_message(), code=error_codes.NOT_FOUND)
         case 405:
-            return errors.MethodNotAllowed(f"this route takes {_methods(error)} only")
+            return errors.MethodNotAllowed(f"this route accepts only {_methods(error)}")
         case 413:
             return errors.PayloadTooLarge(f"the body is larger than {max_body} bytes (--max-body)")
         case 408:
@@ -83,7 +83,7 @@ def _methods(error: HTTPException) -> str:
 
 
 def install_error_handlers(app: Quart, max_body: int, respond: Callable[[ErrorInfo], Response]) -> None:
-    """Make `app` answer every exception that no blueprint answers with what `respond` makes of it."""
+    """Handle every exception that no blueprint of `app` handles; `respond` makes the response."""
 
     async def on_motet_error(error: MotetError) -> Response:
         note_failure(error.info(), current_record())

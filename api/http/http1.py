@@ -1,4 +1,4 @@
-"""Hypercorn's HTTP/1.1, but it announces that it closes a connection whose request it does not read to the end."""
+"""HTTP/1.1: announces `connection: close` where the server closes a connection before it has read the whole body."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from hypercorn.protocol.h11 import H11Protocol
 
 
 class Http1Connection(H11Protocol):
-    """One connection.
+    """Hypercorn's HTTP/1.1 connection, which announces when it closes.
 
-    An answer that needs no body, such as a 404, may be sent before the body has arrived. Hypercorn then closes the
-    connection; a client that does not know this sends its next request on it, and sees a dropped connection.
+    A response such as a 404 may be sent before the request's body has arrived. Hypercorn then closes the connection.
+    Without the header, the client sends its next request on it, and that fails.
     """
 
     async def stream_send(self, event: Event) -> None:
-        """Send a part of an answer."""
+        """Send a part of a response."""
         unread = repr(self.connection.their_state) == "SEND_BODY"  # h11's state, whose repr is its name
         if unread and isinstance(event, Response) and event.status_code >= 200:
             event = replace(event, headers=[*event.headers, (b"connection", b"close")])

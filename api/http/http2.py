@@ -1,6 +1,6 @@
-"""Hypercorn's HTTP/2, but calm where clients take back what they have just asked for, again and again.
+"""HTTP/2: limits stream resets (CVE-2023-44487, "rapid reset"), and closes streams whose clients do not read.
 
-CVE-2023-44487 ("rapid reset"): a stream that was reset counts for no limit, and its request made work all the same.
+A stream that was reset counts towards no limit of open streams, although its request caused work.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from motet.api.http import slow_readers
 
 RESET_BURST = 200
 RESETS_PER_SECOND = 20.0
-"""Streams of one connection that may be reset: all that it can have open, twice over, and then so many a second."""
+"""Resets allowed per connection: a burst of twice the streams that it can have open, then this many per second."""
 
 TURN_BYTES = 4096
-"""What is read of a connection at a time; it may hold some 150 requests, each with its end."""
+"""Bytes handled at a time per connection; they can contain about 150 complete requests."""
 
 
 class Http2Connection(H2Protocol):
-    """One connection. Priorities, which RFC 9113 has done away with, are not heeded."""
+    """Hypercorn's HTTP/2 connection with limits. It ignores priorities, which RFC 9113 removed."""
 
     _ended = False
     _resets = 0.0
     _counted_at = 0.0
 
     async def initiate(self, headers: list[tuple[bytes, bytes]] | None = None, settings: bytes | None = None) -> None:
-        """Begin, by an upgrade from HTTP/1.1 if there are `headers`; end where its HTTP2-Settings cannot be read."""
+        """Start, after an upgrade from HTTP/1.1 if there are `headers`; close if HTTP2-Settings is malformed."""
         try:
-            # A setting takes six bytes; h2 reports other lengths by errors of another package.
+            # A setting has six bytes; for other lengths, h2 raises errors of another package.
             if len(base64.urlsafe_b64decode(settings or b"")) % 6:
                 raise ProtocolError("malformed HTTP2-Settings")
             await super().initiate(headers, settings)
@@ -48,7 +48,7 @@ class Http2Connection(H2Protocol):
             await self.send(Closed())
 
     async def handle(self, event: IOEvent) -> None:
-        """Take what came in pieces, between which other connections have their turn."""
+        """Handle received data in pieces, so that other connections are served between them."""
         if not isinstance(event, RawData):
             return await super().handle(event)
         for start in range(0, len(event.data), TURN_BYTES):
@@ -59,7 +59,7 @@ class Http2Connection(H2Protocol):
         return None
 
     async def stream_send(self, event: StreamEvent) -> None:
-        """Send; a stream ends if its client gives it no room, which ends its request."""
+        """Send; if the client grants no flow-control window in time, reset the stream, which ends its request."""
         if not isinstance(event, Body | EndBody):
             return await super().stream_send(event)
         stream = event.stream_id
@@ -76,7 +76,7 @@ class Http2Connection(H2Protocol):
                 self.connection.reset_stream(stream, ErrorCodes.CANCEL)
             await self._flush()
             await self._close_stream(stream)
-            await self._window_updated(stream)  # as for a stream that the client resets: its data is dropped
+            await self._window_updated(stream)  # drops its data, as for a stream that the client resets
         return None
 
     async def _handle_events(self, events: Sequence[Event]) -> None:
@@ -91,7 +91,7 @@ class Http2Connection(H2Protocol):
         for event in events:
             stream = getattr(event, "stream_id", None)
             if isinstance(event, DataReceived) and (stream in cancelled or stream not in self.streams):
-                # Of a request that was answered before it had all come; Hypercorn would fail.
+                # Data of a request that was answered before all of it had arrived: Hypercorn would fail.
                 self.connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
             elif stream in cancelled or isinstance(event, PriorityUpdated):
                 continue
@@ -102,7 +102,7 @@ class Http2Connection(H2Protocol):
         await self._flush()
 
     def _exceeds_reset_limit(self, resets: int) -> bool:
-        """Count `resets`, which are forgotten with time; whether those remembered are more than a client needs."""
+        """Count `resets`; returns whether the connection exceeds its burst. The count decreases over time."""
         now = time.monotonic()
         self._resets = max(0.0, self._resets - (now - self._counted_at) * RESETS_PER_SECOND) + resets
         self._counted_at = now
@@ -110,6 +110,6 @@ class Http2Connection(H2Protocol):
 
 
 def _has_ascii_target(request: RequestReceived) -> bool:
-    """Whether there are a method and a path that Hypercorn can read."""
+    """Whether method and path exist and are ASCII; Hypercorn fails on others."""
     headers = dict(request.headers)
     return all(headers.get(name, b"\xff").isascii() for name in (b":method", b":path"))

@@ -1,4 +1,4 @@
-"""Hypercorn as the API's processes use it: on the supervisor's socket, with limits, and without idle leftovers."""
+"""Hypercorn's configuration: it listens on the supervisor's socket and limits the open connections."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from hypercorn.config import Config, Sockets
 from motet.core.settings import Settings
 
 FINAL_ERROR_SECONDS = 0.5
-"""What requests that outlived the drain get for sending their error."""
+"""Time that requests have after the drain to send their error."""
 
 KEEP_ALIVE_SECONDS = 75
 FIRST_REQUEST_SECONDS = 15
-"""How long a new connection may take to say what it wants."""
+"""How long a new connection may take to send its first request."""
 
 LISTEN_QUEUE = 1024
-"""Connections that the kernel keeps until one is taken."""
+"""Connections that the kernel queues until a worker accepts them."""
 
 MAX_CONNECTIONS = 8192
 SPARE_FILES = 0.25
-"""The part of the files that a process may open which connections leave for everything else."""
+"""The share of a process's open files that is reserved for everything but connections."""
 
 
 def max_connections() -> int:
-    """How many connections a process may hold at once: fewer than it may open files."""
+    """How many connections a process may have open, derived from its limit of open files."""
     return min(MAX_CONNECTIONS, int(resource.getrlimit(resource.RLIMIT_NOFILE)[0] * (1 - SPARE_FILES)))
 
 
 class ConnectionLimiter:
-    """The open connections of one process, by file descriptor. Where there are too many, an idle one has to go."""
+    """The open connections of one process, by file descriptor; closes the longest idle one when there are too many."""
 
     def __init__(self) -> None:
         self._max = max_connections()
         self._open: dict[int, socket.socket] = {}
-        self._idle: dict[int, None] = {}  # the one that is so for longest first
+        self._idle: dict[int, None] = {}  # ordered by idle time, the longest first
 
     def add(self, connection: socket.socket) -> None:
-        """A new connection, on which nothing is asked yet; perhaps it ends the one that was idle for longest."""
+        """Add a new connection, which is idle; if there are too many, close the one idle for longest."""
         self._open[connection.fileno()] = connection
         self.mark_idle(connection.fileno())
         if len(self._open) > self._max:
@@ -49,26 +49,26 @@ class ConnectionLimiter:
             longest_idle = self._open[oldest]
             self.remove(oldest)
             with suppress(OSError):
-                longest_idle.shutdown(socket.SHUT_RDWR)  # as if its client had ended it
+                longest_idle.shutdown(socket.SHUT_RDWR)  # looks as if the client had closed it
 
     def mark_idle(self, descriptor: int) -> None:
-        """From now on nothing is asked on this connection."""
+        """The connection has no request in progress."""
         if descriptor in self._open:
             self._idle.pop(descriptor, None)
             self._idle[descriptor] = None
 
     def mark_busy(self, descriptor: int) -> None:
-        """From now on something is."""
+        """The connection has a request in progress."""
         self._idle.pop(descriptor, None)
 
     def remove(self, descriptor: int) -> None:
-        """It is no more."""
+        """The connection is closed."""
         self._open.pop(descriptor, None)
         self._idle.pop(descriptor, None)
 
 
 class _Accepted(socket.socket):
-    """A connection that says when it is closed, whoever closes it."""
+    """An accepted connection, which leaves the limiter when it is closed."""
 
     limiter: ConnectionLimiter
 
@@ -78,7 +78,7 @@ class _Accepted(socket.socket):
 
 
 class _Listener(socket.socket):
-    """The supervisor's socket. It keeps its queue when asyncio asks for one as long as what it takes in one turn."""
+    """The supervisor's socket. asyncio's `backlog` limits only the accepts per turn here, not the queue."""
 
     def __init__(self, descriptor: int, limiter: ConnectionLimiter) -> None:
         super().__init__(fileno=descriptor)
@@ -88,7 +88,7 @@ class _Listener(socket.socket):
         super().listen(LISTEN_QUEUE)
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """The next connection, which may cost another its own."""
+        """Accept a connection; the limiter may close another one for it."""
         plain, address = super().accept()
         connection = _Accepted(plain.family, plain.type, plain.proto, plain.detach())
         connection.limiter = self._limiter
@@ -97,9 +97,9 @@ class _Listener(socket.socket):
 
 
 class ListenerConfig(Config):
-    """Hypercorn's, on a socket that exists; in each turn of the loop a worker takes one connection.
+    """Hypercorn's configuration for an existing socket; a worker accepts one connection per turn of its event loop.
 
-    Taking as many as there are, the first of several workers to wake up would have most of a burst to itself.
+    If it accepted all, the first of several workers to wake up would get most of a burst.
     """
 
     def __init__(self, descriptor: int, settings: Settings) -> None:

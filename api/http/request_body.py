@@ -1,4 +1,4 @@
-"""A request's body, read, parsed and its ignored fields noted for the response's header."""
+"""Reads and parses a request's body, and notes its ignored fields for the response header."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 async def read_body(parse: Callable[[dict[str, Any]], Parsed[T]]) -> T:
-    """The current request's body as `parse` understands it. Raises InvalidRequest, or 413 for one too large."""
+    """The current request's body, parsed by `parse`. Raises InvalidRequest, or a 413 if it is too large."""
     content = cast(bytes, await request.get_data(as_text=False))
     if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
         raise UnsupportedMediaType(
-            f"the body is compressed ({shortened(encoding)}); send it as it is", param="content-encoding"
+            f"the body is compressed ({shortened(encoding)}); send it uncompressed", param="content-encoding"
         )
     parsed = parse(decode_object(content, request.mimetype))
     note_ignored(parsed.ignored)

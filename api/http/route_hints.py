@@ -14,20 +14,20 @@ NOT_OFFERED = "not_offered"
 
 
 def no_route_message() -> str:
-    """The message for the current request's path, which has no route."""
+    """The error message for the current request's path, which has no route."""
     if (similar := similar_route()) is None:
         return "no such route; GET /docs lists them"
     if similar.startswith("/v1/messages"):
         base = "Anthropic's clients need a base URL without /v1; "
     else:
-        base = "OpenAI's clients want a base URL that ends in /v1; " if similar.startswith("/v1/") else ""
-    return f"no such route; did you mean {similar}? {base}GET /docs lists all"
+        base = "OpenAI's clients need a base URL that ends in /v1; " if similar.startswith("/v1/") else ""
+    return f"no such route; did you mean {similar}? {base}GET /docs lists all routes"
 
 
 def similar_route() -> str | None:
-    """The route with which the current path ends: clients put /v1 there twice or not at all, or a slash at the end.
+    """The route that the current path ends with: clients add /v1 twice or not at all, or a trailing slash.
 
-    None if there is no such route, or if it is one that is not offered.
+    None if there is no such route, or if the server does not offer it.
     """
     parts = [part for part in request.path.split("/") if part]
     if len(request.path) > MAX_PATH or len(parts) > MAX_PARTS:

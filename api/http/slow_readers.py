@@ -1,4 +1,4 @@
-"""Clients that do not read what they get: how long the server tries to send before it closes their connection."""
+"""The send timeout: how slowly a client may read before the server closes its connection or stream."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager
 
 SEND_SECONDS = 60.0
 SEND_BYTES = 16 << 10
-"""While data waits to be sent, a client must take this much of it every SEND_SECONDS."""
+"""While data is unsent, a client must read this many bytes every SEND_SECONDS."""
 
 
 @asynccontextmanager
 async def send_timeout(unsent: Callable[[], int]) -> AsyncIterator[None]:
-    """Code that sends. Raises TimeoutError if the client takes too little of the `unsent()` bytes meanwhile."""
+    """Context of code that sends. Raises TimeoutError if `unsent()`, in bytes, decreases too slowly."""
     loop = asyncio.get_running_loop()
     before = unsent()
     timer: asyncio.TimerHandle

@@ -1,4 +1,4 @@
-"""Comments on event streams that say nothing for a while, so that nobody on the way takes them for dead."""
+"""Sends comments on idle event streams, so that proxies and clients do not time out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COMMENT = comment_frame("keep-alive")
 
 
 class _Stream:
-    """One response on its way out. Costs a frame two assignments; the rest is a timer's work."""
+    """One response. Each frame costs two assignments; a timer does the rest."""
 
     def __init__(self, send: ASGISendCallable, seconds: float) -> None:
         self._send = send
@@ -41,7 +41,7 @@ class _Stream:
             self._idle_since = self._loop.time()
 
     def close(self) -> None:
-        """No more comments."""
+        """Stop sending comments."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -53,9 +53,9 @@ class _Stream:
             self._timer = self._loop.call_at(due, self._tick)
         else:
             self._timer = None
-            self._comment = asyncio.create_task(self._say())
+            self._comment = asyncio.create_task(self._send_comment())
 
-    async def _say(self) -> None:
+    async def _send_comment(self) -> None:
         try:
             await self._send({"type": "http.response.body", "body": COMMENT, "more_body": True})
         finally:
@@ -65,7 +65,7 @@ class _Stream:
 
 
 def with_keep_alive(app: ASGIFramework, seconds: float = SECONDS) -> ASGIFramework:
-    """`app`, whose event streams send a comment after each `seconds` of silence."""
+    """Wrap `app`: its event streams send a comment after each `seconds` without data."""
 
     async def asgi(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> Any:
         if scope["type"] != "http":

@@ -1,4 +1,4 @@
-"""WebSocket handshakes: no route accepts one, so each is a 426, over HTTP/1.1 and HTTP/2, before any routing."""
+"""Refuses WebSocket handshakes with a 426, over HTTP/1.1 and HTTP/2, before routing: no route accepts them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ REFUSAL = UpgradeRequired("this server does not accept WebSockets; send the requ
 
 
 class RefusedWebSocket(WSStream):
-    """Hypercorn's WebSocket, which ends with the handshake, whether that is well-formed or not.
+    """Hypercorn's WebSocket stream, which refuses each handshake, well-formed or not.
 
-    Clients that offer both protocols, such as Codex, change to HTTP when the handshake's answer is a 426.
+    Clients that support both protocols, such as Codex, switch to HTTP after a 426.
     """
 
     @property
@@ -28,7 +28,7 @@ class RefusedWebSocket(WSStream):
     async def handle(self, event: Event) -> None:
         """Refuse the handshake; frames that the client sent with it are dropped."""
         if isinstance(event, Request):
-            # In a task of its own: a client that reads slowly must not keep this connection from being read.
+            # In a separate task: a client that reads slowly must not block reading from this connection.
             self.task_group.spawn(self._refuse, event)
         elif isinstance(event, StreamClosed):
             self.closed = True

@@ -1,4 +1,4 @@
-"""Label values that requests bring along, such as adapters' names: the busiest keep their own, all others share one."""
+"""Limits label values that come from requests, such as adapter names: the busiest have their own, others share one."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from collections.abc import Callable
 OTHER = "other"
 
 HALF_LIFE = 600.0
-"""Seconds after which what was counted of a value counts half."""
+"""Seconds after which a value's count is halved."""
 
 MIN_RATIO = 2.0
-"""How many times as busy as the least busy named value another must be to take its place."""
+"""A value replaces the least busy named one if it has this many times its requests."""
 
 MIN_REQUESTS = 16
-"""Requests that a value needs to take another's place."""
+"""Requests that a value needs to replace another."""
 
 CANDIDATES = 4
-"""Values per named one whose requests are counted while they have no name of their own."""
+"""Unnamed values per named one whose requests are counted."""
 
 
 class BoundedLabels:
-    """At most `limit` named values; `forget` is called with a value that loses its name, to drop its series.
+    """At most `limit` named values; `forget(value)` drops the series of a value that is no longer named.
 
-    Without `forget` a value that is named stays so, for the counts of several processes cannot be dropped. A counter
-    never goes down: what was counted as `other` stays there.
+    Without `forget`, named values stay named, since the series of several processes cannot be dropped. A counter never
+    decreases: what was counted as `other` stays there.
     """
 
     def __init__(self, limit: int, forget: Callable[[str], None] | None = None) -> None:
@@ -35,7 +35,7 @@ class BoundedLabels:
         self._halved = time.monotonic()
 
     def label(self, value: str) -> str:
-        """The label of one more request of `value`: the value itself, or `other`."""
+        """Count a request of `value` and return its label: the value itself, or `other`."""
         if value in self._named:
             self._named[value] += 1
             return value
@@ -55,7 +55,7 @@ class BoundedLabels:
         return value
 
     def _decay(self) -> None:
-        """Let old counts fade, and forget the least busy candidates where there are many."""
+        """Halve old counts, and drop the least busy candidates if there are many."""
         if (now := time.monotonic()) - self._halved > HALF_LIFE:
             self._halved = now
             for counts in (self._named, self._candidates):

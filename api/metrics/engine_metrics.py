@@ -1,4 +1,4 @@
-"""The engine's numbers as metrics, and those that Kubernetes' inference gateway and llm-d route by (`vllm:…`)."""
+"""Exports the engine's statistics as metrics, including those that Kubernetes' inference gateway reads (`vllm:…`)."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from motet.core.messages import INSTALL_BUCKETS, AdapterUse, EngineStats
 
 ENGINE_GAUGES = {
     "motet_sequences_running": ("Sequences in the batch", "running"),
-    "motet_sequences_waiting": ("Sequences that wait for their turn", "waiting"),
-    "motet_cache_blocks_free": ("Blocks of the key-value cache that nobody holds", "blocks_free"),
+    "motet_sequences_waiting": ("Sequences that wait to start", "waiting"),
+    "motet_cache_blocks_free": ("Free blocks of the key-value cache", "blocks_free"),
     "motet_cache_blocks": ("Blocks of the key-value cache", "blocks_total"),
     "motet_adapters_resident": ("Adapters on the device", "adapters_resident"),
     "motet_adapters_pinned": ("Adapters that running sequences use", "adapters_pinned"),
@@ -29,12 +29,12 @@ ENGINE_GAUGES = {
 }
 ENGINE_COUNTERS = {
     "motet_steps": ("Steps since the engine started", "steps"),
-    "motet_preemptions": ("Sequences that had to give their blocks back", "preemptions"),
-    "motet_adapter_evictions": ("Adapters that left the device for others", "adapter_evictions"),
+    "motet_preemptions": ("Sequences that lost their blocks to others", "preemptions"),
+    "motet_adapter_evictions": ("Adapters evicted from the device", "adapter_evictions"),
     "motet_prompt_tokens": ("Tokens of prompts that were computed", "prompt_tokens"),
     "motet_generated_tokens": ("Tokens that were sampled", "generated_tokens"),
 }
-"""The engine's: name to help text and field of EngineStats. Prometheus sees counters with `_total` at the end."""
+"""Name -> help text and field of EngineStats. prometheus_client appends `_total` to counters."""
 
 UP = "motet_engine_up"
 CACHE_USE = "motet_cache_usage_ratio"
@@ -46,19 +46,19 @@ ROUTING = (
     "vllm:cache_config_info",
     "vllm:lora_requests_info",
 )
-"""Names of the model server protocol of Kubernetes' Gateway API Inference Extension, which vLLM coined."""
+"""vLLM's names, which the model server protocol of Kubernetes' Gateway API Inference Extension uses."""
 
 
 class EngineCollector(Collector):
-    """The engine's numbers at one moment, kept nowhere: a Gauge of each API process would have a series of its own."""
+    """The engine's statistics at one moment; a Gauge would have a separate series for each API process."""
 
     def __init__(self, stats: EngineStats | None, use: AdapterUse | None) -> None:
         self._stats, self._use = stats, use
 
     def collect(self) -> Iterator[Metric]:
-        """Every family; only `motet_engine_up` while the engine does not answer."""
+        """Every family; only `motet_engine_up` while the engine does not respond."""
         stats, use = self._stats, self._use
-        yield GaugeMetricFamily(UP, "Whether the engine answers", float(stats is not None))
+        yield GaugeMetricFamily(UP, "Whether the engine responds", float(stats is not None))
         if stats is None or use is None:
             return
         for name, (text, field) in ENGINE_GAUGES.items():
@@ -66,7 +66,7 @@ class EngineCollector(Collector):
         for name, (text, field) in ENGINE_COUNTERS.items():
             yield CounterMetricFamily(name, text, getattr(stats, field))
         used = 1 - stats.blocks_free / stats.blocks_total if stats.blocks_total else 0.0
-        yield GaugeMetricFamily(CACHE_USE, "Part of the key-value cache in use, from 0 to 1", used)
+        yield GaugeMetricFamily(CACHE_USE, "Share of the key-value cache in use, from 0 to 1", used)
         yield _installs(use)
         yield from _routing(stats, use, used)
 
@@ -76,7 +76,7 @@ def _installs(use: AdapterUse) -> HistogramMetricFamily:
     counts = itertools.accumulate(use.installs)
     return HistogramMetricFamily(
         INSTALLS,
-        "Duration of copying an adapter into its slot",
+        "Time to copy an adapter into its slot",
         buckets=list(zip(bounds, counts, strict=True)),
         sum_value=use.install_seconds,
     )

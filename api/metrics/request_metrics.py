@@ -1,4 +1,4 @@
-"""What is counted of each request at its end: latencies, and requests and tokens by adapter and by key."""
+"""Metrics of requests, counted at their end: latencies, and requests and tokens per adapter and per key."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from motet.api.metrics.request_record import RequestRecord
 from motet.api.metrics.request_timing import GAP_BUCKETS
 
 MAX_ADAPTERS = 64
-"""Adapters with series of their own in each API process; all others are counted as `other`."""
+"""Adapters with their own series in each API process; others are counted as `other`."""
 
 MAX_KEYS = 256
 
@@ -22,10 +22,10 @@ _LATENCY = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
 class CountedHistogram(Histogram):
-    """A histogram that takes what was already counted in its buckets: a loop over each token would cost too much."""
+    """A histogram to which counts per bucket are added: observing each token would cost too much."""
 
     def add(self, counts: Sequence[int], total: float) -> None:
-        """Add one count per bucket, and the sum of what was observed."""
+        """Add a count per bucket, and the sum of the observations."""
         for bucket, count in zip(self._buckets, counts, strict=True):
             if count:
                 bucket.inc(count)
@@ -54,13 +54,13 @@ ADAPTER_REQUESTS = Counter(
     "motet_adapter_requests", "Requests that named a model, by adapter and how they ended", ("adapter", "outcome")
 )
 ADAPTER_PROMPT = Counter("motet_adapter_prompt_tokens", "Prompt tokens of requests by adapter", ("adapter",))
-ADAPTER_COMPLETION = Counter("motet_adapter_completion_tokens", "Tokens that were answered by adapter", ("adapter",))
+ADAPTER_COMPLETION = Counter("motet_adapter_completion_tokens", "Completion tokens by adapter", ("adapter",))
 KEY_REQUESTS = Counter("motet_key_requests", "Requests that named a model, by API key", ("key", "outcome"))
 KEY_PROMPT = Counter("motet_key_prompt_tokens", "Prompt tokens of requests by API key", ("key",))
-KEY_COMPLETION = Counter("motet_key_completion_tokens", "Tokens that were answered by API key", ("key",))
+KEY_COMPLETION = Counter("motet_key_completion_tokens", "Completion tokens by API key", ("key",))
 
 _SEVERAL = "PROMETHEUS_MULTIPROC_DIR" in os.environ
-"""Whether several processes count together: their series cannot be dropped again."""
+"""Whether several processes share the metrics: then a series cannot be dropped."""
 
 
 def _forget_adapter(name: str) -> None:
@@ -74,7 +74,7 @@ _keys = BoundedLabels(MAX_KEYS)
 
 
 def count_request(record: RequestRecord, seconds: float) -> None:
-    """Count a request that has ended after `seconds`. One that never had a model is counted by its route alone."""
+    """Count a request that took `seconds`. A request without a model is counted only by its route."""
     timing = record.timing
     if timing is None and not record.prompt_tokens and not record.adapter:
         return
@@ -84,7 +84,7 @@ def count_request(record: RequestRecord, seconds: float) -> None:
     KEY_REQUESTS.labels(key, outcome).inc()
     KEY_PROMPT.labels(key).inc(record.prompt_tokens)
     KEY_COMPLETION.labels(key).inc(completion)
-    # A name that no adapter was found by is whatever a client sent, and names no series.
+    # A name for which no adapter was found must not create a series: clients can send any.
     if record.generation or not record.adapter:
         adapter = _adapters.label(_adapter(record))
         ADAPTER_REQUESTS.labels(adapter, outcome).inc()
@@ -102,7 +102,7 @@ def count_request(record: RequestRecord, seconds: float) -> None:
 
 
 BATCH = "BATCH"
-"""The method in the record of a batch's line, which waits behind everything else: its latency is nobody's."""
+"""The method in the record of a batch's line; its latency is not counted, since it yields to other requests."""
 
 
 def _adapter(record: RequestRecord) -> str:

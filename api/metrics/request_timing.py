@@ -1,4 +1,4 @@
-"""How long the stages of a request took, and the gaps between its tokens."""
+"""Measures the stages of a request, and the time between its tokens."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from motet.core.messages import FinishReason
 from motet.engine.client.text_stream import TextDelta
 
 GAP_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
-"""Upper bounds, in seconds, of the buckets in which gaps between tokens are counted; a last one has no bound."""
+"""Upper bounds, in seconds, of the buckets for the time between tokens; the last bucket has no bound."""
 
 
 @dataclass
 class Timing:
-    """The times (of time.perf_counter, in seconds) at which a request came, was found good, and had its tokens.
+    """When a request arrived, was validated, and had its tokens (time.perf_counter, in seconds).
 
-    `gaps` counts the tokens after each sequence's first by the time since the one before (GAP_BUCKETS), which is
-    `gap_seconds` together; tokens that come at once share the time. `finish` is `length` if any sequence's is.
+    `gaps` counts the tokens after each sequence's first by the time since the previous one (GAP_BUCKETS), `gap_seconds`
+    is the sum of these times; tokens that arrive together share the time. `finish` is `length` if any sequence's is.
     """
 
     began: float
@@ -30,15 +30,15 @@ class Timing:
     finish: FinishReason | None = None
     gaps: list[int] = field(default_factory=lambda: [0] * (len(GAP_BUCKETS) + 1))
     gap_seconds: float = 0.0
-    _latest: dict[int, float] = field(default_factory=dict)  # sequence -> when its latest tokens came
+    _latest: dict[int, float] = field(default_factory=dict)  # sequence -> when its latest tokens arrived
     _shared_tokens: int = 0
 
     def add(self, index: int, delta: TextDelta) -> None:
-        """Note a piece of sequence `index`'s answer as it comes."""
+        """Add a delta of sequence `index` as it arrives."""
         self._shared_tokens += len(delta.tokens)
         if delta.tokens and delta.tokens[0].queue_seconds > self.queue_seconds:
             self.queue_seconds = delta.tokens[0].queue_seconds
-        if delta.more:  # the next one is there already, and its time is this one's
+        if delta.more:  # the next delta has arrived already; both share the time
             return
         now = self.last = time.perf_counter()
         count, self._shared_tokens = self._shared_tokens, 0
@@ -54,7 +54,7 @@ class Timing:
             self.finish = delta.finish_reason
 
     def milliseconds(self) -> dict[str, float]:
-        """Stage to time, for an answer that is complete."""
+        """The time of each stage of a complete answer."""
         now = time.perf_counter()
         total, validation = now - self.began, self.checked - self.began
         first = self.last if self.first is None else self.first

@@ -70,7 +70,7 @@ def _parsed(body: dict[str, Any], kind: type[T]) -> T:
     request = convert(without_hosted(body), kind)
     check_adapters(request)
     if request.stream_options is not None and not request.stream:
-        raise InvalidRequest("stream_options needs stream to be true", param="stream_options")
+        raise InvalidRequest("stream_options requires stream to be true", param="stream_options")
     if request.top_logprobs and not request.wants_logprobs:
         raise InvalidRequest("top_logprobs needs include: message.output_text.logprobs", param="top_logprobs")
     return request

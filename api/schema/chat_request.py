@@ -1,7 +1,7 @@
 """The body of POST /v1/chat/completions.
 
-Types and limits stand here once; parsing (api/schema/parsing.py) and GET /openapi.json both read them. A field that is
-null counts as absent. Fields that are known but not supported are in api/schema/unsupported_fields.py.
+The structs alone define types and limits; parsing (api/schema/parsing.py) and GET /openapi.json read them. A field that
+is null counts as absent. Fields that are known but not supported are in api/schema/unsupported_fields.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_DOCUMENTS = 256
 
 
 class Reasoning(msgspec.Struct, frozen=True):
-    """How to think: a hint for chat templates that read it, and else named in `x-motet-ignored`."""
+    """How long to think: a hint for chat templates that use it; else it is named in `x-motet-ignored`."""
 
     effort: Effort | None = None
     summary: Annotated[str | None, described("Accepted; there are no summaries.")] = None
@@ -49,35 +49,36 @@ class ChatRequest(GenerateRequest, frozen=True, kw_only=True):
             {"type": "function", "function": {"name": "get_weather"}},
         ),
     ] = None
-    parallel_tool_calls: Annotated[bool | None, described("False: one call at the most.")] = None
+    parallel_tool_calls: Annotated[bool | None, described("False: at most one call.")] = None
     add_generation_prompt: Annotated[
-        bool | None, described("Whether the prompt ends with the beginning of an answer; true unless said otherwise.")
+        bool | None, described("Whether the prompt ends with the start of an answer; default true.")
     ] = None
     continue_final_message: Annotated[
-        bool | None, described("Go on with the last message, an assistant's, instead of beginning an answer.")
+        bool | None,
+        described("Continue the last message, which must be an assistant's, instead of starting an answer."),
     ] = None
     echo: Annotated[
-        bool | None, described("Begin the answer with the last message's text, if that is an assistant's.")
+        bool | None, described("Start the answer with the last message's text, if it is an assistant's.")
     ] = None
     chat_template_kwargs: Annotated[
         Annotated[dict[str, Any], Meta(max_length=MAX_TEMPLATE_VARIABLES)] | None,
-        described("More variables for the chat template.", {"enable_thinking": False}),
+        described("Additional variables for the chat template.", {"enable_thinking": False}),
     ] = None
     documents: Annotated[
         Annotated[list[dict[str, Any]], Meta(max_length=MAX_DOCUMENTS)] | None,
-        described("Texts for chat templates that take them.", [{"title": "Sea", "text": "It is wide."}]),
+        described("Documents for chat templates that support them.", [{"title": "Sea", "text": "It is wide."}]),
     ] = None
     reasoning_effort: Annotated[
         Effort | None,
-        described("How long to think: a hint for chat templates that read it, and else named in `x-motet-ignored`."),
+        described("How long to think: a hint for chat templates that use it; else it is named in `x-motet-ignored`."),
     ] = None
     reasoning: Annotated[Reasoning | None, described("`effort` is another place for `reasoning_effort`.")] = None
     verbosity: Annotated[
         Verbosity | None,
-        described("How much to write: a hint for chat templates that read it, and else named in `x-motet-ignored`."),
+        described("How much to write: a hint for chat templates that use it; else it is named in `x-motet-ignored`."),
     ] = None
     prediction: Annotated[
-        dict[str, Any] | None, described("Accepted; nothing is predicted with it, and the usage says so.")
+        dict[str, Any] | None, described("Accepted; has no effect, and usage reports no predicted tokens.")
     ] = None
     logprobs: Annotated[bool | None, described("Report each token's logprob.")] = None
     top_logprobs: Annotated[
@@ -87,5 +88,5 @@ class ChatRequest(GenerateRequest, frozen=True, kw_only=True):
 
     @property
     def effort(self) -> str | None:
-        """How long to think, from whichever field says so."""
+        """The reasoning effort, from either field."""
         return self.reasoning_effort or (self.reasoning.effort if self.reasoning else None)

@@ -20,7 +20,7 @@ class FunctionDefinition(msgspec.Struct, frozen=True):
     name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$", examples=["get_weather"])]
     description: str | None = None
     parameters: Annotated[dict[str, Any] | None, described("A JSON schema of the arguments, an object.")] = None
-    strict: Annotated[bool | None, described("Arguments must be of that shape whenever the function is called.")] = None
+    strict: Annotated[bool | None, described("Enforce the schema whenever the function is called.")] = None
 
 
 class FunctionTool(msgspec.Struct, frozen=True, tag_field="type", tag="function"):
@@ -37,11 +37,11 @@ class Grammar(msgspec.Struct, frozen=True):
 
 
 class TextInput(msgspec.Struct, frozen=True, tag_field="type", tag="text"):
-    """Input that may be any text."""
+    """Any text as input."""
 
 
 class GrammarInput(msgspec.Struct, frozen=True, tag_field="type", tag="grammar"):
-    """Input that follows a grammar."""
+    """Input that must match a grammar."""
 
     grammar: Grammar
 
@@ -51,7 +51,9 @@ class CustomDefinition(msgspec.Struct, frozen=True):
 
     name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$", examples=["run_sql"])]
     description: str | None = None
-    format: Annotated[TextInput | GrammarInput | None, described("What the input is like; absent: any text.")] = None
+    format: Annotated[TextInput | GrammarInput | None, described("The format of the input; if absent, any text.")] = (
+        None
+    )
 
 
 class CustomTool(msgspec.Struct, frozen=True, tag_field="type", tag="custom"):

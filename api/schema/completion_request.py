@@ -17,7 +17,7 @@ class CompletionRequest(GenerateRequest, frozen=True, kw_only=True):
     prompt: Annotated[
         str | list[str | TokenId | list[TokenId]],
         described(
-            "A text, a list of texts, a list of token ids, or a list of such lists (no mixture).",
+            "A string, a list of strings, a list of token ids, or a list of such lists (no mixture).",
             "Once upon a time",
             ["One prompt", "and another"],
         ),
@@ -31,9 +31,11 @@ class CompletionRequest(GenerateRequest, frozen=True, kw_only=True):
     ] = None
     best_of: Annotated[
         Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None,
-        described("Make this many choices for each prompt, and answer with the n likeliest by token."),
+        described("Generate this many choices per prompt, and return the n with the highest mean logprob per token."),
     ] = None
-    echo: Annotated[bool | None, described("Begin with the prompt; with `logprobs`, its tokens' too.")] = None
+    echo: Annotated[bool | None, described("Start with the prompt; with `logprobs`, include those of its tokens.")] = (
+        None
+    )
     suffix: Annotated[
-        str | None, described("What follows the text to be written; needs a model with fill-in-the-middle tokens.")
+        str | None, described("The text after the completion; needs a model with fill-in-the-middle tokens.")
     ] = None

@@ -25,7 +25,7 @@ from motet.core.sampling_params import MAX_LOGIT_BIAS
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
-    """How to stream."""
+    """Options for streams."""
 
     include_usage: Annotated[bool | None, described("Send one more chunk, with `usage`, at the end.")] = None
     include_obfuscation: Annotated[bool | None, described("Accepted; has no effect.")] = None
@@ -40,25 +40,29 @@ class GenerateRequest(AdapterChoice, frozen=True, kw_only=True):
     top_k: Annotated[
         Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None, described("Sample from the k likeliest; 0 or -1: all.")
     ] = None
-    min_p: Annotated[Fraction | None, described("Drop tokens less likely than this share of the likeliest.")] = None
+    min_p: Annotated[
+        Fraction | None, described("Drop tokens less likely than this fraction of the likeliest token's probability.")
+    ] = None
     typical_p: Annotated[
         Annotated[float, Meta(gt=0, le=1)] | None,
         described("Sample from the locally typical tokens of this total mass."),
     ] = None
     repetition_penalty: Annotated[
-        Annotated[float, Meta(gt=0, le=100)] | None, described("Over 1: avoid tokens of prompt and answer.", 1.1)
+        Annotated[float, Meta(gt=0, le=100)] | None, described("Above 1: avoid tokens of prompt and answer.", 1.1)
     ] = None
-    presence_penalty: Annotated[Penalty | None, described("Over 0: avoid tokens of the answer.")] = None
-    frequency_penalty: Annotated[Penalty | None, described("The same, times how often they came.")] = None
+    presence_penalty: Annotated[Penalty | None, described("Above 0: avoid tokens of the answer.")] = None
+    frequency_penalty: Annotated[
+        Penalty | None, described("The same, multiplied by how often each token occurred.")
+    ] = None
     logit_bias: Annotated[
         Annotated[dict[str, Bias], Meta(max_length=MAX_LOGIT_BIAS)] | None,
-        described("Token id (as a string) to what is added to its logit.", {"42": -100}),
+        described("Maps a token id (as a string) to a bias that is added to its logit.", {"42": -100}),
     ] = None
     seed: Annotated[
         Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None,
-        described("The same seed gives the same answer; absent: a random one.", 7),
+        described("The same seed gives the same answer; if absent, it is random.", 7),
     ] = None
-    n: Annotated[Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None, described("Choices for each prompt.")] = None
+    n: Annotated[Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None, described("Choices per prompt.")] = None
     stop: Annotated[
         StopString | Annotated[list[StopString], Meta(max_length=MAX_STOP_STRINGS)] | None,
         described("The answer ends before the first of these.", ["\n\n"]),
@@ -68,25 +72,25 @@ class GenerateRequest(AdapterChoice, frozen=True, kw_only=True):
     ] = None
     min_tokens: Annotated[
         Annotated[int, Meta(ge=0, le=2**31 - 1)] | None,
-        described("The answer does not end by a token before this many."),
+        described("No end-of-text or stop token may end the answer before this many tokens."),
     ] = None
-    ignore_eos: Annotated[bool | None, described("Go on past the model's end-of-text token.")] = None
+    ignore_eos: Annotated[bool | None, described("Continue past the model's end-of-text token.")] = None
     ignore_eos_token: Annotated[bool | None, described("Another name for `ignore_eos`.")] = None
     return_token_ids: Annotated[
-        bool | None, described("Report the ids of the prompt's and the answer's tokens, of those too that ended it.")
+        bool | None, described("Report the token ids of prompt and answer, including those that ended the answer.")
     ] = None
     return_tokens_as_token_ids: Annotated[
-        bool | None, described("Name tokens in logprobs as `token_id:ID`, and report those too that ended the answer.")
+        bool | None, described("Name tokens in logprobs as `token_id:ID`, and include those that ended the answer.")
     ] = None
     response_format: Annotated[
         dict[str, Any] | None,
-        described("`type` is `text`, `json_object` or a format that a plugin adds.", {"type": "json_object"}),
+        described("`type` is `text`, `json_object` or a format of a plugin.", {"type": "json_object"}),
     ] = None
     stream: Annotated[bool | None, described("Answer as server-sent events.")] = None
     stream_options: Annotated[StreamOptions | None, described("Only with `stream`.")] = None
     user: Annotated[str | None, described("Accepted; has no effect.")] = None
     metadata: Annotated[dict[str, Any] | None, described("Accepted; has no effect.")] = None
-    store: Annotated[bool | None, described("Only false: nothing is stored.")] = None
+    store: Annotated[bool | None, described("Only false is accepted: nothing is stored.")] = None
     service_tier: Annotated[ServiceTier | None, described("Accepted; there is one tier, `default`.")] = None
     prompt_cache_key: Annotated[str | None, described("Accepted; has no effect.")] = None
     prompt_cache_retention: Annotated[str | None, described("Accepted; has no effect.")] = None

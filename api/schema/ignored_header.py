@@ -10,19 +10,19 @@ from quart import g
 MAX_IGNORED_NAMES = 32
 MAX_IGNORED_LENGTH = 64
 MAX_IGNORED_BYTES = 1024
-"""Of the whole header; a proxy or client that limits headers must never drop an answer for it."""
+"""Limit of the whole header: no proxy or client may drop a response because of its length."""
 
 MORE = "..."
-"""Stands at the end of a header that does not hold all names."""
+"""Ends a header that does not contain all names."""
 
 
 def note_ignored(names: Iterable[str]) -> None:
-    """Name these fields of the current request in its response's header."""
+    """Add these fields of the current request to its response's header."""
     g.ignored = (*g.get("ignored", ()), *names)
 
 
 def ignored_header() -> str:
-    """The header's value for the current request; empty where every field had its effect."""
+    """The header's value for the current request; empty if every field had an effect."""
     return header_value(g.get("ignored", ()))
 
 

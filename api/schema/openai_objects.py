@@ -1,4 +1,4 @@
-"""What answers look like: OpenAI's objects as structs, encoded by one encoder. Knows nothing of how they come about."""
+"""OpenAI's response objects as structs (chat completions, completions, models, errors), and the encoder for JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from motet.core.messages import EngineStats, FinishReason
 
 ENCODER = msgspec.json.Encoder()
 
-_TOKEN_IDS = Meta(description="With return_token_ids: the ids that were sampled, of those too that ended the answer.")
+_TOKEN_IDS = Meta(
+    description="With return_token_ids: the ids that were sampled, including those that ended the answer."
+)
 _PROMPT_IDS = Meta(description="With return_token_ids: the prompt's ids; in a stream, with its first chunks.")
 
 ChatFinishReason: TypeAlias = Literal["stop", "length", "tool_calls"]
@@ -27,7 +29,7 @@ class PromptTokensDetails(msgspec.Struct, frozen=True):
 
 
 class CompletionTokensDetails(msgspec.Struct, frozen=True):
-    """What the answer's tokens were; none is hidden, and nothing is predicted."""
+    """Kinds of the answer's tokens; all of these are 0, since none is hidden or predicted."""
 
     reasoning_tokens: int = 0
     audio_tokens: int = 0
@@ -36,7 +38,7 @@ class CompletionTokensDetails(msgspec.Struct, frozen=True):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Token counts of one request: its prompts once each, and all of its choices."""
+    """Token counts of one request: each prompt once, and all choices."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -48,13 +50,13 @@ class Usage(msgspec.Struct, frozen=True):
 class TopLogprob(msgspec.Struct, frozen=True):
     """An alternative at one position."""
 
-    token: Annotated[str, Meta(description="Its text; bytes that are no whole character are written as \\xNN.")]
+    token: Annotated[str, Meta(description="Its text; bytes that are not a complete character are written as \\xNN.")]
     logprob: float
     bytes: list[int]
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):
-    """A token of the answer; the logprob is the model's own, before temperature and the like."""
+    """A token of the answer; the logprob is the model's, before temperature and penalties."""
 
     token: str
     logprob: float
@@ -70,7 +72,7 @@ class ChatLogprobs(msgspec.Struct, frozen=True):
 
 
 class CalledFunction(msgspec.Struct, frozen=True):
-    """A function's name and its arguments, a JSON object as text."""
+    """A function's name and its arguments, a JSON object as a string."""
 
     name: str
     arguments: str
@@ -93,7 +95,7 @@ class AnsweredCall(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer; `content` is null when there is nothing but calls."""
+    """The assistant's message; `content` is null if there are only calls."""
 
     role: Literal["assistant"] = "assistant"
     content: str | None
@@ -126,21 +128,21 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FunctionDelta(msgspec.Struct, frozen=True):
-    """What a chunk adds to a call: its name at first, then pieces of its arguments."""
+    """What a chunk adds to a call: first its name, then pieces of its arguments."""
 
     name: str | UnsetType = UNSET
     arguments: str | UnsetType = UNSET
 
 
 class CustomDelta(msgspec.Struct, frozen=True):
-    """What a chunk adds to a custom tool's call: its name at first, then pieces of its input."""
+    """What a chunk adds to a custom tool's call: first its name, then pieces of its input."""
 
     name: str | UnsetType = UNSET
     input: str | UnsetType = UNSET
 
 
 class ToolCallDelta(msgspec.Struct, frozen=True, kw_only=True):
-    """What a chunk adds to call number `index`; id and type come once, at first."""
+    """What a chunk adds to call number `index`; id and type come once, in its first chunk."""
 
     index: int
     id: str | UnsetType = UNSET
@@ -168,7 +170,7 @@ class ChatChunkChoice(msgspec.Struct, frozen=True):
 
 
 class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
-    """One event of a streamed chat answer. `usage` is there only with stream_options.include_usage."""
+    """One event of a streamed chat answer. `usage` is present only with stream_options.include_usage."""
 
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
@@ -233,13 +235,13 @@ class ModelList(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Live(msgspec.Struct, frozen=True):
-    """The process answers; whether the engine does is GET /ready's to say."""
+    """The process responds; GET /ready reports whether the engine does."""
 
     status: Literal["ok"] = "ok"
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether requests can be answered now, and what the engine is busy with."""
+    """Whether requests can be answered now, and the engine's statistics."""
 
     status: Literal["ok", "unavailable", "draining"]
     model: str
@@ -257,7 +259,7 @@ class ErrorObject(msgspec.Struct, frozen=True):
 
 
 class ErrorBody(msgspec.Struct, frozen=True):
-    """The body of every answer that is not 2xx (but for GET /health)."""
+    """The body of every response that is not 2xx (except GET /health)."""
 
     error: ErrorObject
 

@@ -13,17 +13,17 @@ from motet.api.schema.openai_objects import ErrorBody
 STATUSES: Mapping[int, str] = {
     400: "A field is wrong, not supported, or too large for the context.",
     401: "A key or an adapter source's token is missing or wrong.",
-    403: "The key or the token may not do this; or, on a server without keys, the Host or Origin is a strange one.",
+    403: "The key or the token may not do this; or, on a server without keys, the Host or Origin is not allowed.",
     404: "No such model, adapter or object.",
     408: "The body did not arrive in time.",
-    409: "The object's state does not allow it; the same again will not help.",
+    409: "The object's state does not allow it; retrying does not help.",
     413: "The body is over --max-body.",
     415: "The body is not declared as JSON, or is compressed.",
     422: "The adapter exists and cannot be served.",
     424: "The adapter was not found, may not be used, or cannot be served.",
-    429: "Too much is waiting.",
-    500: "A fault of the server; the log has the details.",
-    503: "The engine or the adapter's source is away; see the header retry-after.",
+    429: "Too many requests are waiting.",
+    500: "A bug in the server; the log has the details.",
+    503: "The engine or the adapter's source is not available; see the header retry-after.",
 }
 
 GENERATION_STATUSES = tuple(status for status in STATUSES if status != 424)
@@ -36,7 +36,7 @@ TOKEN_HEADER: Parameter = {
     "in": "header",
     "required": False,
     "description": "Token for the adapter source, if the body has no `api_token`. Where the server has no API keys, an "
-    "`Authorization: Bearer hf_...` header is taken for it too.",
+    "`Authorization: Bearer hf_...` header works, too.",
     "schema": {"type": "string"},
 }
 

@@ -1,4 +1,4 @@
-"""From the bytes of a request to its struct; every mistake is a 400 (or 415) that names the field."""
+"""Parses a request's body into its struct; every mistake is a 400 (or 415) that names the field."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from motet.core.excerpt import shortened
 
 MAX_CONTAINERS = 100_000
 MAX_VALUES = 500_000
-"""In one body; texts count as one, whatever is in them."""
+"""Limits per body; a string counts as one value."""
 
 _PATH = re.compile(r" - at (?:`key` in )?`\$\.?([^`]*)`$")
-# Possessive, and one that is never closed goes to the end: what is no JSON takes no longer than what is.
+# Possessive, and an unclosed string extends to the end: invalid JSON takes no longer than valid JSON.
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _INVALID_VALUE = re.compile(r"Invalid (?:enum )?value (.+)", re.DOTALL)
 _DEFAULT_WHEN_ABSENT = dict.fromkeys(
-    ("max_tokens", "max_completion_tokens", "max_output_tokens"), "to have no limit but the context's"
+    ("max_tokens", "max_completion_tokens", "max_output_tokens"), "to use the rest of the context"
 )
 _MISSING = re.compile(r"missing required field `([^`]+)`")
 
@@ -41,19 +41,19 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 @dataclass(frozen=True)
 class Parsed(Generic[T]):
-    """A request, and the fields of it that nobody knows."""
+    """A request, and the names of its unknown fields."""
 
     request: T
     ignored: tuple[str, ...]
 
 
 def decode_object(content: bytes, mimetype: str) -> dict[str, Any]:
-    """The JSON object in a body. Raises UnsupportedMediaType, or JsonInvalid saying where it breaks."""
+    """The JSON object in a body. Raises UnsupportedMediaType, or JsonInvalid naming the position."""
     if mimetype != "application/json":
         raise UnsupportedMediaType(
             "send the body as JSON, with the header content-type: application/json", param="content-type"
         )
-    content = content.removeprefix(codecs.BOM_UTF8)  # editors and shells of Windows put it there
+    content = content.removeprefix(codecs.BOM_UTF8)  # editors and shells on Windows add it
     if not content.strip():
         raise JsonInvalid("the body is empty; send a JSON object")
     _check_size(content)
@@ -69,7 +69,7 @@ def decode_object(content: bytes, mimetype: str) -> dict[str, Any]:
 
 
 def _check_size(content: bytes) -> None:
-    """Raise InvalidRequest for a body of so many small parts that handling them would hold everybody else up."""
+    """Raise InvalidRequest for a body with so many values that handling it would block other requests."""
     if not _is_too_large(content) or not _is_too_large(_STRING.sub(b"", content)):
         return
     raise InvalidRequest(
@@ -82,7 +82,7 @@ def _is_too_large(content: bytes) -> bool:
 
 
 def parse_chat(body: dict[str, Any]) -> Parsed[ChatRequest]:
-    """A chat request, complete but for what only the model knows. Raises InvalidRequest."""
+    """A chat request, checked except for what depends on the model. Raises InvalidRequest."""
     unsupported_fields.refuse_unsupported(body, unsupported_fields.CHAT)
     for index, message in enumerate(_checked_messages(body.get("messages"))):
         if isinstance(message, dict):
@@ -95,7 +95,7 @@ def parse_chat(body: dict[str, Any]) -> Parsed[ChatRequest]:
 
 
 def _checked_messages(messages: object) -> list[object]:
-    """`messages`, if they are a list. Raises InvalidRequest for more than anybody should have to look through."""
+    """`messages`, if it is a list. Raises InvalidRequest if there are too many messages or parts."""
     if not isinstance(messages, list):
         return []
     if len(messages) > MAX_MESSAGES:
@@ -112,7 +112,7 @@ def _checked_messages(messages: object) -> list[object]:
 
 
 def parse_completion(body: dict[str, Any]) -> Parsed[CompletionRequest]:
-    """A completion request, complete but for what only the model knows. Raises InvalidRequest."""
+    """A completion request, checked except for what depends on the model. Raises InvalidRequest."""
     unsupported_fields.refuse_unsupported(body, unsupported_fields.COMPLETIONS)
     request = convert(body, CompletionRequest)
     check_completion_fields(request)
@@ -120,30 +120,26 @@ def parse_completion(body: dict[str, Any]) -> Parsed[CompletionRequest]:
 
 
 def check_chat_fields(request: ChatRequest) -> None:
-    """The rules between fields of a chat request. Raises InvalidRequest."""
+    """Check the rules between fields of a chat request. Raises InvalidRequest."""
     _check_shared(request)
     if request.continue_final_message:
         if request.add_generation_prompt:
             raise InvalidRequest(
-                "continue_final_message and add_generation_prompt exclude each other", param="add_generation_prompt"
+                "continue_final_message and add_generation_prompt cannot be combined", param="add_generation_prompt"
             )
         if request.messages[-1].role != "assistant":
             raise InvalidRequest(
-                "continue_final_message needs the last message to be an assistant's", param="continue_final_message"
+                "continue_final_message requires the last message to be an assistant's", param="continue_final_message"
             )
     if request.top_logprobs and not request.logprobs:
-        raise InvalidRequest("top_logprobs needs logprobs to be true", param="top_logprobs")
+        raise InvalidRequest("top_logprobs requires logprobs to be true", param="top_logprobs")
     if request.max_tokens != request.max_completion_tokens and None not in (
         request.max_tokens,
         request.max_completion_tokens,
     ):
-        raise InvalidRequest(
-            "max_tokens and max_completion_tokens say different things; send one of them", param="max_tokens"
-        )
+        raise InvalidRequest("max_tokens and max_completion_tokens differ; send one of them", param="max_tokens")
     if request.reasoning is not None and request.reasoning.effort not in (None, request.effort):
-        raise InvalidRequest(
-            "reasoning_effort and reasoning.effort say different things; send one of them", param="reasoning.effort"
-        )
+        raise InvalidRequest("reasoning_effort and reasoning.effort differ; send one of them", param="reasoning.effort")
     for index, message in enumerate(request.messages):
         if message.content is None and message.role != "assistant":
             raise InvalidRequest(
@@ -152,7 +148,7 @@ def check_chat_fields(request: ChatRequest) -> None:
                 code=error_codes.MISSING_REQUIRED_PARAMETER,
             )
         if message.tool_calls and message.role != "assistant":
-            raise InvalidRequest("only assistant messages have tool_calls", param=f"messages[{index}].tool_calls")
+            raise InvalidRequest("only assistant messages may have tool_calls", param=f"messages[{index}].tool_calls")
         for number, call in enumerate(message.tool_calls or ()):
             if getattr(call, call.type) is None:
                 param = f"messages[{index}].tool_calls[{number}].{call.type}"
@@ -160,28 +156,28 @@ def check_chat_fields(request: ChatRequest) -> None:
 
 
 def check_completion_fields(request: CompletionRequest) -> None:
-    """The rules between fields of a completion request. Raises InvalidRequest."""
+    """Check the rules between fields of a completion request. Raises InvalidRequest."""
     _check_shared(request)
     if request.best_of is not None and request.best_of < (request.n or 1):
-        raise InvalidRequest("best_of must be n or more", param="best_of")
+        raise InvalidRequest("best_of must be at least n", param="best_of")
     if request.stream and (request.best_of or 1) > (request.n or 1):
-        raise InvalidRequest("best_of beyond n cannot be streamed", param="best_of")
+        raise InvalidRequest("best_of greater than n cannot be streamed", param="best_of")
     if request.max_tokens == 0 and not request.echo:
         raise InvalidRequest("max_tokens may be 0 only with echo", param="max_tokens")
     if request.suffix and request.echo:
-        raise InvalidRequest("suffix and echo exclude each other", param="suffix")
+        raise InvalidRequest("suffix and echo cannot be combined", param="suffix")
 
 
 def _check_shared(request: ChatRequest | CompletionRequest) -> None:
     check_adapters(request)
     if request.stream_options is not None and not request.stream:
-        raise InvalidRequest("stream_options needs stream to be true", param="stream_options")
+        raise InvalidRequest("stream_options requires stream to be true", param="stream_options")
 
 
 def check_adapters(request: AdapterChoice) -> None:
-    """The rules between the fields that name adapters. Raises InvalidRequest."""
+    """Check the fields that name adapters against each other. Raises InvalidRequest."""
     if request.adapter_id and request.merged_adapters is not None:
-        raise InvalidRequest("adapter_id and merged_adapters exclude each other", param="merged_adapters")
+        raise InvalidRequest("adapter_id and merged_adapters cannot be combined", param="merged_adapters")
     merged = request.merged_adapters
     if merged is not None and merged.merge_strategy not in (None, "linear"):
         raise InvalidRequest(
@@ -198,26 +194,26 @@ def check_adapters(request: AdapterChoice) -> None:
 def unknown_fields(
     body: Mapping[str, object], kind: type[msgspec.Struct], table: Mapping[str, object]
 ) -> tuple[str, ...]:
-    """The names in `body`, wherever in it, that nobody knows; one more at most than the header may hold."""
+    """The paths of unknown fields in `body`; at most one more than the header may contain."""
     unknown = (name for name in unknown_names(body, kind) if name not in table)
     return tuple(islice(unknown, MAX_IGNORED_NAMES + 1))
 
 
 def convert(body: Mapping[str, object], kind: type[T]) -> T:
-    """`body` as `kind`. Raises InvalidRequest whose param is the path of the field at fault."""
+    """Convert `body` to `kind`. Raises InvalidRequest; its param is the path of the field at fault."""
     try:
         return msgspec.convert(body, kind)
     except msgspec.ValidationError as error:
         if ", got `float`" not in str(error):
             raise field_error(str(error), kind) from None
-    try:  # some languages write every number with a fraction
+    try:  # some languages write every number as a float
         return msgspec.convert(with_integers(body, kind), kind)
     except msgspec.ValidationError as error:
         raise field_error(str(error), kind) from None
 
 
 def field_error(message: str, kind: type[msgspec.Struct]) -> InvalidRequest:
-    """msgspec's message of a `kind`, with its path (`$.messages[0].role`) as the error's param."""
+    """The error for msgspec's message about a `kind`; its path (`$.messages[0].role`) becomes the param."""
     path = _PATH.search(message)
     text = shortened(message[: path.start()] if path else message)
     param = (path[1] if path else "").removesuffix("[...]")

@@ -1,7 +1,7 @@
-"""Fields that we know, do not support, and that would change the answer: each is a 400 that names it.
+"""Known fields that are not supported and would change the answer: each is a 400 that names it.
 
-A value that changes nothing (null, an empty list, the default) passes. What is in neither this table nor the
-schemas is unknown: it is ignored and listed in the response header `x-motet-ignored`.
+A value without effect (null, an empty list, the default) is accepted. A field in neither these tables nor the structs
+is unknown: it is ignored and named in the response header `x-motet-ignored`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 _OFF = (None, False)
 _EMPTY: tuple[object, ...] = (None, [], {})
 
-# Field -> the values that change nothing.
-# Of llama.cpp, Ollama, vLLM, SGLang, mlx-lm, TGI and Dynamo, on every route of OpenAI's.
+# Field -> the values that have no effect.
+# Fields of llama.cpp, Ollama, vLLM, SGLang, mlx-lm, TGI and Dynamo, on all of OpenAI's routes.
 _OTHER_SERVERS: Mapping[str, tuple[object, ...]] = {
     "extra_body": _EMPTY,
     "nvext": _EMPTY,
@@ -132,14 +132,14 @@ _SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "min_new_tokens": ("min_tokens",),
     "repeat_penalty": ("repetition_penalty",),
 }
-"""Other names of fields that we have. Clients send several names at once: the same value twice changes nothing."""
+"""Synonyms of supported fields. Clients send several names at once; the same value twice is accepted."""
 
 _NAME_IN_MODEL = "model to name the adapter"
 _ALTERNATIVES: Mapping[str, str] = {
     **dict.fromkeys(("structured_outputs", "guided_json", "guided_regex", "guided_choice"), "response_format"),
     **dict.fromkeys(("guided_grammar", "regex", "ebnf", "json_schema", "allowed_token_ids"), "response_format"),
     "format": 'response_format, such as {"type": "json_object"}',
-    "grammar": 'response_format: {"type": "grammar", "grammar": …}, which takes Lark alternatives of GBNF',
+    "grammar": 'response_format: {"type": "grammar", "grammar": …}, in Lark syntax instead of GBNF',
     **dict.fromkeys(("lora", "lora_request", "lora_path", "adapters", "parameters"), _NAME_IN_MODEL),
     **dict.fromkeys(("nvext", "options"), "the fields at the top level of the body"),
     **dict.fromkeys(("n_predict", "num_predict", "max_new_tokens", "max_output_tokens"), "max_tokens"),
@@ -160,13 +160,13 @@ _ALTERNATIVES: Mapping[str, str] = {
     "conversation": "previous_response_id",
     "context_management": "truncation",
 }
-"""What does the same here, of fields for which there is such a thing."""
+"""The supported alternatives of unsupported fields."""
 
 _RESPONSES_ALTERNATIVES: Mapping[str, str] = {
     **dict.fromkeys(("max_tokens", "max_completion_tokens"), "max_output_tokens"),
     **dict.fromkeys(("n_predict", "num_predict", "max_new_tokens"), "max_output_tokens"),
     **dict.fromkeys(("regex", "ebnf", "json_schema", "format", "response_format"), "text.format"),
-    "grammar": 'text.format: {"type": "grammar", "grammar": …}, which takes Lark alternatives of GBNF',
+    "grammar": 'text.format: {"type": "grammar", "grammar": …}, in Lark syntax instead of GBNF',
     "logprobs": 'include: ["message.output_text.logprobs"]',
     "system": "instructions",
 }
@@ -178,7 +178,7 @@ _MESSAGES: Mapping[str, str] = {
 
 
 def refuse_unsupported(body: Mapping[str, object], table: Mapping[str, tuple[object, ...]], where: str = "") -> None:
-    """Raise InvalidRequest naming the first field of `body` that has an effect which we do not offer.
+    """Raise InvalidRequest naming the first field of `body` that is not supported and has an effect.
 
     `where` is the path of `body` in the request, such as `messages[0].`.
     """

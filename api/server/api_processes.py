@@ -1,6 +1,6 @@
-"""The API's processes: the workers, and the adapter registry where there are several. Imports no Quart.
+"""Starts and watches the API processes: the workers, and for several workers the adapter registry. Imports no Quart.
 
-The supervisor keeps them alive with it: `start`, then `tick` some twenty times a second; at the end `drain`, `stop`.
+The supervisor calls `start`, then `tick` about 20 times per second, and at the end `drain` and `stop`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from motet.engine.processes.child_process import WatchedProcess, start_child, st
 TICK_SECONDS = 0.05
 
 COUNTERS = "PROMETHEUS_MULTIPROC_DIR"
-"""Names the directory in which several workers count together; prometheus_client reads it when it is imported."""
+"""Names the directory for the workers' shared counters; prometheus_client reads it when it is imported."""
 
 ERROR_EVENT_SECONDS = 1.0
-"""After the drain, how long the workers may take to send the last errors and leave."""
+"""Time that the workers have after the drain to send the last errors and exit."""
 
 
 class ApiProcesses:
@@ -62,22 +62,22 @@ class ApiProcesses:
         return start_child("motet.api.adapters.registry_process", self._deployment, start, variables=self._variables)
 
     def _forget_gauges(self, pid: int) -> None:
-        """What a dead worker had open is over; what it counted stays counted."""
+        """Remove the gauges of a worker that exited; its counters stay."""
         for path in self._counters.glob(f"gauge_live*_{pid}.db"):
             path.unlink()
 
     def start(self) -> None:
-        """Start them all; does not wait for them."""
+        """Start all processes without waiting for them."""
         for child in (*self._registry, *self._workers):
             child.start()
 
     def tick(self) -> None:
-        """Start again what has ended or hangs. Raises StartupError if one cannot start."""
+        """Restart processes that exited or hang. Raises StartupError if one cannot start."""
         for child in (*self._registry, *self._workers):
             child.tick()
 
     def drain(self, seconds: float, interrupted: threading.Event) -> None:
-        """Let the workers finish their requests; a second Ctrl-C ends the patience."""
+        """Let the workers finish their requests; a second Ctrl-C (`interrupted`) kills them."""
         workers = [process for child in self._workers for process in child.processes]
         for worker in workers:
             worker.terminate()
@@ -90,5 +90,5 @@ class ApiProcesses:
                 worker.kill()
 
     def stop(self) -> None:
-        """End what still runs."""
+        """Stop the processes that still run."""
         stop_all([process for child in (*self._workers, *self._registry) for process in child.processes])

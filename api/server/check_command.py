@@ -1,4 +1,4 @@
-"""`motet check`: finds adapters under some directories, and reports which of them fit a base model."""
+"""The command `motet check`: finds adapters in directories, and reports which of them fit a base model."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from motet.core.errors import StartupError
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model", "adapters.safetensors", "lora.safetensors")
-"""Files that begin with one of these make a directory an adapter's, in whatever format."""
+"""A directory with a file of such a prefix counts as an adapter, in whatever format."""
 
 
 def add_check_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `motet check`."""
-    parser.add_argument("directories", nargs="+", metavar="DIR", help="an adapter, or a directory with adapters below")
+    parser.add_argument(
+        "directories", nargs="+", metavar="DIR", help="an adapter directory, or a directory that contains some"
+    )
     parser.add_argument("--model", default=argparse.SUPPRESS, help="the base model, as in `motet serve`")
     parser.add_argument(
         "--max-adapter-rank", default=argparse.SUPPRESS, metavar="INT", help="the highest rank, as in `motet serve`"
@@ -28,9 +30,9 @@ def add_check_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def find_adapters(directories: Sequence[str]) -> list[str]:
-    """Every directory at or below `directories` that holds an adapter, sorted. Raises StartupError.
+    """Every directory at or below `directories` that contains an adapter, sorted. Raises StartupError.
 
-    Links to directories are not followed, and hidden directories are left out.
+    Does not follow links to directories, and skips hidden directories.
     """
     adapters: set[str] = set()
     for directory in directories:
@@ -38,7 +40,9 @@ def find_adapters(directories: Sequence[str]) -> list[str]:
             raise StartupError(f"motet check: {directory} is not a directory")
         adapters.update(_below(directory))
     if not adapters:
-        raise StartupError(f"motet check: no adapter in {', '.join(directories)} ({CONFIG} or adapter_model.*)")
+        raise StartupError(
+            f"motet check: no adapter in {', '.join(directories)} (expected {CONFIG} or adapter_model.*)"
+        )
     return sorted(adapters)
 
 
@@ -68,5 +72,5 @@ def _lines(verdict: Verdict) -> Iterator[str]:
 
 
 def _printable(text: str) -> str:
-    """Text without what a terminal would act upon; messages quote foreign files."""
+    """Text without control characters: messages quote files from others."""
     return "".join(character if character.isprintable() else "�" for character in text)

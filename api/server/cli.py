@@ -1,4 +1,4 @@
-"""The command line: `motet serve`, `check`, `plugins`, `key` and `bench`. Every setting becomes a flag by itself."""
+"""The command line: `motet serve`, `check`, `plugins`, `key` and `bench`. Each setting becomes a flag."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _METAVARS = {"int": "N", "float": "NUMBER", "str": "TEXT"}
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """One flag for each setting; a flag that is not given leaves no trace, so that variables and file can speak.
+    """Add a flag for each setting; an absent flag sets nothing, so that variables and the file apply.
 
-    A setting stands in the group that it, or the nearest setting before it, names.
+    A setting belongs to the group that it, or the nearest setting before it, names.
     """
     group: argparse._ActionsContainer = parser
     for setting in dataclasses.fields(Settings):
@@ -61,7 +61,7 @@ def _help(setting: dataclasses.Field[Any]) -> str:
 
 
 def settings_from(arguments: argparse.Namespace) -> Settings:
-    """The settings that the flags, MOTET_… variables and the TOML file come to. Raises StartupError."""
+    """The settings from flags, MOTET_… variables and the TOML file. Raises StartupError."""
     options = vars(arguments)
     config = options.pop("config", None) or os.environ.get("MOTET_CONFIG")
     return load_settings(options, os.environ, Path(config) if config else None)
@@ -73,9 +73,9 @@ def _serve(arguments: argparse.Namespace) -> None:
     settings = settings_from(arguments)
     configure_logging(settings.log_format, settings.log_level, process="supervisor")
     if links := service_links(os.environ):
-        logger.info("ignored, since Kubernetes sets them for a Service called motet: {}", ", ".join(links))
+        logger.info("ignoring variables that Kubernetes sets for a Service called motet: {}", ", ".join(links))
     for name, suggestion in misspelt_variables(os.environ).items():
-        logger.warning("the variable {} is no setting; did you mean {}?", name, suggestion)
+        logger.warning("unknown variable {}; did you mean {}?", name, suggestion)
     supervise(settings)
 
 
@@ -90,7 +90,7 @@ def _key(arguments: argparse.Namespace) -> None:
 
     key = new_key()
     print(key_line(arguments.name, key, arguments.admin))
-    print(f"the key of {arguments.name}, which nobody can show again: {key}", file=sys.stderr)
+    print(f"the key of {arguments.name}, which is not stored anywhere: {key}", file=sys.stderr)
 
 
 def _bench(arguments: argparse.Namespace) -> None:
@@ -102,7 +102,7 @@ def _bench(arguments: argparse.Namespace) -> None:
 def _check(arguments: argparse.Namespace) -> None:
     from motet.api.server.check_command import find_adapters, report
 
-    os.environ["HF_HUB_OFFLINE"] = "1"  # before any plugin imports the hub's library
+    os.environ["HF_HUB_OFFLINE"] = "1"  # must be set before a plugin imports huggingface_hub
     from motet.api.server.supervisor import locate_model, model_directory
     from motet.engine.adapters.loader import LoaderSpec
     from motet.engine.engine_config import EngineConfig
@@ -127,7 +127,7 @@ def _check(arguments: argparse.Namespace) -> None:
     )
     if done.returncode:
         raise StartupError(
-            f"the checker ended with code {done.returncode}; its message is above", code=error_codes.ALREADY_REPORTED
+            f"the checker exited with code {done.returncode}; its message is above", code=error_codes.ALREADY_REPORTED
         )
     verdicts = msgspec.json.decode(done.stdout, type=list[Verdict])
     print(report(verdicts, location.name, output))
@@ -148,19 +148,19 @@ def build_parser() -> argparse.ArgumentParser:
 
     serve = command("serve", _serve, "serve a base model and its adapters over HTTP")
     serve.epilog = (
-        "Each setting may come from a variable instead (--adapter-root: MOTET_ADAPTER_ROOT), or from the TOML file "
-        "of --config or MOTET_CONFIG (adapter_root); a flag goes before a variable, and a variable before the file."
+        "You can also set each setting by a variable (--adapter-root: MOTET_ADAPTER_ROOT), or in the TOML file "
+        "of --config or MOTET_CONFIG (adapter_root); a flag overrides a variable, and a variable the file."
     )
     serve.usage = "motet serve [--FLAG VALUE …]"
     add_settings(serve)
-    command("plugins", _plugins, "list what is registered, and by which plugin")
-    check = command("check", _check, "say which adapters fit a base model, and why others do not, without serving")
+    command("plugins", _plugins, "list the registered names and their plugins")
+    check = command("check", _check, "report which adapters fit a base model, and why others do not, without serving")
     from motet.api.server.check_command import add_check_arguments
 
     add_check_arguments(check)
-    key = command("key", _key, "make an API key: a line for the --api-keys file, and the key itself on stderr")
-    key.add_argument("name", help="whose key it is: letters, digits, or any of _.@-")
-    key.add_argument("--admin", action="store_true", help="it may end everybody's requests")
+    key = command("key", _key, "create an API key: prints a line for the --api-keys file, and the key itself on stderr")
+    key.add_argument("name", help="the owner's name: letters, digits, or any of _.@-")
+    key.add_argument("--admin", action="store_true", help="the key may cancel all callers' requests")
     bench = command("bench", _bench, "measure any OpenAI-compatible server over HTTP")
     from motet.api.bench.command import add_bench_arguments
 
@@ -169,7 +169,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line as a namespace. Prints the command's usage and leaves with code 2 where it is wrong."""
+    """Parse the command line. Prints the command's usage and exits with code 2 if it is invalid."""
     parsed, unknown = build_parser().parse_known_args(arguments)
     parser: argparse.ArgumentParser = vars(parsed).pop("parser")
     if unknown:
@@ -180,13 +180,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def main() -> None:
-    """Entry point of the `motet` command. A mistake in the settings is one line and exit code 2."""
+    """Entry point of the `motet` command. An invalid setting is reported in one line, with exit code 2."""
     arguments = parse_arguments()
     run = vars(arguments).pop("run")
     try:
         run(arguments)
         sys.stdout.flush()
-    except BrokenPipeError:  # `motet plugins | head -1`; nothing is left to flush at the end
+    except BrokenPipeError:  # as in `motet plugins | head -1`; leave nothing to flush at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except StartupError as error:

@@ -1,4 +1,4 @@
-"""What `motet plugins` shows: for each hook, the names that plugins have registered, and whose they are."""
+"""The output of `motet plugins`: for each hook, the registered names and the plugins that own them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from motet.core.plugin_registry import PluginRegistry
 
 
 def plugin_table(plugins: PluginRegistry) -> str:
-    """A table of hook, name and owner, one line a name, in the order in which they are tried."""
+    """A table of hook, name and owner, one line per name, in the order in which the server tries them."""
     rows = [("HOOK", "NAME", "OWNER")]
     for hook, registry in plugins.registries():
         rows += [(hook, name, registry.owners[name]) for name in registry.items]

@@ -1,7 +1,7 @@
-"""`motet serve`: finds the model, starts the engine and the API's processes, watches all, and ends them in order.
+"""The command `motet serve`: finds the model, starts and watches the engine's and the API's processes, and stops them.
 
-Imports neither torch nor Quart: it must live when they die. It holds the listening socket, so that a port in use
-is known at once and connections wait through a worker's restart.
+Imports neither torch nor Quart, so that it survives their failures. It holds the listening socket, so that a port in
+use is reported at once and connections wait while a worker restarts.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from motet.engine.processes.child_process import public_environment
 from motet.engine.processes.engine_processes import EngineProcesses
 
 OPEN_FILES = 65536
-"""A process may have this many, if the system lets it: each connection is one."""
+"""Open files per process, if the system allows it; each connection is one."""
 
 
 def supervise(settings: Settings) -> None:
-    """Serve until Ctrl-C, SIGTERM or the terminal's end. Raises StartupError for what keeps it from starting."""
+    """Serve until Ctrl-C, SIGTERM or SIGHUP. Raises StartupError if the server cannot start."""
     allow_open_files()
     scheme = _scheme(settings)
     if settings.api_keys:
@@ -48,7 +48,7 @@ def supervise(settings: Settings) -> None:
     listener = _listen(settings.host, settings.port)
     location = locate_model(settings)
     directory = model_directory(location, settings)
-    stop = threading.Event()  # only now: until here, Ctrl-C ends a long download at once
+    stop = threading.Event()  # not earlier, so that Ctrl-C interrupts a long download
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
             signal.signal(number, lambda *_: stop.set())
@@ -76,7 +76,7 @@ def supervise(settings: Settings) -> None:
             engine.tick()
             api.tick()
         if settings.drain_delay:
-            logger.info("not ready from now on; new requests are answered for {:g} s more", settings.drain_delay)
+            logger.info("reporting not ready; accepting new requests for {:g} s more", settings.drain_delay)
         else:
             logger.info("shutting down; requests may finish for {:g} s", settings.drain_seconds)
         stop.clear()
@@ -88,7 +88,7 @@ def supervise(settings: Settings) -> None:
 
 
 def allow_open_files() -> None:
-    """Raise this process's limit of open files, and so its children's, as far as it goes."""
+    """Raise the limit of open files of this process and its children, up to OPEN_FILES."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < limit:
@@ -96,26 +96,26 @@ def allow_open_files() -> None:
 
 
 def _scheme(settings: Settings) -> str:
-    """http, or https where there is a certificate. Raises StartupError for one that cannot be used."""
+    """https if there is a certificate, else http. Raises StartupError for an unusable certificate."""
     certificate, key = settings.tls_certificate, settings.tls_key
     if not certificate and not key:
         return "http"
     if not certificate or not key:
-        raise StartupError("--tls-certificate and --tls-key go together: give both, or neither", param="tls_key")
+        raise StartupError("--tls-certificate and --tls-key must be set together", param="tls_key")
     try:
-        # With a password at hand, OpenSSL never asks the terminal for one.
+        # With a password argument, OpenSSL does not prompt on the terminal.
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key, password="")
     except (OSError, ValueError) as error:  # an SSLError is an OSError
         raise StartupError(
             f"--tls-certificate {certificate} with --tls-key {key} cannot be used: {error}; "
-            "give a PEM chain and its private key without a password",
+            "provide a PEM chain and its private key without a password",
             param="tls_certificate",
         ) from error
     return "https"
 
 
 def check_directories(settings: Settings) -> None:
-    """Raise StartupError unless cache and data directory, the default ones too, can be used by this user."""
+    """Raise StartupError unless this user can write to the cache and the data directory, including the defaults."""
     _check_directory("the cache", "MOTET_CACHE", cache_directory)
     _check_directory("the data directory", "--data-dir", lambda: data_directory(settings.data_dir))
     check_owners(data_directory(settings.data_dir))
@@ -129,7 +129,7 @@ def _check_directory(what: str, setting: str, path: Callable[[], Path]) -> None:
     except (OSError, RuntimeError) as error:  # RuntimeError: this user has no home directory
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise StartupError(
-            f"{what} {directory} cannot be used: {reason}; set {setting} to a directory to write into"
+            f"{what} {directory} cannot be used: {reason}; set {setting} to a writable directory"
         ) from error
 
 
@@ -149,14 +149,14 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _url_host(host: str) -> str:
-    """`host` as a client on this machine would write it into a URL."""
+    """`host` as a client on this machine writes it in a URL."""
     if host in ("0.0.0.0", "::", ""):
         return "127.0.0.1"
     return f"[{host}]" if ":" in host else host
 
 
 def locate_model(settings: Settings) -> ModelLocation:
-    """The base model that `settings` name, by whichever plugin claims it. Raises StartupError."""
+    """The base model that `settings` name, from the plugin that claims it. Raises StartupError."""
     plugins = PluginRegistry.load()
     plugins.configure(settings)
     _check_plugins(settings, plugins)
@@ -165,29 +165,29 @@ def locate_model(settings: Settings) -> ModelLocation:
             return source.locate(settings.model)
     names = sorted(name for name, source in plugins.model_sources.items.items() if source.claims(name))
     raise StartupError(
-        f"--model {settings.model}: no such model; give a directory, a .gguf file, a hub id (org/name) or one of: "
+        f"--model {settings.model}: no such model; use a directory, a .gguf file, a hub id (org/name) or one of: "
         + ", ".join(names),
         param="model",
     )
 
 
 def _check_plugins(settings: Settings, plugins: PluginRegistry) -> None:
-    """Raise StartupError for a setting that names what no plugin has registered."""
+    """Raise StartupError for a setting whose value no plugin has registered."""
     if settings.default_source not in plugins.adapter_sources.items:
         known = ", ".join(sorted(plugins.adapter_sources.items))
         raise StartupError(
-            f"--default-source {settings.default_source}: no such adapter source; there are: {known}",
+            f"--default-source {settings.default_source}: no such adapter source; available: {known}",
             param="default_source",
         )
     if settings.tool_parser not in ("auto", *plugins.tool_parsers.items):
         known = ", ".join(("auto", *sorted(plugins.tool_parsers.items)))
         raise StartupError(
-            f"--tool-parser {settings.tool_parser}: no such tool parser; there are: {known}", param="tool_parser"
+            f"--tool-parser {settings.tool_parser}: no such tool parser; available: {known}", param="tool_parser"
         )
 
 
 def model_directory(location: ModelLocation, settings: Settings) -> Path:
-    """The model as a transformers directory; a GGUF file is converted first, by a process that may use torch."""
+    """The model's transformers directory; a GGUF file is converted first, in a process that imports torch."""
     if location.kind == "transformers":
         return location.path.resolve()
     target = converted_directory(location.path, cache_directory())

@@ -1,4 +1,4 @@
-"""Tokens of adapter sources in the input of a batch are refused: the file is stored as it is, and tokens are not."""
+"""Finds tokens of adapter sources in a batch's input file: the server stores the file, and must not store tokens."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import BinaryIO
 import msgspec
 
 ADVICE = (
-    "the input of a batch is stored, so it must not hold a token: leave api_token out. A batch can use an adapter that "
-    "needs a token only where the server may read it itself: in an adapter root, or with MOTET_HUB_TOKEN"
+    "the input of a batch is stored, so it must not contain a token: leave api_token out. A batch can use a gated "
+    "adapter only if the server can read it itself: from an adapter root, or with MOTET_HUB_TOKEN"
 )
 _PIECE = 4 << 20
 _MARK = b'"api_token"'
@@ -23,7 +23,7 @@ class _Line(msgspec.Struct):
 
 
 def line_with_token(content: BinaryIO) -> int | None:
-    """The number (from 1) of the first line whose request has a token; it is read from the beginning."""
+    """The number (from 1) of the first line whose request has a token; reads `content` from the start."""
     content.seek(0)
     number = 0
     while line := content.readline(_PIECE):
@@ -31,7 +31,7 @@ def line_with_token(content: BinaryIO) -> int | None:
         if _MARK in line and _has_token(line):
             return number
         while not line.endswith(b"\n") and (line := content.readline(_PIECE)):
-            pass  # the rest of a line that is too long for a batch anyway
+            pass  # skip the rest of a line that is too long for a batch
     return None
 
 
@@ -39,4 +39,4 @@ def _has_token(line: bytes) -> bool:
     try:
         return msgspec.json.decode(line, type=_Line).body.api_token is not None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return False  # the batch will be refused for it
+        return False  # the batch is refused because of this line

@@ -160,7 +160,7 @@ def refused_field(field: str, value: object, report: str, words: str = "model to
 
 IDS = "vllm #22587, verifiers #1585, agent-lightning #326, NeMo Gym #11"
 FIELDS = [
-    refused_field("grammar", 'root ::= "x"', "llama.cpp's GBNF", "Lark instead of GBNF"),
+    refused_field("grammar", 'root ::= "x"', "llama.cpp's GBNF", "in Lark syntax instead of GBNF"),
     refused_field("lora", [{"id": 0, "scale": 0}], "llama.cpp"),
     refused_field("lora_request", {"lora_name": "pirate"}, "vllm"),
     refused_field("format", "json", "Ollama", "response_format"),

@@ -110,7 +110,7 @@ def test_the_function_whose_schema_is_wrong_is_named(tmp_path: Path) -> None:
         asked = {"messages": MESSAGES, "tools": [TOOL, wrong], "tool_choice": "required"}
         error = (await (await caller.post(CHAT, asked)).get_json())["error"]
         assert (error["param"], error["code"]) == ("tools[1].function.parameters", "invalid_grammar")
-        assert error["message"] == "the output grammar is refused: Pointer '/nowhere' does not exist"
+        assert error["message"] == "the output grammar is invalid: Pointer '/nowhere' does not exist"
 
     drive(tmp_path, scenario)
 

@@ -47,7 +47,7 @@ def test_the_file_has_names_and_digests_but_no_keys(file: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("", "no keys in it"),
+        ("", "contains no keys"),
         ("alice sk-motet-oops", "line 1"),
         (f"\nalice {'0' * 64} boss", "line 2"),
         (f"a:b {'0' * 64}", "line 1"),
@@ -152,4 +152,4 @@ def test_the_command_makes_a_line_and_shows_the_key_once(
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2
-    assert "no name for a key" in capsys.readouterr().err
+    assert "not a valid key name" in capsys.readouterr().err

@@ -80,8 +80,8 @@ def test_streams_are_never_compressed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        (Settings(tls_certificate="chain.pem"), "go together"),
-        (Settings(tls_key="key.pem"), "go together"),
+        (Settings(tls_certificate="chain.pem"), "must be set together"),
+        (Settings(tls_key="key.pem"), "must be set together"),
         (Settings(tls_certificate="absent.pem", tls_key="absent.pem"), "cannot be used"),
         (Settings(tls_certificate=__file__, tls_key=__file__), "cannot be used"),
         (Settings(api_keys="absent.txt"), "cannot be read"),

@@ -98,6 +98,6 @@ def test_other_paths_and_methods(tmp_path: Path) -> None:
         wrong = await caller.client.delete("/v1/completions")
         assert (wrong.status_code, (await wrong.get_json())["error"]["code"]) == (405, "method_not_allowed")
         assert "POST" in wrong.headers["allow"]
-        assert "takes POST only" in (await wrong.get_json())["error"]["message"]
+        assert "accepts only POST" in (await wrong.get_json())["error"]["message"]
 
     drive(tmp_path, scenario)

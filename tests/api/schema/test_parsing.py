@@ -121,7 +121,7 @@ def test_a_mistake_is_named(fields: dict[str, Any], param: str, code: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "fix"),
     [
         ({"messages": [{"role": "human", "content": "a"}]}, "'human' is not one of"),
         ({"messages": [{"role": "human", "content": "a"}]}, "assistant"),
@@ -137,17 +137,17 @@ def test_a_mistake_is_named(fields: dict[str, Any], param: str, code: str) -> No
         ({"format": "json"}, 'use response_format, such as {"type": "json_object"}, or'),
         ({"extra_body": {"top_k": 1}}, "at the top level of the body; send them there"),
         ({"n_predict": 5}, "use max_tokens, or"),
-        ({"max_tokens": -1}, "max_tokens: expected `int` >= 1; leave it out to have no limit but the context's"),
+        ({"max_tokens": -1}, "max_tokens: expected `int` >= 1; leave it out to use the rest of the context"),
         *(
             ({"messages": [{"role": "user", "content": [{"type": kind}]}]}, f"{kind!r} parts are not supported")
             for kind in ("image_url", "input_image", "input_audio", "thinking", "file")
         ),
     ],
 )
-def test_a_mistake_comes_with_its_mend(fields: dict[str, Any], told: str) -> None:
+def test_an_error_says_how_to_fix_it(fields: dict[str, Any], fix: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse_chat({**CHAT, **fields})
-    assert told in caught.value.message
+    assert fix in caught.value.message
 
 
 @pytest.mark.parametrize("field", ["model", "messages"])
