@@ -96,13 +96,21 @@ class PluginRegistry:
             self._manager.register(plugin, name=owner)
             self._manager.check_pending()
             for hook, registry in self.registries():
-                implementation = getattr(plugin, hook, None)
-                if implementation is not None:
-                    implementation(register=registry.adder(owner))
+                self._check_marked(plugin, hook, owner)
+                for implementation in getattr(self._manager.hook, hook).get_hookimpls():
+                    if implementation.plugin is plugin:
+                        _call(implementation, registry.adder(owner), owner)
         except StartupError:
             raise
         except Exception as error:
             raise StartupError(f"plugin {owner} failed to register: {error!r}") from error
+
+    def _check_marked(self, plugin: object, hook: str, owner: str) -> None:
+        """Raise StartupError for a function with a hook's name that pluggy does not take for an implementation."""
+        if callable(getattr(plugin, hook, None)) and self._manager.parse_hookimpl_opts(plugin, hook) is None:
+            raise StartupError(
+                f"plugin {owner}: {hook} is not marked; put @hookimpl above it (from motet import hookimpl)"
+            )
 
     def configure(self, settings: Settings) -> None:
         """Hand every source the server's settings. Raises StartupError naming the setting or the owner."""
@@ -131,3 +139,10 @@ class PluginRegistry:
                     raise StartupError(f"plugin {owner} failed to import: {error!r}") from error
                 registry.add(plugin, owner)
         return registry
+
+
+def _call(implementation: pluggy.HookImpl, register: Callable[[str, object], None], owner: str) -> None:
+    """Call one implementation of a hook; pluggy lets it leave out the argument. Raises StartupError for a wrapper."""
+    if implementation.wrapper or implementation.hookwrapper:
+        raise StartupError(f"plugin {owner}: hooks cannot be wrapped; mark the function with @hookimpl alone")
+    implementation.function(*(register for _ in implementation.argnames))

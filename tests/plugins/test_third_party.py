@@ -62,6 +62,23 @@ MISSPELT = """
 def register_adaptor_sources(register): ...
 """
 
+UNMARKED = """
+def register_adapter_sources(register):
+    register("needy", Source())
+"""
+
+WRAPPER = """
+@hookimpl(wrapper=True)
+def register_adapter_sources(register):
+    yield
+"""
+
+SPECNAME = """
+@hookimpl(specname="register_adapter_sources")
+def add_my_sources(register):
+    register("named", Source())
+"""
+
 
 def loaded(*sites: Path) -> object:
     """What `SHOW` prints in a process that finds plugins in `sites`."""
@@ -81,6 +98,13 @@ def test_an_installed_plugin_registers_its_objects_under_its_name() -> None:
     assert owners["register_adapter_sources"]["hub"] == "motet.plugins.hub"
 
 
+def test_specname_names_the_hook_of_a_function(tmp_path: Path) -> None:
+    owners = loaded(fake_site(tmp_path, "rival", HOOK + SPECNAME))
+    assert isinstance(owners, dict)
+    sources = owners["register_adapter_sources"]
+    assert sources["named"] == "rival (rival)"
+
+
 @pytest.mark.parametrize(
     ("code", "words"),
     [
@@ -88,6 +112,8 @@ def test_an_installed_plugin_registers_its_objects_under_its_name() -> None:
         ("raise KeyError('no such luck')", ["rival (rival)", "failed to import", "no such luck"]),
         ("import no_such_module_anywhere", ["rival (rival)", "no_such_module_anywhere"]),
         (HOOK + MISSPELT, ["rival (rival)", "register_adaptor_sources"]),
+        (HOOK + UNMARKED, ["rival (rival)", "register_adapter_sources is not marked", "@hookimpl"]),
+        (HOOK + WRAPPER, ["rival (rival)", "cannot be wrapped"]),
         (HOOK + A_CLASS, ["rival (rival)", "the class Source", "register('needy', Source())"]),
         (HOOK + NOT_DERIVED, ["rival (rival)", "'yes_no'", "motet.core.output_formats.OutputFormat"]),
         (HOOK + NEEDS_MORE, ["rival (rival)", "'needy'", "no_such_setting"]),
