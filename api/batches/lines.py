@@ -15,8 +15,8 @@ from motet.api.http.access_log import finish_record
 from motet.api.http.caller import Caller
 from motet.api.http.errors import internal_error, note_failure
 from motet.api.metrics.request_metrics import BATCH
+from motet.api.responses.chat_conversion import parse_response
 from motet.api.responses.routes import answer_response
-from motet.api.responses.start import parse_response
 from motet.api.routes.chat import answer_chat
 from motet.api.routes.completions import answer_completion
 from motet.api.routes.embeddings import answer_embedding, parse_embedding

@@ -1,6 +1,6 @@
-"""What later responses take from stored ones: the conversation up to one of them, and single items.
+"""Reads what later responses use of stored ones: the conversation up to a response, and single items.
 
-All of it works inside a transaction, in the database's thread.
+The functions run inside a transaction, in the database's thread.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from motet.core import error_codes
 from motet.core.errors import InvalidRequest, NotFound
 
 STALE_SECONDS = 30.0
-"""A response whose server has not been heard of for this long will not be finished."""
+"""A response that is not marked as in progress for this long will not be finished."""
 
 MAX_CONVERSATION_BYTES = 16 << 20
-"""Of the stored items that one request may continue, and of those of the responses that hold what it refers to."""
+"""Limit on the stored items that one request may continue, and on the responses with the items that it references."""
 
 RUNNING = ("queued", "in_progress")
 
 TABLES = (
-    # What a response has made, as a conversation goes on from it; apart from the response, whose tools may be long.
+    # The output that a conversation continues; not in the table of responses, whose rows have long tools.
     "CREATE TABLE IF NOT EXISTS response_outputs (id TEXT PRIMARY KEY, output BLOB NOT NULL)",
     """CREATE TABLE IF NOT EXISTS response_items (
         item TEXT NOT NULL, response TEXT NOT NULL, PRIMARY KEY (item, response)
@@ -56,36 +56,36 @@ _HOLDER = """
 Item = dict[str, Any]
 
 
-def turn_of(response: ResponseObject) -> list[OutputItem]:
-    """What a conversation that goes on from the response holds of it."""
-    # A call that was cut has no arguments that anybody could read.
-    made = [item for item in response.output if item.type == "message" or item.status != "incomplete"]
-    return [_bare(item) for item in made]
+def continued_output(response: ResponseObject) -> list[OutputItem]:
+    """The output items that a continued conversation uses."""
+    # A call that was cut has incomplete arguments.
+    complete = [item for item in response.output if item.type == "message" or item.status != "incomplete"]
+    return [_without_logprobs(item) for item in complete]
 
 
-def _bare(item: OutputItem) -> OutputItem:
+def _without_logprobs(item: OutputItem) -> OutputItem:
     return item if item.content is None else replace(item, content=[replace(p, logprobs=[]) for p in item.content])
 
 
-def keep_turn(connection: sqlite3.Connection, response: ResponseObject, input_ids: Iterable[str] = ()) -> None:
-    """Note what the response has made, and that it holds those items and the input's."""
-    turn = turn_of(response)
-    connection.execute("REPLACE INTO response_outputs VALUES (?, ?)", (response.id, msgspec.json.encode(turn)))
-    ids = [*input_ids, *(item.id for item in turn)]
+def store_output(connection: sqlite3.Connection, response: ResponseObject, input_ids: Iterable[str] = ()) -> None:
+    """Store the response's output, and the ids of its output and input items."""
+    output = continued_output(response)
+    connection.execute("REPLACE INTO response_outputs VALUES (?, ?)", (response.id, msgspec.json.encode(output)))
+    ids = [*input_ids, *(item.id for item in output)]
     connection.executemany("INSERT OR IGNORE INTO response_items VALUES (?, ?)", [(id, response.id) for id in ids])
 
 
 def conversation(connection: sqlite3.Connection, owner: str, id: str) -> list[Item]:
-    """The items of the response `id`, of those before it, and what came out. Raises InvalidRequest, NotFound."""
-    wanted = {"id": id, "owner": owner, "most": MAX_CONVERSATION_BYTES}
-    chain = connection.execute(_CHAIN, wanted).fetchall()
-    for found, _, status, alive, _ in chain:
+    """The input and output items of the response `id` and of those before it. Raises InvalidRequest, NotFound."""
+    values = {"id": id, "owner": owner, "most": MAX_CONVERSATION_BYTES}
+    chain = connection.execute(_CHAIN, values).fetchall()
+    for earlier_id, _, status, alive, _ in chain:
         if status in RUNNING and not is_stale(status, alive):
-            raise InvalidRequest(f"the response {found!r} is not complete yet", param="previous_response_id")
+            raise InvalidRequest(f"the response {earlier_id!r} is not complete yet", param="previous_response_id")
     missing, total = (chain[-1][1], chain[-1][4]) if chain else (id, 0)
     if total > MAX_CONVERSATION_BYTES:
         raise InvalidRequest(
-            f"the responses before this one have over {MAX_CONVERSATION_BYTES} bytes; begin a new conversation",
+            f"the responses before this one have over {MAX_CONVERSATION_BYTES} bytes; start a new conversation",
             param="previous_response_id",
         )
     if missing is not None:
@@ -99,15 +99,15 @@ def conversation(connection: sqlite3.Connection, owner: str, id: str) -> list[It
     return [item for turn in turns for part in turn for item in _decoded(part)]
 
 
-def stored_items(connection: sqlite3.Connection, owner: str, wanted: Mapping[str, str]) -> dict[str, Item]:
-    """The owner's stored items with these ids, by id; `wanted` is the field that asks for each.
+def stored_items(connection: sqlite3.Connection, owner: str, field_of_id: Mapping[str, str]) -> dict[str, Item]:
+    """The owner's stored items, by id; `field_of_id` has the request field of each.
 
-    Raises NotFound, or InvalidRequest for too much to look through, naming the field.
+    Raises NotFound, or InvalidRequest if the responses to read are too large, with the field.
     """
-    found: dict[str, Item] = {}
+    items: dict[str, Item] = {}
     total = 0
-    for id, field in wanted.items():
-        if id in found:
+    for id, field in field_of_id.items():
+        if id in items:
             continue
         holder = connection.execute(_HOLDER, (id, owner)).fetchone()
         if holder is None:
@@ -115,16 +115,16 @@ def stored_items(connection: sqlite3.Connection, owner: str, wanted: Mapping[str
         total += sum(map(len, holder))
         if total > MAX_CONVERSATION_BYTES:
             raise InvalidRequest(
-                f"the responses that hold the items have over {MAX_CONVERSATION_BYTES} bytes; send the items instead",
+                f"the responses with the items have over {MAX_CONVERSATION_BYTES} bytes; send the items instead",
                 param=field,
             )
         for part in holder:
-            found.update((item["id"], item) for item in _decoded(part) if item["id"] not in found)
-    return found
+            items.update((item["id"], item) for item in _decoded(part) if item["id"] not in items)
+    return items
 
 
 def is_stale(status: str, alive: float) -> bool:
-    """Whether a response that was last heard of then is made no further, though it says so."""
+    """Whether a response in progress is not generated any more, since its last mark, at `alive`, is too old."""
     return status in RUNNING and time.time() - alive > STALE_SECONDS
 
 

@@ -1,4 +1,4 @@
-"""Items of OpenAI's hosted tools in a conversation's history: those that carry text are told to the model as calls."""
+"""Items of OpenAI's hosted tools in a conversation: those with text become tool calls in the model's prompt."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PREFIXES = {
     "compaction_summary": "cmp",
     "context_compaction": "cmp",
 }
-"""The kinds of items, and what their ids begin with."""
+"""The types of items, and the prefixes of their ids."""
 
 _TEXTS = {
     "local_shell_call": ("action",),
@@ -44,22 +44,22 @@ _TEXTS = {
     "code_interpreter_call": ("code", "outputs"),
     "mcp_call": ("name", "arguments", "output", "error"),
 }
-"""The fields that the model is told of; an item with none of them is left out."""
+"""The fields that become part of the prompt; an item with none of them is left out."""
 
 
-def kept_fields(item: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept of an item: nothing large that the model would never see."""
+def stored_fields(item: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of an item that are stored: those that the prompt uses, and ids."""
     names = ("call_id", "server_label", *_TEXTS.get(item["type"], ()))
     return {name: item[name] for name in names if item.get(name) is not None}
 
 
 def is_left_out(item: Mapping[str, Any]) -> bool:
-    """Whether the model is told nothing of a hosted item."""
+    """Whether a hosted item adds nothing to the prompt."""
     return tool_call(item) is None and result(item) is None
 
 
 def tool_call(item: Mapping[str, Any]) -> ToolCall | None:
-    """The call that the item is, if there is anything to tell of it."""
+    """The item as a tool call, if it has the fields for one."""
     kind = item["type"]
     match kind:
         case "local_shell_call" | "shell_call":
@@ -76,16 +76,16 @@ def tool_call(item: Mapping[str, Any]) -> ToolCall | None:
 
 
 def result(item: Mapping[str, Any]) -> str | None:
-    """What came of a call, if the item says so."""
+    """The result of a call, if the item has one."""
     match item["type"]:
         case "local_shell_call_output" | "shell_call_output" | "apply_patch_call_output":
-            return _written(item.get("output"))
+            return _as_text(item.get("output"))
         case "file_search_call":
             return _results(item)
         case "code_interpreter_call" if tool_call(item) is not None:
             return _results(item, "outputs") or ""
         case "mcp_call" if tool_call(item) is not None:
-            return _written(item.get("output")) or _written(item.get("error")) or ""
+            return _as_text(item.get("output")) or _as_text(item.get("error")) or ""
     return None
 
 
@@ -102,8 +102,8 @@ def _call(item: Mapping[str, Any], arguments: object) -> ToolCall | None:
 
 
 def _results(item: Mapping[str, Any], field: str = "results") -> str | None:
-    found = item.get(field)
-    texts = [_part(part) for part in found if isinstance(part, dict)] if isinstance(found, list) else []
+    parts = item.get(field)
+    texts = [_part(part) for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
     return "\n".join(filter(None, texts)) or None
 
 
@@ -111,5 +111,5 @@ def _part(part: Mapping[str, Any]) -> str:
     return "\n".join(str(part[name]) for name in ("filename", "text", "logs") if isinstance(part.get(name), str))
 
 
-def _written(value: object) -> str | None:
+def _as_text(value: object) -> str | None:
     return value if isinstance(value, str) or value is None else json.dumps(value, ensure_ascii=False)

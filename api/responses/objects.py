@@ -1,4 +1,4 @@
-"""What a response looks like: OpenAI's objects as structs."""
+"""OpenAI's objects for responses, as structs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class OutputText(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OutputItem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Something that the model made: a `message` with `role` and `content`, or a call."""
+    """An item of the output: a `message` with `role` and `content`, or a call."""
 
     type: Annotated[str, Meta(description="message, function_call or custom_tool_call")]
     id: str
@@ -36,14 +36,14 @@ class OutputItem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class InputTokensDetails(msgspec.Struct, frozen=True):
-    """Where the input's tokens came from."""
+    """How the input's tokens were processed."""
 
     cached_tokens: int = 0
     cache_write_tokens: int = 0
 
 
 class OutputTokensDetails(msgspec.Struct, frozen=True):
-    """What the output's tokens were."""
+    """The kinds of output tokens."""
 
     reasoning_tokens: int = 0
 
@@ -72,7 +72,7 @@ class ResponseError(msgspec.Struct, frozen=True):
 
 
 class ResponseObject(msgspec.Struct, frozen=True, kw_only=True):
-    """A response, whatever has become of it so far."""
+    """A response in any state."""
 
     id: str
     object: Literal["response"] = "response"
@@ -105,7 +105,7 @@ class ResponseObject(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeletedResponse(msgspec.Struct, frozen=True, kw_only=True):
-    """A response that is gone."""
+    """A deleted response."""
 
     id: str
     object: Literal["response"] = "response"
@@ -123,14 +123,14 @@ class ItemList(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InputTokens(msgspec.Struct, frozen=True, kw_only=True):
-    """How many tokens a request's input is."""
+    """The number of tokens of a request's input."""
 
     object: Literal["response.input_tokens"] = "response.input_tokens"
     input_tokens: int
 
 
 class ResponseEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """An event of a streamed response; what else it has goes with its type."""
+    """An event of a streamed response; its other fields depend on its type."""
 
     type: str
     sequence_number: int

@@ -1,4 +1,4 @@
-"""What a response request may say: the body of POST /v1/responses."""
+"""The bodies of POST /v1/responses and POST /v1/responses/input_tokens."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAX_ITEMS = 4096
 MAX_METADATA = 16
 
 ToolName: TypeAlias = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
-Includable: TypeAlias = Literal[
+Include: TypeAlias = Literal[
     "message.output_text.logprobs",
     "reasoning.encrypted_content",
     "message.input_image.image_url",
@@ -45,14 +45,14 @@ def _says(text: str) -> Meta:
 
 
 class TextConfig(msgspec.Struct, frozen=True):
-    """What may come out."""
+    """The format of the text."""
 
     format: Annotated[
         dict[str, Any] | None,
         _says("`type` is text, json_object, json_schema (with `name` and `schema` beside it) or a plugin's."),
     ] = None
     verbosity: Annotated[
-        Verbosity | None, _says("A hint for chat templates that read it, and else named in `x-motet-ignored`.")
+        Verbosity | None, _says("A hint for chat templates that read it; otherwise named in `x-motet-ignored`.")
     ] = None
 
 
@@ -77,11 +77,11 @@ class FlatCustomTool(msgspec.Struct, frozen=True, tag_field="type", tag="custom"
 
     name: ToolName
     description: str | None = None
-    format: Annotated[TextInput | FlatGrammarInput | None, _says("What the input is like; absent: any text.")] = None
+    format: Annotated[TextInput | FlatGrammarInput | None, _says("The input's format; without it, any text.")] = None
 
 
 class NamespaceTool(msgspec.Struct, frozen=True, tag_field="type", tag="namespace"):
-    """Tools with a common name in front; their calls come back with `namespace` and `name` apart."""
+    """Tools that share a name prefix; their calls have `namespace` and `name` as separate fields."""
 
     name: Annotated[str, Meta(min_length=1, max_length=256)]
     tools: Annotated[list[FlatTool | FlatCustomTool | None], Meta(max_length=MAX_TOOLS)]
@@ -89,18 +89,18 @@ class NamespaceTool(msgspec.Struct, frozen=True, tag_field="type", tag="namespac
 
 
 class _ResponseFields(AdapterChoice, frozen=True, kw_only=True):
-    """All that a response request may say beside its input."""
+    """The fields of a response request except its input."""
 
     instructions: Annotated[str | None, _says("A system message before the input; not carried over to later ones.")] = (
         None
     )
     previous_response_id: Annotated[str | None, _says("A stored response that this one continues.")] = None
-    store: Annotated[bool | None, _says("Keep the response, for 30 days; true unless said otherwise.")] = None
-    background: Annotated[bool | None, _says("Answer at once, and go on by yourself; needs `store`.")] = None
+    store: Annotated[bool | None, _says("Store the response for 30 days; true by default.")] = None
+    background: Annotated[bool | None, _says("Return at once and generate in the background; needs `store`.")] = None
     stream: Annotated[bool | None, _says("Answer as server-sent events.")] = None
     stream_options: StreamOptions | None = None
     max_output_tokens: Annotated[Positive | None, _says("Longest answer, in tokens.")] = None
-    max_tool_calls: Annotated[int | None, _says("Accepted; it limits built-in tools, of which there are none.")] = None
+    max_tool_calls: Annotated[int | None, _says("Accepted; it limits built-in tools, which are not offered.")] = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Fraction | None = None
     top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
@@ -112,25 +112,25 @@ class _ResponseFields(AdapterChoice, frozen=True, kw_only=True):
     stop: StopString | Annotated[list[StopString], Meta(max_length=MAX_STOP_STRINGS)] | None = None
     top_logprobs: Annotated[
         Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None,
-        _says("Alternatives for each token, where `include` asks for message.output_text.logprobs."),
+        _says("Alternatives per token, if `include` has message.output_text.logprobs."),
     ] = None
     include: Annotated[
-        list[Includable] | None,
-        _says("What to tell beside the text: message.output_text.logprobs; of the others there is nothing."),
+        list[Include] | None,
+        _says("Additional output: message.output_text.logprobs; the other values have no effect."),
     ] = None
     tools: Annotated[
         Annotated[list[FlatTool | FlatCustomTool | NamespaceTool | None], Meta(max_length=MAX_TOOLS)] | None,
-        _says("What the model may call. Hosted tools, such as web_search, are left out and named in the header."),
+        _says("Tools that the model may call. Hosted tools, such as web_search, are left out and named in the header."),
     ] = None
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
-    parallel_tool_calls: Annotated[bool | None, _says("False: one call at the most.")] = None
+    parallel_tool_calls: Annotated[bool | None, _says("False: at most one call.")] = None
     reasoning: Reasoning | None = None
     text: TextConfig | None = None
     truncation: Annotated[
         Literal["auto", "disabled"] | None, _says("auto: the earliest messages are dropped until the rest fits.")
     ] = None
     metadata: Annotated[
-        Annotated[dict[Text64, Text512], Meta(max_length=MAX_METADATA)] | None, _says("Kept, and sent back.")
+        Annotated[dict[Text64, Text512], Meta(max_length=MAX_METADATA)] | None, _says("Stored and returned.")
     ] = None
     user: Annotated[str | None, _says("Accepted; has no effect.")] = None
     safety_identifier: Annotated[str | None, _says("Accepted; has no effect.")] = None
@@ -141,12 +141,12 @@ class _ResponseFields(AdapterChoice, frozen=True, kw_only=True):
 
     @property
     def stores(self) -> bool:
-        """Whether the response is kept."""
+        """Whether to store the response."""
         return self.store is not False
 
     @property
     def wants_logprobs(self) -> bool:
-        """Whether tokens are told with their logprobs."""
+        """Whether to return the tokens' logprobs."""
         return "message.output_text.logprobs" in (self.include or ())
 
 
@@ -155,17 +155,17 @@ class ResponseRequest(_ResponseFields, frozen=True, kw_only=True):
 
     input: Annotated[
         str | Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=MAX_ITEMS)],
-        _says("A text, or a list of items: messages, function calls, their outputs and references to stored items."),
+        _says("A string, or a list of items: messages, function calls, their outputs and references to stored items."),
     ]
 
 
 class CountedRequest(_ResponseFields, frozen=True, kw_only=True):
     """Body of POST /v1/responses/input_tokens."""
 
-    model: Annotated[str, Meta(max_length=1024, description='As for a response; "" unless said otherwise.')] = ""
+    model: Annotated[str, Meta(max_length=1024, description='As for a response; "" by default.')] = ""
     input: Annotated[
         str | Annotated[list[dict[str, Any]], Meta(max_length=MAX_ITEMS)] | None, _says("As for a response.")
     ] = None
 
 
-Asked: TypeAlias = ResponseRequest | CountedRequest
+AnyResponseRequest: TypeAlias = ResponseRequest | CountedRequest

@@ -1,4 +1,4 @@
-"""A streamed response in the store: there while it is made, and as it has ended."""
+"""Stores a streamed response: at its start, in progress, and at its end."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from contextlib import suppress
 from loguru import logger
 
 from motet.api.responses.objects import ResponseObject
-from motet.api.responses.store import MAX_STORED_BYTES, ResponseStore, Stored
+from motet.api.responses.store import MAX_STORED_BYTES, ResponseStore, StoredResponse
 from motet.core import error_codes
 from motet.core.errors import MotetError, NotFound, PayloadTooLarge, Unavailable
 
 BEAT_SECONDS = 10.0
-"""How often it is noted that a response is still being made."""
+"""Seconds between marks that a response is still in progress."""
 
 
 async def stored_if_room(id: str, storing: Awaitable[object]) -> bool:
-    """Whether `storing` the response `id` found room; an answer that was made is sent in any case."""
+    """Wait for `storing` the response `id`. Returns False if there was no room: the answer is sent anyway."""
     try:
         await storing
     except (PayloadTooLarge, Unavailable) as error:
@@ -30,15 +30,15 @@ async def stored_if_room(id: str, storing: Awaitable[object]) -> bool:
     return True
 
 
-class Keeping:
-    """One response. It is being stored from now on, beside whatever else goes on; `end` has to be called."""
+class ResponseRetention:
+    """One response. Storing starts at once, in the background; `end` must be called."""
 
-    def __init__(self, store: ResponseStore, owner: str, stored: Stored) -> None:
+    def __init__(self, store: ResponseStore, owner: str, stored: StoredResponse) -> None:
         self._store, self._owner, self._id = store, owner, stored.response.id
         self._adding = asyncio.create_task(store.add(owner, stored))
         self._beating: asyncio.Task[None] | None = None
 
-    async def begun(self) -> bool:
+    async def wait_stored(self) -> bool:
         """Wait until it is stored; False if the disk is full. Raises InvalidRequest, PayloadTooLarge."""
         try:
             await self._adding
@@ -49,14 +49,14 @@ class Keeping:
         return True
 
     async def end(self, response: ResponseObject | None) -> bool:
-        """Store what has become of it; None: nobody has heard of it, and it is gone. Raises InvalidRequest.
+        """Store the final response, or delete it (None) if none of its events was sent. Raises InvalidRequest.
 
-        False if there is no room for it: then nothing is stored of it any more.
+        Returns False if there is no room: then it is deleted too.
         """
         if self._beating is not None:
             self._beating.cancel()
         if response is not None:
-            if await stored_if_room(self._id, self._store.update(response, most=MAX_STORED_BYTES)):
+            if await stored_if_room(self._id, self._store.update(response, max_bytes=MAX_STORED_BYTES)):
                 return True
         else:
             await asyncio.gather(self._adding, return_exceptions=True)
@@ -68,6 +68,6 @@ class Keeping:
         while True:
             await asyncio.sleep(BEAT_SECONDS)
             try:
-                await self._store.alive(self._id)
-            except (sqlite3.Error, Unavailable) as error:  # it may work the next time
-                logger.warning("response {} could not be marked: {}", self._id, error)
+                await self._store.mark_in_progress(self._id)
+            except (sqlite3.Error, Unavailable) as error:  # the next attempt may succeed
+                logger.warning("response {} could not be marked as in progress: {}", self._id, error)

@@ -12,14 +12,14 @@ from motet.api.http.caller import Caller, current_caller
 from motet.api.http.request_body import read_body
 from motet.api.http.stream_response import stream_response
 from motet.api.responses.background import Background
+from motet.api.responses.chat_conversion import parse_counted, parse_response, start_response
 from motet.api.responses.conversations import RUNNING
+from motet.api.responses.generation import ResponseGeneration
 from motet.api.responses.objects import DeletedResponse, InputTokens, ItemList, ResponseEvent, ResponseObject
-from motet.api.responses.replay import Replay
-from motet.api.responses.requests import Asked, CountedRequest, ResponseRequest
+from motet.api.responses.requests import AnyResponseRequest, CountedRequest, ResponseRequest
 from motet.api.responses.retention import stored_if_room
-from motet.api.responses.run import ResponseGeneration
-from motet.api.responses.start import parse_counted, parse_response, start_response
-from motet.api.responses.store import ResponseStore, Stored
+from motet.api.responses.store import ResponseStore, StoredResponse
+from motet.api.responses.stored_stream import StoredStream
 from motet.api.responses.stream import ResponseStream
 from motet.api.schema.ignored_header import note_ignored
 from motet.api.schema.openai_objects import ENCODER
@@ -97,14 +97,14 @@ OPERATIONS = (
     Operation(
         "get",
         "/v1/responses/{response_id}/input_items",
-        "What a stored response answers",
+        "The input items of a stored response",
         "responses",
         ItemList,
         statuses=(400, 401, 404, 503),
         parameters=(
             _ID,
             query_parameter("limit", "At most this many.", {"type": "integer", "minimum": 1, "maximum": 100}),
-            query_parameter("order", "By age; desc unless said otherwise.", {"enum": ["asc", "desc"]}),
+            query_parameter("order", "By age; desc by default.", {"enum": ["asc", "desc"]}),
             query_parameter("after", "Begin after the item of this id.", {"type": "string"}),
         ),
     ),
@@ -117,30 +117,30 @@ def routes(services: Services) -> Blueprint:
     store, background = ResponseStore(services.database), Background(services)
 
     async def replayed(id: str, after: int) -> Response:
-        replay = Replay(store, background, current_caller().owner, id, after)
+        replay = StoredStream(store, background, current_caller().owner, id, after)
         await replay.check()
         return await stream_response(replay.frames(), services.drain, replay.failure)
 
     @blueprint.post("/v1/responses")
     async def create() -> Response:
         async with services.drain.interruptible():
-            asked = await read_body(parse_response)
-            if asked.background:
-                with background.place():
-                    run = await _started(services, asked)
-                    await background.begin(run, bool(asked.stream))
-                return await replayed(run.response.id, -1) if asked.stream else _json(run.response)
-            run = await _started(services, asked)
-            if asked.stream:
-                stream = ResponseStream(run, services, asked.stores)
+            parsed = await read_body(parse_response)
+            if parsed.background:
+                with background.reserve_place():
+                    generation = await _started(services, parsed)
+                    await background.begin(generation, bool(parsed.stream))
+                return await replayed(generation.response.id, -1) if parsed.stream else _json(generation.response)
+            generation = await _started(services, parsed)
+            if parsed.stream:
+                stream = ResponseStream(generation, services, parsed.stores)
                 return await stream_response(stream.frames(), services.drain, stream.failure)
-            return _json(await _whole(services, run, asked.stores))
+            return _json(await _whole(services, generation, parsed.stores))
 
     @blueprint.post("/v1/responses/input_tokens")
     async def input_tokens() -> Response:
-        asked = await read_body(parse_counted)
-        run = await _started(services, asked)
-        return _json(InputTokens(input_tokens=run.chat.generation.prompt_tokens))
+        parsed = await read_body(parse_counted)
+        generation = await _started(services, parsed)
+        return _json(InputTokens(input_tokens=generation.chat.generation.prompt_tokens))
 
     @blueprint.get("/v1/responses/<response_id>")
     async def retrieve(response_id: str) -> Response:
@@ -151,7 +151,7 @@ def routes(services: Services) -> Blueprint:
     @blueprint.delete("/v1/responses/<response_id>")
     async def delete(response_id: str) -> Response:
         await store.delete(current_caller().owner, response_id)
-        await _stop_making(services, response_id)
+        await _stop_generation(services, response_id)
         return _json(DeletedResponse(id=response_id))
 
     @blueprint.post("/v1/responses/<response_id>/cancel")
@@ -171,7 +171,7 @@ def routes(services: Services) -> Blueprint:
 
 
 def _flag(name: str) -> bool:
-    """A query parameter that is true or false. Raises InvalidRequest."""
+    """A boolean query parameter. Raises InvalidRequest."""
     value = request.args.get(name, "false")
     if value not in ("true", "false"):
         raise InvalidRequest(f"{name} must be true or false", param=name)
@@ -179,7 +179,7 @@ def _flag(name: str) -> bool:
 
 
 def _number(name: str, default: int) -> int:
-    """A query parameter that is a number from 0 up. Raises InvalidRequest."""
+    """A query parameter that is a number, 0 or more. Raises InvalidRequest."""
     value = request.args.get(name)
     if value is None:
         return default
@@ -192,31 +192,31 @@ def _json(answer: msgspec.Struct) -> Response:
     return Response(ENCODER.encode(answer), content_type="application/json")
 
 
-async def answer_response(services: Services, asked: ResponseRequest, caller: Caller) -> ResponseObject:
-    """The whole response, stored if it is to be. Raises MotetError."""
-    return await _whole(services, await start_response(services, asked, caller), asked.stores)
+async def answer_response(services: Services, parsed: ResponseRequest, caller: Caller) -> ResponseObject:
+    """The whole response, stored if the request says so. Raises MotetError."""
+    return await _whole(services, await start_response(services, parsed, caller), parsed.stores)
 
 
-async def _started(services: Services, asked: Asked) -> ResponseGeneration:
-    """The current request's run. Raises MotetError."""
-    run = await start_response(services, asked, current_caller())
-    note_ignored(run.ignored)
-    return run
+async def _started(services: Services, parsed: AnyResponseRequest) -> ResponseGeneration:
+    """The generation of the current request. Raises MotetError."""
+    generation = await start_response(services, parsed, current_caller())
+    note_ignored(generation.ignored)
+    return generation
 
 
-async def _whole(services: Services, run: ResponseGeneration, stores: bool) -> ResponseObject:
-    """The whole response. If it was made and the disk is full then, its `store` is false. Raises MotetError."""
-    store, owner = ResponseStore(services.database), run.caller.owner
+async def _whole(services: Services, generation: ResponseGeneration, stores: bool) -> ResponseObject:
+    """The whole response; its `store` is false if the disk is full at the end. Raises MotetError."""
+    store, owner = ResponseStore(services.database), generation.caller.owner
     if stores:
-        await store.check_room(owner, Stored(run.response, run.items))
-    response = await run.whole()
-    if stores and not await stored_if_room(response.id, store.add(owner, Stored(response, run.items))):
+        await store.check_room(owner, StoredResponse(generation.response, generation.items))
+    response = await generation.whole()
+    if stores and not await stored_if_room(response.id, store.add(owner, StoredResponse(response, generation.items))):
         return replace(response, store=False)
     return response
 
 
 async def cancel_response(services: Services, caller: Caller, id: str) -> ResponseObject:
-    """The response, which is not made any further. Raises NotFound, InvalidRequest, Conflict."""
+    """Cancel a response; returns it. Raises NotFound, InvalidRequest, Conflict."""
     store = ResponseStore(services.database)
     stored = await store.get(caller.owner, id)
     if not stored.response.background:
@@ -224,15 +224,15 @@ async def cancel_response(services: Services, caller: Caller, id: str) -> Respon
     if stored.response.status == "cancelled":
         return stored.response
     if stored.response.status not in RUNNING:
-        raise Conflict(f"the response is {stored.response.status} already", param="response_id")
+        raise Conflict(f"the response is already {stored.response.status}", param="response_id")
     if not await store.update(replace(stored.response, status="cancelled")):
         now = (await store.get(caller.owner, id)).response.status
-        raise Conflict(f"the response is {now} already", param="response_id")
-    await _stop_making(services, id)
+        raise Conflict(f"the response is already {now}", param="response_id")
+    await _stop_generation(services, id)
     return (await store.get(caller.owner, id)).response
 
 
-async def _stop_making(services: Services, id: str) -> None:
-    """End what runs for the response, if anything does."""
-    with suppress(Unavailable):  # an engine that is away, or goes away now, makes nothing
+async def _stop_generation(services: Services, id: str) -> None:
+    """End the generation of the response, if it is running."""
+    with suppress(Unavailable):  # without an engine, nothing is running
         await services.engine.cancel(id)

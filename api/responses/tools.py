@@ -1,4 +1,4 @@
-"""The tools of a response request as the chat knows them: namespaces are flattened, hosted tools are left out."""
+"""Converts the tools of a response request to chat tools: flattens namespaces, leaves out hosted tools."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 
 import msgspec
 
-from motet.api.responses.requests import Asked, FlatCustomTool, FlatGrammarInput, FlatTool, NamespaceTool
+from motet.api.responses.requests import AnyResponseRequest, FlatCustomTool, FlatGrammarInput, FlatTool, NamespaceTool
 from motet.api.schema.chat_tools import (
     CustomDefinition,
     CustomTool,
@@ -24,7 +24,7 @@ from motet.core import error_codes
 from motet.core.errors import InvalidRequest
 
 MAX_FLAT_TOOLS = 512
-"""Those in namespaces included."""
+"""Includes tools in namespaces."""
 
 MAX_TOOL_NAME = 64
 
@@ -47,16 +47,16 @@ def is_hosted(tool: Any) -> TypeGuard[dict[str, Any]]:
 
 
 def refuse_hosted_choice(body: Mapping[str, Any]) -> None:
-    """Raise InvalidRequest if `tool_choice` asks for a hosted tool, or for a call where no other tools are."""
+    """Raise InvalidRequest if `tool_choice` requires a hosted tool, or a call while all tools are hosted."""
     choice, tools = body.get("tool_choice"), body.get("tools")
     if is_hosted(choice):
-        wanted = str(choice["type"])
+        hosted = str(choice["type"])
     elif choice == "required" and isinstance(tools, list) and tools and all(map(is_hosted, tools)):
-        wanted = str(tools[0]["type"])
+        hosted = str(tools[0]["type"])
     else:
         return
     raise InvalidRequest(
-        f"tool_choice asks for {wanted}, a hosted tool, which this server does not offer; set tool_choice to auto, or "
+        f"tool_choice requires {hosted}, a hosted tool, which is not offered here; set tool_choice to auto, or "
         "name a function",
         param="tool_choice",
         code=error_codes.UNSUPPORTED_VALUE,
@@ -64,17 +64,21 @@ def refuse_hosted_choice(body: Mapping[str, Any]) -> None:
 
 
 def without_hosted(body: dict[str, Any]) -> dict[str, Any]:
-    """The request without hosted tools; the others keep their places. Raises InvalidRequest for unknown kinds."""
-    return {**body, "tools": _kept(body["tools"], "tools")} if isinstance(body.get("tools"), list) else body
+    """The request without hosted tools; the others keep their indexes. Raises InvalidRequest for unknown types."""
+    return (
+        {**body, "tools": _without_hosted_tools(body["tools"], "tools")}
+        if isinstance(body.get("tools"), list)
+        else body
+    )
 
 
-def _kept(tools: list[object], where: str) -> list[object]:
+def _without_hosted_tools(tools: list[object], where: str) -> list[object]:
     kinds = ("function", "custom") if "." in where else ("function", "custom", "namespace")
-    kept: list[object] = []
+    others: list[object] = []
     for index, tool in enumerate(tools):
         kind = tool.get("type") if isinstance(tool, dict) else None
         if is_hosted(tool):
-            kept.append(None)
+            others.append(None)
         elif isinstance(kind, str) and kind not in kinds:
             raise InvalidRequest(
                 f"the type {kind[:64]!r} is not supported; use {', '.join(kinds)}",
@@ -82,14 +86,14 @@ def _kept(tools: list[object], where: str) -> list[object]:
                 code=error_codes.UNSUPPORTED_VALUE,
             )
         elif isinstance(tool, dict) and isinstance(tool.get("tools"), list):
-            kept.append({**tool, "tools": _kept(tool["tools"], f"{where}[{index}].tools")})
+            others.append({**tool, "tools": _without_hosted_tools(tool["tools"], f"{where}[{index}].tools")})
         else:
-            kept.append(tool)
-    return kept
+            others.append(tool)
+    return others
 
 
 def hosted_names(body: Mapping[str, Any]) -> Iterator[str]:
-    """The paths of the hosted tools in the request, each with its type at the end."""
+    """The paths of the hosted tools in the request, each with its type appended."""
     tools = body.get("tools")
     for index, tool in enumerate(tools if isinstance(tools, list) else ()):
         if is_hosted(tool):
@@ -100,7 +104,7 @@ def hosted_names(body: Mapping[str, Any]) -> Iterator[str]:
 
 @dataclass
 class FlatTools:
-    """The tools as the chat request has them; `places` are their paths in the response request."""
+    """The tools of the chat request; `places` are their paths in the response request."""
 
     tools: list[FunctionTool | CustomTool] = field(default_factory=list)
     places: list[str] = field(default_factory=list)
@@ -108,7 +112,7 @@ class FlatTools:
     """The flat name to the namespace and the name in it."""
 
     @classmethod
-    def of(cls, request: Asked) -> FlatTools:
+    def of(cls, request: AnyResponseRequest) -> FlatTools:
         """The request's tools. Raises InvalidRequest if there are too many."""
         flat = cls()
         top = [tool for tool in request.tools or () if isinstance(tool, FlatTool | FlatCustomTool)]
@@ -136,17 +140,19 @@ class FlatTools:
         self.places.append(place)
         if isinstance(tool, FlatCustomTool):
             form = tool.format
-            own = GrammarInput(Grammar(form.syntax, form.definition)) if isinstance(form, FlatGrammarInput) else None
-            self.tools.append(CustomTool(CustomDefinition(name, tool.description, own or TextInput())))
+            grammar = (
+                GrammarInput(Grammar(form.syntax, form.definition)) if isinstance(form, FlatGrammarInput) else None
+            )
+            self.tools.append(CustomTool(CustomDefinition(name, tool.description, grammar or TextInput())))
         else:
             self.tools.append(FunctionTool(FunctionDefinition(name, tool.description, tool.parameters, tool.strict)))
 
     def name_of(self, namespace: str | None, name: str) -> str:
-        """The flat name of an earlier call's tool, whether the request offers it or not."""
+        """The flat name of the tool of an earlier call, also if the request no longer has the tool."""
         if namespace is None:
             return name
-        found = (flat for flat, origin in self.origins.items() if origin == (namespace, name))
-        return next(found, _flat_name(namespace, name, ()))
+        names = (flat for flat, origin in self.origins.items() if origin == (namespace, name))
+        return next(names, _flat_name(namespace, name, ()))
 
     def origin(self, flat: str) -> tuple[str | None, str]:
         """The namespace and the name of a tool that the model has called."""
@@ -154,11 +160,11 @@ class FlatTools:
 
     def field(self, param: str) -> str:
         """The path in the response request of a field of one of the chat's tools."""
-        found = _CHAT_PLACE.fullmatch(param)
-        return _FLAT[found[2]].format(place=self.places[int(found[1])]) if found else param
+        match = _CHAT_PLACE.fullmatch(param)
+        return _FLAT[match[2]].format(place=self.places[int(match[1])]) if match else param
 
     def choice(self, choice: Any) -> Any:
-        """`tool_choice` as the chat has it, which nests what is flat here. Raises InvalidRequest."""
+        """`tool_choice` in chat's nested form. Raises InvalidRequest."""
         if not isinstance(choice, dict):
             return choice
         match choice:
@@ -183,7 +189,7 @@ class FlatTools:
 
 
 def _flat_name(namespace: str, name: str, taken: set[str] | tuple[()]) -> str:
-    """A name that functions may have, the same each time."""
+    """A valid function name for the tool, the same each time."""
     joined = f"{namespace}__{name}"
     safe = re.sub(r"[^a-zA-Z0-9_.-]", "_", joined)
     if safe == joined and len(safe) <= MAX_TOOL_NAME and safe not in taken:
@@ -194,12 +200,12 @@ def _flat_name(namespace: str, name: str, taken: set[str] | tuple[()]) -> str:
 
 def described(tool: msgspec.Struct) -> dict[str, Any]:
     """A tool as the response repeats it."""
-    told: dict[str, Any] = msgspec.to_builtins(tool)
+    fields: dict[str, Any] = msgspec.to_builtins(tool)
     match tool:
         case FlatTool():
-            return {**told, "parameters": told["parameters"] or {}, "strict": bool(told["strict"])}
+            return {**fields, "parameters": fields["parameters"] or {}, "strict": bool(fields["strict"])}
         case FlatCustomTool():
-            return {**told, "format": told["format"] or {"type": "text"}}
+            return {**fields, "format": fields["format"] or {"type": "text"}}
         case NamespaceTool():
-            return {**told, "tools": [described(inner) for inner in tool.tools if inner is not None]}
-    return told
+            return {**fields, "tools": [described(inner) for inner in tool.tools if inner is not None]}
+    return fields

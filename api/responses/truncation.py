@@ -1,4 +1,4 @@
-"""With truncation `auto`: how few of the earliest messages have to go for the rest to fit into the context."""
+"""Truncation `auto`: drops as few of the earliest messages as needed for the rest to fit into the context."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from motet.core.errors import ContextExceeded, InvalidRequest
 KEPT_ROLES = ("system", "developer")
 
 
-class Fitting:
-    """A conversation; `start` makes the run of a part of it, and raises ContextExceeded if that is too long.
+class Truncation:
+    """A conversation to truncate. `start` prepares the generation of a part; raises ContextExceeded if it is too long.
 
-    `may_fit` says, without much work, whether a text can fit at all.
+    `may_fit` is a cheap check whether a text can fit.
     """
 
     def __init__(
@@ -28,72 +28,72 @@ class Fitting:
         self._units = units(messages)
 
     async def run(self) -> ChatGeneration:
-        """The run of the latest messages that fit, of all if they do. Raises MotetError as `start` does."""
-        most = len(self._units) - 1
-        low = bisect_left(range(most), True, key=self._is_hopeful)
-        if low == most:
-            return await self._begin(most)
-        found = await self._try(low)
-        if found is not None:
-            return found
-        low, high = low + 1, most
+        """Prepare the generation of the latest messages that fit. Raises MotetError as `start` does."""
+        max_dropped = len(self._units) - 1
+        low = bisect_left(range(max_dropped), True, key=self._may_fit_without)
+        if low == max_dropped:
+            return await self._begin(max_dropped)
+        best = await self._try(low)
+        if best is not None:
+            return best
+        low, high = low + 1, max_dropped
         while low < high:
             middle = (low + high) // 2
-            run = await self._try(middle)
-            if run is None:
+            generation = await self._try(middle)
+            if generation is None:
                 low = middle + 1
             else:
-                found, high = run, middle
-        # Without a run, `high` has never moved, and says itself what is wrong.
-        return found or await self._begin(high)
+                best, high = generation, middle
+        # If none fits, `high` has not changed, and starting it raises the error.
+        return best or await self._begin(high)
 
     async def _try(self, dropped: int) -> ChatGeneration | None:
-        """The run without the first `dropped` units; None if that is too long."""
+        """The generation without the first `dropped` units; None if it is too long."""
         try:
             try:
                 return await self._begin(dropped)
             except InvalidRequest as error:
                 if isinstance(error, ContextExceeded) or error.param != "messages" or dropped == 0:
                     raise
-                # There are templates that want a conversation to begin with the user.
-                asked = self._asking_after(dropped)
-                if asked is None:
+                # Some templates require that a conversation begins with a user message.
+                more_dropped = self._dropped_until_user(dropped)
+                if more_dropped is None:
                     raise
-                return await self._begin(asked)
+                return await self._begin(more_dropped)
         except ContextExceeded:
             return None
 
-    def _asking_after(self, dropped: int) -> int | None:
-        """How many units have to go, more than `dropped`, for a user's message to be the first of the rest."""
+    def _dropped_until_user(self, dropped: int) -> int | None:
+        """The smallest number of units above `dropped` after which the first message is a user's."""
         firsts = ((n, unit[0]) for n, unit in enumerate(self._units) if n > dropped and unit)
         return next((n for n, first in firsts if self._messages[first].role == "user"), None)
 
     async def _begin(self, dropped: int) -> ChatGeneration:
-        return await self._start(self._kept(dropped))
+        return await self._start(self._remaining(dropped))
 
-    def _kept(self, dropped: int) -> list[Message]:
-        gone = {index for unit in self._units[:dropped] for index in unit}
-        return [message for index, message in enumerate(self._messages) if index not in gone]
+    def _remaining(self, dropped: int) -> list[Message]:
+        dropped_indexes = {index for unit in self._units[:dropped] for index in unit}
+        return [message for index, message in enumerate(self._messages) if index not in dropped_indexes]
 
-    def _is_hopeful(self, dropped: int) -> bool:
-        return self._may_fit("".join(message.text() for message in self._kept(dropped)))
+    def _may_fit_without(self, dropped: int) -> bool:
+        return self._may_fit("".join(message.text() for message in self._remaining(dropped)))
 
 
 def units(messages: Sequence[Message]) -> list[list[int]]:
-    """The indexes of the messages that only go together, from the earliest on; the last unit has to stay.
+    """The indexes of the messages that are dropped together, from the earliest on; the last unit is always kept.
 
-    Calls go with their results. What is always kept is in no unit, so that the last one may be empty.
+    Calls and their results are one unit. Messages of KEPT_ROLES are in no unit, so the last unit may be empty.
     """
-    found: list[list[int]] = []
+    all_units: list[list[int]] = []
     callers: dict[str, list[int]] = {}
     for index, message in enumerate(messages):
         if message.role in KEPT_ROLES:
             continue
         unit = callers.get(message.tool_call_id or "") if message.role == "tool" else None
         if unit is None:
-            found.append(unit := [])
+            all_units.append(unit := [])
         unit.append(index)
         callers.update((call.id, unit) for call in message.tool_calls or ())
     last = len(messages) - 1
-    stays = [unit for unit in found if unit[-1] == last] or [[]]
-    return [unit for unit in found if unit[-1] != last] + stays
+    last_unit = [unit for unit in all_units if unit[-1] == last] or [[]]
+    return [unit for unit in all_units if unit[-1] != last] + last_unit

@@ -14,9 +14,9 @@ import msgspec
 
 from motet.api.batches.objects import BatchObject
 from motet.api.batches.store import BatchStore
+from motet.api.responses.generation import frame
 from motet.api.responses.objects import ResponseObject
-from motet.api.responses.run import frame
-from motet.api.responses.store import ResponseStore, Stored
+from motet.api.responses.store import ResponseStore, StoredResponse
 from motet.api.storage.database import Database
 from motet.api.storage.files import FileObject, FileStore
 from motet.api.storage.paging import Page
@@ -64,7 +64,7 @@ async def _seed(database: Database) -> None:
     for id in RESPONSES:
         response = _response(id, now)
         begun = frame(("response.created", {"response": response}), 0)
-        await responses.add("", Stored(response, ITEMS), [(0, begun)])
+        await responses.add("", StoredResponse(response, ITEMS), [(0, begun)])
     await database.close()
 
 

@@ -16,7 +16,7 @@ from support.api_caller import Caller, drive
 from support.responses_calls import CALL, RESPONSES, WEATHER, events_of, read_events
 from support.scripted_server import scripted_server
 
-from motet.api.responses import background, replay
+from motet.api.responses import background, stored_stream
 from motet.api.responses.background import Background
 from motet.api.responses.store import ResponseStore
 from motet.core.messages import AddRequest
@@ -126,7 +126,7 @@ def test_a_reader_who_has_everything_so_far_is_answered_before_there_is_more(
 
 
 def test_another_process_tells_them_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(stored_stream, "POLL_SECONDS", 0.01)
 
     async def scenario(caller: Caller) -> None:
         caller.api.engine.step_seconds = 0.01
@@ -136,7 +136,7 @@ def test_another_process_tells_them_too(tmp_path: Path, monkeypatch: pytest.Monk
             while not caller.api.engine.running:
                 await asyncio.sleep(0.005)
         id = caller.api.engine.submits[-1].id.rpartition("-")[0]
-        other = replay.Replay(ResponseStore(services.database), Background(services), "", id, -1)
+        other = stored_stream.StoredStream(ResponseStore(services.database), Background(services), "", id, -1)
         frames = b"".join([frame async for frame in other.frames()])
         events = [json.loads(frame.partition(b"data: ")[2]) for frame in frames.strip().split(b"\n\n")]
         assert events == await reading
@@ -162,7 +162,7 @@ def test_what_is_deleted_while_it_is_read_ends_with_an_error_event(tmp_path: Pat
 @pytest.mark.parametrize("how", ["cancel", "delete", "fail"])
 def test_a_stream_tells_how_its_response_ended(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background, "WRITE_SECONDS", 0.01)
-    monkeypatch.setattr(replay, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(stored_stream, "POLL_SECONDS", 0.05)
 
     async def main() -> None:
         async with scripted_server(tmp_path) as server:

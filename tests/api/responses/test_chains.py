@@ -14,7 +14,7 @@ from support.responses_calls import RESPONSES
 
 from motet.api.responses import conversations, store
 from motet.api.responses.objects import OutputItem, ResponseObject
-from motet.api.responses.store import ResponseStore, Stored
+from motet.api.responses.store import ResponseStore, StoredResponse
 from motet.core.errors import InvalidRequest, NotFound
 
 
@@ -38,7 +38,7 @@ async def chain(caller: Caller, turns: int, owner: str = "") -> ResponseStore:
         made = replace(made, output=[replace(text, id=f"a{n}")])
         content = [{"type": "input_text", "text": f"q{n}"}]
         item = {"type": "message", "id": f"q{n}", "role": "user", "content": content}
-        await kept.add(owner, Stored(made, [item]))
+        await kept.add(owner, StoredResponse(made, [item]))
     return kept
 
 
@@ -99,7 +99,7 @@ def test_what_is_gone_or_somebody_elses_is_not_found(tmp_path: Path) -> None:
 def test_what_is_old_goes_with_all_that_belongs_to_it(tmp_path: Path) -> None:
     async def scenario(caller: Caller) -> None:
         await chain(caller, 3)
-        await database(caller, "UPDATE responses SET created = created - ?", store.KEPT_SECONDS)
+        await database(caller, "UPDATE responses SET created = created - ?", store.RETENTION_SECONDS)
         assert (await caller.client.get(f"{RESPONSES}/r2")).status_code == 404
         await caller.answer(RESPONSES, {"input": "hi"})
         for table, count in (("responses", 1), ("response_outputs", 1), ("response_items", 2)):

@@ -106,7 +106,7 @@ def test_a_database_that_is_busy_for_a_moment_costs_no_response(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(background, "BEAT_SECONDS", 0.01)
-    alive = ResponseStore.alive
+    alive = ResponseStore.mark_in_progress
 
     async def sometimes(self: ResponseStore, id: str, frames: Sequence[Frame] = ()) -> bool:
         if not hasattr(self, "failed"):
@@ -114,7 +114,7 @@ def test_a_database_that_is_busy_for_a_moment_costs_no_response(
             raise sqlite3.OperationalError("database is locked")
         return await alive(self, id, frames)
 
-    monkeypatch.setattr(ResponseStore, "alive", sometimes)
+    monkeypatch.setattr(ResponseStore, "mark_in_progress", sometimes)
 
     async def scenario(caller: Caller) -> None:
         async with running(caller) as id:

@@ -9,7 +9,7 @@ import pytest
 from support.api_caller import Caller, drive, prompt_of
 from support.responses_calls import CALL, RESPONSES, WEATHER, events_of
 
-from motet.api.responses.items import chat_messages, input_items
+from motet.api.responses.input_items import chat_messages, input_items
 from motet.api.responses.tools import FlatTools
 from motet.engine.client.tokenizer import GenerationDefaults
 
@@ -102,12 +102,12 @@ def test_a_text_after_a_call_does_not_part_it_from_its_result() -> None:
     ("fields", "param", "words"),
     [
         ({"max_output_tokens": 9999}, "max_output_tokens", "max_output_tokens can be"),
-        ({"tool_choice": {"type": "web_search_preview"}}, "tool_choice", "asks for web_search_preview, a hosted tool"),
+        ({"tool_choice": {"type": "web_search_preview"}}, "tool_choice", "requires web_search_preview, a hosted tool"),
         ({"tool_choice": {"type": "fortune"}}, "tool_choice", '{"type": "function", "name": …}'),
         (
             {"tool_choice": "required", "tools": [{"type": "web_search"}]},
             "tool_choice",
-            "asks for web_search, a hosted tool",
+            "requires web_search, a hosted tool",
         ),
         ({"tool_choice": {"type": "function"}}, "tool_choice", '{"type": "function", "name": …}'),
         (

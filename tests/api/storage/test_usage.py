@@ -20,7 +20,7 @@ from motet.api.batches.store import BatchStore
 from motet.api.http.api_keys import key_line
 from motet.api.responses import store as store_module
 from motet.api.responses.objects import ResponseObject
-from motet.api.responses.store import KEPT_SECONDS, ResponseStore, Stored
+from motet.api.responses.store import RETENTION_SECONDS, ResponseStore, StoredResponse
 from motet.api.storage.database import Database
 from motet.api.storage.files import FileStore, new_file
 from motet.api.storage.upload_reservations import UploadReservations
@@ -94,17 +94,17 @@ def test_everything_that_an_owner_stores_counts_until_it_is_gone(
             | {"object": "response", "service_tier": "default"},
             ResponseObject,
         )
-        await responses.add("alice", Stored(made, []), [(0, b"x" * 100)])
+        await responses.add("alice", StoredResponse(made, []), [(0, b"x" * 100)])
         before = await has(database, "alice")
-        await responses.alive(made.id, [(0, b"x" * 100), (1, b"y" * 200)])
+        await responses.mark_in_progress(made.id, [(0, b"x" * 100), (1, b"y" * 200)])
         assert await has(database, "alice") == before + 200
         await responses.update(replace(made, user="z" * 300))
         assert await has(database, "alice") == before + 200 + 300 - 2  # null before
         await responses.delete("alice", made.id)
         assert await has(database, "alice") == 0
-        await responses.add("alice", Stored(made, []), [(0, b"x" * 100)])
-        monkeypatch.setattr(store_module.time, "time", lambda now=time.time: now() + KEPT_SECONDS + 1)
-        await responses.add("bob", Stored(replace(made, id="resp_2"), []))  # which looks for old ones
+        await responses.add("alice", StoredResponse(made, []), [(0, b"x" * 100)])
+        monkeypatch.setattr(store_module.time, "time", lambda now=time.time: now() + RETENTION_SECONDS + 1)
+        await responses.add("bob", StoredResponse(replace(made, id="resp_2"), []))  # which looks for old ones
         assert await has(database, "alice") == 0
         monkeypatch.undo()
 

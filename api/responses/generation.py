@@ -1,4 +1,4 @@
-"""A response request as a chat request, and the chat's deltas as a response that grows event by event."""
+"""Generates a response: converts the deltas of a chat to OpenAI's response events."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from motet.api.generating.logprobs import chat_logprobs, shown_tokens
 from motet.api.http.caller import Caller
 from motet.api.http.sse import event_frame
 from motet.api.responses.objects import IncompleteDetails, OutputItem, OutputText, ResponseObject, ResponseUsage
-from motet.api.responses.requests import Asked
+from motet.api.responses.requests import AnyResponseRequest
 from motet.api.responses.tools import FlatTools, described
 from motet.api.schema.openai_objects import CallKind
 from motet.engine.client.tokenizer import ModelTokenizer
@@ -36,8 +36,8 @@ def new_id() -> str:
     return f"resp_{uuid.uuid4().hex}"
 
 
-def new_response(request: Asked, id: str, chat: ChatGeneration) -> ResponseObject:
-    """The response as it is before anything has been made; with what it will be made with, where nothing was asked."""
+def new_response(request: AnyResponseRequest, id: str, chat: ChatGeneration) -> ResponseObject:
+    """The response before its generation; fields that the request leaves out have the values that will be used."""
     used, tools = chat.generation.sequences[0].params, chat.tools
     reasoning = request.reasoning
     form = (request.text.format if request.text else None) or {"type": "text"}
@@ -67,8 +67,8 @@ def new_response(request: Asked, id: str, chat: ChatGeneration) -> ResponseObjec
 
 
 @dataclass
-class _Open:
-    """The item that is being made, and its text or arguments so far."""
+class _OpenItem:
+    """The item in progress, and its text or arguments so far."""
 
     item: OutputItem
     pieces: list[str] = field(default_factory=list)
@@ -76,34 +76,34 @@ class _Open:
 
 
 class ResponseWriter:
-    """Puts a response together. Every method returns the events that tell of what it did."""
+    """Builds a response from deltas. Every method returns the events for the client."""
 
     def __init__(self, tokenizer: ModelTokenizer, response: ResponseObject, logprobs: bool, tools: FlatTools) -> None:
         self.response, self._tools = response, tools
         self._tokenizer, self._logprobs = tokenizer, logprobs
         self._items: list[OutputItem] = []
-        self._open: _Open | None = None
+        self._open: _OpenItem | None = None
         self._tokens = 0
-        self._untold: list[dict[str, Any]] = []  # logprobs of tokens whose text is still to come
+        self._pending_logprobs: list[dict[str, Any]] = []  # of tokens whose text has not come yet
 
     def begin(self) -> list[Event]:
-        """The response exists, and is being made."""
+        """The first events: the response is created and in progress."""
         self.response = replace(self.response, status="in_progress")
-        return [self._told("response.created"), self._told("response.in_progress")]
+        return [self._response_event("response.created"), self._response_event("response.in_progress")]
 
     def write(self, delta: ChatDelta) -> list[Event]:
-        """Take a delta in."""
+        """Add a delta."""
         self._tokens += len(delta.tokens)
         if self._logprobs:
             logprobs = chat_logprobs(self._tokenizer, shown_tokens(delta.tokens)).content
-            self._untold += [msgspec.to_builtins(entry) for entry in logprobs]
+            self._pending_logprobs += [msgspec.to_builtins(entry) for entry in logprobs]
         events: list[Event] = []
         for part in delta.parts:
             events += self._text(part) if isinstance(part, str) else self._call(part)
         return events
 
     def end(self, reason: str, input_tokens: int) -> list[Event]:
-        """Everything has come."""
+        """End the response."""
         events = [] if self._items or self._open else self._open_message()
         cut = reason == "length"
         events += self._close("incomplete" if cut else "completed")
@@ -118,12 +118,12 @@ class ResponseWriter:
             output=self._items,
             usage=usage,
         )
-        return [*events, self._told(f"response.{self.response.status}")]
+        return [*events, self._response_event(f"response.{self.response.status}")]
 
-    def _told(self, kind: str) -> Event:
+    def _response_event(self, kind: str) -> Event:
         return kind, {"response": self.response}
 
-    def _place(self, opened: _Open) -> dict[str, Any]:
+    def _place(self, opened: _OpenItem) -> dict[str, Any]:
         return {"item_id": opened.item.id, "output_index": len(self._items)}
 
     def _text(self, text: str) -> list[Event]:
@@ -132,7 +132,7 @@ class ResponseWriter:
             events = [*self._close("completed"), *self._open_message()]
         opened = self._open
         assert opened is not None
-        logprobs, self._untold = self._untold, []
+        logprobs, self._pending_logprobs = self._pending_logprobs, []
         opened.pieces.append(text)
         opened.logprobs += logprobs
         place = {**self._place(opened), "content_index": 0}
@@ -140,19 +140,19 @@ class ResponseWriter:
 
     def _open_message(self) -> list[Event]:
         id = f"msg_{uuid.uuid4().hex}"
-        self._open = _Open(OutputItem(type="message", id=id, status="in_progress", role="assistant", content=[]))
+        self._open = _OpenItem(OutputItem(type="message", id=id, status="in_progress", role="assistant", content=[]))
         place = {**self._place(self._open), "content_index": 0}
         return [self._added(self._open), ("response.content_part.added", {**place, "part": OutputText(text="")})]
 
-    def _added(self, opened: _Open) -> Event:
+    def _added(self, opened: _OpenItem) -> Event:
         return "response.output_item.added", {"output_index": len(self._items), "item": opened.item}
 
     def _call(self, call: CallDelta) -> list[Event]:
         events: list[Event] = []
         if call.id is not None and call.name is not None:
             events += self._close("completed")
-            self._untold = []  # they are the call's
-            self._open = _Open(self._called(call.id, call.name, call.kind))
+            self._pending_logprobs = []  # they belong to the call
+            self._open = _OpenItem(self._call_item(call.id, call.name, call.kind))
             events.append(self._added(self._open))
         opened = self._open
         assert opened is not None, "a call begins with its name"
@@ -161,7 +161,7 @@ class ResponseWriter:
             events.append((f"{_CALL_EVENTS[opened.item.type]}.delta", {**self._place(opened), "delta": call.arguments}))
         return events
 
-    def _called(self, call_id: str, flat_name: str, kind: CallKind) -> OutputItem:
+    def _call_item(self, call_id: str, flat_name: str, kind: CallKind) -> OutputItem:
         namespace, name = self._tools.origin(flat_name)
         item = OutputItem(
             type="function_call",
@@ -177,7 +177,7 @@ class ResponseWriter:
         return replace(item, type="custom_tool_call", id=f"ctc_{uuid.uuid4().hex}", arguments=None, input="")
 
     def _close(self, status: str) -> list[Event]:
-        """End the item that is being made, if there is one."""
+        """End the item in progress, if there is one."""
         opened, self._open = self._open, None
         if opened is None:
             return []
@@ -194,8 +194,8 @@ class ResponseWriter:
             events = [(f"{_CALL_EVENTS[opened.item.type]}.done", {**place, "input": text})]
             item = replace(opened.item, input=text, status=status)
         else:
-            told = {**place, "arguments": text, "name": opened.item.name}
-            events = [(f"{_CALL_EVENTS[opened.item.type]}.done", told)]
+            data = {**place, "arguments": text, "name": opened.item.name}
+            events = [(f"{_CALL_EVENTS[opened.item.type]}.done", data)]
             item = replace(opened.item, arguments=text, status=status)
         events.append(("response.output_item.done", {"output_index": len(self._items), "item": item}))
         self._items.append(item)
@@ -204,7 +204,7 @@ class ResponseWriter:
 
 @dataclass(frozen=True)
 class ResponseGeneration:
-    """A response that can be made: its chat, and the items that are its own input."""
+    """A response to generate: its chat, and its own input items."""
 
     chat: ChatGeneration
     response: ResponseObject

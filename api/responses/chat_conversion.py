@@ -1,4 +1,4 @@
-"""From a response request to a run: the conversation so far, the chat request it comes to, and its mistakes' names."""
+"""Converts a response request, with its stored conversation, to a chat request and starts its generation."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from motet.api.generating.chat_generation import ChatGeneration
 from motet.api.generating.chat_prompts import render_chat
 from motet.api.generating.checked_chat import CheckedChat, check_chat
 from motet.api.http.caller import Caller
-from motet.api.responses.items import chat_messages, input_items, unknown_in_items, with_own_ids
-from motet.api.responses.requests import Asked, CountedRequest, ResponseRequest
-from motet.api.responses.run import ResponseGeneration, new_id, new_response
+from motet.api.responses.generation import ResponseGeneration, new_id, new_response
+from motet.api.responses.input_items import chat_messages, input_items, unknown_in_items, with_unique_ids
+from motet.api.responses.requests import AnyResponseRequest, CountedRequest, ResponseRequest
 from motet.api.responses.store import ResponseStore
 from motet.api.responses.tools import FlatTools, hosted_names, refuse_hosted_choice, without_hosted
-from motet.api.responses.truncation import Fitting
+from motet.api.responses.truncation import Truncation
 from motet.api.schema.chat_messages import Message
 from motet.api.schema.chat_request import ChatRequest
 from motet.api.schema.ignored_header import MAX_IGNORED_NAMES
@@ -31,8 +31,8 @@ from motet.core.errors import InvalidRequest, MotetError
 
 T = TypeVar("T", ResponseRequest, CountedRequest)
 
-# The chat request's fields, as the caller knows them.
-_OWN_NAMES = {
+# The chat request's fields -> the response request's, for error messages.
+_RESPONSE_NAMES = {
     "max_tokens or n": "max_output_tokens",  # there is no `n`
     "max_tokens": "max_output_tokens",
     "max_completion_tokens": "max_output_tokens",
@@ -40,11 +40,11 @@ _OWN_NAMES = {
     "response_format": "text.format",
     "tool_choice.allowed_tools": "tool_choice",
 }
-_CHAT_NAME = re.compile(rf"\b(?:{'|'.join(map(re.escape, _OWN_NAMES))})\b")
+_CHAT_NAME = re.compile(rf"\b(?:{'|'.join(map(re.escape, _RESPONSE_NAMES))})\b")
 
 
 def parse_response(body: dict[str, Any]) -> Parsed[ResponseRequest]:
-    """A response request, complete but for what only the model and the store know. Raises InvalidRequest."""
+    """Parse a response request, except what needs the model and the store. Raises InvalidRequest."""
     request = _parsed(body, ResponseRequest)
     if request.background and not request.stores:
         raise InvalidRequest("background needs store", param="background")
@@ -52,16 +52,16 @@ def parse_response(body: dict[str, Any]) -> Parsed[ResponseRequest]:
 
 
 def parse_counted(body: dict[str, Any]) -> Parsed[CountedRequest]:
-    """A request whose input is to be counted, as far as it goes. Raises InvalidRequest."""
-    said = {name: value for name, value in body.items() if value is not None}
-    request = _parsed(said, CountedRequest)
+    """Parse a request to count the input tokens. Raises InvalidRequest."""
+    fields = {name: value for name, value in body.items() if value is not None}
+    request = _parsed(fields, CountedRequest)
     return Parsed(request, _ignored(body, request))
 
 
-def _ignored(body: dict[str, Any], request: Asked) -> tuple[str, ...]:
-    own = unknown_fields(body, type(request), RESPONSES)
+def _ignored(body: dict[str, Any], request: AnyResponseRequest) -> tuple[str, ...]:
+    unknown = unknown_fields(body, type(request), RESPONSES)
     hosted = islice(hosted_names(body), MAX_IGNORED_NAMES)
-    return (*hosted, *own, *islice(unknown_in_items(request.input), MAX_IGNORED_NAMES))
+    return (*hosted, *unknown, *islice(unknown_in_items(request.input), MAX_IGNORED_NAMES))
 
 
 def _parsed(body: dict[str, Any], kind: type[T]) -> T:
@@ -76,13 +76,13 @@ def _parsed(body: dict[str, Any], kind: type[T]) -> T:
     return request
 
 
-async def start_response(services: Services, request: Asked, caller: Caller) -> ResponseGeneration:
-    """Everything that can be refused before work starts has been, once this returns. Raises MotetError."""
+async def start_response(services: Services, request: AnyResponseRequest, caller: Caller) -> ResponseGeneration:
+    """Check the request and prepare its generation; no error of the request comes later. Raises MotetError."""
     store, id = ResponseStore(services.database), new_id()
     items = await _items(store, request, caller)
     tools = FlatTools.of(request)
     messages = await _messages(store, request, items, caller, tools)
-    with own_names(tools):
+    with response_field_names(tools):
         chat_fields = chat_request(request, messages, tools)
         check_chat_fields(chat_fields)
         checked = await check_chat(services, chat_fields, caller)
@@ -90,21 +90,21 @@ async def start_response(services: Services, request: Asked, caller: Caller) -> 
     return ResponseGeneration(chat, new_response(request, id, chat), items, request.wants_logprobs, caller, tools)
 
 
-async def _items(store: ResponseStore, request: Asked, caller: Caller) -> list[dict[str, Any]]:
-    """The request's own input, with what it refers to. Raises InvalidRequest, NotFound."""
+async def _items(store: ResponseStore, request: AnyResponseRequest, caller: Caller) -> list[dict[str, Any]]:
+    """The request's own input, with references replaced by stored items. Raises InvalidRequest, NotFound."""
     items = input_items(request.input)
-    wanted = {item["id"]: f"input[{i}].id" for i, item in enumerate(items) if item["type"] == "item_reference"}
-    stored = await store.items(caller.owner, wanted) if wanted else {}
-    return with_own_ids(stored[item["id"]] if item["type"] == "item_reference" else item for item in items)
+    field_of_id = {item["id"]: f"input[{i}].id" for i, item in enumerate(items) if item["type"] == "item_reference"}
+    stored = await store.items(caller.owner, field_of_id) if field_of_id else {}
+    return with_unique_ids(stored[item["id"]] if item["type"] == "item_reference" else item for item in items)
 
 
 async def _messages(
-    store: ResponseStore, request: Asked, items: list[dict[str, Any]], caller: Caller, tools: FlatTools
+    store: ResponseStore, request: AnyResponseRequest, items: list[dict[str, Any]], caller: Caller, tools: FlatTools
 ) -> list[Message]:
-    before: list[dict[str, Any]] = []
+    earlier: list[dict[str, Any]] = []
     if request.previous_response_id is not None:
-        before = await store.conversation(caller.owner, request.previous_response_id)
-    messages = chat_messages([*before, *items], tools.name_of)
+        earlier = await store.conversation(caller.owner, request.previous_response_id)
+    messages = chat_messages([*earlier, *items], tools.name_of)
     if request.instructions:
         messages.insert(0, Message("system", request.instructions))
     if not messages:
@@ -128,12 +128,12 @@ async def _start_truncated(checked: CheckedChat, id: str) -> ChatGeneration:
     def may_fit(text: str) -> bool:
         return request.truncate_prompt_tokens is not None or services.tokenizer.may_fit(text, checked.model.max_context)
 
-    return await Fitting(request.messages, start, may_fit).run()
+    return await Truncation(request.messages, start, may_fit).run()
 
 
-def chat_request(request: Asked, messages: list[Message], tools: FlatTools) -> ChatRequest:
+def chat_request(request: AnyResponseRequest, messages: list[Message], tools: FlatTools) -> ChatRequest:
     """`request` as a chat request with these messages. Raises InvalidRequest."""
-    same = {name: getattr(request, name) for name in _SAME}
+    shared = {name: getattr(request, name) for name in _SHARED_FIELDS}
     return ChatRequest(
         messages=messages,
         max_completion_tokens=request.max_output_tokens,
@@ -143,11 +143,11 @@ def chat_request(request: Asked, messages: list[Message], tools: FlatTools) -> C
         logprobs=request.wants_logprobs,
         top_logprobs=request.top_logprobs if request.wants_logprobs else None,
         verbosity=request.text.verbosity if request.text else None,
-        **same,
+        **shared,
     )
 
 
-_SAME = tuple(
+_SHARED_FIELDS = tuple(
     name
     for name in CountedRequest.__struct_fields__
     if name in ChatRequest.__struct_fields__
@@ -155,7 +155,7 @@ _SAME = tuple(
 )
 
 
-def _format(request: Asked) -> dict[str, Any] | None:
+def _format(request: AnyResponseRequest) -> dict[str, Any] | None:
     """`text.format` as chat's `response_format`."""
     form = request.text.format if request.text else None
     if form is None or form.get("type") != "json_schema":
@@ -164,18 +164,18 @@ def _format(request: Asked) -> dict[str, Any] | None:
 
 
 @contextmanager
-def own_names(tools: FlatTools) -> Iterator[None]:
-    """Inside, errors name the fields of the response request, not the chat request's."""
+def response_field_names(tools: FlatTools) -> Iterator[None]:
+    """Within the block, errors name the fields of the response request instead of the chat request's."""
     try:
         yield
     except MotetError as error:
         error.message = _renamed(error.message)
         if error.param is not None:
-            # Which item a message was made of is not known any more; what is wrong with one was found before.
+            # A message's item is not known here; errors in items were raised before.
             error.param = "input" if error.param.startswith("messages") else _renamed(tools.field(error.param))
             error.param = "include" if error.param == "logprobs" else error.param
         raise
 
 
 def _renamed(text: str) -> str:
-    return _CHAT_NAME.sub(lambda found: _OWN_NAMES[found[0]], text)
+    return _CHAT_NAME.sub(lambda found: _RESPONSE_NAMES[found[0]], text)

@@ -1,4 +1,4 @@
-"""Input items as chat messages, and as they are stored."""
+"""Parses input items, and converts them to stored items and to chat messages."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 from motet.api.responses import hosted_items
 from motet.api.schema.chat_messages import CustomCall, FunctionCall, Message, ToolCall
+from motet.api.schema.unsupported_fields import TEXT_PARTS
 from motet.core import error_codes
 from motet.core.errors import InvalidRequest
 
-TEXT_PARTS = ("input_text", "output_text", "text", "refusal")
 ROLES = ("user", "assistant", "system", "developer")
 
-# The kinds of items, and what their ids begin with.
+# The types of items, and the prefixes of their ids.
 _PREFIXES = {
     "message": "msg",
     "function_call": "fc",
@@ -25,7 +25,7 @@ _PREFIXES = {
     **hosted_items.PREFIXES,
 }
 
-# Their fields that are read, or change nothing.
+# Their fields that are read or have no effect.
 _FIELDS = {
     "message": ("role", "content"),
     "function_call": ("call_id", "name", "namespace", "arguments"),
@@ -43,19 +43,19 @@ _OMITTED = {
     "input_audio": "[audio omitted: this server reads text only]",
     "encrypted_content": "[encrypted content omitted]",
 }
-"""What stands in the outputs of tools for parts that are not text: refusing one would refuse each later turn, too."""
+"""Replaces parts that are not text in the outputs of tools: refusing one would refuse every later turn as well."""
 
 
-def input_items(given: str | Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
-    """`given` as items, each with an id; references stay references. Raises InvalidRequest naming what is wrong."""
-    if isinstance(given, str):
-        given = [{"role": "user", "content": given}]
-    return [_item(item, f"input[{index}]") for index, item in enumerate(given or ())]
+def input_items(input: str | Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
+    """`input` as items, each with an id; references stay references. Raises InvalidRequest with the path at fault."""
+    if isinstance(input, str):
+        input = [{"role": "user", "content": input}]
+    return [_item(item, f"input[{index}]") for index, item in enumerate(input or ())]
 
 
-def unknown_in_items(given: str | Sequence[Mapping[str, Any]] | None) -> Iterator[str]:
-    """The paths of what is ignored in the items, which `input_items` has not refused: fields, parts, whole items."""
-    for index, item in enumerate(given or () if not isinstance(given, str) else ()):
+def unknown_in_items(input: str | Sequence[Mapping[str, Any]] | None) -> Iterator[str]:
+    """The paths of ignored fields, parts and whole items, for items that `input_items` has accepted."""
+    for index, item in enumerate(input or () if not isinstance(input, str) else ()):
         kind = str(_kind(item))
         if kind in hosted_items.PREFIXES and hosted_items.is_left_out(item):
             yield f"input[{index}].{kind}"
@@ -80,15 +80,15 @@ def _unknown_in_parts(parts: Sequence[object], where: str, is_output: bool) -> I
             yield from (f"{where}[{index}].{field}" for field in part if field not in _PART_FIELDS)
 
 
-def with_own_ids(items: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The items, each with an id that none before it has."""
+def with_unique_ids(items: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The items, each with an id that no earlier item has."""
     seen: set[str] = set()
-    own = []
+    unique = []
     for item in items:
         id = item["id"] if item["id"] not in seen else _new_id(_PREFIXES[item["type"]])
         seen.add(id)
-        own.append({**item, "id": id})
-    return own
+        unique.append({**item, "id": id})
+    return unique
 
 
 def _item(item: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -99,16 +99,16 @@ def _item(item: Mapping[str, Any], where: str) -> dict[str, Any]:
         case "function_call" | "custom_tool_call":
             fields = ["call_id", "name", "arguments" if kind == "function_call" else "input"]
             fields += ["namespace"] if item.get("namespace") is not None else []
-            kept: dict[str, Any] = {name: _text(item.get(name), f"{where}.{name}") for name in fields}
-            return {"type": kind, "id": _id(item, kind), "status": "completed", **kept}
+            values: dict[str, Any] = {name: _text(item.get(name), f"{where}.{name}") for name in fields}
+            return {"type": kind, "id": _id(item, kind), "status": "completed", **values}
         case "function_call_output" | "custom_tool_call_output":
             output = _without_media(item.get("output"))
             _content(output, f"{where}.output")
-            kept = {"call_id": _text(item.get("call_id"), f"{where}.call_id"), "output": output}
-            return {"type": kind, "id": _id(item, kind), "status": "completed", **kept}
+            values = {"call_id": _text(item.get("call_id"), f"{where}.call_id"), "output": output}
+            return {"type": kind, "id": _id(item, kind), "status": "completed", **values}
         case str() if kind in hosted_items.PREFIXES:
-            return {"type": kind, "id": _id(item, kind), "status": "completed", **hosted_items.kept_fields(item)}
-        case "reasoning":  # of another model, perhaps: there is nothing that this one could do with it
+            return {"type": kind, "id": _id(item, kind), "status": "completed", **hosted_items.stored_fields(item)}
+        case "reasoning":  # possibly of another model; this one cannot use it
             return {"type": kind, "id": _id(item, kind), "summary": []}
         case "item_reference":
             return {"type": kind, "id": _text(item.get("id"), f"{where}.id")}
@@ -123,7 +123,7 @@ def _kind(item: Mapping[str, Any]) -> Any:
     kind = item.get("type")
     if kind is not None:
         return kind
-    # OpenAI asks for a type neither of messages nor of references.
+    # In OpenAI's API, messages and references need no type.
     return "message" if "role" in item or "content" in item or "id" not in item else "item_reference"
 
 
@@ -140,7 +140,7 @@ def _message(item: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _without_media(output: Any) -> Any:
-    """A tool's output with text in place of the parts that are not."""
+    """A tool's output with its parts that are not text replaced by text."""
     if not isinstance(output, list):
         return output
     kinds = [part.get("type") if isinstance(part, dict) else None for part in output]
@@ -155,7 +155,7 @@ def _content(content: Any, where: str) -> list[dict[str, str]]:
         return [{"text": content}]
     if not isinstance(content, list):
         raise InvalidRequest(
-            f"{where} must be a text or a list of parts",
+            f"{where} must be a string or a list of parts",
             param=where,
             code=error_codes.MISSING_REQUIRED_PARAMETER if content is None else error_codes.INVALID_TYPE,
         )
@@ -177,7 +177,7 @@ def _content(content: Any, where: str) -> list[dict[str, str]]:
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):
         code = error_codes.MISSING_REQUIRED_PARAMETER if value is None else error_codes.INVALID_TYPE
-        raise InvalidRequest(f"{where} must be a text", param=where, code=code)
+        raise InvalidRequest(f"{where} must be a string", param=where, code=code)
     return value
 
 
@@ -191,9 +191,9 @@ def _new_id(prefix: str) -> str:
 
 
 def chat_messages(items: Iterable[Mapping[str, Any]], flat_name: Callable[[str | None, str], str]) -> list[Message]:
-    """The conversation that the items tell; `flat_name` is the model's name for a tool of a namespace.
+    """The items as chat messages; `flat_name` returns the chat's name for a tool of a namespace.
 
-    Calls in a row, with the assistant's texts before, between and after them, are one message: results follow it.
+    Consecutive calls, with the assistant's texts before, between and after them, become one message before the results.
     """
     messages: list[Message] = []
     for item in items:
