@@ -1,4 +1,4 @@
-"""Describes what a directory or repository without one of PEFT's two files has instead, and what to do."""
+"""Errors for adapter directories without one of PEFT's two files: what they have instead, and what to do."""
 
 from __future__ import annotations
 

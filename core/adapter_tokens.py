@@ -1,4 +1,4 @@
-"""What an adapter's tokenizer may say: names of added tokens, and which of them `bos_token` and its like are."""
+"""The tokens of an adapter's tokenizer that differ from the base's: added and special tokens."""
 
 from __future__ import annotations
 

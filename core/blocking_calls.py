@@ -1,4 +1,4 @@
-"""Blocking calls on files that may hang (a mount that is away, a FIFO): bounded per key, and never joined at exit."""
+"""Runs blocking calls on files that may hang (an absent mount, a FIFO), limited per key and never joined at exit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class BlockingCalls:
         self._users: dict[Hashable, int] = {}
 
     async def run(self, key: Hashable, call: Callable[[], T]) -> T:
-        """The result of `call()`. Raises what it raises; the time-out is the caller's affair."""
+        """The result of `call()`. Raises what it raises; the caller sets a time-out."""
         place = self._keys.setdefault(key, asyncio.Semaphore(self._per_key))
         self._users[key] = self._users.get(key, 0) + 1
         taken: list[asyncio.Semaphore] = []

@@ -1,4 +1,4 @@
-"""Child processes and their end: they do not outlive their parent, and report why they cannot start.
+"""The child's side of child processes: ends with the parent, and reports why the child cannot start.
 
 The parent holds the child's stdin open, and the child watches it.
 """

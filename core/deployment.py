@@ -1,4 +1,4 @@
-"""What the supervisor tells API processes: the settings, the model, and where the other processes are."""
+"""What the supervisor passes to API processes: the settings, the model, and the addresses of other processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Digests of files that Motet wrote itself: they find damage, and protect from nobody."""
+"""Digests of files that Motet wrote itself: they detect damage, not manipulation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A disk that is full, told apart from other failures to write."""
+"""Recognises a full disk among failures to write, and makes the errors for it."""
 
 from __future__ import annotations
 

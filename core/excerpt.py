@@ -1,4 +1,4 @@
-"""What a caller sent, as an error message may repeat it: enough to know it again, whatever its length."""
+"""Shortens text from a request for an error message."""
 
 from __future__ import annotations
 

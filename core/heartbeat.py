@@ -1,4 +1,4 @@
-"""How a child process shows its parent that it still responds, and, until it is up, what it is doing.
+"""Heartbeats: a child process shows its parent that it responds and, until it is up, what it is doing.
 
 The child writes a file; the parent reads it. Neither looks at the wall clock, so that setting it changes nothing, and
 the parent counts only the time during which it ran itself, so that a suspended machine or container changes nothing.

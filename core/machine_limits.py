@@ -1,4 +1,4 @@
-"""What this process may use of the machine: memory and CPUs, as the machine and its cgroup limit them.
+"""The memory and CPUs that this process may use, as the machine and its cgroups limit them.
 
 A container sees all of the machine's memory and CPUs in the usual places; what it may have of them is in its cgroup.
 Both versions of cgroups are read. A group has at most what each of its parents has.

@@ -1,6 +1,6 @@
-"""Where Motet keeps files: one cache directory a user, atomic writes, and paths that stay in their roots.
+"""The cache and data directories, atomic writes, and paths that stay within their roots.
 
-What is written here survives a power failure whole or is not there: content reaches the disk before its name does.
+After a power failure, a file is complete or does not exist: content reaches the disk before its name does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How one request wants its tokens chosen; plain data that travels from the API to the engine."""
+"""The sampling parameters of a request, as plain data that the API sends to the engine."""
 
 from __future__ import annotations
 

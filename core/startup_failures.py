@@ -1,4 +1,4 @@
-"""What keeps a process from starting, in one line that says what to do: for failures that no code expected."""
+"""Describes unexpected failures of a process to start in one line that says what to do."""
 
 from __future__ import annotations
 
