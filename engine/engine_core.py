@@ -29,7 +29,7 @@ from motet.core.models import ModelInfo
 from motet.engine.distributed.transport import EngineSockets
 from motet.engine.lora.adapter_installer import Installer
 from motet.engine.model_runner import ModelRunner
-from motet.engine.sampling.grammar import GrammarCompiler
+from motet.engine.sampling.grammar_masks import GrammarCompiler
 from motet.engine.sampling.prompt_outputs import PromptOutputs
 from motet.engine.sampling.request_grammars import RequestGrammars
 from motet.engine.sampling.sampler import SampledToken, Sampler

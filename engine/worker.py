@@ -161,7 +161,7 @@ def _set_torch_threads(threads: int) -> None:
 
 def _has_kernels(cache: Path) -> bool:
     """Whether `cache` has compiled CPU kernels that are as new as their sources."""
-    sources = [Path(__file__).with_name("kernels") / name for name in ("cpu.py", "sampling.py")]
+    sources = [Path(__file__).with_name("kernels") / name for name in ("cpu.py", "cpu_sampling.py")]
     newest = max(source.stat().st_mtime for source in sources)
     return all(
         any(file.stat().st_mtime >= newest for file in cache.glob(f"*/{source.stem}.*.nbi")) for source in sources

@@ -30,7 +30,7 @@ from motet.core.paths import cache_directory, check_writable, data_directory
 from motet.core.plugin_registry import PluginRegistry
 from motet.core.settings import Settings
 from motet.engine.engine_config import EngineConfig
-from motet.engine.models.convert import converted_directory
+from motet.engine.models.convert_gguf import converted_directory
 from motet.engine.processes.child_process import public_environment
 from motet.engine.processes.engine_processes import EngineProcesses
 
@@ -192,7 +192,7 @@ def model_directory(location: ModelLocation, settings: Settings) -> Path:
         return location.path.resolve()
     target = converted_directory(location.path, cache_directory())
     if not target.is_dir():
-        command = [sys.executable, "-m", "motet.engine.models.convert", str(location.path), str(cache_directory())]
+        command = [sys.executable, "-m", "motet.engine.models.convert_gguf", str(location.path), str(cache_directory())]
         variables = public_environment() | {"OMP_NUM_THREADS": str(settings.threads or cpu_count())}
         if code := subprocess.run(command, stdout=subprocess.DEVNULL, env=variables).returncode:
             raise StartupError(

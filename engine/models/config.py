@@ -11,7 +11,7 @@ import torch
 
 from motet.core.errors import StartupError
 from motet.engine.layers.rotary import inverse_frequencies
-from motet.engine.models.config_cache import kept_record
+from motet.engine.models.config_cache import cached_record
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def read_config(directory: Path) -> ModelConfig:
         raise StartupError(message, param="model") from None
     except OSError as error:
         raise StartupError(f"{directory}/config.json cannot be read: {error}", param="model") from error
-    return kept_record(content, ModelConfig, lambda: _read_anew(directory))
+    return cached_record(content, ModelConfig, lambda: _read_anew(directory))
 
 
 def _read_anew(directory: Path) -> ModelConfig:

@@ -21,7 +21,7 @@ _MAKERS = (_ENGINE / "models" / "config.py", _ENGINE / "layers" / "rotary.py", P
 """The code that decides what a record says: none outlives a change of it."""
 
 
-def kept_record(content: bytes, kind: type[T], make: Callable[[], T]) -> T:
+def cached_record(content: bytes, kind: type[T], make: Callable[[], T]) -> T:
     """The record of a config file with that content, of type `kind`: the kept one, else what `make` returns.
 
     Keyed by the content, the code that makes records, and transformers' version. Raises what `make` raises; a cache

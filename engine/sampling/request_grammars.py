@@ -17,7 +17,7 @@ from torch import Tensor
 
 from motet.core.errors import ErrorInfo, MotetError
 from motet.core.messages import AddRequest
-from motet.engine.sampling.grammar import Grammar, GrammarCompiler, Matcher
+from motet.engine.sampling.grammar_masks import Grammar, GrammarCompiler, Matcher
 from motet.engine.sampling.sampler import SampledToken
 from motet.engine.schedule.sequence import Sequence
 

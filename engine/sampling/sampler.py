@@ -14,7 +14,7 @@ from torch import Tensor
 
 from motet.core.messages import AddRequest
 from motet.core.sampling_params import MAX_TOP_LOGPROBS, SamplingParams, uniform
-from motet.engine.sampling.draw import draw_tokens
+from motet.engine.sampling.top_k_top_p import draw_tokens
 from motet.engine.schedule.sequence import Sequence
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from motet.core.paths import cache_directory
-from motet.engine.models.convert import converted_directory
+from motet.engine.models.convert_gguf import converted_directory
 from motet.plugins.smollm2 import Smollm2
 
 
@@ -16,6 +16,6 @@ def smollm2_directory() -> Path:
     location = Smollm2().locate("smollm2")
     target = converted_directory(location.path, cache_directory())
     if not target.is_dir():
-        command = [sys.executable, "-m", "motet.engine.models.convert", str(location.path), str(cache_directory())]
+        command = [sys.executable, "-m", "motet.engine.models.convert_gguf", str(location.path), str(cache_directory())]
         subprocess.run(command, check=True)
     return target

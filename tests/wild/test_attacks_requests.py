@@ -23,7 +23,7 @@ from motet.core.errors import InvalidRequest
 from motet.core.sampling_params import SamplingParams
 from motet.core.settings import Settings
 from motet.engine.client.template_renderer import TemplateRenderer
-from motet.engine.sampling.draw import draw_tokens
+from motet.engine.sampling.top_k_top_p import draw_tokens
 
 SECONDS = 10.0
 """The most that an ordinary request may take beside an attack: far above what it takes, and below what attacks took."""

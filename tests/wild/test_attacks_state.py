@@ -375,7 +375,7 @@ ELSEWHERE = [
     ("a fetch larger than any adapter", "api/adapters/test_size_limit.py", "test_"),
     (
         "NaN beside other rows",
-        "engine/sampling/test_draw.py",
+        "engine/sampling/test_top_k_top_p.py",
         "test_a_row_of_nan_yields_some_id",
     ),
     (

@@ -13,7 +13,7 @@ import torch
 from support.tiny_models import FAMILIES, family_config
 
 from motet.core.errors import StartupError
-from motet.engine.models import config_cache as kept_record
+from motet.engine.models import config_cache
 from motet.engine.models.config import ModelConfig, from_transformers, read_config
 
 
@@ -61,7 +61,7 @@ def test_a_changed_config_or_a_changed_maker_is_read_anew(tmp_path: Path, monkey
     assert read_config(directory).window == (0, 0, 0, 0)
     newer = tmp_path / "config.py"
     newer.write_text("# another version of the code")
-    monkeypatch.setattr(kept_record, "_MAKERS", (newer,))
+    monkeypatch.setattr(config_cache, "_MAKERS", (newer,))
     assert read_config(directory).window == (7, 7, 7, 7)
 
 

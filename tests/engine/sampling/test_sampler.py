@@ -123,7 +123,7 @@ def test_forgotten_histories_are_gone() -> None:
     sampler.forget("never seen")
 
 
-def test_draws_have_the_right_distribution() -> None:
+def test_top_k_top_ps_have_the_right_distribution() -> None:
     """Chi-square over 6000 seeds, for each way of truncating."""
     logits = random_logits(5, 1, 16, spread=1.5)[0]
     count = 6000

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import TopKLogitsWarper, TopPLogitsWarper, TypicalLogitsWarper
 
 from motet.core.sampling_params import SamplingParams
-from motet.engine.sampling.draw import draw_tokens
+from motet.engine.sampling.top_k_top_p import draw_tokens
 
 ROWS = st.integers(0, 10_000).map(lambda seed: torch.randn(1, 97, generator=torch.Generator().manual_seed(seed)) * 3)
 NOBODY = torch.zeros(1, 0, dtype=torch.long)

@@ -1,4 +1,4 @@
-"""Turns a GGUF file into a transformers directory, once; `python -m motet.engine.models.convert` is its process.
+"""Turns a GGUF file into a transformers directory, once; `python -m motet.engine.models.convert_gguf` is its process.
 
 transformers dequantises; what is kept is fp32 safetensors, a clean config and the tokenizer with its template.
 The directory is keyed by the file's content, and built whole or not at all.

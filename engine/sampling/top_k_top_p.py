@@ -1,7 +1,7 @@
 """Draws one token a row from truncated distributions. N is rows, V the vocabulary.
 
 As in transformers, top_p is of what top_k has left, typical_p of what the others have left, and the likeliest id always
-stays, but for typical_p. On the CPU a Numba kernel does it (engine/kernels/sampling.py); elsewhere a few batched
+stays, but for typical_p. On the CPU a Numba kernel does it (engine/kernels/cpu_sampling.py); elsewhere a few batched
 PyTorch operations, which are also the kernel's reference in the tests.
 """
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from motet.core.sampling_params import SamplingParams
-from motet.engine.kernels.sampling import draw_rows
+from motet.engine.kernels.cpu_sampling import draw_rows
 
 
 def draw_tokens(probabilities: Tensor, params: Sequence[SamplingParams], draws: Sequence[float]) -> list[int]:
@@ -30,7 +30,7 @@ def draw_tokens(probabilities: Tensor, params: Sequence[SamplingParams], draws: 
         draw_rows(probabilities.numpy(), top_k, cuts, np.array(draws, np.float64), tokens)
         return tokens.tolist()
     device = probabilities.device
-    chosen = draw_batch(
+    chosen = draw_rows_torch(
         probabilities,
         torch.from_numpy(top_k).to(device),
         torch.from_numpy(cuts).to(device),
@@ -39,7 +39,7 @@ def draw_tokens(probabilities: Tensor, params: Sequence[SamplingParams], draws: 
     return chosen.tolist()
 
 
-def draw_batch(probabilities: Tensor, top_k: Tensor, cuts: Tensor, draws: Tensor) -> Tensor:
+def draw_rows_torch(probabilities: Tensor, top_k: Tensor, cuts: Tensor, draws: Tensor) -> Tensor:
     """`draw_rows` in PyTorch: the same arguments as tensors, and the chosen ids [N]."""
     top_p, min_p, typical_p = cuts.unbind(1)
     truncated = (top_k > 0) | (top_p < 1) | (min_p > 0)

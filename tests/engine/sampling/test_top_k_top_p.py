@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from motet.core.sampling_params import SamplingParams
-from motet.engine.sampling.draw import draw_batch, draw_tokens
+from motet.engine.sampling.top_k_top_p import draw_rows_torch, draw_tokens
 
 # Shares of a mass that is a sum of powers of two; rounder ones (0.9 of 5/8) would be such sums themselves, so that the
 # last bit decided.
@@ -28,7 +28,7 @@ def batched(probabilities: torch.Tensor, params: list[SamplingParams], draws: li
     """The tokens by PyTorch's operations."""
     top_k = torch.tensor([p.top_k for p in params])
     cuts = torch.tensor([(p.top_p, p.min_p, p.typical_p) for p in params], dtype=torch.float64)
-    return draw_batch(probabilities, top_k, cuts, torch.tensor(draws, dtype=torch.float64)).tolist()
+    return draw_rows_torch(probabilities, top_k, cuts, torch.tensor(draws, dtype=torch.float64)).tolist()
 
 
 @settings(max_examples=300, deadline=None)

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from motet.core.errors import InvalidRequest
 from motet.core.output_formats import GrammarSpec
-from motet.engine.sampling.grammar import GrammarCompiler, Matcher
+from motet.engine.sampling.grammar_masks import GrammarCompiler, Matcher
 from motet.plugins.output_formats import JsonObject
 
 VOCAB, PADDED, EOS = 49152, 49160, 2
