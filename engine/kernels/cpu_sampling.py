@@ -1,7 +1,7 @@
 """The CPU kernel that draws tokens: truncation and inversion in a fixed number of passes over the vocabulary.
 
-Nothing is sorted. A cut by rank or by mass is found by counting in buckets of the numbers' bits, which order positive
-floats as their values do: 2048 buckets, then 1024 inside one of them, then 1024 inside one of those.
+Nothing is sorted. The kernel finds a cut by rank or by mass by counting in buckets of the floats' bits, which order
+positive floats like their values: 2048 buckets, then 1024 inside one of them, then 1024 inside one of those.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numba import njit, prange
 from motet.engine.kernels.cpu import row_kernel
 
 ABSENT = -1
-"""The key of an element that takes no part."""
+"""The key of an excluded element."""
 
 LARGEST = 0x7F7FFFFF
 """The bits of the largest finite float32."""
@@ -39,23 +39,23 @@ def _crossing(keys, weights, counting, target, strict):
             key = keys[j]
             if key >= 0 and (level == 0 or key >> (shift + 10) == prefix):
                 buckets[(key >> shift) - (prefix << 10)] += 1.0 if counting else weights[j]
-        found = -1
+        crossed = -1
         for offset in range(buckets.shape[0]):
             bucket = buckets.shape[0] - 1 - offset
             if buckets[bucket] > 0.0:
-                if found >= 0:
-                    above += buckets[found]
-                found = bucket
+                if crossed >= 0:
+                    above += buckets[crossed]
+                crossed = bucket
                 reached = above + buckets[bucket]
                 if reached > target or (not strict and reached >= target):
                     break
-        prefix = (prefix << 10) + max(found, 0)
+        prefix = (prefix << 10) + max(crossed, 0)
     return prefix, above
 
 
 @_helper
 def _keep(keys, weights, counting, cut, target):
-    """Zero the weight of every element behind the `cut` of `_crossing`.
+    """Zero the weight of every element after the `cut` of `_crossing`.
 
     Of the elements with its key, by id, those stay before which the sum has not reached `target`, and the first one.
     """
@@ -71,7 +71,7 @@ def _keep(keys, weights, counting, cut, target):
 
 @_helper
 def _order(keys, bits, weights):
-    """Fill `keys` so that the largest weight has the largest one; elements without weight take no part."""
+    """Set `keys` so that the largest weight has the largest key; elements without weight are excluded."""
     for j in range(keys.shape[0]):
         keys[j] = bits[j] if weights[j] > 0.0 else ABSENT
 
@@ -86,7 +86,7 @@ def _total(weights):
 
 @_helper
 def _truncate(keys, bits, weights, top_k, top_p, min_p):
-    """Apply top_k, then top_p of what it has left, then min_p. The likeliest element stays."""
+    """Apply top_k, then top_p of the rest, then min_p. The most likely element stays."""
     best = weights.max()
     left = 1.0
     if top_k > 0:
@@ -107,7 +107,7 @@ def _truncate(keys, bits, weights, top_k, top_p, min_p):
 
 @_helper
 def _keep_typical(keys, weights, mass):
-    """Meister et al., "Locally typical sampling", TACL 2023: keep what is nearest to the mean information."""
+    """Meister et al., "Locally typical sampling", TACL 2023: keep the elements nearest to the mean information."""
     total = _total(weights)
     entropy = 0.0
     for j in range(weights.shape[0]):
@@ -121,7 +121,7 @@ def _keep_typical(keys, weights, mass):
     for j in range(keys.shape[0]):
         keys[j] = LARGEST - bits[j] if weights[j] > 0.0 else ABSENT
     cut = _crossing(keys, weights, False, mass * total, False)
-    _keep(keys, weights, False, cut, math.inf)  # all that are equally near stay
+    _keep(keys, weights, False, cut, math.inf)  # all elements at the same distance stay
 
 
 @_helper
@@ -161,7 +161,7 @@ def _volume(probabilities: Any, *_: Any) -> int:
 def draw_rows(probabilities, top_k, cuts, draws, out):
     """out[N] (int64): the id that each row of probabilities [N, V] gives for draws[N] (fp64 in [0, 1)).
 
-    top_k [N] is int64 (0: off); cuts [N, 3] fp64 are top_p, min_p and typical_p. `probabilities` is used up. Where
+    top_k [N] is int64 (0: off); cuts [N, 3] fp64 are top_p, min_p and typical_p. `probabilities` is overwritten. Where
     top_k, top_p or min_p is set, the ids are in the order of their probability (equal ones by id), else by id.
     """
     bits = probabilities.view(np.int32)

@@ -1,4 +1,4 @@
-"""Compiled kernels on the disk: a damaged file is removed and compiled again, instead of crashing every start."""
+"""Checks Numba's cache of compiled kernels: a damaged file is removed and compiled again, instead of crashing."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from numba.core.serialize import dumps
 class CheckedCacheFile(IndexDataCacheFile):
     """Numba's index and data files of one function, with a digest on each compiled kernel.
 
-    Numba writes a file under another name and renames it, but does not wait for the disk: after a power failure a file
-    may be empty, cut short or partly zeros. Only files that this user's own processes wrote are read here.
+    Numba writes a temporary file and renames it, but does not call fsync: after a power failure a file may be empty,
+    truncated or partly zeros. Only files that this user's own processes wrote are read here.
     """
 
     def save(self, key: Any, data: Any) -> None:
@@ -26,7 +26,7 @@ class CheckedCacheFile(IndexDataCacheFile):
         super().save(key, (hashlib.sha256(blob).digest(), blob))  # type: ignore[no-untyped-call]
 
     def load(self, key: Any) -> Any:
-        """What was stored, or None where nothing was, or its files are damaged (they are removed then)."""
+        """The stored kernel; None if there is none, or its files are damaged, which removes them."""
         try:
             stored = super().load(key)  # type: ignore[no-untyped-call]
             if stored is None:

@@ -1,7 +1,7 @@
 """The base model's matrix products.
 
-On the CPU the weight is packed once for oneDNN: the product is then as exact as `F.linear`, about twice as fast
-for few rows, and a row has the same bits whatever rows stand beside it, which `F.linear` does not give.
+On the CPU the weight is packed once for oneDNN: the product is as exact as `F.linear` and about twice as fast for few
+rows, and a row's bits do not depend on the other rows, as they do in `F.linear`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# oneDNN picks a layout for this many rows; any number of rows works afterwards.
+# oneDNN chooses the layout for this number of rows; products of any number work.
 _TYPICAL_ROWS = 8
 
 
 class Weight:
-    """A weight [out, in], ready to multiply. Frees the dense copy where a packed one replaces it."""
+    """A weight [out, in], packed on the CPU; the dense copy is freed then."""
 
     def __init__(self, dense: Tensor) -> None:
         self.shape = tuple(dense.shape)
@@ -29,7 +29,7 @@ class Weight:
         if not self._packed:
             return F.linear(x, self._weight)
         rows = x.shape[0]
-        if rows == 1:  # for one row, AVX-512 machines add up in another order than for several
+        if rows == 1:  # AVX-512 machines add up one row in another order than several
             x = x.expand(2, -1).contiguous()
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, None, "none", [], "")
         return y[:rows]

@@ -1,4 +1,4 @@
-"""Rotary position embedding (Su et al., "RoFormer", 2021), with transformers' own frequencies."""
+"""Rotary position embeddings (RoPE; Su et al., "RoFormer", 2021), with the frequencies that transformers computes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 from motet.core.errors import StartupError
 
-# Variants whose frequencies depend on the sequence's length at hand cannot be served from one table.
+# Other variants' frequencies depend on the sequence's length, so one table cannot have them.
 _STATIC = ("linear", "llama3", "yarn")
 
 
 def inverse_frequencies(config: Any) -> tuple[Tensor, float]:
     """Inverse frequencies [head_dim / 2] (fp32) and the factor on cos and sin for a transformers config.
 
-    Raises StartupError for a variant that would not be exactly transformers'.
+    Raises StartupError for a variant whose results could differ from transformers.
     """
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 

@@ -1,4 +1,4 @@
-"""The embedding and the head: both split over the vocabulary, and tied where the model ties them."""
+"""The token embedding and the language-model head, both split over the vocabulary."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from motet.engine.kernels.matmul import Weight
 
 
 class VocabularyShard:
-    """This rank's rows of the vocabulary; every rank's share is equal, the last one's padded."""
+    """This rank's rows of the vocabulary. All ranks have shares of one size, the last one padded with zeros."""
 
     def __init__(self, vocab_size: int, hidden_size: int, group: ShardGroup) -> None:
         self._group = group
@@ -27,13 +27,13 @@ class VocabularyShard:
         return F.pad(rows, (0, 0, 0, self._share - len(rows)))
 
     def embed(self, table: Tensor, ids: Tensor) -> Tensor:
-        """The embeddings [T, hidden] of ids [T]: rows of other ranks are zero here and summed in."""
+        """The embeddings [T, hidden] of ids [T]: zero for other ranks' ids, then summed over all ranks."""
         if self._group.tp_size == 1:
             return F.embedding(ids, table)
         local = ids - self._first
-        mine = (local >= 0) & (local < self._share)
-        rows = F.embedding(torch.where(mine, local, 0), table)
-        return self._group.all_reduce(rows * mine[:, None])
+        in_shard = (local >= 0) & (local < self._share)
+        rows = F.embedding(torch.where(in_shard, local, 0), table)
+        return self._group.all_reduce(rows * in_shard[:, None])
 
     def logits(self, head: Weight, hidden: Tensor) -> Tensor | None:
         """fp32 logits [N, vocab] on rank 0, None on the others."""

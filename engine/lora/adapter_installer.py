@@ -1,4 +1,4 @@
-"""Copies prepared adapters into the pools in a thread, beside the running steps."""
+"""Copies prepared adapters into the pools in a thread, while steps run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from motet.engine.lora.pool import LoraPool
 from motet.engine.schedule.plan import InstallAdapter, InstallResult
 
 REMEMBERED = 4096
-"""Files that are known to be whole."""
+"""Checked files to remember."""
 
 
 class Installer:
@@ -27,17 +27,17 @@ class Installer:
         self._pool, self._tp_rank = pool, tp_rank
         self._done: queue.SimpleQueue[tuple[InstallAdapter, str]] = queue.SimpleQueue()
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="install")
-        self._intact: dict[Path, tuple[int, int, int]] = {}  # files whose digests were right, as they were then
+        self._intact: dict[Path, tuple[int, int, int]] = {}  # files with the right digest: inode, mtime, size
         self.running = 0
 
     def start(self, install: InstallAdapter) -> None:
-        """Begin copying; the slot's pages are nobody else's."""
+        """Begin copying. No other slot refers to the slot's pages."""
         self._pool.clear(install.slot)
         self.running += 1
         self._threads.submit(self._copy, install)
 
     def finish(self) -> list[InstallResult]:
-        """Point the slots of finished copies at their pages; what to report for each."""
+        """Point the slots of finished copies at their pages; returns a result for each."""
         reports = []
         while not self._done.empty():
             install, error = self._done.get()
@@ -50,28 +50,28 @@ class Installer:
     def _copy(self, install: InstallAdapter) -> None:
         path = Path(install.files[self._tp_rank])
         error = _attempt(lambda: self._pool.copy(install, load(self._read(path, install))))
-        if error:  # the next request has it prepared again
+        if error:  # then the next request prepares it again
             with suppress(OSError):
                 path.unlink()
         self._done.put((install, error))
 
     def _read(self, path: Path, install: InstallAdapter) -> bytes:
-        """The rank's file. Raises ValueError if it is damaged; looked into once, and again when it has changed."""
+        """The rank's file. Raises ValueError if it is damaged; the digest is checked again if the file changes."""
         # Read, not mapped: a file that shrinks under a mapping would kill the process.
         data = path.read_bytes()
         if install.digests:
             state = path.stat()
-            seen = (state.st_ino, state.st_mtime_ns, state.st_size)
-            if self._intact.get(path) != seen and digest(data) != install.digests[self._tp_rank]:
+            identity = (state.st_ino, state.st_mtime_ns, state.st_size)
+            if self._intact.get(path) != identity and digest(data) != install.digests[self._tp_rank]:
                 raise ValueError(f"{path} is damaged")
-            self._intact[path] = seen
+            self._intact[path] = identity
             while len(self._intact) > REMEMBERED:
                 del self._intact[next(iter(self._intact))]
         return data
 
 
 def _attempt(work: Callable[[], None]) -> str:
-    """Do `work`; whatever goes wrong is one adapter's failure and not the engine's. Its name, or nothing."""
+    """Call `work`; returns the exception's name, or "" if there is none. A failure concerns one adapter only."""
     try:
         work()
     except Exception as failure:

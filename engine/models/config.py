@@ -1,4 +1,4 @@
-"""What a decoder looks like, as one flat record; made from a transformers config by the architecture table."""
+"""ModelConfig, and the table of architectures that makes it from a transformers config."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from motet.engine.models.config_cache import cached_record
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A decoder-only transformer of the Llama kind; its relatives differ by the named flags.
+    """A decoder-only transformer of the Llama family; the architectures differ in the named flags.
 
-    `window[i]` is layer i's sliding window in tokens (0: none); `rotates[i]` whether it applies RoPE.
+    `window[i]` is layer i's sliding window in tokens (0: none); with `rotates[i]`, layer i applies RoPE.
     """
 
     architecture: str
@@ -55,13 +55,13 @@ class ModelConfig:
                 fit = [n for n in range(1, shards + 8) if not any(s % n for s in sizes.values())]
                 raise StartupError(
                     f"--shards {shards} does not divide the model's {size} {what}; "
-                    f"possible here: {', '.join(map(str, fit))}",
+                    f"possible values: {', '.join(map(str, fit))}",
                     param="shards",
                 )
 
 
 def _windows(config: Any) -> tuple[int, ...]:
-    """Each layer's sliding window, from `layer_types` where the config has them."""
+    """Each layer's sliding window, from `layer_types` if the config has them."""
     window: int = getattr(config, "sliding_window", None) or 0
     kinds = getattr(config, "layer_types", None)
     if not getattr(config, "use_sliding_window", True):
@@ -70,7 +70,7 @@ def _windows(config: Any) -> tuple[int, ...]:
         return tuple([window] * int(config.num_hidden_layers))
     unknown = set(kinds) - {"full_attention", "sliding_attention"}
     if unknown:
-        raise StartupError(f"the model has layers of a kind that is not supported: {', '.join(unknown)}")
+        raise StartupError(f"the model's config.json has unsupported layer_types: {', '.join(sorted(unknown))}")
     return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
 
 
@@ -106,7 +106,7 @@ ARCHITECTURES: dict[str, Callable[[Any], dict[str, Any]]] = {
 
 
 def from_transformers(config: Any) -> ModelConfig:
-    """The record for a transformers config. Raises StartupError for what would not compute exactly the same."""
+    """The ModelConfig of a transformers config. Raises StartupError if the results could differ from transformers."""
     architecture = (config.architectures or ["?"])[0]
     if architecture not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
@@ -142,10 +142,9 @@ def from_transformers(config: Any) -> ModelConfig:
 
 
 def read_config(directory: Path) -> ModelConfig:
-    """The model in `directory`, as its config.json tells. Raises StartupError if that is missing or unknown.
+    """The ModelConfig of `directory`'s config.json. Raises StartupError if that is missing or not supported.
 
-    The record is kept in the user's cache: to import transformers takes longer than everything else that a rank does
-    before it loads the weights.
+    It is cached on disk, since importing transformers takes longer than all other work before the weights are loaded.
     """
     try:
         content = (directory / "config.json").read_bytes()
@@ -154,10 +153,10 @@ def read_config(directory: Path) -> ModelConfig:
         raise StartupError(message, param="model") from None
     except OSError as error:
         raise StartupError(f"{directory}/config.json cannot be read: {error}", param="model") from error
-    return cached_record(content, ModelConfig, lambda: _read_anew(directory))
+    return cached_record(content, ModelConfig, lambda: _read_with_transformers(directory))
 
 
-def _read_anew(directory: Path) -> ModelConfig:
+def _read_with_transformers(directory: Path) -> ModelConfig:
     from transformers import AutoConfig
 
     try:

@@ -1,4 +1,4 @@
-"""What was made of a config file, kept in the user's cache, so that the next process need not make it again."""
+"""Caches the records made from config files on disk, so that the next process starts without transformers."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from motet.core.paths import cache_directory, write_file
 T = TypeVar("T")
 
 _ENGINE = Path(__file__).parent.parent
-_MAKERS = (_ENGINE / "models" / "config.py", _ENGINE / "layers" / "rotary.py", Path(__file__))
-"""The code that decides what a record says: none outlives a change of it."""
+_CODE = (_ENGINE / "models" / "config.py", _ENGINE / "layers" / "rotary.py", Path(__file__))
+"""The code that makes the records: a change of it invalidates them."""
 
 
 def cached_record(content: bytes, kind: type[T], make: Callable[[], T]) -> T:
-    """The record of a config file with that content, of type `kind`: the kept one, else what `make` returns.
+    """The record of a config file with that content, of type `kind`: the cached one, else what `make` returns.
 
-    Keyed by the content, the code that makes records, and transformers' version. Raises what `make` raises; a cache
-    that cannot be read or written, or a damaged file, costs time alone.
+    The key is the content, the code that makes records, and transformers' version. Raises what `make` raises; with an
+    unusable cache or a damaged file, `make` is called.
     """
-    parts = [content, version("transformers").encode(), *(file.read_bytes() for file in _MAKERS)]
+    parts = [content, version("transformers").encode(), *(file.read_bytes() for file in _CODE)]
     name = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
     file = cache_directory() / "configs" / f"{name}.json"
     with suppress(OSError, ValueError, AttributeError):

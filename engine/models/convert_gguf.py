@@ -1,7 +1,7 @@
-"""Turns a GGUF file into a transformers directory, once; `python -m motet.engine.models.convert_gguf` is its process.
+"""Converts a GGUF file into a transformers directory; run it as `python -m motet.engine.models.convert_gguf`.
 
-transformers dequantises; what is kept is fp32 safetensors, a clean config and the tokenizer with its template.
-The directory is keyed by the file's content, and built whole or not at all.
+transformers dequantises the weights. The directory has fp32 safetensors, a config without quantisation, and the
+tokenizer with its chat template. Its name has a hash of the file, and it is created completely or not at all.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from motet.core.errors import StartupError
 from motet.core.paths import build_directory
 
 LAYOUT = 1
-"""Part of the cache key: raise it when what is written changes."""
+"""Part of the cache key. Increase it when the written files change."""
 
 
 def converted_directory(gguf: Path, cache: Path) -> Path:
-    """Where the conversion of `gguf` lives (whether or not it is there yet). Reads the whole file to hash it."""
+    """The path of the conversion of `gguf`, which may not exist yet. Reads the whole file to hash it."""
     with gguf.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return cache / "models" / f"{gguf.stem}-{digest[:16]}-v{LAYOUT}"
 
 
 def convert_gguf(gguf: Path, cache: Path) -> Path:
-    """The directory with `gguf` converted. Raises StartupError if the file cannot be read as a model."""
+    """Convert `gguf` and return the directory. Raises StartupError if the file cannot be read as a model."""
     target = converted_directory(gguf, cache)
 
     def fill(scratch: Path) -> None:
@@ -47,7 +47,7 @@ def _write(gguf: Path, directory: Path) -> None:
     where: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(**where, local_files_only=True)
-    # The loaded config remembers that it was quantised; what is written is not.
+    # The loaded config has the quantisation, which the written weights have not.
     config = type(model.config)(**{k: v for k, v in model.config.to_dict().items() if k != "quantization_config"})
     config.architectures = [type(model).__name__]
     config.dtype = torch.float32

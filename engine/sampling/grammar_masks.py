@@ -1,7 +1,7 @@
-"""Grammars compiled off the step loop, and the places of sequences in them: which ids may come next.
+"""Compiles grammars in threads, and computes masks of the token ids that a grammar allows next.
 
-Calls into one grammar come one at a time: its matchers share their lexer, and llguidance waits for that while it
-keeps Python from running.
+Only one thread at a time may call into a grammar: its matchers share a lexer, and llguidance waits for the lexer's
+lock without releasing the GIL.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from motet.core.output_formats import GrammarSpec
 from motet.engine.client.llguidance_grammar import LIMITS, grammar_source
 
 REMEMBERED = 128
-"""Compiled grammars kept, the latest used ones."""
+"""Compiled grammars in the cache; the least recently used ones are dropped first."""
 
-QUICK_SECONDS, PROOF = 0.002, 4
-"""A grammar is quick once it has given so many masks, as long as one takes less time than that in the mean."""
+QUICK_SECONDS, QUICK_AFTER_MASKS = 0.002, 4
+"""A grammar is quick while its masks take less than QUICK_SECONDS on average, after its first few masks."""
 
 COSTLY_SECONDS = 0.005
-"""A grammar is refused when its masks take this long in the mean: hundreds of times what is usual."""
+"""A grammar is refused when its masks take this long on average: hundreds of times the usual time."""
 
-MEMORY = 64
-"""Masks that the mean looks back on, about."""
+AVERAGE_MASKS = 64
+"""About how many of the latest masks the average covers."""
 
 BAN_SECONDS = 60.0
 
 
 class Grammar:
-    """A compiled grammar, and what its masks have cost so far. Raises InvalidRequest if the first one fails."""
+    """A compiled grammar, with the CPU time of its masks. Raises InvalidRequest if the first mask fails."""
 
     def __init__(self, pattern: llguidance.LLMatcher, vocab_size: int) -> None:
         self.lock = threading.Lock()
@@ -47,22 +47,22 @@ class Grammar:
         self._pattern = pattern
         self._masks, self._mean, self._banned_until = 0, 0.0, 0.0
         self._panicked = False
-        # The first mask is often the costly one, and all that follow the grammar share it.
+        # The first mask is often the most expensive one; all sequences with this grammar share it.
         start = self.start()
         self.first, self.may_be_empty = start.allowed(), start.accepting()
 
     @property
     def quick(self) -> bool:
-        """Whether it has shown that a mask is worth waiting for."""
-        return self._masks >= PROOF and self._mean < QUICK_SECONDS
+        """Whether its masks are fast enough that a step can wait for them."""
+        return self._masks >= QUICK_AFTER_MASKS and self._mean < QUICK_SECONDS
 
     @property
     def spent(self) -> bool:
-        """Whether it panicked, or was refused for a while, which is over: it may be broken, and is made afresh."""
+        """Whether it must be compiled again: it panicked, or its time of refusal is over."""
         return (self._panicked or self._banned_until > 0) and self._banned_until <= time.monotonic()
 
     def start(self) -> Matcher:
-        """A place at its start. Raises InvalidRequest while the grammar is refused."""
+        """A matcher at the grammar's start. Raises InvalidRequest while the grammar is refused."""
         self.check()
         return Matcher(self._pattern.deep_copy(), self)
 
@@ -70,75 +70,75 @@ class Grammar:
         """Raise InvalidRequest while the grammar is refused."""
         if time.monotonic() < self._banned_until:
             raise InvalidRequest(
-                "the output grammar is refused: what may come next takes too long to find out; make it simpler, with"
-                " fewer alternatives that begin alike",
+                "the output grammar is refused: it is too expensive to enforce; simplify it, with fewer alternatives"
+                " that begin alike",
                 param="response_format",
                 code=error_codes.INVALID_GRAMMAR,
             )
 
     def charge(self, seconds: float) -> None:
-        """Count a mask that took `seconds` of the processor. Raises InvalidRequest if that was too much."""
+        """Add a mask's CPU time to the average. Raises InvalidRequest if the average is too high."""
         self._masks += 1
-        self._mean += (seconds - self._mean) / MEMORY
+        self._mean += (seconds - self._mean) / AVERAGE_MASKS
         if self._mean > COSTLY_SECONDS:
             self.ban()
 
     def fail(self, reason: str) -> NoReturn:
-        """Raise InvalidRequest. After a panic all that follow the grammar fail, and who comes next has a fresh one."""
+        """Raise InvalidRequest. After a panic, the next request compiles the grammar again."""
         self._panicked = self._panicked or reason.startswith("panic")
         raise InvalidRequest(f"the grammar failed: {reason}", param="response_format", code=error_codes.INVALID_GRAMMAR)
 
     def ban(self) -> None:
-        """Refuse the grammar for a while, to those that follow it already too. Raises InvalidRequest."""
+        """Refuse the grammar for BAN_SECONDS, to running sequences too. Raises InvalidRequest."""
         self._banned_until = time.monotonic() + BAN_SECONDS
         self.check()
 
 
 class Matcher:
-    """One sequence's place in its grammar. Raises InvalidRequest when the grammar cannot go on."""
+    """One sequence's position in its grammar. The methods raise InvalidRequest if the grammar fails."""
 
     def __init__(self, matcher: llguidance.LLMatcher, grammar: Grammar) -> None:
         self._matcher, self._grammar = matcher, grammar
 
     def allowed(self) -> Tensor:
-        """Which ids may come next: bool [vocab]."""
+        """The ids that the grammar allows next: bool [vocab]."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        if self._matcher.is_error():  # only ever for a limit: those that come after would run into it as well
+        if self._matcher.is_error():  # a limit was exceeded, which every later sequence would exceed too
             self._grammar.ban()
-        # No computing in torch here: each thread that does so gets a pool of threads of its own.
+        # NumPy, not torch: every thread that computes in torch starts its own thread pool.
         mask = np.zeros(self._grammar.vocab_size, dtype=bool)
         known = np.unpackbits(bits, bitorder="little")[: len(mask)]
         mask[: len(known)] = known
         return torch.from_numpy(mask)
 
     def advance(self, token: int) -> None:
-        """Take the token that was sampled."""
+        """Move past a sampled token."""
         self._matcher.consume_token(token)
         if self._matcher.is_error():
             self._grammar.fail(_reason(self._matcher))
 
     def accepting(self) -> bool:
-        """Whether the text may end here."""
+        """Whether the output may end here."""
         return bool(self._matcher.is_accepting())
 
     def complete(self) -> bool:
-        """Whether nothing more can come."""
+        """Whether the output must end here."""
         return bool(self._matcher.is_stopped())
 
 
 class GrammarCompiler:
-    """Compiles grammars in threads of its own, each once. To be called from one thread."""
+    """Compiles each grammar once, in its own threads. Call it from one thread only."""
 
     def __init__(self, directory: Path, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
         self._directory, self._vocab_size, self._eos = directory, vocab_size, eos_token_ids
         self._tokenizer: llguidance.LLTokenizer | None = None
         self._loading = threading.Lock()
         self._compiled: OrderedDict[GrammarSpec, Future[Grammar]] = OrderedDict()
-        # Who sends grammars that take long has one of the two, at times.
+        # Two threads, so that one slow grammar does not block the others.
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="compiler")
 
     def compile(self, spec: GrammarSpec) -> Future[Grammar]:
-        """The grammar, for all who ask for it. The future raises InvalidRequest if it is bad."""
+        """The compiled grammar, from the cache if it is there. The future raises InvalidRequest if it is not valid."""
         known = self._compiled.get(spec)
         if known is None or (known.done() and _spent(known)):
             self._compiled[spec] = self._pool.submit(self._compile, spec)
@@ -148,7 +148,7 @@ class GrammarCompiler:
         return self._compiled[spec]
 
     def close(self) -> None:
-        """Let the threads end."""
+        """Stop the threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _compile(self, spec: GrammarSpec) -> Grammar:
@@ -170,5 +170,5 @@ def _spent(compiled: Future[Grammar]) -> bool:
 
 
 def _reason(matcher: llguidance.LLMatcher) -> str:
-    """What went wrong, without the dump of the parser's state that follows the first line."""
+    """The error's first line, without the dump of the parser's state after it."""
     return str(matcher.get_error()).partition("\n")[0]

@@ -1,7 +1,7 @@
-"""Chooses the next token of every row: one vectorised pass whose rows do not see each other.
+"""Samples the next token of every row: penalties, bias, masks, temperature, then a draw. Rows are independent.
 
-A row's draw depends on its own seed and output position alone, its penalties on its own tokens. Reported
-logprobs are the model's, before any warping. N is rows, V the vocabulary.
+A row's draw depends only on its own seed and output position, its penalties only on its own tokens. Logprobs are the
+model's, before any of these changes. N is rows, V the vocabulary.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from motet.engine.schedule.sequence import Sequence
 
 @dataclass(frozen=True)
 class SampledToken:
-    """What one row sampled; `logprob` and `top` are filled where the request asked."""
+    """The token that one row sampled; `logprob` and `top` are set if the request has logprobs."""
 
     token: int
     logprob: float | None = None
@@ -28,7 +28,7 @@ class SampledToken:
 
 
 class _History:
-    """The distinct tokens of a penalised request, and how often each is in the output (0: in the prompt alone)."""
+    """The distinct tokens of a request with penalties, and their counts in the output (0: only in the prompt)."""
 
     def __init__(self, request: AddRequest, output: list[int], device: torch.device) -> None:
         ids = np.unique([*request.prompt, *output])
@@ -40,25 +40,25 @@ class _History:
     def add(self, token: int) -> None:
         """Count a sampled token."""
         place = self._places.setdefault(token, len(self._places))
-        if place == len(self._ids):  # full: room for as many again
+        if place == len(self._ids):  # full: double the room
             self._ids = torch.cat([self._ids, torch.zeros_like(self._ids)])
             self._counts = torch.cat([self._counts, torch.zeros_like(self._counts)])
         self._ids[place] = token
         self._counts[place] += 1
 
-    def penalise(self, line: Tensor, p: SamplingParams) -> None:
+    def penalise(self, row_logits: Tensor, p: SamplingParams) -> None:
         """Lower logits [V] in place: Keskar et al., "CTRL", 2019 (repetition); OpenAI (presence and frequency)."""
         size = len(self._places)
         ids, counts = self._ids[:size], self._counts[:size]
-        seen = line[ids]
+        seen = row_logits[ids]
         if p.repetition_penalty != 1:
             seen = torch.where(seen > 0, seen / p.repetition_penalty, seen * p.repetition_penalty)
-        line[ids] = seen - (p.frequency_penalty * counts + p.presence_penalty * (counts > 0))
+        row_logits[ids] = seen - (p.frequency_penalty * counts + p.presence_penalty * (counts > 0))
 
 
 @dataclass
 class Sampler:
-    """Keeps what requests with penalties or biases need between steps; `forget` drops one's."""
+    """Samples tokens, and stores token counts and biases of requests between steps until `forget`."""
 
     vocab_size: int
     _histories: dict[str, _History] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class Sampler:
     def __call__(self, logits: Tensor, rows: list[Sequence], masks: dict[int, Tensor]) -> list[SampledToken]:
         """Sample a token per row of logits [N, V] (fp32, changed in place); masks[j] (bool [V]): row j's ids."""
         params = [row.request.params for row in rows]
-        reported = _report(logits, params)
+        reported = _reported_logprobs(logits, params)
         self._penalise(logits, rows)
         for j, p in enumerate(params):
             if p.logit_bias:
@@ -78,25 +78,25 @@ class Sampler:
             logits[j].masked_fill_(~mask.to(logits.device), -torch.inf)
         for j, p in enumerate(params):
             if len(rows[j].output) < p.min_tokens:
-                self._refuse_ending(logits[j], rows[j].ending_ids)
-        tokens = _choose(logits, params, [len(row.output) for row in rows])
-        chosen: list[SampledToken] = []
+                self._exclude_ending(logits[j], rows[j].ending_ids)
+        tokens = _next_tokens(logits, params, [len(row.output) for row in rows])
+        sampled: list[SampledToken] = []
         for j, (row, token) in enumerate(zip(rows, tokens, strict=True)):
             if history := self._histories.get(row.id):
                 history.add(token)
             if j in reported:
                 logprobs, top = reported[j]
-                chosen.append(SampledToken(token, float(logprobs[token]), top))
+                sampled.append(SampledToken(token, float(logprobs[token]), top))
             else:
-                chosen.append(SampledToken(token))
-        return chosen
+                sampled.append(SampledToken(token))
+        return sampled
 
     def warm_up(self) -> None:
         """Compile the kernels, so that no request waits for it."""
         draw_tokens(torch.ones(1, 8), [SamplingParams(max_tokens=1)], [0.0])
 
     def forget(self, id: str) -> None:
-        """A request has ended."""
+        """Drop the state of a request that has ended."""
         self._histories.pop(id, None)
         self._biases.pop(id, None)
 
@@ -106,13 +106,13 @@ class Sampler:
             self._biases[id] = ids, torch.tensor(list(p.logit_bias.values()), device=device)
         return self._biases[id]
 
-    def _refuse_ending(self, line: Tensor, ending_ids: frozenset[int]) -> None:
-        """Rule out the ids that end the text, unless nothing else is left: a grammar's end comes first."""
+    def _exclude_ending(self, row_logits: Tensor, ending_ids: frozenset[int]) -> None:
+        """Exclude the ids that end the output, unless a grammar allows no others."""
         ending = [id for id in ending_ids if id < self.vocab_size]
-        kept = line[ending]
-        line[ending] = -torch.inf
-        if bool(torch.isneginf(line).all()):
-            line[ending] = kept
+        allowed = row_logits[ending]
+        row_logits[ending] = -torch.inf
+        if bool(torch.isneginf(row_logits).all()):
+            row_logits[ending] = allowed
 
     def _penalise(self, logits: Tensor, rows: list[Sequence]) -> None:
         for j, row in enumerate(rows):
@@ -125,24 +125,26 @@ class Sampler:
             history.penalise(logits[j], p)
 
 
-def _report(logits: Tensor, params: list[SamplingParams]) -> dict[int, tuple[Tensor, tuple[tuple[int, float], ...]]]:
-    """For the rows that want logprobs: all of the model's logprobs [V], and the best few as pairs."""
-    asking = [j for j, p in enumerate(params) if p.logprobs is not None]
-    if not asking:
+def _reported_logprobs(
+    logits: Tensor, params: list[SamplingParams]
+) -> dict[int, tuple[Tensor, tuple[tuple[int, float], ...]]]:
+    """For each row with logprobs: the model's logprobs [V], and the top ids with theirs as pairs."""
+    with_logprobs = [j for j, p in enumerate(params) if p.logprobs is not None]
+    if not with_logprobs:
         return {}
-    logprobs = torch.log_softmax(logits[asking], dim=-1)
-    # Always as many, since how ties come out depends on the number asked for.
+    logprobs = torch.log_softmax(logits[with_logprobs], dim=-1)
+    # The count is fixed, since the order of ties depends on it.
     most = min(MAX_TOP_LOGPROBS, logits.shape[1])
-    best = torch.topk(logprobs, most, dim=-1) if any(params[j].logprobs for j in asking) else None
+    best = torch.topk(logprobs, most, dim=-1) if any(params[j].logprobs for j in with_logprobs) else None
     reported: dict[int, tuple[Tensor, tuple[tuple[int, float], ...]]] = {}
-    for i, j in enumerate(asking):
+    for i, j in enumerate(with_logprobs):
         count = params[j].logprobs or 0
         pairs = zip(best.indices[i, :count].tolist(), best.values[i, :count].tolist(), strict=True) if best else ()
         reported[j] = logprobs[i], tuple(pairs)
     return reported
 
 
-def _choose(logits: Tensor, params: list[SamplingParams], positions: list[int]) -> list[int]:
+def _next_tokens(logits: Tensor, params: list[SamplingParams], positions: list[int]) -> list[int]:
     """The next id of every row: argmax where temperature is 0, else the draw at its output position."""
     tokens: list[int] = logits.argmax(dim=-1).tolist()
     drawing = [j for j, p in enumerate(params) if p.temperature > 0]

@@ -1,8 +1,8 @@
-"""Draws one token a row from truncated distributions. N is rows, V the vocabulary.
+"""Truncates distributions by top_k, top_p, min_p and typical_p, and draws a token per row. N is rows, V the vocabulary.
 
-As in transformers, top_p is of what top_k has left, typical_p of what the others have left, and the likeliest id always
-stays, but for typical_p. On the CPU a Numba kernel does it (engine/kernels/cpu_sampling.py); elsewhere a few batched
-PyTorch operations, which are also the kernel's reference in the tests.
+As in transformers, top_p applies to the tokens that top_k leaves, and typical_p to those that the others leave. Only
+typical_p may remove the most likely id. On the CPU a Numba kernel does it (engine/kernels/cpu_sampling.py); elsewhere a
+few batched PyTorch operations, which are also the reference of the kernel's tests.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from motet.engine.kernels.cpu_sampling import draw_rows
 
 
 def draw_tokens(probabilities: Tensor, params: Sequence[SamplingParams], draws: Sequence[float]) -> list[int]:
-    """The id of each row of `probabilities` [N, V] (fp32, contiguous, used up) at which its CDF passes its draw.
+    """The id of each row of `probabilities` [N, V] (fp32, contiguous, overwritten) at which its CDF passes its draw.
 
-    The CDF goes through the ids in the order of their probability (equal ones by id) where top_k, top_p or min_p is
+    The CDF adds up the ids in the order of their probability (equal ones by id) where top_k, top_p or min_p is
     set, else by id.
     """
     top_k = np.array([p.top_k for p in params], np.int64)
@@ -58,27 +58,29 @@ def draw_rows_torch(probabilities: Tensor, top_k: Tensor, cuts: Tensor, draws: T
 
 
 def _truncate(best: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
-    """`best` [N, V], in descending order, with 0 for what top_k [N], top_p of the rest and min_p cut off."""
+    """`best` [N, V], in descending order, with 0 where top_k [N], top_p of the rest or min_p removes an id."""
     rank = torch.arange(best.shape[1], device=best.device)
     mass = best.double()
-    among = (top_k[:, None] == 0) | (rank < top_k[:, None])
-    mass = mass * among
+    in_top_k = (top_k[:, None] == 0) | (rank < top_k[:, None])
+    mass = mass * in_top_k
     left = torch.where(top_k > 0, mass.sum(-1), 1.0)
     before = mass.cumsum(-1) - mass
-    keep = among & ((before < (top_p * left)[:, None]) | (top_p >= 1)[:, None]) & (best >= min_p[:, None] * best[:, :1])
+    keep = (
+        in_top_k & ((before < (top_p * left)[:, None]) | (top_p >= 1)[:, None]) & (best >= min_p[:, None] * best[:, :1])
+    )
     keep[:, 0] = True
     return best * keep
 
 
 def _typical(weights: Tensor, mass: Tensor) -> Tensor:
-    """`weights` [N, V] without those whose information is far from the mean; the rest has a share of `mass` or more.
+    """`weights` [N, V], 0 where the information is far from the mean; the rest has a share >= `mass`.
 
     Meister et al., "Locally typical sampling", TACL 2023.
     """
     p = weights.double() / weights.double().sum(-1, keepdim=True)
     information = -p.log()
     entropy = torch.nansum(p * information, -1, keepdim=True)
-    # float32, as the kernel's, whose buckets have its bits.
+    # float32, as in the kernel, whose buckets are made of its bits.
     distance = (information - entropy).abs().float()
     nearest, order = distance.sort(dim=-1, stable=True)
     reached = p.gather(1, order).cumsum(-1) < mass[:, None]

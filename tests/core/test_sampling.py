@@ -29,7 +29,7 @@ def test_splitmix_reference_values() -> None:
 
 
 @given(SEEDS, st.integers(0, 2**31))
-def test_top_k_top_ps_are_in_the_unit_interval_and_repeatable(seed: int, position: int) -> None:
+def test_draws_are_in_the_unit_interval_and_repeatable(seed: int, position: int) -> None:
     draw = uniform(seed, position)
     assert 0 <= draw < 1
     assert draw == uniform(seed, position)
@@ -62,7 +62,7 @@ def chi_square(draws: list[float], bins: int) -> float:
     ],
     ids=["positions", "seeds", "choices", "diagonal"],
 )
-def test_top_k_top_ps_are_even_and_uncorrelated(draws: list[float]) -> None:
+def test_draws_are_even_and_uncorrelated(draws: list[float]) -> None:
     assert abs(chi_square(draws, 64)) < 4
     products = [(a - 0.5) * (b - 0.5) for a, b in pairwise(draws)]
     assert abs(sum(products) / len(products)) < 4 / 12 / math.sqrt(len(products))

@@ -61,7 +61,7 @@ def test_a_changed_config_or_a_changed_maker_is_read_anew(tmp_path: Path, monkey
     assert read_config(directory).window == (0, 0, 0, 0)
     newer = tmp_path / "config.py"
     newer.write_text("# another version of the code")
-    monkeypatch.setattr(config_cache, "_MAKERS", (newer,))
+    monkeypatch.setattr(config_cache, "_CODE", (newer,))
     assert read_config(directory).window == (7, 7, 7, 7)
 
 
