@@ -1,4 +1,4 @@
-"""What every test may use: the converted default model and a running server."""
+"""Fixtures for all tests: the converted default model, and a running server."""
 
 from __future__ import annotations
 

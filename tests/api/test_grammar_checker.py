@@ -1,4 +1,4 @@
-"""Grammars are compiled apart from everything else: what takes for ever costs its own caller alone."""
+"""Grammars are compiled in separate processes: an expensive one fails its own request only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the worker knows of the socket that it is handed."""
+"""How an API worker identifies the listening socket that it inherits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked of the server and of the baseline alike."""
+"""The load that the server and the baseline both get."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Other people's clients and their tests, fetched once from their package indexes into the user's cache."""
+"""Third-party clients and their tests, downloaded once from their package indexes into the user's cache."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def test_node_raises(tmp_path: Path) -> None:
     (tmp_path / "node" / "node_modules").symlink_to(node_packages() / "node_modules")
 
     async def scenario(server: Running) -> None:
-        told = await asyncio.to_thread(run, ["node", "broken.mjs", server.url], cwd=tmp_path / "node")
-        assert told.split() == ["chat", "completions", "responses"]
+        printed = await asyncio.to_thread(run, ["node", "broken.mjs", server.url], cwd=tmp_path / "node")
+        assert printed.split() == ["chat", "completions", "responses"]
 
     with_failing_engine(tmp_path / "api", scenario)

@@ -1,4 +1,4 @@
-"""Heartbeats: who is silent, who is suspended, and what the wall clock has to say (nothing)."""
+"""Heartbeats: which processes hang, which were suspended, and no use of the wall clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One line for whatever keeps a process from starting, with what to do."""
+"""One line for each failure to start, with what to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Docker files, as far as they can be held without an engine: files exist, variables and flags are real."""
+"""The Docker files, checked without Docker: files exist, and variables and flags are real."""
 
 from __future__ import annotations
 

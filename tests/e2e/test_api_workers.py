@@ -27,7 +27,7 @@ LONG = {"model": "", "prompt": "Once upon a time", "max_tokens": 8000, "ignore_e
 
 
 @dataclass(frozen=True)
-class World:
+class Deployment:
     """A server with two API workers, the hub that it knows, and its cache."""
 
     server: Server
@@ -61,7 +61,7 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(smollm2_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def deployment(smollm2_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """A server that these tests may hurt, with an empty cache."""
     cache = tmp_path_factory.mktemp("cache")
     files = {path.name: path.read_bytes() for path in PIRATE.iterdir()}
@@ -75,7 +75,7 @@ def world(smollm2_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         (root / "arrow" / "adapter_config.json").write_text(json.dumps(REFUSED_CONFIG))
         model = ("--model", str(smollm2_directory), "--drain-seconds", "2", "--adapter-root", str(root))
         with serving("--api-workers", "2", *model, env=env) as server:
-            yield World(server, hub, cache)
+            yield Deployment(server, hub, cache)
 
 
 def until(condition: Callable[[], bool], seconds: float = 15.0) -> None:
@@ -97,95 +97,95 @@ def port(response: httpx2.Response) -> int:
 
 
 @contextlib.contextmanager
-def streams(world: World, per_worker: int) -> Iterator[list[tuple[httpx2.Response, Iterator[str]]]]:
+def streams(deployment: Deployment, per_worker: int) -> Iterator[list[tuple[httpx2.Response, Iterator[str]]]]:
     """Long answers that have begun, until each worker has that many."""
     with contextlib.ExitStack() as stack:
         opened = []
-        while min(len(clients(worker)) for worker in world.workers()) < per_worker:
+        while min(len(clients(worker)) for worker in deployment.workers()) < per_worker:
             assert len(opened) < 40, "one worker takes every connection"
             client = stack.enter_context(httpx2.Client(timeout=60))
-            response = stack.enter_context(client.stream("POST", f"{world.server.url}/v1/completions", json=LONG))
+            response = stack.enter_context(client.stream("POST", f"{deployment.server.url}/v1/completions", json=LONG))
             lines = (line for line in response.iter_lines() if line)
             next(lines)
             opened.append((response, lines))
         yield opened
 
 
-def test_a_cold_adapter_is_loaded_once_for_all_workers(world: World) -> None:
-    assert len(world.workers()) == 2
-    assert len(world.processes("motet.api.adapters.registry_process")) == 1
-    world.hub.delay = 0.2  # so that all ask before it is there
-    with ThreadPoolExecutor(24) as threads, streams(world, per_worker=1):
+def test_a_cold_adapter_is_loaded_once_for_all_workers(deployment: Deployment) -> None:
+    assert len(deployment.workers()) == 2
+    assert len(deployment.processes("motet.api.adapters.registry_process")) == 1
+    deployment.hub.delay = 0.2  # so that all ask before it is there
+    with ThreadPoolExecutor(24) as threads, streams(deployment, per_worker=1):
         tokens = [TOKEN, TOKEN, TOKEN, "hf_stranger"] * 6
-        answers = list(threads.map(lambda token: world.ask("org/pirate", token), tokens))
-    world.hub.delay = 0.0
+        answers = list(threads.map(lambda token: deployment.ask("org/pirate", token), tokens))
+    deployment.hub.delay = 0.0
     allowed = [answer.status_code for answer, token in zip(answers, tokens, strict=True) if token == TOKEN]
     assert allowed == [200] * 18
     strangers = [answer for answer, token in zip(answers, tokens, strict=True) if token != TOKEN]
     assert {answer.status_code for answer in strangers} <= {403, 404}
-    assert world.hub.count("GET", "adapter_model.safetensors") == 1
-    assert len(list((world.cache / "prepared").iterdir())) == 1
-    assert world.ask("org/pirate").status_code in (401, 404), "nobody is spared the hub's word"
-    assert TOKEN not in world.server.log.read_text()
+    assert deployment.hub.count("GET", "adapter_model.safetensors") == 1
+    assert len(list((deployment.cache / "prepared").iterdir())) == 1
+    assert deployment.ask("org/pirate").status_code in (401, 404), "nobody is spared the hub's word"
+    assert TOKEN not in deployment.server.log.read_text()
 
 
-def test_a_killed_worker_takes_its_own_requests_alone(world: World) -> None:
-    with streams(world, per_worker=2) as opened:
-        until(lambda: world.engine()["running"] == len(opened))
-        victim, _ = world.workers()
+def test_a_killed_worker_takes_its_own_requests_alone(deployment: Deployment) -> None:
+    with streams(deployment, per_worker=2) as opened:
+        until(lambda: deployment.engine()["running"] == len(opened))
+        victim, _ = deployment.workers()
         lost = [one for one in opened if port(one[0]) in clients(victim)]
         kept = [one for one in opened if one not in lost]
         assert min(len(lost), len(kept)) >= 2
         victim.send_signal(signal.SIGKILL)
-        until(lambda: world.engine()["running"] == len(kept))
+        until(lambda: deployment.engine()["running"] == len(kept))
         for _, lines in lost:
             with pytest.raises(httpx2.TransportError):
                 list(lines)
         for _, lines in kept:
             for _ in range(10):
                 assert "error" not in json.loads(next(lines).removeprefix("data: "))
-    until(lambda: len(world.workers()) == 2 and victim.pid not in [w.pid for w in world.workers()])
-    stats = world.engine()
-    until(lambda: world.engine()["blocks_free"] == stats["blocks_total"])
-    with streams(world, per_worker=1):  # the new one answers too
-        assert world.ask("org/pirate", TOKEN).status_code == 200
-    until(lambda: world.engine()["running"] == 0)
-    assert world.server.log.read_text().count("Motet serves") == 1
+    until(lambda: len(deployment.workers()) == 2 and victim.pid not in [w.pid for w in deployment.workers()])
+    stats = deployment.engine()
+    until(lambda: deployment.engine()["blocks_free"] == stats["blocks_total"])
+    with streams(deployment, per_worker=1):  # the new one answers too
+        assert deployment.ask("org/pirate", TOKEN).status_code == 200
+    until(lambda: deployment.engine()["running"] == 0)
+    assert deployment.server.log.read_text().count("Motet serves") == 1
 
 
-def test_a_killed_registry_fails_what_it_was_asked_and_comes_back(world: World) -> None:
-    world.hub.delay = 3.0
+def test_a_killed_registry_fails_what_it_was_asked_and_comes_back(deployment: Deployment) -> None:
+    deployment.hub.delay = 3.0
     with ThreadPoolExecutor(1) as threads:
-        asked = threads.submit(world.ask, "org/late")
-        until(lambda: any("org/late" in path for _, path in world.hub.requests))
-        (registry,) = world.processes("motet.api.adapters.registry_process")
+        asked = threads.submit(deployment.ask, "org/late")
+        until(lambda: any("org/late" in path for _, path in deployment.hub.requests))
+        (registry,) = deployment.processes("motet.api.adapters.registry_process")
         begun = time.monotonic()
         registry.send_signal(signal.SIGKILL)
         answer = asked.result()
         assert time.monotonic() - begun < 1.0
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_unavailable")
-    world.hub.delay = 0.0
-    assert world.ask("").status_code == 200
-    assert world.ask("org/late").status_code == 200
+    deployment.hub.delay = 0.0
+    assert deployment.ask("").status_code == 200
+    assert deployment.ask("org/late").status_code == 200
 
 
-def test_the_workers_count_together(world: World) -> None:
+def test_the_workers_count_together(deployment: Deployment) -> None:
     def answered() -> float:
-        text = httpx2.get(f"{world.server.url}/metrics", timeout=10).text
+        text = httpx2.get(f"{deployment.server.url}/metrics", timeout=10).text
         lines = [line for line in text.splitlines() if line.startswith("motet_requests_total")]
         return sum(float(line.split()[-1]) for line in lines if "/v1/chat/completions" in line)
 
     before = answered()
     with ThreadPoolExecutor(12) as threads:
-        assert {answer.status_code for answer in threads.map(world.ask, [""] * 12)} == {200}
+        assert {answer.status_code for answer in threads.map(deployment.ask, [""] * 12)} == {200}
     seen = {answered() for _ in range(8)}  # whichever worker it is that tells
     assert seen == {before + 12}
 
 
-def test_the_dashboard_and_the_alerts_read_what_a_real_server_exposes(world: World) -> None:
-    assert world.ask("demo:pirate").status_code == 200
-    assert world.ask("demo:nobody").status_code == 404
-    text = httpx2.get(f"{world.server.url}/metrics", timeout=10).text
+def test_the_dashboard_and_the_alerts_read_what_a_real_server_exposes(deployment: Deployment) -> None:
+    assert deployment.ask("demo:pirate").status_code == 200
+    assert deployment.ask("demo:nobody").status_code == 404
+    text = httpx2.get(f"{deployment.server.url}/metrics", timeout=10).text
     exposed: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -199,17 +199,17 @@ def test_the_dashboard_and_the_alerts_read_what_a_real_server_exposes(world: Wor
     assert abs(routing.value - time.time()) < 60
 
 
-def test_each_request_and_each_load_is_a_line(world: World) -> None:
+def test_each_request_and_each_load_is_a_line(deployment: Deployment) -> None:
     headers = {"x-request-id": "e2e-line"}
     body = {"model": "demo:terse", "messages": [{"role": "user", "content": "Who?"}], "max_tokens": 2}
-    httpx2.post(f"{world.server.url}/v1/chat/completions", json=body, headers=headers, timeout=60)
-    until(lambda: "request_id=e2e-line" in world.server.log.read_text())
-    log = world.server.log.read_text()
+    httpx2.post(f"{deployment.server.url}/v1/chat/completions", json=body, headers=headers, timeout=60)
+    until(lambda: "request_id=e2e-line" in deployment.server.log.read_text())
+    log = deployment.server.log.read_text()
     (line,) = [line for line in log.splitlines() if "request_id=e2e-line" in line]
     assert "adapter=demo:terse@" in line
     assert "completion_tokens=2" in line
-    until(lambda: "adapter cannot be served: " in world.server.log.read_text())
-    log = world.server.log.read_text()
+    until(lambda: "adapter cannot be served: " in deployment.server.log.read_text())
+    log = deployment.server.log.read_text()
     assert "adapters found source=demo adapters=3" in log
     # Once for each start of the registry, which other tests of this module end.
     refused = [line for line in log.splitlines() if "adapter cannot be served: " in line]

@@ -1,4 +1,4 @@
-"""The bytes on the wire, from a whole server: statuses, error objects, streams."""
+"""A whole server over HTTP: statuses, error objects and streams."""
 
 from __future__ import annotations
 

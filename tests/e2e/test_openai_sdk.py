@@ -1,4 +1,4 @@
-"""The official openai package against a whole server: what a program written for OpenAI does, unchanged."""
+"""The official openai package against a whole server, used as programs for OpenAI use it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters as people lay them out in directories: links, nested runs, hub caches, mounts, and what errors say."""
+"""Adapters in directories as users arrange them: links, nested runs, hub caches and mounts; and the errors."""
 
 import asyncio
 import os

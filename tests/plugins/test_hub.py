@@ -1,4 +1,4 @@
-"""`hub` against a hub of our own: what each refusal means, whose token is sent, and what is downloaded."""
+"""`hub` against a fake hub: what each refusal means, whose token is sent, and what is downloaded."""
 
 import asyncio
 import os
@@ -254,15 +254,17 @@ def test_a_base_model_that_cannot_be_had_is_a_startup_error(hub: Hub, monkeypatc
 def test_the_operator_hears_of_a_login_where_it_can_help_and_the_name_once(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def told() -> str:
+    def startup_error() -> str:
         with pytest.raises(StartupError) as caught:
             HubModels().locate("org/absent")
         return caught.value.message
 
-    assert told().endswith(
+    assert startup_error().endswith(
         "this token has no access to it (for a private or gated model, run `hf auth login` or set HF_TOKEN)"
     )
     monkeypatch.delenv("HF_TOKEN")
-    assert told() == "--model org/absent: does not exist, or is private: then run `hf auth login` or set HF_TOKEN"
+    assert (
+        startup_error() == "--model org/absent: does not exist, or is private: then run `hf auth login` or set HF_TOKEN"
+    )
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-    assert told() == "--model org/absent: the hub cannot be reached"
+    assert startup_error() == "--model org/absent: the hub cannot be reached"

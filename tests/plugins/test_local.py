@@ -1,4 +1,4 @@
-"""`local`, `demo`, `gguf` and `smollm2`: what lies on this machine, and nothing outside the given roots."""
+"""`local`, `demo`, `gguf` and `smollm2`: files on this machine, and none outside the configured roots."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""Somebody else's distribution, installed by pip, is found by its entry point; a bad one says whose it is."""
+"""A third-party distribution, installed by pip, is found by its entry point; a broken one is named."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Calls are read out of text however it is cut, and nothing of the text is lost."""
+"""Tool calls are parsed from text however it is split into deltas, and no text is lost."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def cut(text: str, places: list[int]) -> list[str]:
 @given(WORDS, st.lists(st.tuples(st.sampled_from(("f", 'g"h')), OBJECTS), max_size=3), st.lists(st.integers(0, 999)))
 def test_hermes_however_it_is_cut(before: str, calls: list[tuple[str, Any]], places: list[int]) -> None:
     text = before + "\n".join(Hermes().call_text(name, arguments) for name, arguments in calls)
-    told, found = read(Hermes(), cut(text, places))
+    shown, found = read(Hermes(), cut(text, places))
     assert [(name, json.loads(arguments)) for name, arguments in found] == calls
-    assert told.strip() == before.strip()
-    assert (told, found) == read(Hermes(), [text])
+    assert shown.strip() == before.strip()
+    assert (shown, found) == read(Hermes(), [text])
 
 
 @settings(deadline=None)
@@ -68,9 +68,9 @@ def test_hermes_however_it_is_cut(before: str, calls: list[tuple[str, Any]], pla
 def test_llama3_however_it_is_cut(calls: list[tuple[str, Any]], places: list[int]) -> None:
     text = "; ".join(Llama3Json().call_text(name, arguments) for name, arguments in calls)
     for start in ("", "\n", "<|python_tag|>"):
-        told, found = read(Llama3Json(), cut(start + text, places))
+        shown, found = read(Llama3Json(), cut(start + text, places))
         assert [(name, json.loads(arguments)) for name, arguments in found] == calls
-        assert told == ""
+        assert shown == ""
 
 
 FRAGMENTS = (
@@ -110,10 +110,10 @@ def test_pieces_of_calls_in_any_order_are_read_alike(
 @example(text='{"name": "f"', places=[])
 @example(text="<tool_call>nothing like it", places=[13])
 def test_whatever_comes_it_does_not_depend_on_the_cuts(parser: ToolParser, text: str, places: list[int]) -> None:
-    told, calls = read(parser, cut(text, places))
-    assert (told, calls) == read(parser, [text])
+    shown, calls = read(parser, cut(text, places))
+    assert (shown, calls) == read(parser, [text])
     if not calls:
-        assert told.strip() == text.strip() or told.strip() == text.strip().removeprefix("<|python_tag|>")
+        assert shown.strip() == text.strip() or shown.strip() == text.strip().removeprefix("<|python_tag|>")
 
 
 def test_what_is_no_call_comes_out_as_text() -> None:

@@ -47,7 +47,7 @@ class Hub:
         hub = self
 
         class Handler(_Handler):
-            world = hub
+            fake_hub = hub
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
@@ -80,7 +80,7 @@ class Hub:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    world: Hub
+    fake_hub: Hub
     protocol_version = "HTTP/1.1"
 
     def do_HEAD(self) -> None:
@@ -94,10 +94,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        self.world.requests.append((self.command, path))
-        time.sleep(self.world.delay)
-        if self.world.failing:
-            return self._refuse(self.world.failing, "")
+        self.fake_hub.requests.append((self.command, path))
+        time.sleep(self.fake_hub.delay)
+        if self.fake_hub.failing:
+            return self._refuse(self.fake_hub.failing, "")
         if path.startswith("/api/models/"):
             name, _, rest = path.removeprefix("/api/models/").partition("/tree/")
             name, _, revision = name.partition("/revision/")
@@ -109,9 +109,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _repository(self, name: str, revision: str, *, file: bool) -> Repository | None:
         """The repository, or None after a refusal as the real hub words it."""
         token = self.headers.get("authorization", "").removeprefix("Bearer ")
-        if token and token not in self.world.known_tokens:
+        if token and token not in self.fake_hub.known_tokens:
             return self._refuse(401, "", "Invalid credentials in Authorization header")
-        found = self.world.repositories.get(name)
+        found = self.fake_hub.repositories.get(name)
         hidden = found is not None and found.tokens is not None and token not in found.tokens
         if found is None or (hidden and not found.gated):
             return self._refuse(404 if token else 401, "RepoNotFound", "Repository not found")
@@ -130,8 +130,8 @@ class _Handler(BaseHTTPRequestHandler):
             entries = [{"type": "file", "path": f, "size": s, "oid": "0" * 40} for f, s in sizes.items()]
             return self._send(json.dumps(entries).encode())
         siblings = [{"rfilename": file, "size": size} for file, size in sizes.items()]
-        if self.world.page is not None:
-            return self._send(self.world.page)
+        if self.fake_hub.page is not None:
+            return self._send(self.fake_hub.page)
         page = {"id": name, "sha": found.commit, "gated": found.gated, "siblings": siblings}
         return self._send(json.dumps(page).encode())
 
@@ -147,20 +147,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, content: bytes, headers: Mapping[str, str] | None = None, status: int = 200) -> None:
         self.send_response(status)
-        more = self.world.headers if self.command == "GET" else {}
+        more = self.fake_hub.headers if self.command == "GET" else {}
         for key, value in {**(headers or {}), **more, "Content-Length": str(len(content))}.items():
             self.send_header(key, value)
         self.end_headers()
         if self.command == "HEAD":
             return
-        if self.world.drip is None or not self.path.count("/resolve/"):
+        if self.fake_hub.drip is None or not self.path.count("/resolve/"):
             self.wfile.write(content)
             return
         with contextlib.suppress(OSError):  # the client has gone
             for byte in content:
                 self.wfile.write(bytes([byte]))
                 self.wfile.flush()
-                time.sleep(self.world.drip)
+                time.sleep(self.fake_hub.drip)
 
     def _refuse(self, status: int, code: str, message: str = "") -> None:
         self._send(b"{}", {"X-Error-Code": code, "X-Error-Message": message}, status)

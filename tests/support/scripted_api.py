@@ -154,7 +154,7 @@ class ScriptedEngine:
         return sum(submit.id in self.running for submit in self.submits if submit.belongs_to(group))
 
 
-class Shelf(AdapterSource):
+class ShelfSource(AdapterSource):
     """Adapters `one` and `two`; `secret` wants the token `hf_good`; `broken` is refused by the loader."""
 
     def __init__(self, root: Path) -> None:
@@ -204,7 +204,7 @@ class Scripted:
 
     services: Services
     engine: ScriptedEngine
-    shelf: Shelf
+    shelf: ShelfSource
 
 
 @asynccontextmanager
@@ -218,7 +218,7 @@ async def scripted_api(
     model = ModelInfo("tiny", "Tiny", str(directory), text.vocab_size, CONTEXT, "float32", 1, (), hidden_size=4)
     engine = ScriptedEngine(text, model)
     plugins = PluginRegistry.load(map("motet.plugins.{}".format, PLUGINS), installed=False)
-    shelf = Shelf(root / "shelf")
+    shelf = ShelfSource(root / "shelf")
     for name in ("shelf", "hub"):
         plugins.adapter_sources.adder("tests")(name, shelf)
     settings = settings or Settings()

@@ -149,7 +149,7 @@ class OverSocket(RemoteRegistry):
         await self._server.close()
 
 
-class Setup:
+class RegistrySetup:
     """A registry over the sources `hub` and `demo`, what stands behind it, and `adapters`, which is how it is asked.
 
     `now` is the clock of its authorisations, which hold for no time unless `limits` say so.
@@ -172,8 +172,8 @@ class Setup:
     def publish(self, name: str = "org/pirate", revision: str = "r1", tokens: set[str | None] | None = None) -> None:
         self.hub.published[name] = Published(revision, tokens)
 
-    def listed(self, world: ScriptedSource, source: str, *names: str) -> None:
-        world.aliases = [AdapterListing(AdapterRef(source, name), alias=name) for name in names]
+    def listed(self, scripted: ScriptedSource, source: str, *names: str) -> None:
+        scripted.aliases = [AdapterListing(AdapterRef(source, name), alias=name) for name in names]
 
 
 def run(body: Callable[[], Awaitable[None]]) -> None:

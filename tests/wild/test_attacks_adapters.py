@@ -17,7 +17,7 @@ import numba
 import pytest
 import torch
 from support.prepared_adapters import prepare, target_in
-from support.scripted_registry import Setup, failure, run, until
+from support.scripted_registry import RegistrySetup, failure, run, until
 from support.tiny_adapters import CONFIG, Q0, RANK, adapter, write
 
 from motet.core.adapters import AdapterRef, ResolvedAdapter
@@ -67,7 +67,7 @@ def test_2_merges_neither_fill_the_disk_nor_stop_others(tmp_path: Path) -> None:
     a, b = AdapterRef("hub", "org/a"), AdapterRef("hub", "org/b")
 
     async def body() -> None:
-        s = Setup(tmp_path, merges_per_minute=30, cache_bytes=0)
+        s = RegistrySetup(tmp_path, merges_per_minute=30, cache_bytes=0)
         s.publish("org/a")
         s.publish("org/b")
 
@@ -151,7 +151,7 @@ def test_13_a_list_of_250_000_names(field: str) -> None:
     assert time.process_time() - began < 3, "55 s where each name is compared with each module"
 
 
-def slow_fetches(s: Setup, into: list[str]) -> None:
+def slow_fetches(s: RegistrySetup, into: list[str]) -> None:
     """Fetches of `org/slow…` never end; how those end is noted."""
     fetch = s.hub.fetch
 
@@ -169,7 +169,7 @@ def slow_fetches(s: Setup, into: list[str]) -> None:
 
 def test_15_four_slow_downloads_do_not_hold_up_others_and_end(tmp_path: Path) -> None:
     async def body() -> None:
-        s = Setup(tmp_path, slot_seconds=0.05, abandoned_seconds=0.1)
+        s = RegistrySetup(tmp_path, slot_seconds=0.05, abandoned_seconds=0.1)
         ended: list[str] = []
         slow_fetches(s, ended)
         names = [f"org/slow-{number}" for number in range(4)]
@@ -305,7 +305,7 @@ def test_withstood_files_that_never_end(tmp_path: Path, target: Target, victim: 
 
 def test_withstood_3_000_cold_names(tmp_path: Path) -> None:
     async def body() -> None:
-        s = Setup(tmp_path)
+        s = RegistrySetup(tmp_path)
         for start in range(0, 3000, 50):
             names = [AdapterRef("hub", f"org/{start + number}") for number in range(50)]
             errors = await asyncio.gather(*(failure(s.adapters.serve(name, None)) for name in names))

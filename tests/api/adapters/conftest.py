@@ -1,4 +1,4 @@
-"""What tests of the API share."""
+"""Runs registry tests twice: with the registry in this process, and over a socket."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""How long a source's permission holds: for whom, while the source answers, and while it does not."""
+"""How long a source's permission is cached: per caller, while the source responds and while it fails."""
 
 import asyncio
 from pathlib import Path
 
 import pytest
-from support.scripted_registry import Published, ScriptedSource, Setup, failure, run, until
+from support.scripted_registry import Published, RegistrySetup, ScriptedSource, failure, run, until
 
 from motet.api.adapters.authorisations import Authorisations, PublicRecords
 from motet.api.adapters.limits import LoadLimits
@@ -17,11 +17,11 @@ PINNED = AdapterRef("hub", "org/pirate", COMMIT)
 OUTAGES = [Unavailable("503"), OSError("refused"), KeyError("malformed answer"), SourceOffline("offline")]
 
 
-def setup(cache: Path, **limits: float) -> Setup:
-    return Setup(cache, **{"authorisation_seconds": 60, "stale_seconds": 3600, "unknown_seconds": 10, **limits})
+def setup(cache: Path, **limits: float) -> RegistrySetup:
+    return RegistrySetup(cache, **{"authorisation_seconds": 60, "stale_seconds": 3600, "unknown_seconds": 10, **limits})
 
 
-def resolves(s: Setup) -> int:
+def resolves(s: RegistrySetup) -> int:
     return s.hub.count("resolve")
 
 

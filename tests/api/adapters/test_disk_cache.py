@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.scripted_registry import Setup, failure, run
+from support.scripted_registry import RegistrySetup, failure, run
 
 from motet.api.adapters import disk_cache, merging
 from motet.api.adapters.disk_cache import IN_USE_SECONDS, LEFTOVER_SECONDS, DiskCache, Loaded
@@ -121,7 +121,7 @@ def test_the_limit_without_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_registry_keeps_its_cache_small(tmp_path: Path) -> None:
     async def body() -> None:
         entry(tmp_path, "adapters/old", old(1))
-        s = Setup(tmp_path, cache_bytes=0)
+        s = RegistrySetup(tmp_path, cache_bytes=0)
         s.publish("org/a")
         served = await s.adapters.serve(A, None)
         await s.registry.close()
@@ -132,7 +132,7 @@ def test_a_registry_keeps_its_cache_small(tmp_path: Path) -> None:
 
 def test_new_merges_of_a_caller_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def body() -> None:
-        s = Setup(tmp_path, merges_per_minute=3)
+        s = RegistrySetup(tmp_path, merges_per_minute=3)
         s.publish("org/a")
         s.publish("org/b")
 

@@ -1,4 +1,4 @@
-"""The registry over the hub plugin and a hub that fails: what is loaded stays, and the hub is asked seldom."""
+"""The registry with the hub plugin while the hub fails: loaded adapters stay, and the hub gets few requests."""
 
 import asyncio
 from collections.abc import Iterator

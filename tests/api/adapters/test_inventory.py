@@ -1,4 +1,4 @@
-"""What a server logs of its adapters at the start: how many, and which configs it would refuse."""
+"""The startup log of adapters: how many there are, and which configs will be refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is logged and counted of adapter loads: each stage, each refusal, and few lines for many of one kind."""
+"""Logs and metrics of adapter loads: each stage, each refusal, and few lines for many failures of one kind."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prometheus_client import REGISTRY
 from support.log_lines import log_lines
-from support.scripted_registry import Setup, failure, run
+from support.scripted_registry import RegistrySetup, failure, run
 
 from motet.api.adapters.load_log import MAX_LINES, RateLimit
 from motet.core.adapters import AdapterRef
@@ -22,7 +22,7 @@ def counted(name: str, **labels: str) -> float:
 
 def test_a_load_is_logged_and_timed_by_stage(tmp_path: Path) -> None:
     async def body() -> None:
-        s = Setup(tmp_path)
+        s = RegistrySetup(tmp_path)
         s.publish("org/staged")
         before = counted("motet_adapter_load_seconds_count", stage="fetch", source="hub")
         with log_lines() as lines:
@@ -39,7 +39,7 @@ def test_a_load_is_logged_and_timed_by_stage(tmp_path: Path) -> None:
 
 def test_a_refused_or_failed_load_is_one_line_with_its_cause(tmp_path: Path) -> None:
     async def body() -> None:
-        s = Setup(tmp_path)
+        s = RegistrySetup(tmp_path)
         s.publish("org/refused")
         s.loader.error = AdapterRefused("use_dora: DoRA is not supported\nsecond line", param="use_dora")
         labels = {"stage": "prepare", "source": "hub", "cause": "adapter_refused"}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 from loguru import logger
-from support.scripted_registry import Setup, run
+from support.scripted_registry import RegistrySetup, run
 
 from motet.core.adapters import AdapterRef
 from motet.core.messages import AdapterPart, PreparedAdapter
@@ -18,7 +18,7 @@ def test_a_warning_is_logged_once_per_generation(tmp_path: Path) -> None:
     sink = logger.add(lines.append, format="{level}: {message}", level="WARNING")
 
     async def body() -> None:
-        setup = Setup(tmp_path)
+        setup = RegistrySetup(tmp_path)
         prepare = setup.loader.prepare
 
         async def with_warning(parts: Sequence[AdapterPart]) -> PreparedAdapter:

@@ -1,4 +1,4 @@
-"""Merged adapters in the registry: every part is authorised and loaded as ever, and the merge is made once."""
+"""Merged adapters in the registry: every part is authorised and loaded, and each merge is made once."""
 
 import asyncio
 import math
@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support.scripted_registry import Published, Setup, failure, run, until
+from support.scripted_registry import Published, RegistrySetup, failure, run, until
 
 from motet.api.adapters.registry import ServedAdapter
 from motet.core.adapters import AdapterRef
@@ -21,9 +21,9 @@ MERGED = "0.5 * org/a r1 + -0.25 * org/b r1"
 pytestmark = pytest.mark.usefixtures("registry_place")
 
 
-def setup(place: Path, **limits: float) -> Setup:
+def setup(place: Path, **limits: float) -> RegistrySetup:
     """`a` for the tokens x and y, `b` for x and z, and `c` for everybody."""
-    s = Setup(place, **limits)
+    s = RegistrySetup(place, **limits)
     s.publish("org/a", tokens={None, "x", "y"})
     s.publish("org/b", tokens={None, "x", "z"})
     s.demo.published["c"] = Published("r1")

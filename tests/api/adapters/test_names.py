@@ -1,4 +1,4 @@
-"""What a request's `model` and `adapter_source` name."""
+"""How `model` and `adapter_source` name an adapter."""
 
 import asyncio
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from loguru import logger
-from support.scripted_registry import FakeLoader, ScriptedSource, Setup, failure, run
+from support.scripted_registry import FakeLoader, RegistrySetup, ScriptedSource, failure, run
 
 from motet.api.adapters.local_registry import LocalRegistry
 from motet.api.adapters.names import AdapterNames, NameRules, name_rules
@@ -20,7 +20,7 @@ from motet.plugins.smollm2 import Smollm2
 
 def test_each_form_of_a_name(tmp_path: Path) -> None:
     async def body() -> None:
-        s = Setup(tmp_path)
+        s = RegistrySetup(tmp_path)
         s.listed(s.demo, "demo", "pirate", "smollm2")
         names = {
             "": None,
@@ -48,7 +48,7 @@ NO_ADAPTERS += ["de\u202emo:x", "a\nb", "\0", "x" * 513, "/etc/passwd", "hub", "
 @pytest.mark.parametrize("model", NO_ADAPTERS)
 def test_what_can_be_no_adapter_is_not_found(tmp_path: Path, model: str) -> None:
     async def body() -> None:
-        s = Setup(tmp_path)
+        s = RegistrySetup(tmp_path)
         error = await failure(s.adapters.find(model, None))
         assert isinstance(error, NotFound)
         assert (error.param, error.code) == ("model", "model_not_found")
@@ -59,7 +59,7 @@ def test_what_can_be_no_adapter_is_not_found(tmp_path: Path, model: str) -> None
 
 def test_who_names_no_model_is_told_where_they_are_listed(tmp_path: Path) -> None:
     async def body() -> None:
-        error = await failure(Setup(tmp_path).adapters.find("gpt-4", None))
+        error = await failure(RegistrySetup(tmp_path).adapters.find("gpt-4", None))
         assert isinstance(error, NotFound)
         assert "GET /v1/models" in error.message
         assert "smollm2" in error.message
@@ -69,7 +69,7 @@ def test_who_names_no_model_is_told_where_they_are_listed(tmp_path: Path) -> Non
 
 def test_an_unknown_source_is_named_with_the_known_ones(tmp_path: Path) -> None:
     async def body() -> None:
-        error = await failure(Setup(tmp_path).adapters.find("x", "pbase"))
+        error = await failure(RegistrySetup(tmp_path).adapters.find("x", "pbase"))
         assert isinstance(error, InvalidRequest)
         assert error.param == "adapter_source"
         assert "demo, hub" in error.message
@@ -81,7 +81,7 @@ def test_an_unknown_source_is_named_with_the_known_ones(tmp_path: Path) -> None:
 
 def test_an_alias_that_two_sources_claim_is_refused(tmp_path: Path) -> None:
     async def body() -> None:
-        s = Setup(tmp_path)
+        s = RegistrySetup(tmp_path)
         s.listed(s.hub, "hub", "pirate")
         s.listed(s.demo, "demo", "pirate", "terse")
         error = await failure(s.adapters.find("pirate", None))
@@ -101,7 +101,7 @@ def test_a_source_that_cannot_be_listed_takes_no_alias_away(tmp_path: Path, monk
     monkeypatch.setattr("motet.api.adapters.listing.LISTING_SECONDS", 0.0)
 
     async def body() -> None:
-        s = Setup(tmp_path)
+        s = RegistrySetup(tmp_path)
         s.listed(s.demo, "demo", "terse")
         s.demo.aliases.append(AdapterListing(AdapterRef("hub", "org/evil"), alias="pirate"))
         assert len(await s.adapters.listing()) == 1  # no source speaks for another
@@ -153,7 +153,7 @@ def test_a_name_that_is_nearly_right_is_answered_with_the_right_one(
     tmp_path: Path, model: str, meant: str | None
 ) -> None:
     async def body() -> None:
-        s = Setup(tmp_path)
+        s = RegistrySetup(tmp_path)
         s.listed(s.demo, "demo", "pirate", "terse")
         s.demo.aliases.append(AdapterListing(AdapterRef("demo", "team/poet")))
 
@@ -175,7 +175,7 @@ def test_a_listing_that_fails_is_logged_once_with_its_message(tmp_path: Path, mo
     lines: list[str] = []
 
     async def body() -> None:
-        s = Setup(tmp_path)
+        s = RegistrySetup(tmp_path)
         s.listed(s.demo, "demo", "terse")
         s.hub.errors["listing"] = KeyError("the bucket has no index")
         for _ in range(5):
@@ -202,7 +202,7 @@ def test_a_listing_that_fails_is_logged_once_with_its_message(tmp_path: Path, mo
 
 def test_the_first_requests_all_wait_for_the_first_listing(tmp_path: Path) -> None:
     async def body() -> None:
-        s = Setup(tmp_path)
+        s = RegistrySetup(tmp_path)
         s.listed(s.demo, "demo", "terse")
         found = await asyncio.gather(*(s.adapters.find("terse", None) for _ in range(20)))
         assert set(found) == {AdapterRef("demo", "terse")}
@@ -215,7 +215,7 @@ def test_a_source_that_hangs_delays_no_name(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("motet.api.adapters.listing.LISTING_WAIT", 0.01)
 
     async def body() -> None:
-        s = Setup(tmp_path)
+        s = RegistrySetup(tmp_path)
         s.listed(s.demo, "demo", "terse")
         await s.adapters.listing()
         s.hub.gates["listing"] = asyncio.Event()

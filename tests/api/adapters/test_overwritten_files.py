@@ -1,4 +1,4 @@
-"""Adapters whose files are overwritten while they are served: a good generation or a 503, never a 422 or a mixture."""
+"""Adapters whose files are overwritten while they are served: one whole version or a 503, never a mixture."""
 
 import asyncio
 import os

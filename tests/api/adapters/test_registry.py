@@ -1,4 +1,4 @@
-"""The adapter registry: authorisation of every caller, shared loads, and failures that stay their own."""
+"""The adapter registry: every caller is authorised, loads are shared, and failures stay with their own request."""
 
 import asyncio
 import shutil
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from loguru import logger
-from support.scripted_registry import Published, Setup, failure, run, until
+from support.scripted_registry import Published, RegistrySetup, failure, run, until
 
 from motet.api.adapters.registry import ServedAdapter
 from motet.core.adapters import AdapterRef, ResolvedAdapter
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("registry_place")
 
 def test_an_adapter_is_fetched_prepared_once(tmp_path: Path) -> None:
     async def body() -> None:
-        s = Setup(tmp_path)
+        s = RegistrySetup(tmp_path)
         s.publish()
         first = await s.adapters.serve(PIRATE, None)
         again = await s.adapters.serve(AdapterRef("hub", "org/pirate", "main"), None)
@@ -33,7 +33,7 @@ def test_an_adapter_is_fetched_prepared_once(tmp_path: Path) -> None:
         s.publish(revision="r2")
         assert (await s.adapters.serve(PIRATE, None)).prepared.id == "org/pirate r2"
 
-        anew = Setup(tmp_path)  # a new process over the same cache
+        anew = RegistrySetup(tmp_path)  # a new process over the same cache
         anew.publish(revision="r2")
         await anew.adapters.serve(PIRATE, None)
         assert (anew.hub.count("fetch"), len(anew.loader.prepared)) == (0, 1)
@@ -43,10 +43,14 @@ def test_an_adapter_is_fetched_prepared_once(tmp_path: Path) -> None:
 
 def test_concurrent_callers_share_one_load_and_each_is_authorised(tmp_path: Path) -> None:
     async def body() -> None:
-        s = Setup(tmp_path)
+        s = RegistrySetup(tmp_path)
         s.publish(tokens={"a", "b"})
+        s.hub.gates["resolve"] = asyncio.Event()
         calls = [s.adapters.serve(PIRATE, token) for token in ("a", "b", "a", "stranger")]
-        *served, refused = await asyncio.gather(*calls, return_exceptions=True)
+        running = asyncio.gather(*calls, return_exceptions=True)
+        await until(lambda: s.hub.count("resolve") == 3)  # the last call's; so the others have arrived
+        s.hub.gates["resolve"].set()
+        *served, refused = await running
         assert {served.prepared.id for served in served if isinstance(served, ServedAdapter)} == {"org/pirate r1"}
         assert isinstance(refused, Forbidden)
         assert s.hub.count("resolve") == 3  # the two that are the same are one question
@@ -57,7 +61,7 @@ def test_concurrent_callers_share_one_load_and_each_is_authorised(tmp_path: Path
 
 def test_a_revoked_token_fails_the_next_request(tmp_path: Path) -> None:
     async def body() -> None:
-        s = Setup(tmp_path)
+        s = RegistrySetup(tmp_path)
         s.publish(tokens={"a", "b"})
         await s.adapters.serve(PIRATE, "a")
         s.publish(tokens={"b"})
@@ -72,7 +76,7 @@ def test_a_revoked_token_fails_the_next_request(tmp_path: Path) -> None:
 @pytest.mark.parametrize("step", ["resolve", "fetch"])
 def test_a_caller_that_gives_up_takes_nobody_along(tmp_path: Path, step: str) -> None:
     async def body() -> None:
-        s = Setup(tmp_path)
+        s = RegistrySetup(tmp_path)
         s.publish()
         s.hub.gates[step] = asyncio.Event()
         first = asyncio.create_task(s.adapters.serve(PIRATE, None))
@@ -90,7 +94,7 @@ def test_a_caller_that_gives_up_takes_nobody_along(tmp_path: Path, step: str) ->
 
 def test_a_token_that_fails_in_the_middle_fails_alone(tmp_path: Path) -> None:
     async def body() -> None:
-        s = Setup(tmp_path)
+        s = RegistrySetup(tmp_path)
         s.publish(tokens={"a", "b"})
         s.hub.gates["fetch"] = asyncio.Event()
         first = asyncio.create_task(s.adapters.serve(PIRATE, "a"))
@@ -109,7 +113,7 @@ def test_a_token_that_fails_in_the_middle_fails_alone(tmp_path: Path) -> None:
 
 def test_a_failed_load_is_remembered_for_its_revision_and_not_for_long(tmp_path: Path) -> None:
     async def body() -> None:
-        s = Setup(tmp_path, refusal_seconds=0.1)
+        s = RegistrySetup(tmp_path, refusal_seconds=0.6)
         s.publish()
         s.loader.error = AdapterRefused("use_dora is not supported")
         for _ in range(3):
@@ -122,7 +126,7 @@ def test_a_failed_load_is_remembered_for_its_revision_and_not_for_long(tmp_path:
         await s.adapters.serve(PIRATE, None)
         s.publish(revision="r1")
         assert isinstance(await failure(s.adapters.serve(PIRATE, None)), AdapterRefused)
-        await asyncio.sleep(0.11)
+        await asyncio.sleep(0.61)
         await s.adapters.serve(PIRATE, None)
 
     run(body)
@@ -130,7 +134,7 @@ def test_a_failed_load_is_remembered_for_its_revision_and_not_for_long(tmp_path:
 
 def test_a_missing_adapter_is_asked_for_again(tmp_path: Path) -> None:
     async def body() -> None:
-        s = Setup(tmp_path)
+        s = RegistrySetup(tmp_path)
         assert isinstance(await failure(s.adapters.serve(PIRATE, None)), NotFound)
         s.publish()
         await s.adapters.serve(PIRATE, None)
@@ -141,7 +145,7 @@ def test_a_missing_adapter_is_asked_for_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("step", ["resolve", "fetch", "prepare"])
 def test_what_takes_too_long_is_unavailable(tmp_path: Path, step: str) -> None:
     async def body() -> None:
-        s = Setup(tmp_path, **{f"{step}_seconds": 0.02})
+        s = RegistrySetup(tmp_path, **{f"{step}_seconds": 0.02})
         s.publish()
         s.hub.gates[step] = s.loader.gate = asyncio.Event()
         error = await failure(s.adapters.serve(PIRATE, None))
@@ -155,7 +159,7 @@ def test_what_takes_too_long_is_unavailable(tmp_path: Path, step: str) -> None:
 @pytest.mark.parametrize("step", ["resolve", "fetch"])
 def test_a_sources_bug_is_an_error_without_the_token(tmp_path: Path, step: str) -> None:
     async def body() -> None:
-        s = Setup(tmp_path)
+        s = RegistrySetup(tmp_path)
         s.publish()
         s.hub.errors[step] = KeyError("https://host/?token=hf_secret")
         shown = await failure(s.adapters.serve(PIRATE, "hf_secret"))
@@ -177,7 +181,7 @@ def test_a_sources_bug_is_an_error_without_the_token(tmp_path: Path, step: str) 
 
 def test_a_slow_source_delays_no_other_and_its_fetches_are_limited(tmp_path: Path) -> None:
     async def body() -> None:
-        s = Setup(tmp_path, fetches=2, waiting=5)
+        s = RegistrySetup(tmp_path, fetches=2, waiting=5)
         s.hub.gates["fetch"] = asyncio.Event()
         s.demo.published["pirate"] = Published("r1")
         for number in range(6):
@@ -195,7 +199,7 @@ def test_a_slow_source_delays_no_other_and_its_fetches_are_limited(tmp_path: Pat
 
 def test_a_cache_emptied_by_hand_is_filled_again(tmp_path: Path) -> None:
     async def body() -> None:
-        s = Setup(tmp_path)
+        s = RegistrySetup(tmp_path)
         s.publish()
         await s.adapters.serve(PIRATE, None)
         shutil.rmtree(s.cache)
@@ -209,7 +213,7 @@ def test_a_cache_emptied_by_hand_is_filled_again(tmp_path: Path) -> None:
 def test_a_cache_that_cannot_be_written_is_said_to_be(tmp_path: Path) -> None:
     async def body() -> None:
         (tmp_path / "adapters").touch()
-        s = Setup(tmp_path)
+        s = RegistrySetup(tmp_path)
         s.publish()
         assert "cache" in (await failure(s.adapters.serve(PIRATE, None))).message
 
@@ -218,7 +222,7 @@ def test_a_cache_that_cannot_be_written_is_said_to_be(tmp_path: Path) -> None:
 
 def test_the_memory_of_loads_is_bounded(tmp_path: Path) -> None:
     async def body() -> None:
-        s = Setup(tmp_path, remembered=2)
+        s = RegistrySetup(tmp_path, remembered=2)
         for name in ("a", "b", "c", "a", "c"):
             s.publish(name)
             await s.adapters.serve(AdapterRef("hub", name), None)
@@ -229,7 +233,7 @@ def test_the_memory_of_loads_is_bounded(tmp_path: Path) -> None:
 
 def test_closing_ends_what_runs(tmp_path: Path) -> None:
     async def body() -> None:
-        s = Setup(tmp_path)
+        s = RegistrySetup(tmp_path)
         s.publish()
         s.hub.gates["fetch"] = asyncio.Event()
         waiting = asyncio.create_task(s.adapters.serve(PIRATE, None))
@@ -247,7 +251,7 @@ def test_what_the_loader_refuses_is_not_kept_and_named_without_our_directories(t
         raise AdapterRefused(f"{parts[0].directory}/adapter_config.json is full of riddles")
 
     async def body() -> None:
-        s = Setup(tmp_path)
+        s = RegistrySetup(tmp_path)
         s.loader.prepare = refuse  # type: ignore[method-assign]
         s.publish()
         error = await failure(s.adapters.serve(PIRATE, None))
@@ -267,7 +271,7 @@ def test_a_sources_own_files_stay_whatever_the_loader_says(tmp_path: Path) -> No
         return own
 
     async def body() -> None:
-        s = Setup(tmp_path)
+        s = RegistrySetup(tmp_path)
         s.hub.fetch = in_place  # type: ignore[method-assign]
         s.loader.error = AdapterRefused("full of riddles")
         s.publish()

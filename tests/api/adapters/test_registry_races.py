@@ -1,4 +1,4 @@
-"""The adapter registry under callers that come and go while adapters change: nobody gets what is not theirs."""
+"""Random callers and adapter changes at the same time: no caller gets an adapter that it may not use."""
 
 import asyncio
 import tempfile
@@ -57,12 +57,12 @@ class Run:
     """One sequence of actions, each followed by some turns of the event loop."""
 
     def __init__(self, cache: Path) -> None:
-        self.world, self.loader = ScriptedSource(), FakeLoader()
+        self.source, self.loader = ScriptedSource(), FakeLoader()
         for name in NAMES:
-            self.world.published[name] = Published("r0", set(TOKENS))
+            self.source.published[name] = Published("r0", set(TOKENS))
         names = NameRules("base", "hub", cache)
         limits = LoadLimits(failure_seconds=0.01, authorisation_seconds=0)
-        self.adapters = LocalRegistry({"hub": self.world}, self.loader, names, limits)
+        self.adapters = LocalRegistry({"hub": self.source}, self.loader, names, limits)
         self.was_broken = False
 
     async def act(self, action: Serve | Publish | Break) -> None:
@@ -70,14 +70,14 @@ class Run:
             case Serve():
                 await self.call(action)
             case Publish(name, revision, tokens):
-                self.world.published[name] = Published(revision, set(tokens))
+                self.source.published[name] = Published(revision, set(tokens))
             case Break(broken):
                 self.loader.error = AdapterRefused("broken") if broken else None
                 self.was_broken |= broken
 
     async def call(self, caller: Serve) -> None:
         """Be one caller, and check that what comes back was theirs to have while they waited."""
-        since = len(self.world.verdicts)
+        since = len(self.source.verdicts)
         serving = asyncio.create_task(self.adapters.serve(AdapterRef("hub", caller.name), caller.token))
         if caller.patience is not None:
             for _ in range(caller.patience):
@@ -86,7 +86,7 @@ class Run:
         (outcome,) = await asyncio.gather(serving, return_exceptions=True)
         verdicts = [
             revision
-            for name, token, revision in self.world.verdicts[since:]
+            for name, token, revision in self.source.verdicts[since:]
             if (name, token) == (caller.name, caller.token)
         ]
         match outcome:
@@ -117,7 +117,7 @@ def test_callers_get_what_is_theirs_whatever_else_happens(steps: list[tuple[Serv
                     await asyncio.sleep(0)
         while len(asyncio.all_tasks()) > 1:  # loads that nobody waits for any more run to their end
             await asyncio.sleep(0.001)
-        assert run.world.fetching == set()
+        assert run.source.fetching == set()
         assert list(cache.glob("adapters/.*")) == []
 
     with tempfile.TemporaryDirectory() as place:

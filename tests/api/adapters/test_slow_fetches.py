@@ -1,11 +1,11 @@
-"""Fetches that drip, hang, never end or bring too much: they end, and hold up nobody else's."""
+"""Fetches that are slow, hang or send too much: they end, and do not delay other adapters."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from support.scripted_registry import Setup, failure, run, until
+from support.scripted_registry import RegistrySetup, failure, run, until
 
 from motet.api.adapters import source_calls
 from motet.core.adapters import AdapterRef, ResolvedAdapter
@@ -15,7 +15,7 @@ PIRATE, SLOW = AdapterRef("hub", "org/pirate"), AdapterRef("hub", "org/slow")
 Fetch = Callable[[Path], Awaitable[None]]
 
 
-def hang_for(s: Setup, name: str, first: Fetch) -> list[str]:
+def hang_for(s: RegistrySetup, name: str, first: Fetch) -> list[str]:
     """Make fetches of `name` do `first`, then wait for ever; returns a list of how they ended."""
     fetch, ended = s.hub.fetch, []
 
@@ -43,7 +43,7 @@ async def some(into: Path) -> None:
 
 def test_a_fetch_ends_when_nobody_waits_for_it(tmp_path: Path) -> None:
     async def body() -> None:
-        s = Setup(tmp_path, abandoned_seconds=0.05)
+        s = RegistrySetup(tmp_path, abandoned_seconds=0.05)
         s.publish("org/slow")
         ended = hang_for(s, "org/slow", some)
         for caller in [asyncio.create_task(s.adapters.serve(SLOW, None)) for _ in range(3)]:
@@ -58,7 +58,7 @@ def test_a_fetch_ends_when_nobody_waits_for_it(tmp_path: Path) -> None:
 
 def test_a_caller_that_comes_back_in_time_finds_its_fetch_going_on(tmp_path: Path) -> None:
     async def body() -> None:
-        s = Setup(tmp_path, abandoned_seconds=5)
+        s = RegistrySetup(tmp_path, abandoned_seconds=5)
         s.publish()
         s.hub.gates["fetch"] = asyncio.Event()
         first = asyncio.create_task(s.adapters.serve(PIRATE, None))
@@ -76,7 +76,7 @@ def test_a_caller_that_comes_back_in_time_finds_its_fetch_going_on(tmp_path: Pat
 
 def test_a_caller_that_comes_while_a_fetch_is_being_ended_gets_a_new_one(tmp_path: Path) -> None:
     async def body() -> None:
-        s = Setup(tmp_path, abandoned_seconds=0)
+        s = RegistrySetup(tmp_path, abandoned_seconds=0)
         s.publish()
         s.hub.gates["fetch"] = asyncio.Event()
         for _ in range(5):
@@ -92,7 +92,7 @@ def test_a_caller_that_comes_while_a_fetch_is_being_ended_gets_a_new_one(tmp_pat
 
 def test_slow_fetches_give_their_places_up(tmp_path: Path) -> None:
     async def body() -> None:
-        s = Setup(tmp_path, fetches=1, slot_seconds=0.05, abandoned_seconds=0)
+        s = RegistrySetup(tmp_path, fetches=1, slot_seconds=0.05, abandoned_seconds=0)
         s.publish()
         s.publish("org/slow")
         ended = hang_for(s, "org/slow", nothing)
@@ -110,7 +110,7 @@ def test_slow_fetches_give_their_places_up(tmp_path: Path) -> None:
 
 def test_a_fetch_that_drips_is_ended(tmp_path: Path) -> None:
     async def body() -> None:
-        s = Setup(tmp_path, watch_seconds=0.02, stall_seconds=0.1, stall_bytes=5000)
+        s = RegistrySetup(tmp_path, watch_seconds=0.02, stall_seconds=0.1, stall_bytes=5000)
         s.publish("org/slow")
         ended = hang_for(s, "org/slow", some)
         error = await failure(s.adapters.serve(SLOW, None))
@@ -125,7 +125,7 @@ def test_a_fetch_that_brings_too_much_is_ended(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(source_calls, "BESIDE_WEIGHTS", 0)
 
     async def body() -> None:
-        s = Setup(tmp_path, watch_seconds=0.02, largest_adapter=999)
+        s = RegistrySetup(tmp_path, watch_seconds=0.02, largest_adapter=999)
         s.publish("org/slow")
         ended = hang_for(s, "org/slow", some)
         assert isinstance(await failure(s.adapters.serve(SLOW, None)), AdapterRefused)
@@ -137,7 +137,7 @@ def test_a_fetch_that_brings_too_much_is_ended(tmp_path: Path, monkeypatch: pyte
 
 def test_one_api_key_leaves_half_of_the_loads_to_others(tmp_path: Path) -> None:
     async def body() -> None:
-        s = Setup(tmp_path, waiting=4, abandoned_seconds=0)
+        s = RegistrySetup(tmp_path, waiting=4, abandoned_seconds=0)
         s.hub.gates["fetch"] = asyncio.Event()
         refs = [AdapterRef("hub", f"org/{number}") for number in range(5)]
         for ref in refs:

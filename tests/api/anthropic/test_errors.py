@@ -76,17 +76,17 @@ def test_a_wrong_request_is_named(tmp_path: Path) -> None:
     async def scenario(caller: Caller) -> None:
         for sent, message in WRONG:
             for stream in (False, True):
-                status, kind, told = await failure(caller, **sent, stream=stream)
+                status, kind, reported = await failure(caller, **sent, stream=stream)
                 assert (status, kind) == (400, "invalid_request_error")
-                assert told.startswith(message), told
+                assert reported.startswith(message), reported
 
     drive(tmp_path, scenario)
 
 
 def test_too_many_blocks(tmp_path: Path) -> None:
     async def scenario(caller: Caller) -> None:
-        _, _, told = await failure(caller, **user(*[{"type": "text", "text": "x"}] * 4097))
-        assert told == "the messages have more than 4096 content blocks"
+        _, _, reported = await failure(caller, **user(*[{"type": "text", "text": "x"}] * 4097))
+        assert reported == "the messages have more than 4096 content blocks"
 
     drive(tmp_path, scenario)
 

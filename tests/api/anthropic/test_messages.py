@@ -1,4 +1,4 @@
-"""Anthropic's Messages on the scripted API: what the model reads, and what comes back."""
+"""Anthropic's Messages API on the scripted engine: the prompts that it makes, and its responses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches when things go wrong: sources that are away, files that are gone, time that is over, runners that die."""
+"""Batches that meet failures: unavailable sources, missing files, expiry, and runners that die."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from loguru import logger
 from msgspec.structs import replace
 from openai import AsyncOpenAI
 from support.batch_calls import CHAT, drive, finished, jsonl, line, lines_of, upload
-from support.scripted_api import Shelf, scripted_api
+from support.scripted_api import ShelfSource, scripted_api
 from support.scripted_server import Running
 
 from motet.api.batches import execution as work_module
@@ -34,14 +34,14 @@ async def begun(client: AsyncOpenAI, *lines: dict[str, Any]) -> Any:
 
 def away(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on the source cannot say anything of `shelf:two`."""
-    resolve = Shelf.resolve
+    resolve = ShelfSource.resolve
 
-    async def resolving(self: Shelf, ref: Any, token: str | None) -> Any:
+    async def resolving(self: ShelfSource, ref: Any, token: str | None) -> Any:
         if ref.id == "two":
-            raise Unavailable("the shelf is away", param="model")
+            raise Unavailable("the shelf is unavailable", param="model")
         return await resolve(self, ref, token)
 
-    monkeypatch.setattr(Shelf, "resolve", resolving)
+    monkeypatch.setattr(ShelfSource, "resolve", resolving)
 
 
 async def expire(server: Running, id: str) -> None:

@@ -1,4 +1,4 @@
-"""Batches of several owners and several runners: places are shared, turns end, and each line is run once."""
+"""Batches of several owners and runners: slots are shared in turn, and each line runs once."""
 
 from __future__ import annotations
 

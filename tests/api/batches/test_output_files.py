@@ -1,4 +1,4 @@
-"""How batches end: their output files, written page by page, once and for a time; and cancels that come late."""
+"""Output files of batches: written once, page by page, also after a crash or a late cancel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The client of `motet bench` against a real, scripted server: streams whole, cut, broken and refused."""
+"""The client of `motet bench` against a scripted HTTP server: complete, cut, malformed and refused streams."""
 
 from __future__ import annotations
 

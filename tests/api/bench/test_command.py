@@ -1,4 +1,4 @@
-"""`motet bench`: what it asks for, what it makes of the outcomes, and its command line."""
+"""`motet bench`: its workload, its report and its command line."""
 
 from __future__ import annotations
 

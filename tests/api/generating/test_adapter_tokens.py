@@ -1,4 +1,4 @@
-"""An adapter with tokens of its own: every route speaks them, and the base's callers see nothing of it."""
+"""An adapter with tokens of its own: every route uses them, and requests for the base model do not."""
 
 from __future__ import annotations
 

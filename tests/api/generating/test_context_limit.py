@@ -1,4 +1,4 @@
-"""The sentence for a context overflow, on every route, as clients of the field recognise it."""
+"""The message for a prompt that exceeds the context, on every route, in the form that clients recognise."""
 
 from __future__ import annotations
 

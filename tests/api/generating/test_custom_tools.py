@@ -1,4 +1,4 @@
-"""Custom tools in chat: how they are offered, held to their grammar, called, streamed and taken back."""
+"""Custom tools in chat: in the prompt, constrained by their grammar, called, streamed and sent back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How streams open, and what is kept for one that nobody reads."""
+"""How a stream opens, and how much is buffered for a client that does not read."""
 
 from __future__ import annotations
 
@@ -119,14 +119,14 @@ def test_what_came_at_once_is_written_at_once_and_reads_the_same(
     drive(tmp_path, scenario)
 
 
-def test_the_logprobs_of_a_stop_string_are_not_told(tmp_path: Path) -> None:
+def test_the_logprobs_of_a_stop_string_are_not_sent(tmp_path: Path) -> None:
     async def scenario(caller: Caller) -> None:
         caller.api.engine.script = lambda request: "wind und Wellen"
         asked = {"max_tokens": 40, "n": 2, "stop": ["und "]}
         for stream in (False, True):
             response = await caller.post(CHAT, {**asked, "messages": MESSAGES, "logprobs": True, "stream": stream})
-            told = re.findall(r'"token":"(.*?)"', (await response.get_data()).decode())
-            assert sorted(told) == sorted("wind " * 2)
+            tokens = re.findall(r'"token":"(.*?)"', (await response.get_data()).decode())
+            assert sorted(tokens) == sorted("wind " * 2)
             body = {**asked, "prompt": "a", "logprobs": 0, "echo": True, "stream": stream}
             offsets = re.findall(
                 r'"text_offset":\[([0-9,]*)\]', (await (await caller.post(COMPLETIONS, body)).get_data()).decode()

@@ -1,4 +1,4 @@
-"""From messages and prompts to what the engine is asked to continue."""
+"""From messages and prompts to the tokens that the engine gets."""
 
 from __future__ import annotations
 

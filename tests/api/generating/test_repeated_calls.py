@@ -1,4 +1,4 @@
-"""Where the answer must be calls, one that repeats an earlier call ends it, and is not part of it."""
+"""With required tool calls, a call that repeats an earlier one ends the answer and is left out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hints about thinking and length: passed to templates that read them, and else ignored by name."""
+"""Hints about thinking and length: passed to templates that read them, otherwise reported as ignored."""
 
 from __future__ import annotations
 

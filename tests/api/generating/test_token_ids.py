@@ -46,10 +46,12 @@ async def streamed(caller: Caller, path: str, body: dict[str, Any]) -> list[dict
 
 
 def logprobs(choice: dict[str, Any]) -> list[Any]:
-    told = choice["logprobs"] or {}
-    if "content" in told:
-        return list(told["content"])
-    return list(zip(told.get("tokens", []), told.get("token_logprobs", []), told.get("top_logprobs", []), strict=True))
+    listed = choice["logprobs"] or {}
+    if "content" in listed:
+        return list(listed["content"])
+    return list(
+        zip(listed.get("tokens", []), listed.get("token_logprobs", []), listed.get("top_logprobs", []), strict=True)
+    )
 
 
 @pytest.mark.parametrize("at_once", [1, 3])

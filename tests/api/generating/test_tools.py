@@ -1,4 +1,4 @@
-"""Tools in chat: how the model is told, what is refused, and how calls come back, whole and streamed."""
+"""Tools in chat: how the prompt lists them, what is refused, and how calls come back, whole and streamed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tools beside a response format, schemas that no grammar can say, and calls that were cut."""
+"""Tools together with a response format, schemas that no grammar can express, and truncated calls."""
 
 from __future__ import annotations
 

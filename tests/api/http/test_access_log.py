@@ -1,4 +1,4 @@
-"""One access line per request, at its end, with what it used and how it ended; never what it said."""
+"""One access log line per request, at its end: usage and outcome, never the text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""API keys: the file, who gets in with them, and what one owner's key keeps from another's."""
+"""API keys: the key file, authentication, and what one key cannot see of another's."""
 
 from __future__ import annotations
 

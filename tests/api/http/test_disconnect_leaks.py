@@ -1,4 +1,4 @@
-"""Clients that leave at any point: nothing stays behind, neither sequences nor tasks nor file descriptors."""
+"""Clients that disconnect at any point leave no sequences, tasks or file descriptors behind."""
 
 from __future__ import annotations
 

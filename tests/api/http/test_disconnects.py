@@ -1,4 +1,4 @@
-"""Clients of Anthropic's and Ollama's APIs that close their connection: their sequences end."""
+"""Clients of Anthropic's and Ollama's APIs that disconnect: their sequences are aborted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Probes, and the end of an API process: unready first, then no new requests, and running ones finish."""
+"""Shutdown of an API process: not ready first, then no new requests, while running ones finish."""
 
 from __future__ import annotations
 

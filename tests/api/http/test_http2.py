@@ -1,4 +1,4 @@
-"""HTTP/2 as only a strange client speaks it, frame by frame."""
+"""Invalid and unusual HTTP/2, frame by frame."""
 
 from __future__ import annotations
 

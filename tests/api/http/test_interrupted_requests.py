@@ -1,4 +1,4 @@
-"""How requests end other than well: clients that leave, engines that fail, servers that stop. Over real HTTP."""
+"""Requests that are interrupted, over real HTTP: disconnects, engine failures and shutdowns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real connections: HTTP/1.1 and HTTP/2, in the clear and in TLS, their limits, and what comes back compressed."""
+"""Real connections: HTTP/1.1 and HTTP/2, plain and TLS, their limits, and compression."""
 
 from __future__ import annotations
 

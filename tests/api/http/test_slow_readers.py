@@ -1,4 +1,4 @@
-"""Clients that do not read what they get, on real connections: their requests end, and nothing is kept for them."""
+"""Clients that do not read their responses: their requests end, and nothing is buffered for them."""
 
 from __future__ import annotations
 

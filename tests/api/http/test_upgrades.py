@@ -1,4 +1,4 @@
-"""Connections that ask for another protocol: WebSocket handshakes are refused, h2c is taken up with the body whole."""
+"""Protocol upgrades: WebSocket handshakes are refused, and h2c is accepted with the whole body."""
 
 from __future__ import annotations
 

@@ -74,20 +74,20 @@ def test_bodies_that_cannot_be_read(tmp_path: Path, content: bytes, kind: str, s
 
 def test_errors_name_fields_as_the_caller_knows_them(tmp_path: Path) -> None:
     async def scenario(caller: Caller) -> None:
-        async def told(path: str, sent: dict[str, Any]) -> str:
+        async def message_of(path: str, sent: dict[str, Any]) -> str:
             status, answer, _ = await post(caller, path, sent)
             assert status == 422
             return str(answer["error"]).removeprefix("Input validation error: ")
 
         many = {"best_of": 60, "do_sample": True, "details": True, "return_k_alternatives": 20}
-        message = await told("/generate", body(**many, decoder_input_details=True))
+        message = await message_of("/generate", body(**many, decoder_input_details=True))
         assert message.startswith("return_k_alternatives: up to 122880 tokens with 21 logprobs each")
         assert message.endswith("lower max_new_tokens or best_of, or leave decoder_input_details out")
-        assert (await told("/generate", body("x" * 5000))).startswith(
+        assert (await message_of("/generate", body("x" * 5000))).startswith(
             "inputs: This model's maximum context length is 2048 tokens. However, "
         )
-        assert (await told("/embed", body("x" * 5000))).startswith("inputs: ")
-        assert (await told("/tokenize", {"inputs": "x", "truncate_prompt_tokens": "y"})).startswith(
+        assert (await message_of("/embed", body("x" * 5000))).startswith("inputs: ")
+        assert (await message_of("/tokenize", {"inputs": "x", "truncate_prompt_tokens": "y"})).startswith(
             "truncate_prompt_tokens: "
         )
 
@@ -122,9 +122,9 @@ def test_the_engines_failures(tmp_path: Path) -> None:
                 assert "a fault" not in answer["error"]
                 assert ("retry-after" in headers) == (status in (429, 503))
             engine.fail_after = 2
-            told = await events(caller, body())
-            assert (set(told[-1]), told[-1]["error_type"]) == ({"error", "error_type"}, kind)
-            assert [event["token"]["text"] for event in told[:-1]] == ["H", "e"]
+            streamed = await events(caller, body())
+            assert (set(streamed[-1]), streamed[-1]["error_type"]) == ({"error", "error_type"}, kind)
+            assert [event["token"]["text"] for event in streamed[:-1]] == ["H", "e"]
 
     drive(tmp_path, scenario)
 

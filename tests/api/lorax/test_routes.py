@@ -1,4 +1,4 @@
-"""LoRAX's routes: shapes, meanings, errors; the engine follows a script."""
+"""LoRAX's routes on the scripted engine: shapes, parameters and errors."""
 
 from __future__ import annotations
 

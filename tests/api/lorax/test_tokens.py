@@ -1,4 +1,4 @@
-"""POST /tokenize, in both shapes, and POST /detokenize; the tokenizer has a token a byte."""
+"""POST /tokenize, in both shapes, and POST /detokenize; the tokenizer has one token per byte."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_long_texts_are_not_tokenised_for_everybody_to_wait(tmp_path: Path) -> N
     drive(tmp_path, scenario)
 
 
-async def told(caller: Caller, body: dict[str, Any]) -> str:
+async def detokenized(caller: Caller, body: dict[str, Any]) -> str:
     """The prompt that /tokenize made the tokens of."""
     _, listed, _ = await post(caller, "/tokenize", {**body, "return_token_strs": True})
     return "".join(listed["token_strs"])
@@ -62,20 +62,20 @@ def test_a_conversation_is_counted_as_chat_would_send_it(tmp_path: Path) -> None
             _, listed, _ = await post(caller, "/tokenize", body)
             await caller.answer(CHAT, body)
             assert tuple(listed["tokens"]) == caller.api.engine.submits[-1].prompt
-        assert "get_weather" in await told(caller, {"messages": MESSAGES, "tools": [TOOL]})
+        assert "get_weather" in await detokenized(caller, {"messages": MESSAGES, "tools": [TOOL]})
         prefill = [*MESSAGES, {"role": "assistant", "content": "Ahoy"}]
-        assert (await told(caller, {"messages": prefill, "continue_final_message": True})).endswith("\nAhoy")
+        assert (await detokenized(caller, {"messages": prefill, "continue_final_message": True})).endswith("\nAhoy")
 
     drive(tmp_path, scenario)
 
 
 def test_texts_are_cut_from_the_left(tmp_path: Path) -> None:
     async def scenario(caller: Caller) -> None:
-        assert await told(caller, {"prompt": "abcdef", "truncate_prompt_tokens": 3}) == "def"
+        assert await detokenized(caller, {"prompt": "abcdef", "truncate_prompt_tokens": 3}) == "def"
         _, spans, _ = await post(caller, "/tokenize", {"inputs": "abcdef", "truncate_prompt_tokens": 2})
         assert [(span["text"], span["start"]) for span in spans] == [("e", 4), ("f", 5)]
         long = "x" * 100_000
-        assert await told(caller, {"prompt": long, "truncate_prompt_tokens": 4}) == "xxxx"
+        assert await detokenized(caller, {"prompt": long, "truncate_prompt_tokens": 4}) == "xxxx"
         assert await caller.error("/tokenize", {"prompt": long}) == (400, "context_length_exceeded", "prompt")
 
     drive(tmp_path, scenario)

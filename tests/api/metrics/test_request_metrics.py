@@ -1,4 +1,4 @@
-"""What is counted of requests: latencies, adapters and keys, and labels that stay few and never count down."""
+"""Request metrics: latencies, adapters and keys, with a bounded number of labels."""
 
 from __future__ import annotations
 

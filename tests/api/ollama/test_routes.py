@@ -1,4 +1,4 @@
-"""Ollama's routes on the scripted API."""
+"""Ollama's routes on the scripted engine."""
 
 from __future__ import annotations
 

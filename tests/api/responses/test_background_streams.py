@@ -1,4 +1,4 @@
-"""Responses in the background that stream: told as they come, read again later, by another process, or after a cut."""
+"""Responses in the background that stream: read as they come, later, by another process, or after a cut."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_reader_may_leave_and_come_back(tmp_path: Path) -> None:
             stream = await client.responses.create(model="", input="hi", background=True, stream=True)
             seen = await first_of(aiter(stream), 8)
             await stream.close()
-            assert seen[-1].type == "response.output_text.delta", "told while it is made"
+            assert seen[-1].type == "response.output_text.delta", "streamed while it is made"
             id = seen[0].response.id
             assert (await client.responses.retrieve(id)).status == "in_progress"
             rest = await client.responses.retrieve(id, stream=True, starting_after=seen[-1].sequence_number)

@@ -1,4 +1,4 @@
-"""Chains of stored responses: long, large, cut and somebody else's; and what goes when they are old."""
+"""Chains of stored responses: long, large, broken and another key's; and how old ones are removed."""
 
 from __future__ import annotations
 

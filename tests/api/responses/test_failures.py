@@ -1,4 +1,4 @@
-"""Responses when things go wrong or cross each other: failures, cancelling, deleting, calls that are cut."""
+"""Responses that fail, are cancelled or deleted while they run, and calls that are cut short."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The input of responses: references to stored items, calls and results as they came, ids, and mistakes' names."""
+"""Input items of responses: references to stored items, calls and their outputs, ids, and error messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plain streams of responses in the store: there from the beginning, and as they ended, however that was."""
+"""Streamed responses in the store: present from their start, with the status with which they ended."""
 
 from __future__ import annotations
 

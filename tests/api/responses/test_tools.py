@@ -1,4 +1,4 @@
-"""Tools of responses: namespaces, custom tools and hosted ones, their calls, and all of it in the history."""
+"""Tools of responses: namespaces, custom and hosted tools, their calls, and all of them in the history."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Responses with truncation `auto`: what is dropped of a long conversation, and how little work that is."""
+"""Responses with truncation `auto`: what is dropped of a long conversation, at a bounded cost."""
 
 from __future__ import annotations
 

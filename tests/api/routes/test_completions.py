@@ -1,4 +1,4 @@
-"""Completions beyond text in, text out: echo, best_of, suffix; and the extras that chat shares."""
+"""Completions: echo, best_of, suffix, and the options that chat shares."""
 
 from __future__ import annotations
 

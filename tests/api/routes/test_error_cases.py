@@ -1,7 +1,7 @@
-"""Every mistake that a caller can make, as a table: route, body, and the status, code and param that it meets.
+"""Every client error as a table: route, body, and the expected status, code and param.
 
-Those of chat and completions that need a real model are in tests/e2e/test_openai_routes.py, those of LoRAX's routes in
-tests/api/lorax/test_errors.py.
+Errors of chat and completions that need a real model are in tests/e2e/test_openai_routes.py, those of LoRAX's routes
+in tests/api/lorax/test_errors.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""OpenAI's routes that are not offered say so."""
+"""OpenAI's and Ollama's routes that are not offered, and misspelled paths: each has a helpful 404."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The routes around a scripted engine: adapters, tokens, formats, headers, errors."""
+"""Chat, completions and models on the scripted engine: adapters, formats, headers and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The version, the tokenizer's facts, and the names under which probes look for the server."""
+"""The version, the tokenizer's facts, and the paths of health probes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bodies to requests: what is accepted, and what each mistake is called."""
+"""Bodies parsed into requests: what is accepted, and the error for each mistake."""
 
 from __future__ import annotations
 

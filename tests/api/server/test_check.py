@@ -1,4 +1,4 @@
-"""`motet check`: finds nested adapters, and reports by the loader's own code which of them fit the base and why."""
+"""`motet check`: finds nested adapters, and reports which of them fit the base model and why not."""
 
 from __future__ import annotations
 

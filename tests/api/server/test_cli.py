@@ -1,4 +1,4 @@
-"""The command line: help by topic, and what an unknown flag is answered with."""
+"""The command line: help by topic, and the error for an unknown flag."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Directories that cannot be written into, and unknown models, end the start in one line."""
+"""Directories that cannot be written and unknown models: startup fails with one line."""
 
 from __future__ import annotations
 

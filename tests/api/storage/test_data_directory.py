@@ -1,4 +1,4 @@
-"""Who may read the data directory, also where it existed before with rights for other users."""
+"""Permissions of the data directory, also where it existed before with rights for other users."""
 
 from __future__ import annotations
 

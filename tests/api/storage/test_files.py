@@ -1,4 +1,4 @@
-"""Files that are kept whole or not at all: clients that leave, ends, and what is swept."""
+"""Uploaded files are stored whole or not at all: disconnects, failures, and cleanup."""
 
 from __future__ import annotations
 

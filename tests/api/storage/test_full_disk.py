@@ -1,4 +1,4 @@
-"""A full disk: answers are still sent, refusals say what is full, and deleting works."""
+"""A full disk: responses are still sent, errors say what is full, and deleting works."""
 
 from __future__ import annotations
 

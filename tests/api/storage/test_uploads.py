@@ -1,4 +1,4 @@
-"""UploadReservations: what is refused before it is read, the room they take while they arrive, and their forms."""
+"""Uploads: what is refused before it is read, the space reserved while they arrive, and their formats."""
 
 from __future__ import annotations
 

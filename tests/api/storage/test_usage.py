@@ -1,4 +1,4 @@
-"""One API key's share of `--max-files`: what it stores leaves room for others, and counts no longer when it is gone."""
+"""One API key's share of `--max-files`: stored objects leave room for other keys, and deleted ones do not count."""
 
 from __future__ import annotations
 

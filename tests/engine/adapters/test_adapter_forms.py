@@ -19,7 +19,7 @@ from motet.core.errors import AdapterRefused
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> AdapterForms:
+def forms(tmp_path_factory: pytest.TempPathFactory) -> AdapterForms:
     return AdapterForms(tmp_path_factory.mktemp("forms"))
 
 
@@ -34,14 +34,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> AdapterForms:
         (AutoModel, {"rank_pattern": {r"^layers\.1\..*q_proj": 3}, "alpha_pattern": {r"layers\.2\..*": 5}}),
     ],
 )
-def test_forms_that_peft_saves(world: AdapterForms, kind: Any, options: dict[str, Any]) -> None:
+def test_forms_that_peft_saves(forms: AdapterForms, kind: Any, options: dict[str, Any]) -> None:
     """Qwen2 has biases, which PEFT saves with `bias`, though LoRA's training did not change them here."""
-    directory = world.save("form", kind, **options)
+    directory = forms.save("form", kind, **options)
     try:
         names = set(load_file(directory / FILE))
         if "bias" in options or "save_embedding_layers" in options:
             assert any("lora_" not in name for name in names), "the form has more than LoRA's tensors"
-        assert_same(world.of_motet(directory), world.of_peft(kind, directory))
+        assert_same(forms.of_motet(directory), forms.of_peft(kind, directory))
     finally:
         shutil.rmtree(directory)
 
@@ -56,8 +56,8 @@ def test_forms_that_peft_saves(world: AdapterForms, kind: Any, options: dict[str
         {"base_model_name_or_path": "/another/machine/model"},
     ],
 )
-def test_configs_that_peft_reads_as_the_same(world: AdapterForms, fields: dict[str, Any]) -> None:
-    assert_same(world.of_motet(world.changed(lambda tensors: tensors, **fields)), world.deltas)
+def test_configs_that_peft_reads_as_the_same(forms: AdapterForms, fields: dict[str, Any]) -> None:
+    assert_same(forms.of_motet(forms.changed(lambda tensors: tensors, **fields)), forms.deltas)
 
 
 def renamed(pattern: str, replacement: str) -> Callable[[Tensors], Tensors]:
@@ -79,21 +79,21 @@ NAMES = {
 
 
 @pytest.mark.parametrize("form", NAMES)
-def test_following_the_advice_on_names(world: AdapterForms, form: str) -> None:
+def test_following_the_advice_on_names(forms: AdapterForms, form: str) -> None:
     """Rename what each message says, one by one, as a person would with a script."""
-    directory = world.changed(NAMES[form])
+    directory = forms.changed(NAMES[form])
     tensors = load_file(directory / FILE)
-    for _ in tensors.keys() - load_file(world.plain / FILE).keys():
+    for _ in tensors.keys() - load_file(forms.plain / FILE).keys():
         with pytest.raises(AdapterRefused) as caught:
-            world.of_motet(directory)
+            forms.of_motet(directory)
         found = re.search(r"^tensor (\S+) matches no .* rename (?:it|the tensor) to (\S+)$", caught.value.message)
         assert found is not None, caught.value.message
         tensors[found[2]] = tensors.pop(found[1])
         save_file(tensors, directory / FILE)
-    assert_same(world.of_motet(directory), world.deltas)
+    assert_same(forms.of_motet(directory), forms.deltas)
 
 
-def test_following_the_advice_on_mlx(world: AdapterForms) -> None:
+def test_following_the_advice_on_mlx(forms: AdapterForms) -> None:
     def to_mlx(tensors: Tensors) -> Tensors:
         return {
             n.removeprefix("base_model.model.")
@@ -103,13 +103,13 @@ def test_following_the_advice_on_mlx(world: AdapterForms) -> None:
             for n, t in tensors.items()
         }
 
-    directory = world.changed(to_mlx)
+    directory = forms.changed(to_mlx)
     with pytest.raises(AdapterRefused, match=r"MLX's format.*transpose lora_a and lora_b.*lora_alpha to rank times"):
-        world.of_motet(directory)
+        forms.of_motet(directory)
     config = {"fine_tune_type": "lora", "lora_parameters": {"rank": 4, "scale": 1.5}}
     (directory / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(AdapterRefused, match="MLX's, not PEFT's; convert it"):
-        world.of_motet(directory)
+        forms.of_motet(directory)
     rewritten = {
         f"base_model.model.{n[:-1]}{n[-1].upper()}.weight": t.T.contiguous()
         for n, t in load_file(directory / FILE).items()
@@ -117,10 +117,10 @@ def test_following_the_advice_on_mlx(world: AdapterForms) -> None:
     save_file(rewritten, directory / FILE)
     peft = {"peft_type": "LORA", "r": 4, "lora_alpha": 4 * 1.5, "target_modules": MODULES}
     (directory / "adapter_config.json").write_text(json.dumps(peft))
-    assert_same(world.of_motet(directory), world.deltas)
+    assert_same(forms.of_motet(directory), forms.deltas)
 
 
-def test_following_the_advice_on_fused_projections(world: AdapterForms) -> None:
+def test_following_the_advice_on_fused_projections(forms: AdapterForms) -> None:
     """A fused projection's delta is its parts' deltas, one below the other."""
     prefix = "base_model.model.model.layers.0.self_attn"
     a, b = torch.randn(4, 96), torch.randn(192, 4)
@@ -129,7 +129,7 @@ def test_following_the_advice_on_fused_projections(world: AdapterForms) -> None:
         return {f"{prefix}.qkv_proj.lora_A.weight": a, f"{prefix}.qkv_proj.lora_B.weight": b}
 
     with pytest.raises(AdapterRefused, match=r"qkv_proj is a fused projection.*copy of lora_A and its own rows"):
-        world.of_motet(world.changed(fused, target_modules=["qkv_proj"]))
+        forms.of_motet(forms.changed(fused, target_modules=["qkv_proj"]))
 
     def separate(_: Tensors) -> Tensors:
         parts = zip(("q_proj", "k_proj", "v_proj"), b.split([96, 48, 48]), strict=True)
@@ -139,6 +139,6 @@ def test_following_the_advice_on_fused_projections(world: AdapterForms) -> None:
             for side, t in (("A", a), ("B", rows))
         }
 
-    ours = world.of_motet(world.changed(separate, target_modules=["q_proj", "k_proj", "v_proj"]))
+    ours = forms.of_motet(forms.changed(separate, target_modules=["q_proj", "k_proj", "v_proj"]))
     whole = torch.cat([ours[f"0.self_attn.{name}"] for name in ("q_proj", "k_proj", "v_proj")])
     torch.testing.assert_close(whole, 1.5 * b @ a, rtol=1e-4, atol=1e-4)

@@ -1,4 +1,4 @@
-"""The loader's own memory limit: what reaches it fails for itself alone, and the next adapter is prepared."""
+"""The loader's memory limit: an adapter that exceeds it fails, and the next one is prepared."""
 
 from __future__ import annotations
 

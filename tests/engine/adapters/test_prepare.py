@@ -1,4 +1,4 @@
-"""Prepared adapters: one file a rank, keyed by content, and nothing left of those that are refused."""
+"""Prepared adapters: one file per rank, keyed by content, and nothing left of refused ones."""
 
 from __future__ import annotations
 

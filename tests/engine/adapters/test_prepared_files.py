@@ -1,4 +1,4 @@
-"""Prepared adapters on the disk: damage is found and repaired, and a full disk is named."""
+"""Prepared adapters on disk: damage is detected and repaired, and a full disk is reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""stream_text over scripted token events: what is shown, what is counted, and that the engine is told to stop."""
+"""stream_text over scripted token events: what is shown and counted, and that the engine is stopped."""
 
 from __future__ import annotations
 
@@ -244,8 +244,8 @@ def test_text_is_cut_at_the_first_stop_string_whatever_the_tokens(smollm2: Model
     deltas = stream(engine, smollm2, stops)
     ends = [(whole.index(stop) + len(stop), -len(stop), stop) for stop in stops]
     check_shape(deltas, engine.events[: engine.sent])
-    told = ids[: engine.sent - deltas[-1].cut]
-    assert smollm2.decode(told, continued=True).startswith(shown(deltas))
+    shown_ids = ids[: engine.sent - deltas[-1].cut]
+    assert smollm2.decode(shown_ids, continued=True).startswith(shown(deltas))
     if ends:
         end, _, stop = min(ends)
         assert (shown(deltas), deltas[-1].stop_reason) == (whole[: end - len(stop)], stop)

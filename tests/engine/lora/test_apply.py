@@ -40,7 +40,7 @@ class Pair:
     scale: float
 
 
-class World:
+class PoolWithReference:
     """A pool with some adapters installed, and the same adapters as plain matrices."""
 
     def __init__(self, seed: int, slots: int, page_rows: int = PAGE_ROWS) -> None:
@@ -127,14 +127,14 @@ def layout(lengths: Sequence[tuple[int | None, int]]) -> tuple[list[LoraChunk], 
 @pytest.mark.parametrize("rank", RANKS)
 @pytest.mark.parametrize("linear", LINEARS)
 def test_each_rank_alone(rank: int, linear: str, page_rows: int) -> None:
-    world = World(rank, slots=2, page_rows=page_rows)
-    world.install(1, full(rank))
+    pool_setup = PoolWithReference(rank, slots=2, page_rows=page_rows)
+    pool_setup.install(1, full(rank))
     chunks, rows = layout([(None, 2), (1, 1), (1, LONG_CHUNK - 1), (1, LONG_CHUNK), (None, 1), (1, 40)])
-    x = world.random(rows, LINEARS[linear][0].inputs)
-    y = world.random(rows, sum(p.outputs for p in LINEARS[linear]))
+    x = pool_setup.random(rows, LINEARS[linear][0].inputs)
+    y = pool_setup.random(rows, sum(p.outputs for p in LINEARS[linear]))
     for layer in range(LAYERS):
-        out = world.apply(x, y, (layer, linear), chunks)
-        torch.testing.assert_close(out, world.expected(x, y, (layer, linear), chunks), rtol=1e-5, atol=1e-5)
+        out = pool_setup.apply(x, y, (layer, linear), chunks)
+        torch.testing.assert_close(out, pool_setup.expected(x, y, (layer, linear), chunks), rtol=1e-5, atol=1e-5)
 
 
 SLOTS = 4
@@ -159,17 +159,17 @@ def test_any_mix(
     seed: int, adapters: list[dict[tuple[int, str], int]], runs: list[tuple[int | None, int]], place: tuple[int, str]
 ) -> None:
     """Mixed ranks with absent parts, base rows between, several chunks of one slot; rows alone as in company."""
-    world = World(seed, SLOTS)
+    pool_setup = PoolWithReference(seed, SLOTS)
     for slot, ranks in enumerate(adapters):
-        world.install(slot, ranks)
+        pool_setup.install(slot, ranks)
     chunks, rows = layout(runs)
     parts = LINEARS[place[1]]
-    x, y = world.random(rows, parts[0].inputs), world.random(rows, sum(p.outputs for p in parts))
-    out = world.apply(x, y, place, chunks)
-    torch.testing.assert_close(out, world.expected(x, y, place, chunks), rtol=1e-5, atol=1e-5)
+    x, y = pool_setup.random(rows, parts[0].inputs), pool_setup.random(rows, sum(p.outputs for p in parts))
+    out = pool_setup.apply(x, y, place, chunks)
+    torch.testing.assert_close(out, pool_setup.expected(x, y, place, chunks), rtol=1e-5, atol=1e-5)
 
     reference = y.clone()
-    apply_reference(x, reference, world.pool.layers[place[0]][place[1]], tuple(chunks))
+    apply_reference(x, reference, pool_setup.pool.layers[place[0]][place[1]], tuple(chunks))
     torch.testing.assert_close(out, reference, rtol=1e-5, atol=1e-5)
 
     covered = {row: c for c in chunks for row in range(c.start, c.start + c.length)}
@@ -178,40 +178,44 @@ def test_any_mix(
             assert torch.equal(out[row], y[row]), "a base row is touched"
         elif covered[row].length == 1:
             one = slice(row, row + 1)
-            alone = world.apply(x[one].clone(), y[one], place, [LoraChunk(covered[row].slot, 0, 1)])
+            alone = pool_setup.apply(x[one].clone(), y[one], place, [LoraChunk(covered[row].slot, 0, 1)])
             assert torch.equal(alone[0], out[row]), "a decode row sees its neighbours"
 
 
 def test_columns_of_absent_parts_keep_their_bits() -> None:
-    world = World(0, slots=1)
-    world.install(0, {(0, "k_proj"): 8})
-    x, y = world.random(20, 37), world.random(20, 42)
+    pool_setup = PoolWithReference(0, slots=1)
+    pool_setup.install(0, {(0, "k_proj"): 8})
+    x, y = pool_setup.random(20, 37), pool_setup.random(20, 42)
     for lengths in ([(0, 20)], [(0, 1)] * 20):
         chunks, _ = layout(lengths)
-        out = world.apply(x, y, (0, "qkv"), chunks)
+        out = pool_setup.apply(x, y, (0, "qkv"), chunks)
         assert torch.equal(out[:, :24], y[:, :24])
         assert torch.equal(out[:, 33:], y[:, 33:])
         assert not torch.equal(out[:, 24:33], y[:, 24:33])
-        assert torch.equal(world.apply(x, y, (1, "qkv"), chunks), y), "the other layer has nothing"
+        assert torch.equal(pool_setup.apply(x, y, (1, "qkv"), chunks), y), "the other layer has nothing"
 
 
 def test_cleared_and_refilled_slots() -> None:
-    world = World(0, slots=2)
-    world.install(0, full(17))
-    neighbour = world.install(1, full(4))
-    x, y = world.random(3, 37), world.random(3, 42)
+    pool_setup = PoolWithReference(0, slots=2)
+    pool_setup.install(0, full(17))
+    neighbour = pool_setup.install(1, full(4))
+    x, y = pool_setup.random(3, 37), pool_setup.random(3, 42)
     chunks = [LoraChunk(0, 0, 1), LoraChunk(1, 1, 1)]
-    both = world.apply(x, y, (0, "qkv"), chunks)
-    world.pool.clear(0)
-    cleared = world.apply(x, y, (0, "qkv"), chunks)
+    both = pool_setup.apply(x, y, (0, "qkv"), chunks)
+    pool_setup.pool.clear(0)
+    cleared = pool_setup.apply(x, y, (0, "qkv"), chunks)
     assert torch.equal(cleared[0], y[0])
     assert torch.equal(cleared[1], both[1])
-    for key in [key for key in world.pairs if key[0] == 0]:
-        del world.pairs[key]
-    world.install(0, {(0, "q_proj"): 3})
-    torch.testing.assert_close(world.apply(x, y, (0, "qkv"), chunks), world.expected(x, y, (0, "qkv"), chunks))
-    world.pool.point(neighbour)
-    torch.testing.assert_close(world.apply(x, y, (0, "qkv"), chunks), world.expected(x, y, (0, "qkv"), chunks))
+    for key in [key for key in pool_setup.pairs if key[0] == 0]:
+        del pool_setup.pairs[key]
+    pool_setup.install(0, {(0, "q_proj"): 3})
+    torch.testing.assert_close(
+        pool_setup.apply(x, y, (0, "qkv"), chunks), pool_setup.expected(x, y, (0, "qkv"), chunks)
+    )
+    pool_setup.pool.point(neighbour)
+    torch.testing.assert_close(
+        pool_setup.apply(x, y, (0, "qkv"), chunks), pool_setup.expected(x, y, (0, "qkv"), chunks)
+    )
 
 
 def test_batch_separates_long_chunks_from_single_rows() -> None:
@@ -228,10 +232,10 @@ def test_batch_separates_long_chunks_from_single_rows() -> None:
 
 
 def test_tensors_of_another_shape_are_not_installed() -> None:
-    world = World(0, slots=1)
+    pool_setup = PoolWithReference(0, slots=1)
     command = InstallAdapter(0, "", (), (Placement(0, "q_proj", (0,), 8, 1.0),))
     with pytest.raises((RuntimeError, IndexError, ValueError)):
-        world.pool.copy(command, {"0.q_proj.A": torch.zeros(7, 37), "0.q_proj.B": torch.zeros(8, 24)})
+        pool_setup.pool.copy(command, {"0.q_proj.A": torch.zeros(7, 37), "0.q_proj.B": torch.zeros(8, 24)})
 
 
 def test_page_bytes_are_what_the_pools_take() -> None:

@@ -1,4 +1,4 @@
-"""A model's record, kept in the cache: what it holds, when it is made again, and that it spares transformers."""
+"""The cache of model configs: what it stores, when it is rebuilt, and that it avoids importing transformers."""
 
 from __future__ import annotations
 
