@@ -37,7 +37,7 @@ class ModelSource(ABC):
 
     @abstractmethod
     def locate(self, ref: str) -> ModelLocation:
-        """The files of `ref`, downloaded first if need be. Raises StartupError with the mend."""
+        """Return the files of `ref`, downloaded first if necessary. Raises StartupError that says what to do."""
 
 
 class ModelInfo(msgspec.Struct, frozen=True):

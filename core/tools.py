@@ -1,4 +1,4 @@
-"""Tools: how a model is told of functions, and how the calls that it writes are read back from its text."""
+"""Tools: describes functions to a model, and reads the calls that it writes back from its text."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class CallPiece(msgspec.Struct, frozen=True):
 
 
 class ToolReader(ABC):
-    """Reads one answer as it comes, however it is cut. Nothing is lost: what is no call comes out as text."""
+    """Reads one answer as it comes, however it is cut. Nothing is lost: text that is not a call is returned as text."""
 
     @abstractmethod
     def push(self, text: str) -> list[str | CallPiece]:

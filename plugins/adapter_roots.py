@@ -162,7 +162,7 @@ class _Scan:
         return sorted(path for path in found if self._stays(path))
 
     def _stays(self, path: Path) -> bool:
-        """Whether `path` is no link that leads out of the roots; one that is gets noted."""
+        """Whether `path` stays inside the roots; notes a link that does not."""
         if not path.is_symlink() or self.roots.admits(path):
             return True
         if len(self.roots.outside) < MAX_NOTED:

@@ -1,7 +1,7 @@
 """`adapter` and `base`: the chat template that an adapter or the base model brings along.
 
 Looked for where transformers saves it: chat_template.jinja, chat_template.json, then tokenizer_config.json.
-The text is only read here; rendering it is another's work, and not done in this process.
+The text is only read here; another process renders it.
 """
 
 from __future__ import annotations
@@ -94,6 +94,6 @@ def _from_json(content: bytes) -> str | None:
 
 @hookimpl
 def register_chat_templates(register: Register[ChatTemplateFinder]) -> None:
-    """Add `base`, and `adapter`, which as the later one is asked first."""
+    """Add `base`, and `adapter`, which is tried first since it is registered later."""
     register("base", BaseTemplate())
     register("adapter", AdapterTemplate())

@@ -81,7 +81,7 @@ class HubAdapters(AdapterSource):
         self._fetchers = BlockingCalls("hub-fetch")
 
     async def resolve(self, ref: AdapterRef, token: str | None) -> ResolvedAdapter:
-        """The commit that `ref` means. Raises as any source, and AdapterRefused if it is no adapter."""
+        """The commit that `ref` means. Raises as any source, and AdapterRefused if it is not an adapter."""
         if not REPOSITORY.fullmatch(ref.id) or ".." in ref.id or "--" in ref.id:
             raise NotFound(f"{ref.id!r} is not the name of a hub repository (org/name)", param="model")
         sent = self._token(token)
@@ -133,7 +133,7 @@ class HubAdapters(AdapterSource):
         except Cancelled:
             pass
         finally:
-            if transfers.cancelled.is_set():  # whoever made `into` has removed it already
+            if transfers.cancelled.is_set():  # the caller has removed `into` already
                 shutil.rmtree(into, ignore_errors=True)
 
     def _files(self, adapter: ResolvedAdapter, transfers: Transfers) -> dict[str, int]:
@@ -189,7 +189,7 @@ class HubModels(ModelSource):
 
 
 def _startup_error(failure: MotetError, ref: str) -> StartupError:
-    """What a caller would be told, for the operator: whose token is not sent with a request."""
+    """Turn a caller's error into the operator's, whose token is not sent with a request."""
     reason = failure.message.removeprefix(ref).removeprefix(":").strip()
     login = "run `hf auth login` or set HF_TOKEN"
     if SEND_TOKEN in reason:

@@ -28,7 +28,7 @@ SEND_TOKEN = "send a hub token as api_token in the body or as the header x-adapt
 
 
 def as_motet_error(error: BaseException, ref: str) -> MotetError:
-    """The failure to tell a caller who asked for `ref`."""
+    """Return the error that a caller of `ref` gets."""
     match error:
         case hub.LocalEntryNotFoundError() if error.__cause__ is not None:
             return as_motet_error(error.__cause__, ref)

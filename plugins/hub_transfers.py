@@ -1,4 +1,4 @@
-"""Reading from a hub: no more bytes than allowed, compressed or not, at a lowest rate, and never for nobody.
+"""Reading from a hub: no more bytes than allowed, compressed or not, at a lowest rate, and only while a caller waits.
 
 The hub's library has no limit on the size of an answer, and cannot end a download that drips.
 """
@@ -78,7 +78,7 @@ class Transfers:
                 yield piece
 
     def _in_time(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
-        """`pieces`, until they come too slowly or nobody waits for them."""
+        """`pieces`, until they come too slowly or the transfer is cancelled."""
         since, received = time.monotonic(), 0
         for piece in pieces:
             if self.cancelled.is_set():

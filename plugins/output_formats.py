@@ -30,7 +30,7 @@ class JsonObject(OutputFormat):
     """A JSON object; of the shape that `response_format.schema` gives, if it is there (as LoRAX has it)."""
 
     def grammar(self, response_format: Mapping[str, object]) -> GrammarSpec:
-        """The JSON schema as a grammar. Raises InvalidRequest if the schema is no object, or too large."""
+        """The JSON schema as a grammar. Raises InvalidRequest if the schema is not an object, or is too large."""
         schema = response_format.get("schema")
         return json_grammar(ANY_OBJECT if schema is None else schema, "response_format.schema", strict=False)
 

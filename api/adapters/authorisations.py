@@ -1,4 +1,4 @@
-"""Which callers a source has granted which adapters, kept for a set time; one object per source.
+"""Which callers a source has granted which adapters, kept for a limited time, also on disk for public adapters.
 
     no grant           ask the source, and wait
     a fresh grant      no question
@@ -44,7 +44,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40,64}")
 
 @dataclass
 class Grant:
-    """A source's answer. `public`: given to a caller without a token. A `lasting` one is never asked about again."""
+    """A source's answer. `public`: given to a caller without a token. A `lasting` one never expires."""
 
     resolved: ResolvedAdapter
     at: float
@@ -101,7 +101,7 @@ class Authorisations:
         return hashlib.blake2b(token.encode(errors="replace"), key=self._secret).digest() if token else b""
 
     def _known(self, key: Key) -> Grant | None:
-        """The caller's own grant, or one for everybody."""
+        """Return the caller's own grant, or a public one."""
         if (own := self._grants.get(key)) is not None:
             self._grants.move_to_end(key)
             return own
@@ -222,7 +222,7 @@ class PublicRecords:
         return self._noted.get(ref) == revision
 
     def note(self, ref: AdapterRef, revision: str) -> None:
-        """Record that everybody may read `ref`, which is `revision` now and in the cache."""
+        """Record that `ref` is public, and that it is `revision` now, which is in the cache."""
         with contextlib.suppress(OSError):
             for named in {ref, AdapterRef(ref.source, ref.id, revision)}:
                 write_file(self._file(named), msgspec.json.encode(PublicRecord(named, revision)))
@@ -231,7 +231,7 @@ class PublicRecords:
                 self._noted.popitem(last=False)
 
     def find(self, ref: AdapterRef) -> str | None:
-        """The revision of `ref` that everybody may read and that is in the cache."""
+        """Return the public revision of `ref` that is in the cache."""
         record = _read(self._file(ref))
         if record is None or record.ref != ref or not self._is_on_disk(record):
             return None

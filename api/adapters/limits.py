@@ -1,6 +1,6 @@
-"""How large an adapter's file of weights may be for this server, by the base model's config.json; without torch.
+"""Limits on loading adapters, and the largest file of weights that can fit the base model; without torch.
 
-No smaller than what the loader takes: that knows the exact size, and this ends downloads that can come to nothing.
+The largest file is at least what the loader accepts, which knows the exact size; it only ends hopeless downloads.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What adapter sources list: kept for some seconds, with aliases, and searched for names that are nearly right."""
+"""Lists the adapters of every source: cached with their aliases, searched for similar names, checked at the start."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""From a resolved adapter to a prepared one: fetched into the cache once, prepared once, whoever asks.
+"""Loads resolved adapters: fetches each into the cache once and prepares it once, for all callers.
 
-Knows nothing of names and authorises nobody: a caller must have resolved the adapter before coming here.
+Does not parse names and does not authorise: callers must have resolved the adapter before.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Loader(Protocol):
 
 
 class Preparer:
-    """The loader, with a limit on what is asked of it at once and a time-out."""
+    """The loader, with a time-out and a limit on concurrent preparations."""
 
     def __init__(self, loader: Loader, limits: LoadLimits) -> None:
         self._loader = loader
@@ -204,7 +204,7 @@ class SourceLoads:
 
 
 class AdapterLoads:
-    """Loads of every source. Concurrent callers of one adapter share one load, whoever of them gives up."""
+    """Loads of every source. Concurrent callers of one adapter share one load, also when some of them give up."""
 
     def __init__(
         self, sources: Mapping[str, AdapterSource], preparer: Preparer, cache: Path, limits: LoadLimits
@@ -269,7 +269,7 @@ def _size(directory: Path) -> int:
 
 
 def _discard(copy: Path) -> None:
-    """Remove a copy from the cache, all at once for whoever looks for it there."""
+    """Remove a copy from the cache, in one step as other processes see it."""
     scratch = _scratch(copy)
     try:
         copy.rename(scratch / copy.name)

@@ -37,7 +37,7 @@ from motet.engine.client.loader_client import LoaderClient
 
 
 class Generations:
-    """What each reference meant when it last loaded, of the `limit` references used last. Authorises nobody."""
+    """The last loaded generation of the `limit` references used last. Does not authorise."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

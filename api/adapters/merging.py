@@ -1,4 +1,4 @@
-"""Adapters merged into one: each merge is made once by the loader, whoever asks. Authorises and fetches nothing."""
+"""Merges adapters: the loader makes each merge once, for all callers. Authorises and fetches nothing."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ class AdapterNames:
 
 
 def _check(model: str) -> None:
-    """Raise NotFound for what no source may be asked for."""
+    """Raise NotFound for names that must not reach a source."""
     if len(model) > MAX_NAME:
         raise NotFound(f"the model's name has {len(model)} characters; {MAX_NAME} are allowed", param="model")
     if not model.isprintable():

@@ -1,4 +1,4 @@
-"""Sharing work between requests that want the same thing at the same time. Keeps no results."""
+"""Shares work between requests: one running task per key, and the results of finished tasks, bounded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 class SingleFlight(Generic[Key, Result]):
     """One running task per key. A caller that gives up leaves the task to the others.
 
-    A task for which nobody waits any more goes on, or, where there is a `linger`, is cancelled after so many seconds.
+    A task without callers goes on; with `linger`, it is cancelled after that many seconds.
     """
 
     def __init__(self, limit: int, linger: float | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Calls into adapter sources, which are foreign code: with a time-out, and with failures fit to be shown.
+"""Calls adapter sources, which are foreign code: with time-outs, limits on fetches, and presentable errors.
 
 Whatever a source does, what leaves here is a MotetError that does not hold the caller's token.
 """
