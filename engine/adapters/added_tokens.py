@@ -1,7 +1,7 @@
-"""How an adapter's tokenizer differs from its base's: read in the loader, so that no other process parses its files.
+"""Reads the tokens that an adapter's tokenizer adds or renames, in the loader: no other process parses its files.
 
-An adapter may name added tokens, with ids that the model has. Its ordinary vocabulary must be the base's: weights
-that were trained with another one do not fit the base's embeddings, which adapters cannot change here.
+An adapter may name added tokens, with ids that the model has. Its ordinary vocabulary must be the base's: an adapter
+trained with another one does not fit the base's embeddings, which adapters cannot change here.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class _Written(msgspec.Struct):
 
 
 class BaseTokens:
-    """The base model's tokens, read from its directory when the first adapter brings a tokenizer."""
+    """The base model's tokens, read from its directory when the first adapter with a tokenizer comes."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -77,15 +77,15 @@ class BaseTokens:
 
     @cached_property
     def special(self) -> Mapping[str, str]:
-        """`bos_token` and so on, with their texts."""
+        """`bos_token` and so on with their texts."""
         return special_tokens(_config(self._directory))
 
 
 def read_added_tokens(directory: Path, base: BaseTokens, vocab_size: int) -> AdapterTokens:
-    """How the tokenizer in an adapter's `directory` differs from `base`; nothing if the directory has none.
+    """The differences between the tokenizer in an adapter's `directory` and `base`; empty without a tokenizer.
 
-    Raises AdapterRefused naming the file or the token that is at fault: one whose id the model, which has
-    `vocab_size` of them, does not know; a difference in the ordinary vocabulary.
+    Raises AdapterRefused with the file or token at fault: an id beyond the model's `vocab_size`, or a difference in the
+    ordinary vocabulary.
     """
     if not any((directory / name).exists() for name in FILES):
         return AdapterTokens()
@@ -94,16 +94,16 @@ def read_added_tokens(directory: Path, base: BaseTokens, vocab_size: int) -> Ada
     own: list[AddedToken] = []
     if data is not None and hashlib.sha256(data).hexdigest() != base.fingerprint:
         own = _own_tokens(data, base, vocab_size)
-    beside = _listed(directory, config)
+    other_files = _listed(directory, config)
     if data is not None:
-        # Where tokenizer.json names a token or an id, transformers, too, believes that.
+        # As in transformers, tokenizer.json takes precedence over the other files.
         names = base.names | {token.id: token.content for token in own}
         known = frozenset(names.values())
-        beside = [token for token in beside if token.id not in names and token.content not in known]
-    own += beside
+        other_files = [token for token in other_files if token.id not in names and token.content not in known]
+    own += other_files
     pad = special_tokens(config).get("pad_token")
     changed = [token for token in own if base.names.get(token.id) != token.content]
-    # Neither prompts nor answers have padding in them.
+    # Prompts and answers contain no padding.
     changed = [token for token in changed if token.content != pad or token.id < vocab_size]
     _check(changed, base, vocab_size)
     names = base.names | {token.id: token.content for token in changed}
@@ -160,7 +160,7 @@ def _shown(name: str) -> str:
 
 
 def _special(config: Mapping[str, Any], base: BaseTokens, names: frozenset[str]) -> tuple[tuple[str, str | None], ...]:
-    """The special tokens that differ from the base's. One that is not a token is left as the base has it."""
+    """The special tokens that differ from the base's; texts that are not tokens are ignored."""
     found = special_tokens(config)
     texts = {name: found.get(name) or None for name in SPECIAL_TOKENS if name in config}
     return tuple(
@@ -171,7 +171,7 @@ def _special(config: Mapping[str, Any], base: BaseTokens, names: frozenset[str])
 
 
 def _listed(directory: Path, config: Mapping[str, Any]) -> list[AddedToken]:
-    """The added tokens that other files than tokenizer.json name; tokenizer_config.json counts before the other."""
+    """The added tokens in tokenizer_config.json and added_tokens.json; the former takes precedence."""
     found: dict[int, AddedToken] = {}
     if (data := _read(directory, "added_tokens.json", MAX_JSON_BYTES)) is not None:
         for name, id in _decode("added_tokens.json", data, dict[str, int]).items():
@@ -186,7 +186,7 @@ def _listed(directory: Path, config: Mapping[str, Any]) -> list[AddedToken]:
 
 
 def _config(directory: Path) -> dict[str, Any]:
-    """special_tokens_map.json and tokenizer_config.json, which counts where both name a token."""
+    """special_tokens_map.json and tokenizer_config.json merged; the latter takes precedence."""
     merged: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (data := _read(directory, name, MAX_JSON_BYTES)) is None:

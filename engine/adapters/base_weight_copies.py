@@ -1,4 +1,4 @@
-"""Compares what an adapter's file holds beside LoRA with the base's own weights: copies are dropped, others refused."""
+"""Checks that tensors in an adapter's file that are not LoRA's are exact copies of the base's weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BLOCK_BYTES = 16 << 20
 
 
 def check_copies(weights: SafetensorsFile, copies: Mapping[str, str], base: Path) -> None:
-    """Raise AdapterRefused for the first tensor in `copies` that is not the base's tensor that it is named after.
+    """Raise AdapterRefused for the first tensor in `copies` that differs from the base tensor of that name.
 
     A copy has the same bits as the base's tensor converted to the copy's dtype: training in 16 bits saves a rounded
     base, and training in 32 bits saves the base's 16 bits widened. `base` is the base model's directory.
@@ -38,11 +38,11 @@ def check_copies(weights: SafetensorsFile, copies: Mapping[str, str], base: Path
 
 
 def _file_of(name: str, base: Path) -> SafetensorsFile | None:
-    """The base's file that has the tensor, or None. Raises OSError, ValueError."""
+    """The base's file with the tensor, or None. Raises OSError, ValueError."""
     index = base / "model.safetensors.index.json"
     if index.is_file():
-        chosen = json.loads(index.read_bytes())["weight_map"].get(name)
-        return SafetensorsFile.open(base / chosen) if chosen else None
+        shard = json.loads(index.read_bytes())["weight_map"].get(name)
+        return SafetensorsFile.open(base / shard) if shard else None
     for path in sorted(base.glob("*.safetensors")):
         file = SafetensorsFile.open(path)
         if name in file.tensors:

@@ -1,6 +1,6 @@
-"""`python -m motet.engine.adapters.check_worker`: says of adapters whether the loader would take them; writes nothing.
+"""`python -m motet.engine.adapters.check_worker`: checks whether the loader would accept adapters; writes nothing.
 
-A CheckRequest comes as JSON on stdin, a list of Verdict goes as JSON to stdout.
+Reads a CheckRequest as JSON from stdin and writes a list of Verdict as JSON to stdout. `motet check` starts it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def check(directory: str, target: Target) -> Verdict:
-    """Whether the adapter in `directory` can be served, and if not, why."""
+    """Check whether the adapter in `directory` can be served."""
     from motet.engine.adapters.prepare import check_adapter
 
     try:

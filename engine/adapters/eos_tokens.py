@@ -1,4 +1,4 @@
-"""The tokens that end an adapter's answers beside the base's own, from its generation_config.json."""
+"""Reads the end-of-text tokens in an adapter's generation_config.json, which are added to the base's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FILE = "generation_config.json"
 
 
 def read_eos_token_ids(directory: Path, vocab_size: int) -> tuple[int, ...]:
-    """`eos_token_id`, one id or a list; none without the file. Raises AdapterRefused naming the file and field."""
+    """`eos_token_id`, one id or a list; none without the file. Raises AdapterRefused with the file and field."""
     try:
         value = json.loads(read_regular(directory / _FILE, MAX_CONFIG_BYTES))
     except FileNotFoundError:

@@ -1,7 +1,6 @@
-"""The loader process: `python -m motet.engine.adapters.loader SPEC`. Prepares adapters off everybody's loop.
+"""The loader process: `python -m motet.engine.adapters.loader SPEC`. Prepares adapters.
 
-A process of its own, since parsing foreign files must neither share the step's interpreter nor be able to take a
-rank down.
+A separate process, since parsing files of other people must not slow down or crash a rank.
 """
 
 from __future__ import annotations
@@ -34,28 +33,28 @@ PARALLEL = 2
 """Adapters prepared at once."""
 
 COPIES = 8
-"""How often the largest adapter may be in memory for each: its file, a merge of twice its size in fp32, shards."""
+"""Copies of the largest adapter in memory per preparation: its file, a merge of twice its size in fp32, shards."""
 
 SPARE_BYTES = 2 << 30
-"""For everything else: tokenizers, blocks of the base's tensors, intermediate results."""
+"""Memory for everything else: tokenizers, blocks of the base's tensors, intermediate results."""
 
 MAX_MESSAGE = 1000
-"""Characters of an error message; some quote what an adapter's files say."""
+"""Maximum characters of an error message; some quote an adapter's files."""
 
 
 class LoaderSpec(msgspec.Struct, frozen=True):
-    """What the loader prepares for, and the address it answers at."""
+    """The base model and settings to prepare adapters for, and the loader's address."""
 
     engine: EngineConfig
     shards: int
     address: str
     cache: str
     names: tuple[str, ...] = ()
-    """What the base model is called, to compare with what adapters say."""
+    """The base model's names, to compare with the base model in adapters' configs."""
 
 
 def make_target(spec: LoaderSpec) -> Target:
-    """What to prepare adapters for. Raises StartupError."""
+    """Read the base model's facts for preparing adapters. Raises StartupError."""
     from motet.engine.adapters.added_tokens import BaseTokens
     from motet.engine.adapters.prepare import Target
     from motet.engine.model_runner import resolve_device, resolve_dtype
@@ -77,7 +76,7 @@ def make_target(spec: LoaderSpec) -> Target:
 
 
 def limit_memory(target: Target) -> None:
-    """Limit this process's memory to what the largest adapters take, so that no file can take the machine's."""
+    """Limit this process's memory to the needs of the largest adapters, so that no file uses up the machine's."""
     from motet.engine.adapters.lora_tensors import largest_adapter
 
     status = Path("/proc/self/status").read_text()
@@ -88,22 +87,22 @@ def limit_memory(target: Target) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
-def respond(question: ToLoader, target: Target) -> FromLoader:
-    """The answer to one question; whatever is wrong with an adapter becomes a failure of its own."""
+def respond(request: ToLoader, target: Target) -> FromLoader:
+    """Answer one request; an error in an adapter becomes a LoaderFailure."""
     from motet.engine.adapters.peft_config import read_config
     from motet.engine.adapters.prepare import prepare_adapter
 
     try:
-        if isinstance(question, CheckConfig):
-            read_config(Path(question.directory))
-            return ConfigAccepted(question.id)
-        return msgspec.structs.replace(prepare_adapter(question.parts, target), id=question.id)
-    except Exception as error:  # one adapter's trouble must not end the loader
-        return LoaderFailure(question.id, error_info(error))
+        if isinstance(request, CheckConfig):
+            read_config(Path(request.directory))
+            return ConfigAccepted(request.id)
+        return msgspec.structs.replace(prepare_adapter(request.parts, target), id=request.id)
+    except Exception as error:  # one adapter's failure must not end the loader
+        return LoaderFailure(request.id, error_info(error))
 
 
 def error_info(error: Exception) -> ErrorInfo:
-    """A failure to prepare an adapter as data; one that nobody expected is logged."""
+    """A failure to prepare an adapter as data; an unexpected one is logged."""
     if isinstance(error, MotetError):
         info = error.info()
         return msgspec.structs.replace(info, message=_plain(info.message), param=_plain(info.param))
@@ -114,7 +113,7 @@ def error_info(error: Exception) -> ErrorInfo:
 
 
 async def serve(spec: LoaderSpec, heartbeat: Heartbeat) -> None:
-    """Answer questions until SIGTERM."""
+    """Answer requests until SIGTERM."""
     heartbeat.enter("importing PyTorch")
     target = make_target(spec)
     limit_memory(target)
@@ -122,9 +121,9 @@ async def serve(spec: LoaderSpec, heartbeat: Heartbeat) -> None:
     socket.bind(spec.address)
     gate = asyncio.Semaphore(PARALLEL)
 
-    async def answer(client: bytes, question: ToLoader) -> None:
+    async def answer(client: bytes, request: ToLoader) -> None:
         async with gate:
-            reply = await asyncio.to_thread(respond, question, target)
+            reply = await asyncio.to_thread(respond, request, target)
         await socket.send_multipart([client, msgspec.msgpack.encode(reply)])
 
     heartbeat.enter(SERVING)
@@ -137,7 +136,7 @@ async def serve(spec: LoaderSpec, heartbeat: Heartbeat) -> None:
 
 
 def _plain(text: str | None) -> str | None:
-    """Text from a foreign file as a message can carry it: no lone surrogates, no megabytes."""
+    """Text from an adapter file that fits into a message: shortened, and without lone surrogates."""
     return None if text is None else text[:MAX_MESSAGE].encode(errors="replace").decode()
 
 

@@ -1,4 +1,4 @@
-"""An adapter's tensors: read, matched to the model's modules, checked, and cut into a rank's shard."""
+"""Reads an adapter's tensors, matches them to the model's modules, checks them and cuts out a rank's shard."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from motet.engine.models.linear_specs import linear_specs
 
 WEIGHTS = "adapter_model.safetensors"
 _BLOCK = 1 << 24
-"""Elements of a delta that are computed at once."""
+"""Elements of a delta computed at once."""
 
 MAX_DELTA = torch.finfo(torch.float32).max ** 0.5
-"""Beyond it, the square that the next norm takes overflows."""
+"""Above it, the square in the next norm overflows."""
 
 
 @dataclass(frozen=True)
 class LoraPair:
-    """One module's pair as PEFT has it: a [rank, inputs], b [outputs, rank], both of the whole module."""
+    """One module's pair in PEFT's layout: a [rank, inputs], b [outputs, rank], both of the whole module."""
 
     entry: LoraEntry
     spec: LinearSpec
@@ -41,14 +41,14 @@ class LoraPair:
 
 
 def largest_adapter(model: ModelConfig, max_rank: int) -> int:
-    """Bytes of the largest adapter that can be of use: every module at the highest rank, in fp32."""
+    """Bytes of the largest adapter that can be served: every module at the highest rank, in fp32."""
     width = sum(spec.inputs + part.outputs for spec in linear_specs(model).values() for part in spec.parts)
     return model.num_layers * width * max_rank * 4
 
 
 @contextmanager
 def open_weights(directory: Path) -> Iterator[SafetensorsFile]:
-    """The adapter's one safetensors file. Raises AdapterRefused if it is absent, pickled or damaged, also later."""
+    """The adapter's one safetensors file. Raises AdapterRefused if it is missing, pickled or damaged."""
     try:
         weights = SafetensorsFile.open(directory / WEIGHTS)
     except FileNotFoundError as error:
@@ -66,10 +66,9 @@ def open_weights(directory: Path) -> Iterator[SafetensorsFile]:
 def read_pairs(
     weights: SafetensorsFile, layout: AdapterLayout, config: LoraConfig, model: ModelConfig, max_rank: int
 ) -> list[LoraPair]:
-    """The adapter's pairs, in the model's order. Raises AdapterRefused naming the tensor that does not fit.
+    """The adapter's pairs, in the model's order. Raises AdapterRefused with the tensor that does not fit.
 
-    Everything that the file's header says is checked before any tensor is read, so no more is read than the highest
-    rank comes to.
+    Checks the shapes in the file's header before reading a tensor, so it reads no more than the highest rank needs.
     """
     modules = lora_modules(model)
     stated = config.modules({names.peft_module: layer for (layer, _), names in layout.pairs.items()})
@@ -83,8 +82,8 @@ def read_pairs(
                 "add it to target_modules"
             )
         check_rank(names.peft_module, found.rank, max_rank)
-        _check_place(names.a, weights.tensors[names.a], (found.rank, spec.inputs))
-        _check_place(names.b, weights.tensors[names.b], (part.outputs, found.rank))
+        _check_tensor(names.a, weights.tensors[names.a], (found.rank, spec.inputs))
+        _check_tensor(names.b, weights.tensors[names.b], (part.outputs, found.rank))
         fitting.append((LoraEntry(layer, part.name, found.rank, found.scale), spec, names))
     return [LoraPair(entry, spec, _finite(weights, n.a), _finite(weights, n.b)) for entry, spec, n in fitting]
 
@@ -92,13 +91,11 @@ def read_pairs(
 def check_rank(module: str, rank: int, max_rank: int) -> None:
     """Raise AdapterRefused if the rank is above the server's limit."""
     if rank > max_rank:
-        raise AdapterRefused(
-            f"{module} has rank {rank} and this server takes up to {max_rank} (--max-adapter-rank)", param="r"
-        )
+        raise AdapterRefused(f"{module} has rank {rank} and the maximum is {max_rank} (--max-adapter-rank)", param="r")
 
 
 def check_magnitudes(pairs: Iterable[LoraPair], dtype: torch.dtype) -> None:
-    """Raise AdapterRefused if an adapter is so large that it overflows in `dtype`, naming the module and side."""
+    """Raise AdapterRefused with the module and side if an adapter's values overflow in `dtype`."""
     largest_number = torch.finfo(dtype).max
     limit = min(largest_number, MAX_DELTA)
     for pair in pairs:
@@ -136,7 +133,7 @@ def _largest_delta(pair: LoraPair) -> float:
     return max(float((block.double() @ a).abs().max()) for block in pair.b.split(rows))
 
 
-def _check_place(name: str, place: TensorInfo, shape: tuple[int, int]) -> None:
+def _check_tensor(name: str, place: TensorInfo, shape: tuple[int, int]) -> None:
     """Raise AdapterRefused unless the tensor has that shape and is floating point."""
     if 0 in place.shape:
         raise AdapterRefused(

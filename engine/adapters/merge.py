@@ -1,9 +1,9 @@
-"""Adapters merged into one: the weighted sum of their deltas, exact, since ranks are concatenated, not factors added.
+"""Merges adapters into one: the exact weighted sum of their deltas, by concatenating ranks.
 
     sum of w_i s_i B_i A_i   =   s [B_1 f_1 | B_2 f_2 | …] [A_1; A_2; …]      with f_i = w_i s_i / s
 
-`s` is the w_i s_i of the largest magnitude: that adapter's numbers stay as they are and all others shrink, so nothing
-overflows, and what gets lost in 16 bits is small beside the sum. Knows no files.
+`s` is the w_i s_i of the largest magnitude: that adapter's B is unchanged and all others shrink, so nothing
+overflows, and rounding errors in 16 bits are small relative to the sum.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class _Term:
     factor: float
 
 
-class Merge:
-    """Takes adapters one by one, so that only one that is not cut to what is kept has to be in memory."""
+class AdapterMerger:
+    """Adds adapters one by one, so that only one complete adapter has to be in memory."""
 
     def __init__(self, max_rank: int) -> None:
         self._max_rank = max_rank
@@ -40,7 +40,7 @@ class Merge:
     def add(self, pairs: list[LoraPair], weight: float) -> None:
         """Add `weight` times the adapter that has `pairs`.
 
-        Raises AdapterRefused as soon as a module's ranks come to more than the limit, or if a factor is out of bounds.
+        Raises AdapterRefused if the sum of a module's ranks exceeds the limit, or if a factor is out of bounds.
         """
         for pair in pairs:
             place = (pair.entry.layer, pair.entry.module)
@@ -57,7 +57,7 @@ class Merge:
             self._check_rank(place, [len(term.a) for term in terms])
 
     def pairs(self) -> list[LoraPair]:
-        """The merged adapter's pairs, in the model's order; what was added is used up."""
+        """The merged adapter's pairs, in the model's order; removes the added ones."""
         return [self._pair(place, self._terms.pop(place)) for place in sorted(self._terms)]
 
     def _pair(self, place: tuple[int, str], terms: list[_Term]) -> LoraPair:
@@ -69,7 +69,7 @@ class Merge:
     def _check_rank(self, place: tuple[int, str], ranks: list[int]) -> None:
         if sum(ranks) > self._max_rank:
             raise AdapterRefused(
-                f"layer {place[0]}, {place[1]}: merged, the ranks {' + '.join(map(str, ranks))} come to {sum(ranks)}, "
-                f"and this server takes up to {self._max_rank} (--max-adapter-rank)",
+                f"layer {place[0]}, {place[1]}: the merged ranks {' + '.join(map(str, ranks))} add up to {sum(ranks)}, "
+                f"and the maximum is {self._max_rank} (--max-adapter-rank)",
                 param="merged_adapters",
             )

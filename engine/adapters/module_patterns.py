@@ -1,4 +1,4 @@
-"""Matches an adapter's regexes against module names, in worker processes with limits on memory and time."""
+"""Matches an adapter's regexes against module names in worker processes with limits on memory and time."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from motet.engine.adapters.pattern_worker import CPU_SECONDS, MatchAnswer, Match
 from motet.engine.client.subprocess_worker import Crashed, SubprocessWorker, TooSlow
 
 MAX_PATTERN = 4096
-_WORKERS = 2  # as many as adapters are prepared at once
+_WORKERS = 2  # the number of adapters that are prepared at once
 _QUEUE = 64
 _SECONDS = 60.0
-"""Wall-clock time for one request. The limit that counts is of CPU time, which a busy machine does not shorten."""
+"""Wall-clock limit per request. The real limit is on CPU time, which does not depend on the machine's load."""
 
 _decode = msgspec.msgpack.Decoder(MatchAnswer).decode
 
 
 class _Matcher:
-    """The workers, and an event loop in a thread of its own that talks to them for callers from any thread."""
+    """The workers, and an event loop in its own thread that serves callers from any thread."""
 
     def __init__(self) -> None:
         name = "motet.engine.adapters.pattern_worker"
@@ -51,8 +51,8 @@ def _matcher() -> _Matcher:
 def first_matches(field: str, patterns: Sequence[str], modules: Sequence[str], *, suffix: bool = False) -> list[int]:
     """For each module the index of the first of `patterns` that matches its whole name, -1 for none.
 
-    With `suffix`, a pattern may also match what follows a dot in the name. `field` is the config's field that has
-    the patterns. Raises AdapterRefused naming it if they are wrong or take too much time or memory.
+    With `suffix`, a pattern may also match what follows a dot in the name. `field` is the config's field of
+    the patterns. Raises AdapterRefused with it if they are invalid or take too much time or memory.
     """
     if any(len(pattern) > MAX_PATTERN for pattern in patterns):
         raise AdapterRefused(

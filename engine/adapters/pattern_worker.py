@@ -1,6 +1,6 @@
-"""A process that matches an adapter's regexes: a short one may need endless time and memory (called by patterns.py).
+"""Matches an adapter's regexes in a worker process: a short regex can need endless time and memory.
 
-Requests and answers are msgpack structs. The patterns are Python's own, as they are in PEFT.
+module_patterns.py starts it. Requests and answers are msgpack structs; the regexes are Python's, as in PEFT.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import msgspec
 from motet.engine.client.subprocess_main import serve
 
 CPU_SECONDS = 5
-"""CPU time for one field's patterns; a large model's adapter has hundreds of them, for hundreds of modules."""
+"""CPU seconds for one field's patterns; a large model's adapter can have hundreds, for hundreds of modules."""
 
 MEMORY_BYTES = 256 << 20
 _MAX_ERROR_CHARACTERS = 300
 
 
 class MatchRequest(msgspec.Struct):
-    """Match `patterns` against `modules`: whole names, or with `suffix` also what follows a dot in them."""
+    """Match `patterns` against whole names of `modules`, or with `suffix` also against the part after a dot."""
 
     patterns: list[str]
     modules: list[str]
@@ -27,14 +27,14 @@ class MatchRequest(msgspec.Struct):
 
 
 class MatchAnswer(msgspec.Struct):
-    """For each module the index of the first pattern that matches, -1 for none; or `error`, what is wrong."""
+    """For each module the index of the first pattern that matches, -1 for none; or an error message."""
 
     first: list[int]
     error: str = ""
 
 
 def match(request: MatchRequest) -> MatchAnswer:
-    """Match one request; whatever is wrong with its patterns becomes an answer."""
+    """Match one request; an error in its patterns becomes an answer."""
     try:
         sources = [rf"(.*\.)?({p})" if request.suffix else p for p in request.patterns]
         patterns = [re.compile(source) for source in sources]
@@ -47,7 +47,7 @@ def match(request: MatchRequest) -> MatchAnswer:
 
 
 def main() -> None:
-    """Serve stdin until it ends."""
+    """Answer requests from stdin until it ends."""
     decoder, encoder = msgspec.msgpack.Decoder(MatchRequest), msgspec.msgpack.Encoder()
     serve(lambda request: encoder.encode(match(decoder.decode(request))), MEMORY_BYTES, CPU_SECONDS)
 

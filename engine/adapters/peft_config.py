@@ -1,7 +1,6 @@
-"""PEFT's adapter_config.json, read in three tables: neutral, honoured, refused. Unknown fields must be empty.
+"""Reads PEFT's adapter_config.json: which modules have LoRA, and their ranks and scales.
 
-Numbers that come out silently wrong are the worst fault of an adapter server, so whatever would change them is
-either computed as PEFT computes it, or refused by name. Knows no tensors.
+unsupported_features.py lists the fields that are supported, ignored and refused.
 """
 
 from __future__ import annotations
@@ -19,86 +18,22 @@ from motet.core.adapter_directory_errors import MLX, no_config
 from motet.core.errors import AdapterRefused
 from motet.core.paths import read_regular
 from motet.engine.adapters.module_patterns import first_matches
+from motet.engine.adapters.unsupported_features import check_config_fields
 
 T = TypeVar("T")
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_NAMES = 10_000
-"""Entries of a list of modules, or of a table of patterns."""
+"""Limit on the entries of a list of modules or a table of patterns."""
 
 MAX_NUMBER = 1e30
 MAX_RANK = 1_000_000
 ALL_LINEAR = "all-linear"
 
-NEUTRAL = frozenset(
-    [
-        "auto_mapping",
-        "base_model_name_or_path",
-        "ensure_weight_tying",
-        "inference_mode",
-        "layers_pattern",
-        "lora_dropout",
-        "megatron_config",
-        "megatron_core",
-        "peft_type",
-        "peft_version",
-        "qalora_group_size",
-        "revision",
-        "runtime_config",
-        "task_type",
-    ]
-)
-"""Without effect on what a trained adapter computes (or read elsewhere here: peft_type, layers_pattern)."""
-
-HONOURED = frozenset(
-    [
-        "alpha_pattern",
-        "bias",
-        "exclude_modules",
-        "fan_in_fan_out",
-        "init_lora_weights",
-        "layers_to_transform",
-        "lora_alpha",
-        "r",
-        "rank_pattern",
-        "target_modules",
-        "use_rslora",
-    ]
-)
-
-REFUSED = {
-    "alora_invocation_tokens": "aLoRA is not supported",
-    "arrow_config": "Arrow routing is not supported",
-    "corda_config": "",
-    "eva_config": "",
-    "kasa_config": "KaSA is not supported",
-    "layer_replication": "layer replication changes the base model",
-    "loftq_config": "",
-    "lora_bias": "biases in lora_B are not supported",
-    "lora_ga_config": "",
-    "modules_to_save": "fully trained modules are not supported; train without modules_to_save",
-    "monteclora_config": "MonteCLoRA is not supported",
-    "target_parameters": "LoRA on bare parameters is not supported",
-    "trainable_token_indices": "trained token embeddings are not supported",
-    "use_bdlora": "block-diagonal LoRA is not supported",
-    "use_dora": "DoRA is not supported",
-    "use_qalora": "QA-LoRA is not supported",
-    "velora_config": "VeLoRA is not supported",
-}
-"""Refused unless empty. An empty reason: the field only describes how training began, so it is let pass."""
-
-CLASSIFIERS = ("SEQ_CLS", "TOKEN_CLS")
-
-BIASES = ("none", "all", "lora_only")
-"""What PEFT trains beside LoRA. Many models have no biases, so the tensors decide: a trained bias is refused there."""
-
-PLAIN_INITS = (True, False, None, "true", "false", "gaussian", "eva", "orthogonal")
-"""Other initialisations change the base weights, so that the adapter fits none but its own altered base."""
-
 
 @dataclass(frozen=True)
 class ModuleConfig:
-    """What a config says about one module: whether LoRA applies to it, its rank, and the scale of its delta."""
+    """One module in the config: whether LoRA applies to it, its rank, and the scale of its delta."""
 
     targeted: bool
     rank: int
@@ -107,7 +42,7 @@ class ModuleConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """The honoured fields, checked."""
+    """The supported fields, checked."""
 
     r: int
     lora_alpha: float
@@ -118,16 +53,16 @@ class LoraConfig:
     rank_pattern: dict[str, int] = field(default_factory=dict)
     alpha_pattern: dict[str, float] = field(default_factory=dict)
     base_model: object = field(default=None, compare=False)
-    """What base_model_name_or_path says, whatever that is."""
+    """The value of base_model_name_or_path, of any type."""
 
     digest: bytes = field(default=b"", compare=False)
     """SHA-256 of the file."""
 
     def modules(self, layers: Mapping[str, int]) -> dict[str, ModuleConfig]:
-        """What PEFT would do with the modules in `layers`, names such as `model.layers.0.self_attn.q_proj`.
+        """PEFT's configuration of each module in `layers`, with names such as `model.layers.0.self_attn.q_proj`.
 
-        `layers` has each module's decoder layer. The scale is alpha / r, or alpha / sqrt(r) (Kalajdzievski,
-        "rsLoRA", 2023), with the module's own alpha and r. Raises AdapterRefused for a pattern that cannot be used.
+        `layers` maps each module to its decoder layer. The scale is alpha / r, or alpha / sqrt(r) (Kalajdzievski,
+        "rsLoRA", 2023), with the module's own alpha and r. Raises AdapterRefused for an invalid pattern.
         """
         names = list(layers)
         targeted, excluded = self._targeted(layers), self._named("exclude_modules", self.exclude_modules, names)
@@ -143,21 +78,21 @@ class LoraConfig:
         }
 
     def _targeted(self, layers: Mapping[str, int]) -> set[str]:
-        """The modules that `target_modules` and `layers_to_transform` choose."""
-        chosen = self.layers_to_transform
+        """The modules that `target_modules` and `layers_to_transform` select."""
+        selected_layers = self.layers_to_transform
         targets = self.target_modules
         if isinstance(targets, str) and targets != ALL_LINEAR:
             return self._named("target_modules", targets, list(layers))
         named = set(layers) if isinstance(targets, str) else self._named("target_modules", targets, list(layers))
-        # PEFT considers the layers only where modules are listed, and not by their full names.
+        # PEFT applies layers_to_transform only to a list of modules, and not to full names in it.
         full = targets if isinstance(targets, frozenset) else frozenset()
-        return {name for name in named if chosen is None or layers[name] in chosen or name in full}
+        return {name for name in named if selected_layers is None or layers[name] in selected_layers or name in full}
 
-    def _named(self, what: str, names: str | frozenset[str], modules: list[str]) -> set[str]:
-        """The modules that match a regex, or that a list names by their last parts."""
+    def _named(self, field: str, names: str | frozenset[str], modules: list[str]) -> set[str]:
+        """The modules that match a regex, or whose last parts are in a list."""
         if isinstance(names, frozenset):
             return {module for module in modules if names and not names.isdisjoint(_endings(module))}
-        return {m for m, found in zip(modules, first_matches(what, [names], modules), strict=True) if found >= 0}
+        return {m for m, index in zip(modules, first_matches(field, [names], modules), strict=True) if index >= 0}
 
 
 def _endings(module: str) -> list[str]:
@@ -166,17 +101,17 @@ def _endings(module: str) -> list[str]:
     return [".".join(parts[start:]) for start in range(len(parts))]
 
 
-def _by_pattern(what: str, table: Mapping[str, T], modules: list[str], default: T) -> dict[str, T]:
+def _by_pattern(field: str, table: Mapping[str, T], modules: list[str], default: T) -> dict[str, T]:
     """For each module the value of the first key that matches its end, as a regex; as PEFT looks it up."""
     if not table:
         return dict.fromkeys(modules, default)
-    values = [*table.values(), default]  # no match is -1
-    found = first_matches(what, list(table), modules, suffix=True)
-    return {module: values[index] for module, index in zip(modules, found, strict=True)}
+    values = [*table.values(), default]  # index -1, no match, is the default
+    indexes = first_matches(field, list(table), modules, suffix=True)
+    return {module: values[index] for module, index in zip(modules, indexes, strict=True)}
 
 
 def read_config(directory: Path) -> LoraConfig:
-    """The config in `directory`. Raises AdapterRefused naming the field that is missing, wrong or unsupported."""
+    """Read the config in `directory`. Raises AdapterRefused with the field that is missing, wrong or unsupported."""
     path = directory / "adapter_config.json"
     try:
         content = read_regular(path, MAX_CONFIG_BYTES)
@@ -191,7 +126,7 @@ def read_config(directory: Path) -> LoraConfig:
         if not isinstance(raw, dict):
             raise AdapterRefused("adapter_config.json is not a JSON object")
         return replace(parse_config(raw), digest=hashlib.sha256(content).digest())
-    except RecursionError as error:  # what can just be read may still be too deep to be shown in an error
+    except RecursionError as error:  # a value that json can parse may be too deep for repr in an error
         raise AdapterRefused("adapter_config.json is nested too deeply") from error
     except ValueError as error:
         raise AdapterRefused(
@@ -200,7 +135,7 @@ def read_config(directory: Path) -> LoraConfig:
 
 
 def parse_config(raw: dict[str, Any]) -> LoraConfig:
-    """`raw`, checked against the three tables. Raises AdapterRefused naming the field."""
+    """Check the fields of `raw`. Raises AdapterRefused with the field at fault."""
     if raw.get("peft_type") is None and ("lora_parameters" in raw or "fine_tune_type" in raw):
         raise AdapterRefused(f"adapter_config.json is MLX's, not PEFT's; {MLX}", param="peft_type")
     if raw.get("peft_type") != "LORA":
@@ -208,7 +143,7 @@ def parse_config(raw: dict[str, Any]) -> LoraConfig:
             f"adapter_config.json: peft_type is {raw.get('peft_type')!r}"[:300] + "; only LORA is supported",
             param="peft_type",
         )
-    _check_refused(raw)
+    check_config_fields(raw)
     targets = raw.get("target_modules")
     if not targets:
         raise AdapterRefused("target_modules is empty; the adapter applies to nothing", param="target_modules")
@@ -229,38 +164,6 @@ def parse_config(raw: dict[str, Any]) -> LoraConfig:
         alpha_pattern={k: _number(f"alpha_pattern[{k!r}]", v) for k, v in _table(raw, "alpha_pattern").items()},
         base_model=raw.get("base_model_name_or_path"),
     )
-
-
-def _check_refused(raw: dict[str, Any]) -> None:
-    for name, value in raw.items():
-        if name in NEUTRAL or name in HONOURED or not value:
-            continue
-        reason = REFUSED.get(name, "the field is not known here, and may change what the adapter computes")
-        if name == "modules_to_save":
-            reason = _saved_modules_reason(value, raw.get("task_type"))
-        if reason:
-            raise AdapterRefused(f"adapter_config.json: {name} = {value!r}"[:300] + f": {reason}", param=name)
-    if (bias := raw.get("bias")) and bias not in BIASES:
-        raise AdapterRefused(
-            f"adapter_config.json: bias = {bias!r}"[:300] + f": it must be one of {', '.join(BIASES)}", param="bias"
-        )
-    init = raw.get("init_lora_weights")
-    if init not in PLAIN_INITS:
-        raise AdapterRefused(
-            f"adapter_config.json: init_lora_weights = {init!r} alters the base weights; convert the adapter to a "
-            "plain LoRA (PEFT: save_pretrained(path_initial_model_for_weight_conversion=…))",
-            param="init_lora_weights",
-        )
-
-
-def _saved_modules_reason(modules: Any, task: Any) -> str:
-    """Why fully trained modules are refused, and what to do."""
-    names = {str(name).split(".")[-1] for name in modules} if isinstance(modules, list) else set()
-    if task in CLASSIFIERS or names & {"score", "classifier"}:
-        return "the adapter is a classifier, whose head is trained; Motet serves text generation and embeddings only"
-    if names & {"embed_tokens", "lm_head"}:
-        return "trained embeddings and heads are not supported yet; train without them in modules_to_save"
-    return REFUSED["modules_to_save"]
 
 
 def _rank(name: str, value: Any) -> int:

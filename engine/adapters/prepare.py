@@ -1,4 +1,4 @@
-"""Prepares an adapter, or several merged into one: parse, check, shard, and write one file a rank, keyed by content."""
+"""Prepares an adapter, or several merged into one: parse, check, shard, and write a file per rank, keyed by content."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from motet.engine.adapters.lora_tensors import (
     read_pairs,
     shard_pair,
 )
-from motet.engine.adapters.merge import Merge
+from motet.engine.adapters.merge import AdapterMerger
 from motet.engine.adapters.peft_config import read_config
 from motet.engine.adapters.prepared_files import find_prepared, write_prepared
 from motet.engine.adapters.tensor_names import read_layout
@@ -35,18 +35,18 @@ from motet.engine.distributed.process_group import ShardGroup
 from motet.engine.models.config import ModelConfig
 
 LAYOUT = 3
-"""Part of the fingerprint: raise it when prepared files change."""
+"""Part of the fingerprint: increase it when the format of prepared files changes."""
 
 MERGE_LAYOUT = 1
-"""The same for how adapters are merged."""
+"""The same for merged adapters."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What adapters are prepared for: the model, its sharding and dtype, the rank limit, and where files go.
+    """What adapters are prepared for: the model, its sharding and dtype, the rank limit, and the cache directory.
 
-    `directory` has the model's files, and `names` are those by which an adapter may call it; `tokens` are its own:
-    without them, adapters' tokenizers are not looked at.
+    `directory` has the model's files; `names` are the model's names in adapters' configs; without `tokens`, adapters'
+    tokenizers are ignored.
     """
 
     model: ModelConfig
@@ -62,7 +62,7 @@ class Target:
 
 @dataclass(frozen=True)
 class _AdapterFiles:
-    """What an adapter's files hold: its pairs, the base that it names, and a fingerprint of all that matters."""
+    """The contents of an adapter's files: its pairs, the base model in its config, and their fingerprint."""
 
     pairs: list[LoraPair]
     base_model: object
@@ -70,44 +70,43 @@ class _AdapterFiles:
 
 
 def prepare_adapter(parts: Sequence[AdapterPart], target: Target) -> PreparedAdapter:
-    """The sum of `parts`, prepared for `target`: one adapter as it is, or up to MAX_PARTS merged into one.
+    """Prepare the sum of `parts` for `target`: one adapter unchanged, or up to MAX_PARTS merged into one.
 
-    A merged adapter has the first one's own end-of-text ids and tokens, as it has its chat template. In memory are
-    at most one adapter's file and, in fp32, twice what --max-adapter-rank allows. Raises AdapterRefused with what is
-    wrong.
+    A merged adapter has the end-of-text ids, tokens and chat template of the first one. At most one adapter's file and,
+    in fp32, twice the size that --max-adapter-rank allows are in memory. Raises AdapterRefused with the fault.
     """
     if not 1 <= len(parts) <= MAX_PARTS:
-        raise AdapterRefused(f"{len(parts)} adapters cannot be merged; it takes 1 to {MAX_PARTS}")
+        raise AdapterRefused(f"{len(parts)} adapters cannot be merged; the number must be 1 to {MAX_PARTS}")
     first = parts[0]
     if len(parts) == 1 and first.weight == 1:
         files = _read(Path(first.directory), target)
-        prepared = _kept(files.fingerprint, target) or _built(files.fingerprint, files.pairs, target)
-        named = [files.base_model]
+        prepared = _cached(files.fingerprint, target) or _write(files.fingerprint, files.pairs, target)
+        base_models = [files.base_model]
     else:
-        fingerprint, pairs, named = _merged(parts, target)
-        prepared = _kept(fingerprint, target, "merged") or _built(fingerprint, pairs, target, "merged")
-    for entry in prepared.entries:  # the record may be of a server with a higher limit
+        fingerprint, pairs, base_models = _merged(parts, target)
+        prepared = _cached(fingerprint, target, "merged") or _write(fingerprint, pairs, target, "merged")
+    for entry in prepared.entries:  # the cached record may be of a server with a higher limit
         check_rank(f"layer {entry.layer}, {entry.module}", entry.lora_rank, target.max_rank)
-    warnings = (base_model_warning(name, target.names) for name in named)
-    eos, tokens = _text(Path(first.directory), target)
+    warnings = (base_model_warning(name, target.names) for name in base_models)
+    eos, tokens = _eos_and_tokens(Path(first.directory), target)
     return msgspec.structs.replace(
         prepared, eos_token_ids=eos, tokens=tokens, warnings=tuple(dict.fromkeys(filter(None, warnings)))
     )
 
 
 def check_adapter(directory: Path, target: Target) -> tuple[str, ...]:
-    """Whether the adapter in `directory` can be served, without writing anything; returns its warnings.
+    """Check whether the adapter in `directory` can be served, without writing anything; returns its warnings.
 
-    Raises AdapterRefused with what is wrong.
+    Raises AdapterRefused with the fault.
     """
     files = _read(directory, target)
     check_magnitudes(files.pairs, target.dtype)
-    _text(directory, target)
+    _eos_and_tokens(directory, target)
     warning = base_model_warning(files.base_model, target.names)
     return (warning,) if warning else ()
 
 
-def _text(directory: Path, target: Target) -> tuple[tuple[int, ...], AdapterTokens]:
+def _eos_and_tokens(directory: Path, target: Target) -> tuple[tuple[int, ...], AdapterTokens]:
     """The adapter's own end-of-text ids and tokens."""
     vocab_size = target.model.vocab_size
     tokens = read_added_tokens(directory, target.tokens, vocab_size) if target.tokens else AdapterTokens()
@@ -115,7 +114,7 @@ def _text(directory: Path, target: Target) -> tuple[tuple[int, ...], AdapterToke
 
 
 def _read(directory: Path, target: Target) -> _AdapterFiles:
-    """The adapter's files. What was changed between two looks cannot matter: what is used is what is hashed."""
+    """Read the adapter's files. The fingerprint covers the data that is used, so concurrent changes do no harm."""
     config = read_config(directory)
     with open_weights(directory) as weights:
         layout = read_layout(weights.tensors, target.model)
@@ -131,27 +130,27 @@ def _read(directory: Path, target: Target) -> _AdapterFiles:
 
 
 def _merged(parts: Sequence[AdapterPart], target: Target) -> tuple[str, list[LoraPair], list[object]]:
-    """The merged adapter's fingerprint and pairs, and the bases that its parts name.
+    """The merged adapter's fingerprint and pairs, and the base models in the parts' configs.
 
-    Reads every part, also where the result has been kept: a part's directory may hold another adapter by now.
+    Reads every part even if the result is cached: a part's directory may contain another adapter by now.
     """
-    merge, digest = Merge(target.max_rank), hashlib.sha256(f"linear {MERGE_LAYOUT}".encode())
-    named = []
+    merger, digest = AdapterMerger(target.max_rank), hashlib.sha256(f"linear {MERGE_LAYOUT}".encode())
+    base_models = []
     for part in parts:
         files = _read(Path(part.directory), target)
         digest.update(f" {files.fingerprint} {float(part.weight).hex()}".encode())
-        merge.add(files.pairs, part.weight)
-        named.append(files.base_model)
-    return digest.hexdigest()[:32], merge.pairs(), named
+        merger.add(files.pairs, part.weight)
+        base_models.append(files.base_model)
+    return digest.hexdigest()[:32], merger.pairs(), base_models
 
 
-def _kept(fingerprint: str, target: Target, folder: str = "prepared") -> PreparedAdapter | None:
-    """What was prepared before, if all of it is still there."""
+def _cached(fingerprint: str, target: Target, folder: str = "prepared") -> PreparedAdapter | None:
+    """The prepared adapter in the cache, if it is complete."""
     return find_prepared(target.cache / folder / fingerprint, target.shards)
 
 
-def _built(fingerprint: str, pairs: list[LoraPair], target: Target, folder: str = "prepared") -> PreparedAdapter:
-    """`pairs` as one file a rank, and a record of them."""
+def _write(fingerprint: str, pairs: list[LoraPair], target: Target, folder: str = "prepared") -> PreparedAdapter:
+    """Write `pairs` as one file per rank, and a record of them."""
     check_magnitudes(pairs, target.dtype)
 
     def tensors(rank: int) -> dict[str, Tensor]:

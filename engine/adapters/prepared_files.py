@@ -1,8 +1,8 @@
-"""Prepared adapters on the disk: a directory by content, with one file a rank and a record that has their digests.
+"""Stores prepared adapters on disk: a directory per fingerprint, with one file per rank and a record of their digests.
 
     prepared/FINGERPRINT/  adapter.json  0.safetensors  1.safetensors  …
 
-A copy that is damaged is removed when it is looked up, and made again.
+A lookup removes a damaged copy, which is then prepared again.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from motet.core.paths import build_directory
 RECORD = "adapter.json"
 
 Shards: TypeAlias = Sequence[Callable[[], dict[str, Tensor]]]
-"""What gives each rank's tensors; called one after another, so that only one rank's are in memory."""
+"""A function per rank that returns its tensors; called one by one, so that only one rank's are in memory."""
 
 
 def find_prepared(home: Path, shards: int) -> PreparedAdapter | None:
-    """What was prepared in `home` before, if it is whole; else nothing is left of it."""
+    """The prepared adapter in `home`; if it is damaged, it is removed and None returned."""
     try:
         checked, _, record = (home / RECORD).read_bytes().partition(b"\n")
         if checked.decode() != digest(record):
@@ -47,14 +47,14 @@ def find_prepared(home: Path, shards: int) -> PreparedAdapter | None:
                 raise ValueError(f"{name} is damaged")
     except (OSError, ValueError) as error:
         if home.exists():
-            logger.warning("prepared adapter {} is made again: {}", home.name, error)
+            logger.warning("prepared adapter {} is damaged and is prepared again: {}", home.name, error)
             remove_directory(home)
         return None
     return msgspec.structs.replace(prepared, files=tuple(str(home / name) for name in prepared.files))
 
 
 def write_prepared(home: Path, prepared: PreparedAdapter, shards: Shards) -> PreparedAdapter:
-    """`prepared`, with the tensors of each rank in files in `home`. Raises Unavailable where the disk is full."""
+    """Write each rank's tensors to `home`; return `prepared` with the files. Raises Unavailable if the disk is full."""
 
     def fill(scratch: Path) -> None:
         size, digests = 0, []
@@ -76,14 +76,14 @@ def write_prepared(home: Path, prepared: PreparedAdapter, shards: Shards) -> Pre
 
 
 def remove_directory(home: Path) -> None:
-    """Remove a directory of the cache, all at once for other processes that look for it."""
+    """Remove a directory of the cache, atomically for other processes."""
     try:
         scratch = Path(tempfile.mkdtemp(prefix=f".{home.name}.", dir=home.parent))
         try:
             home.rename(scratch / home.name)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    except OSError:  # no room for another name, or another process has just removed it
+    except OSError:  # the disk is full, or another process has just removed it
         shutil.rmtree(home, ignore_errors=True)
 
 

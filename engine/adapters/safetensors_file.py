@@ -1,4 +1,4 @@
-"""A safetensors file read tensor by tensor, never mapped: a file that is cut short meanwhile cannot kill a process."""
+"""Reads a safetensors file tensor by tensor, without mmap: truncating a mapped file would kill the process."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _DTYPES = {
 
 
 class DamagedFile(ValueError):
-    """The file is cut short or damaged, as it is while somebody writes it."""
+    """The file is cut short or damaged, for instance because it is still being written."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"cut short or damaged: {what}")
@@ -53,7 +53,7 @@ class TensorInfo:
 
     @property
     def bytes(self) -> int:
-        """How many bytes it has."""
+        """Its size in bytes."""
         return self.end - self.begin
 
 
@@ -76,7 +76,7 @@ class SafetensorsFile:
         file.seek(8)
         self.header = file.read(length)
         self._begin = 8 + length
-        self.tensors = _places(self.header, size - self._begin)
+        self.tensors = _tensor_infos(self.header, size - self._begin)
 
     @classmethod
     def open(cls, path: Path) -> SafetensorsFile:
@@ -102,7 +102,7 @@ class SafetensorsFile:
         return self._read(place, place.begin, place.bytes).reshape(place.shape)
 
     def rows(self, name: str, rows: slice) -> Tensor:
-        """The rows first to last of a tensor; `rows` has both bounds."""
+        """A range of a tensor's rows; `rows` must have both bounds."""
         place = self.tensors[name]
         width = place.bytes // place.shape[0]
         return self._read(place, place.begin + rows.start * width, (rows.stop - rows.start) * width).reshape(
@@ -117,8 +117,8 @@ class SafetensorsFile:
         return torch.frombuffer(data, dtype=place.dtype) if count else torch.empty(0, dtype=place.dtype)
 
 
-def _places(header: bytes, size: int) -> dict[str, TensorInfo]:
-    """The tensors that a header describes, which fill the `size` bytes after it without a gap."""
+def _tensor_infos(header: bytes, size: int) -> dict[str, TensorInfo]:
+    """The tensors in a header; they must fill the `size` bytes after it without gaps."""
     try:
         described = json.loads(header)
         places = {name: _place(entry) for name, entry in described.items() if name != "__metadata__"}

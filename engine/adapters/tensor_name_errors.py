@@ -1,42 +1,16 @@
-"""Says of a tensor that is no LoRA pair here what it is and what to do; for people, so every form has its own line."""
+"""Error messages for tensors that do not belong to a LoRA pair of this model: what the tensor is and what to do."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection
 
+from motet.engine.adapters.unsupported_features import UNSUPPORTED_TENSORS
 from motet.engine.models.config import ModelConfig
 
 _PAIR = re.compile(r"layers\.(?P<layer>\d{1,6})\.(?P<module>\w+\.\w+)\..*?lora_(?P<side>[AB])\b", re.ASCII)
-_UNSUPPORTED = [
-    (r"lora_embedding_|\b(embed_tokens|wte)\.lora_", "LoRA on the embedding is not supported yet; train without it"),
-    (r"(lm_head|embed_out|unembed_tokens)\.lora_", "LoRA on the head (lm_head) is not supported yet; train without it"),
-    (
-        r"embed_tokens|lm_head|wte\.|embed_out|unembed_tokens",
-        "trained embeddings and heads are not supported yet; train without them in modules_to_save",
-    ),
-    (r"lora_magnitude_vector", "DoRA is not supported yet; train with use_dora=False"),
-    (r"trainable_tokens|token_adapter", "trained token embeddings are not supported yet"),
-    (r"\b(score|classifier)\.", "it is a classifier's head, and Motet serves text generation and embeddings only"),
-    (r"modules_to_save", "fully trained modules are not supported; train without modules_to_save"),
-    (r"lora_[AB]\.(\w+\.)?bias$", "biases in LoRA are not supported; train with lora_bias=False"),
-    (r"\.bias$", "trained biases are not supported; train with bias='none'"),
-    (
-        r"\.lora_[ab]$",
-        "this is MLX's format, not PEFT's; transpose lora_a and lora_b, save them as base_model.model.<module>."
-        "lora_A.weight and .lora_B.weight, and set r to the rank and lora_alpha to rank times scale in "
-        "adapter_config.json",
-    ),
-    (
-        r"layers\.\d+\.(attention\.w[qkvo]|feed_forward\.w[123])\.",
-        "this is mistral-finetune's format, not PEFT's; it uses Mistral's own names and order of rows, so train or "
-        "convert with PEFT",
-    ),
-    (r"\.(experts|block_sparse_moe)\.", "it is for a mixture of experts, which this model is not"),
-    (r"lora_(up|down)\.|^lora_(unet|te)", "this is a format for image models, not PEFT's"),
-]
 _WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-"""What torch.compile and FSDP put into names."""
+"""Parts of names that torch.compile and FSDP insert."""
 
 _FUSED = {
     "qkv_proj": "q_proj, k_proj and v_proj",
@@ -48,17 +22,17 @@ _FUSED = {
 
 
 def shown(name: str) -> str:
-    """A foreign name as an error can carry it."""
+    """A name from an adapter file, shortened for an error."""
     return name if len(name) <= 200 else f"{name[:200]}…"
 
 
-def advice(name: str, model: ModelConfig, modules: Collection[str]) -> str:
-    """What the tensor `name` is, and what to do; `modules` are a layer's, such as `self_attn.q_proj`."""
-    for pattern, reason in _UNSUPPORTED:
+def explain_tensor(name: str, model: ModelConfig, modules: Collection[str]) -> str:
+    """What the tensor `name` is, and what to do; `modules` are those of a layer, such as `self_attn.q_proj`."""
+    for pattern, reason in UNSUPPORTED_TENSORS:
         if re.search(pattern, name):
             return reason
-    if (found := _PAIR.search(_WRAPPERS.sub("", name))) is not None:
-        return _pair_advice(name, found, model, modules)
+    if (match := _PAIR.search(_WRAPPERS.sub("", name))) is not None:
+        return _pair_advice(name, match, model, modules)
     if "lora" not in name.lower():
         return (
             "it is a weight of a whole model, not of a LoRA adapter; save the adapter alone with PEFT's save_pretrained"
@@ -66,8 +40,8 @@ def advice(name: str, model: ModelConfig, modules: Collection[str]) -> str:
     return _another_base(model)
 
 
-def _pair_advice(name: str, found: re.Match[str], model: ModelConfig, modules: Collection[str]) -> str:
-    layer, module = found["layer"], found["module"]
+def _pair_advice(name: str, match: re.Match[str], model: ModelConfig, modules: Collection[str]) -> str:
+    layer, module = match["layer"], match["module"]
     kind = module.split(".")[-1]
     if kind in _FUSED:
         return (
@@ -78,7 +52,7 @@ def _pair_advice(name: str, found: re.Match[str], model: ModelConfig, modules: C
         return _another_base(model)
     if int(layer) >= model.num_layers:
         return f"layer {layer} is beyond this model's {model.num_layers} layers; the adapter is for another base model"
-    name_here = f"base_model.model.model.layers.{layer}.{module}.lora_{found['side']}.weight"
+    name_here = f"base_model.model.model.layers.{layer}.{module}.lora_{match['side']}.weight"
     if "language_model" in name:
         return (
             "it was trained on a multimodal model, as `language_model` says; if its text model is this base, rename "

@@ -1,4 +1,4 @@
-"""What the names of an adapter's tensors mean: LoRA pairs, copies of the base's weights, or neither, and why."""
+"""Parses the names of an adapter's tensors: LoRA pairs and copies of base weights; others are refused."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from motet.core.errors import AdapterRefused
-from motet.engine.adapters.tensor_name_errors import advice, shown
+from motet.engine.adapters.tensor_name_errors import explain_tensor, shown
 from motet.engine.layers.linear import LinearSpec, Part
 from motet.engine.models.config import ModelConfig
 from motet.engine.models.linear_specs import linear_specs
 
-# One spelling for each: a second one would give a module two pairs. PEFT names modules as the class that it wraps
-# does: AutoModelForCausalLM has `model.` before its layers, AutoModel has not.
+# Only one spelling is accepted: a second one would give a module two pairs. PEFT uses the module names of the wrapped
+# class: in AutoModelForCausalLM, `model.` precedes the layers, in AutoModel it does not.
 _LAYER = r"(?P<root>model\.)?layers\.(?P<layer>0|[1-9][0-9]{0,5})\.(?P<module>\w+\.\w+)"
 _PAIR = re.compile(rf"base_model\.model\.(?P<peft>{_LAYER})\.lora_(?P<side>[AB])\.weight", re.ASCII)
 _COPIES = [
@@ -45,7 +45,7 @@ def lora_modules(model: ModelConfig) -> dict[str, tuple[LinearSpec, Part]]:
 
 
 def read_layout(names: Iterable[str], model: ModelConfig) -> AdapterLayout:
-    """What the tensors called `names` are. Raises AdapterRefused naming the first that LoRA here does not have."""
+    """Parse the tensors' names. Raises AdapterRefused for the first one that LoRA cannot use here."""
     modules, layout = lora_modules(model), AdapterLayout()
     for name in sorted(names):
         if copied := _copied(name, model, modules):
@@ -53,9 +53,8 @@ def read_layout(names: Iterable[str], model: ModelConfig) -> AdapterLayout:
             continue
         found = _PAIR.fullmatch(name)
         if found is None or found["module"] not in modules or int(found["layer"]) >= model.num_layers:
-            raise AdapterRefused(
-                f"tensor {shown(name)} matches no module that LoRA can target here: {advice(name, model, modules)}"
-            )
+            why = explain_tensor(name, model, modules)
+            raise AdapterRefused(f"tensor {shown(name)} matches no module that LoRA can target here: {why}")
         pair = layout.pairs.setdefault((int(found["layer"]), found["module"]), LoraNames(found["peft"]))
         if pair.peft_module != found["peft"]:
             raise AdapterRefused(
@@ -71,7 +70,7 @@ def read_layout(names: Iterable[str], model: ModelConfig) -> AdapterLayout:
 
 
 def _copied(name: str, model: ModelConfig, modules: Iterable[str]) -> str | None:
-    """The base's name of the tensor that `name` may be a copy of, as PEFT saves some beside LoRA's own."""
+    """The name of the base tensor that `name` may be a copy of; PEFT saves some copies together with LoRA's tensors."""
     if (found := _COPIES[1].fullmatch(name)) is not None:
         tied = "lm_head" in name and model.tied_embeddings
         return "lm_head.weight" if "lm_head" in name and not tied else "model.embed_tokens.weight"

@@ -41,7 +41,7 @@ from motet.core.messages import AdapterUse, EngineStats
 from motet.core.plugin_registry import PluginRegistry
 from motet.core.settings import Settings, flag
 from motet.engine import engine_core as core
-from motet.engine.adapters import peft_config
+from motet.engine.adapters import unsupported_features
 from motet.engine.client import template_renderer, template_worker
 from motet.plugins.output_formats import MAX_OPTIONS, MAX_SCHEMA_BYTES
 
@@ -223,9 +223,9 @@ def test_api_page_gives_the_limits() -> None:
 @pytest.mark.parametrize(
     ("title", "fields"),
     [
-        ("**Neutral**", peft_config.NEUTRAL),
-        ("**Honoured**", peft_config.HONOURED),
-        ("**Refused**", peft_config.REFUSED),
+        ("**Neutral**", unsupported_features.NEUTRAL),
+        ("**Honoured**", unsupported_features.SUPPORTED),
+        ("**Refused**", unsupported_features.UNSUPPORTED),
     ],
 )
 def test_adapters_page_is_pefts_tables(title: str, fields: set[str]) -> None:

@@ -200,7 +200,7 @@ def test_the_first_ones_ends_of_text_count(tmp_path: Path, target: Target) -> No
 REFUSALS: dict[str, tuple[list[Part], str]] = {
     "ranks that come to too much": (
         [Part(10, 1.0, 0), Part(8, 0.5, 1), Part(7, 2.0, 2)],
-        r"10 \+ 8 \+ 7 come to 25.*24",
+        r"10 \+ 8 \+ 7 add up to 25.*24",
     ),
     "a weight that is no number": ([Part(2, math.nan, 0), Part(2, 1.0, 1)], "out of bounds"),
     "a weight without end": ([Part(2, math.inf, 0), Part(2, 1.0, 1)], "out of bounds"),

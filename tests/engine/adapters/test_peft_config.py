@@ -20,15 +20,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from motet.core.errors import AdapterRefused
 from motet.engine.adapters import module_patterns
-from motet.engine.adapters.peft_config import (
-    HONOURED,
-    NEUTRAL,
-    REFUSED,
-    LoraConfig,
-    ModuleConfig,
-    parse_config,
-    read_config,
-)
+from motet.engine.adapters.peft_config import LoraConfig, ModuleConfig, parse_config, read_config
+from motet.engine.adapters.unsupported_features import NEUTRAL, SUPPORTED, UNSUPPORTED
 
 PLAIN: dict[str, Any] = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
 
@@ -64,7 +57,7 @@ def refusal(**changes: Any) -> AdapterRefused:
 
 def test_every_field_of_the_installed_peft_is_in_one_table() -> None:
     """Fails when PEFT adds a field: decide whether it is neutral, honoured or refused."""
-    tables = [*NEUTRAL, *HONOURED, *REFUSED]
+    tables = [*NEUTRAL, *SUPPORTED, *UNSUPPORTED]
     assert len(tables) == len(set(tables)), "a field is in two tables"
     # PEFT leaves runtime_config out of what it saves; older versions wrote it.
     assert set(tables) - {"runtime_config"} == set(peft.LoraConfig().to_dict())
@@ -78,7 +71,7 @@ def test_what_peft_saves_by_default_is_taken(tmp_path: Path) -> None:
 
 
 def test_refused_fields_are_all_tried() -> None:
-    assert set(IN_USE) == {name for name, reason in REFUSED.items() if reason}
+    assert set(IN_USE) == {name for name, reason in UNSUPPORTED.items() if reason}
 
 
 @pytest.mark.parametrize("name", IN_USE)
@@ -89,7 +82,7 @@ def test_fields_in_use_are_refused_by_name(name: str) -> None:
     assert config(**{name: type(IN_USE[name])()}) == config(**{name: None}) == config()
 
 
-@pytest.mark.parametrize("name", sorted(name for name, reason in REFUSED.items() if not reason))
+@pytest.mark.parametrize("name", sorted(name for name, reason in UNSUPPORTED.items() if not reason))
 def test_settings_of_how_training_began_pass(name: str) -> None:
     assert config(**{name: {"any": 1}}) == config()
 
