@@ -15,7 +15,7 @@ from motet.core import error_codes
 from motet.core.blocking_calls import BlockingCalls
 from motet.core.errors import InvalidRequest, MotetError, Unavailable
 from motet.core.excerpt import shortened
-from motet.core.output_formats import GrammarSpec, OutputFormat
+from motet.core.output_format import GrammarSpec, OutputFormat
 from motet.engine.client.subprocess_pool import SubprocessPool
 from motet.engine.client.subprocess_worker import Crashed, TooSlow
 

@@ -16,7 +16,7 @@ from motet.api.storage.database import Database
 from motet.api.tokenising import Tokenising
 from motet.core.blocking_calls import BlockingCalls
 from motet.core.errors import Unavailable
-from motet.core.models import ModelInfo
+from motet.core.model_source import ModelInfo
 from motet.core.plugin_registry import PluginRegistry
 from motet.core.settings import Settings
 from motet.engine.client.engine_client import EngineClient

@@ -11,11 +11,11 @@ from typing import Protocol, TypeVar
 
 import pluggy
 
-from motet.core.adapters import AdapterSource
-from motet.core.chat_templates import ChatTemplateFinder
-from motet.core.models import ModelSource
-from motet.core.output_formats import OutputFormat
-from motet.core.tools import ToolParser
+from motet.core.adapter_source import AdapterSource
+from motet.core.chat_template_finder import ChatTemplateFinder
+from motet.core.model_source import ModelSource
+from motet.core.output_format import OutputFormat
+from motet.core.tool_parser import ToolParser
 
 PROJECT = "motet"
 hookspec = pluggy.HookspecMarker(PROJECT)

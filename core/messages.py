@@ -15,8 +15,8 @@ import msgspec
 
 from motet.core.adapter_tokens import AdapterTokens
 from motet.core.errors import ErrorInfo
-from motet.core.models import ModelInfo
-from motet.core.output_formats import GrammarSpec
+from motet.core.model_source import ModelInfo
+from motet.core.output_format import GrammarSpec
 from motet.core.sampling_params import SamplingParams
 
 FinishReason: TypeAlias = Literal["stop", "length"]

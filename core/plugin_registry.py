@@ -11,19 +11,19 @@ from typing import Generic, TypeVar
 import pluggy
 
 from motet.core import hookspecs
-from motet.core.adapters import AdapterSource
-from motet.core.chat_templates import ChatTemplateFinder
+from motet.core.adapter_source import AdapterSource
+from motet.core.chat_template_finder import ChatTemplateFinder
 from motet.core.errors import StartupError
-from motet.core.models import ModelSource
-from motet.core.output_formats import OutputFormat
+from motet.core.model_source import ModelSource
+from motet.core.output_format import OutputFormat
 from motet.core.settings import Settings
-from motet.core.tools import ToolParser
+from motet.core.tool_parser import ToolParser
 
 DEFAULT_PLUGINS = (
-    "motet.plugins.hub",
-    "motet.plugins.local",
-    "motet.plugins.gguf",
-    "motet.plugins.smollm2",
+    "motet.plugins.sources.hub",
+    "motet.plugins.sources.local",
+    "motet.plugins.sources.gguf",
+    "motet.plugins.sources.smollm2",
     "motet.plugins.demo",
     "motet.plugins.chat_templates",
     "motet.plugins.output_formats",

@@ -25,7 +25,7 @@ from motet.core.messages import (
     TokenEvent,
     TokenEvents,
 )
-from motet.core.models import ModelInfo
+from motet.core.model_source import ModelInfo
 from motet.engine.distributed.transport import EngineSockets
 from motet.engine.lora.adapter_installer import Installer
 from motet.engine.model_runner import ModelRunner

@@ -12,10 +12,10 @@ from motet.core.settings import flag
 from motet.engine.distributed.process_group import ShardGroup
 from motet.engine.engine_config import EngineConfig
 from motet.engine.lora.pool import page_bytes
-from motet.engine.models.config import ModelConfig
+from motet.engine.models.architectures import ModelConfig
 from motet.engine.models.linear_specs import module_shapes
 from motet.engine.schedule.adapter_slots import PAGE_ROWS
-from motet.engine.schedule.block_manager import CPU_BLOCK_SIZE, CUDA_BLOCK_SIZE
+from motet.engine.schedule.kv_block_manager import CPU_BLOCK_SIZE, CUDA_BLOCK_SIZE
 
 CPU_CACHE_SHARE, CUDA_CACHE_SHARE = 0.1, 0.8
 """The cache's default share: of the machine's memory, and of the free GPU memory (a step needs some as well)."""

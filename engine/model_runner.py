@@ -19,7 +19,7 @@ from motet.engine.layers.linear import attach_lora
 from motet.engine.lora.apply import warm_up
 from motet.engine.lora.pool import LoraPool, PoolSize
 from motet.engine.memory import MemoryPlan
-from motet.engine.models.config import ModelConfig, read_config
+from motet.engine.models.architectures import ModelConfig, read_config
 from motet.engine.models.decoder import Decoder
 from motet.engine.models.linear_specs import module_shapes
 from motet.engine.sampling.prompt_logprobs import PromptLogprobs, prompt_logprobs_of

@@ -16,7 +16,7 @@ from loguru import logger
 from motet.core.child_processes import follow_parent, run_child
 from motet.core.heartbeat import SERVING, Heartbeat
 from motet.core.logs import configure_logging
-from motet.core.models import ModelInfo
+from motet.core.model_source import ModelInfo
 from motet.engine.engine_config import EngineConfig
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def run_rank_0(spec: WorkerSpec, heartbeat: Heartbeat) -> None:
     from motet.engine.engine_core import EngineCore
     from motet.engine.schedule.adapter_slots import AdapterSlots
     from motet.engine.schedule.batch import SchedulerConfig
-    from motet.engine.schedule.block_manager import BlockManager
+    from motet.engine.schedule.kv_block_manager import BlockManager
     from motet.engine.schedule.scheduler import Scheduler
 
     runner = _load(spec, heartbeat)

@@ -10,7 +10,7 @@ import msgspec
 
 from motet.core.errors import InvalidRequest
 from motet.core.hookspecs import Register, hookimpl
-from motet.core.output_formats import GrammarSpec, OutputFormat
+from motet.core.output_format import GrammarSpec, OutputFormat
 from motet.plugins.tool_parsers.tool_json import guided
 
 MAX_SCHEMA_BYTES = 64 * 1024

@@ -36,7 +36,7 @@ TORCH_FREE_ENGINE = (
     "schedule.adapter_slots",
     "schedule.admission",
     "schedule.batch",
-    "schedule.block_manager",
+    "schedule.kv_block_manager",
     "schedule.plan",
     "schedule.preemption",
     "schedule.priority",

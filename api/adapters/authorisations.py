@@ -29,7 +29,7 @@ from motet.api.adapters.limits import LoadLimits
 from motet.api.adapters.load_log import load_stage
 from motet.api.adapters.shared_work import SingleFlight
 from motet.api.adapters.source_calls import call_source, check_result, presentable
-from motet.core.adapters import AdapterRef, AdapterSource, ResolvedAdapter
+from motet.core.adapter_source import AdapterRef, AdapterSource, ResolvedAdapter
 from motet.core.errors import MotetError, NotFound, Overloaded, SourceOffline
 from motet.core.paths import read_regular, write_file
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import msgspec
 from loguru import logger
 
-from motet.core.adapters import AdapterRef
+from motet.core.adapter_source import AdapterRef
 from motet.core.messages import PreparedAdapter
 
 

@@ -14,7 +14,7 @@ from loguru import logger
 
 from motet.api.adapters.shared_work import SingleFlight
 from motet.api.adapters.source_calls import class_name, presentable
-from motet.core.adapters import AdapterListing, AdapterRef, AdapterSource
+from motet.core.adapter_source import AdapterListing, AdapterRef, AdapterSource
 from motet.core.errors import AdapterRefused, MotetError
 
 LISTING_SECONDS = 2.0

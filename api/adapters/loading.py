@@ -25,7 +25,7 @@ from motet.api.adapters.load_log import load_stage
 from motet.api.adapters.shared_work import OF_THE_CALLER, Outcomes, SingleFlight
 from motet.api.adapters.source_calls import FetchSlots, call_source, check_result, presentable, unavailable, watched
 from motet.core import error_codes
-from motet.core.adapters import AdapterSource, ResolvedAdapter
+from motet.core.adapter_source import AdapterSource, ResolvedAdapter
 from motet.core.blocking_calls import BlockingCalls
 from motet.core.disk_space import cache_is_full, is_disk_full
 from motet.core.errors import AdapterRefused, MotetError, NotFound, Overloaded, Unavailable

@@ -28,7 +28,7 @@ from motet.api.adapters.names import AdapterNames, NameRules, name_rules
 from motet.api.adapters.registry import AdapterRegistry, ServedAdapter
 from motet.api.adapters.shared_work import OF_THE_CALLER
 from motet.core import error_codes
-from motet.core.adapters import AdapterListing, AdapterRef, AdapterSource, ResolvedAdapter
+from motet.core.adapter_source import AdapterListing, AdapterRef, AdapterSource, ResolvedAdapter
 from motet.core.deployment import Deployment
 from motet.core.errors import InvalidRequest, MotetError, NotFound, Overloaded, Unavailable, from_info
 from motet.core.messages import MAX_PARTS

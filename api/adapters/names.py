@@ -17,7 +17,7 @@ import msgspec
 
 from motet.api.adapters.listing import SIMILAR, Listings
 from motet.core import error_codes
-from motet.core.adapters import AdapterListing, AdapterRef, AdapterSource
+from motet.core.adapter_source import AdapterListing, AdapterRef, AdapterSource
 from motet.core.deployment import Deployment
 from motet.core.errors import InvalidRequest, MotetError, NotFound, StartupError, from_info
 from motet.core.excerpt import shortened

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from motet.core.adapters import AdapterListing, AdapterRef, ResolvedAdapter
+from motet.core.adapter_source import AdapterListing, AdapterRef, ResolvedAdapter
 from motet.core.messages import PreparedAdapter
 
 

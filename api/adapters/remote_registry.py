@@ -24,7 +24,7 @@ from loguru import logger
 from motet.api.adapters.local_registry import open_local_registry
 from motet.api.adapters.names import NameRules, name_rules
 from motet.api.adapters.registry import AdapterRegistry
-from motet.core.adapters import AdapterRef
+from motet.core.adapter_source import AdapterRef
 from motet.core.deployment import Deployment
 from motet.core.errors import ErrorInfo, InvalidRequest, MotetError, from_info
 from motet.core.plugin_registry import PluginRegistry

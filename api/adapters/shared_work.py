@@ -12,7 +12,15 @@ from motet.api.adapters.disk_cache import Loaded
 from motet.api.adapters.limits import LoadLimits
 from motet.api.adapters.source_calls import presentable
 from motet.core import error_codes
-from motet.core.errors import AdapterRefused, Forbidden, MotetError, NotFound, Overloaded, Unauthenticated, Unavailable
+from motet.core.errors import (
+    AdapterRefused,
+    Forbidden,
+    MotetError,
+    NotFound,
+    Overloaded,
+    Unauthenticated,
+    Unavailable,
+)
 
 Key = TypeVar("Key", bound=Hashable)
 Result = TypeVar("Result")

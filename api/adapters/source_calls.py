@@ -19,7 +19,7 @@ from loguru import logger
 
 from motet.api.adapters.limits import LoadLimits
 from motet.core import error_codes
-from motet.core.adapters import AdapterRef, AdapterSource
+from motet.core.adapter_source import AdapterRef, AdapterSource
 from motet.core.errors import AdapterRefused, InvalidRequest, MotetError, Unavailable, from_info
 
 T = TypeVar("T")

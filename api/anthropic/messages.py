@@ -18,7 +18,7 @@ from motet.api.generating.checked_chat import check_chat
 from motet.api.http.caller import current_caller
 from motet.api.http.request_body import read_body
 from motet.api.http.stream_response import joined, stream_response
-from motet.api.schema.ignored_header import note_ignored
+from motet.api.schema.ignored_fields_header import note_ignored
 from motet.api.schema.openai_objects import ENCODER
 from motet.api.schema.operations import GENERATION_STATUSES, TOKEN_HEADER, Operation
 from motet.api.services import Services

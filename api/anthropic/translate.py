@@ -16,7 +16,7 @@ from motet.api.anthropic.tools import OfferedTools, offered_tools
 from motet.api.schema.adapter_fields import AdapterChoice
 from motet.api.schema.chat_messages import Message
 from motet.api.schema.chat_request import ChatRequest
-from motet.api.schema.ignored_header import MAX_IGNORED_NAMES
+from motet.api.schema.ignored_fields_header import MAX_IGNORED_NAMES
 from motet.api.schema.parsing import Parsed, check_adapters, check_chat_fields, convert, unknown_fields
 from motet.api.schema.request_fields import Effort
 from motet.core.errors import InvalidRequest, MotetError

@@ -11,7 +11,7 @@ from motet.api.generating.custom_tools import InputReader
 from motet.api.generating.repeated_calls import RepeatedCalls
 from motet.api.generating.tools import ToolUse
 from motet.api.schema.openai_objects import CallKind, ChatFinishReason
-from motet.core.tools import CallPiece
+from motet.core.tool_parser import CallPiece
 from motet.engine.client.text_stream import TextDelta
 
 

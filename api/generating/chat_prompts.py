@@ -17,9 +17,9 @@ from motet.api.schema.chat_messages import Message
 from motet.api.schema.chat_request import ChatRequest
 from motet.api.services import Services
 from motet.core import error_codes
-from motet.core.chat_templates import ChatTemplate, TemplateContext
+from motet.core.chat_template_finder import ChatTemplate, TemplateContext
 from motet.core.errors import InvalidRequest, Unavailable
-from motet.core.tools import ToolParser
+from motet.core.tool_parser import ToolParser
 
 CONTINUATION_MARK = "\ue000the answer goes on here\ue001 "
 """Marks in a rendered prompt where the last message ends; of private-use characters."""

@@ -10,9 +10,9 @@ from motet.api.generating.tools import ToolUse, tool_name, tool_use
 from motet.api.http.caller import Caller
 from motet.api.schema.chat_request import ChatRequest
 from motet.api.services import Services
-from motet.core.chat_templates import ChatTemplate
+from motet.core.chat_template_finder import ChatTemplate
 from motet.core.errors import InvalidRequest
-from motet.core.output_formats import GrammarSpec
+from motet.core.output_format import GrammarSpec
 
 PARAMETERS, DEFINITION = "function.parameters", "custom.format.grammar.definition"
 """The field of a tool that holds the grammar of its calls."""

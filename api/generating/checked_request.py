@@ -12,13 +12,13 @@ from msgspec.structs import replace
 
 from motet.api.adapters.registry import ServedAdapter
 from motet.api.generating.adapter_choice import resolve_adapter
-from motet.api.generating.sampling_params import priority, sampling_params, truncated
+from motet.api.generating.request_params import priority, sampling_params, truncated
 from motet.api.http.caller import Caller
 from motet.api.schema.chat_request import ChatRequest
 from motet.api.schema.completion_request import CompletionRequest
 from motet.api.services import Services
-from motet.core.models import ModelInfo
-from motet.core.output_formats import GrammarSpec
+from motet.core.model_source import ModelInfo
+from motet.core.output_format import GrammarSpec
 from motet.core.sampling_params import SamplingParams
 
 

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import regex
 
-from motet.core.output_formats import GrammarSpec
-from motet.core.tools import Tool
+from motet.core.output_format import GrammarSpec
+from motet.core.tool_parser import Tool
 
 Syntax = Literal["lark", "regex"]
 

@@ -17,7 +17,7 @@ from motet.api.generating.adapter_choice import adapter_name
 from motet.api.generating.checked_request import CheckedRequest
 from motet.api.generating.logprobs import TokenReport
 from motet.api.generating.merged_streams import merge
-from motet.api.generating.sampling_params import (
+from motet.api.generating.request_params import (
     answer_room,
     check_logprobs,
     check_token_ids,

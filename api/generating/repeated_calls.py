@@ -5,7 +5,7 @@ Where a grammar allows only calls, a weak model repeats the same call, and a cli
 
 from __future__ import annotations
 
-from motet.core.tools import CallPiece
+from motet.core.tool_parser import CallPiece
 
 
 class RepeatedCalls:

@@ -17,7 +17,7 @@ from motet.api.http.caller import Caller, hub_bearer
 from motet.api.http.cors import Origins
 from motet.api.http.probe_paths import HEALTH_PATHS, LIVE_PATHS, READY_PATHS
 from motet.api.metrics.request_record import RequestRecord
-from motet.api.schema.ignored_header import ignored_header
+from motet.api.schema.ignored_fields_header import ignored_header
 from motet.core import error_codes
 from motet.core.errors import Forbidden, InvalidRequest, Unauthenticated
 from motet.core.settings import Settings

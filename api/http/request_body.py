@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 from quart import request
 
-from motet.api.schema.ignored_header import note_ignored
+from motet.api.schema.ignored_fields_header import note_ignored
 from motet.api.schema.parsing import Parsed, decode_object
 from motet.core.errors import UnsupportedMediaType
 from motet.core.excerpt import shortened

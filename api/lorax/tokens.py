@@ -15,7 +15,7 @@ from motet.api.generating.adapter_choice import resolve_adapter
 from motet.api.generating.chat_prompts import find_template, render_chat
 from motet.api.generating.logprobs import readable
 from motet.api.generating.prompts import encode, refuse_too_long
-from motet.api.generating.sampling_params import truncated
+from motet.api.generating.request_params import truncated
 from motet.api.generating.tools import tool_use
 from motet.api.http.caller import current_caller
 from motet.api.http.errors import error_response

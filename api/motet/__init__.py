@@ -9,9 +9,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from motet.core.adapters import AdapterListing, AdapterRef, AdapterSource, ResolvedAdapter
+    from motet.core.adapter_source import AdapterListing, AdapterRef, AdapterSource, ResolvedAdapter
     from motet.core.blocking_calls import BlockingCalls
-    from motet.core.chat_templates import ChatTemplate, ChatTemplateFinder, TemplateContext
+    from motet.core.chat_template_finder import ChatTemplate, ChatTemplateFinder, TemplateContext
     from motet.core.errors import (
         AdapterRefused,
         Forbidden,
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     )
     from motet.core.hookspecs import Register, hookimpl
     from motet.core.messages import AdapterPart, PreparedAdapter, TokenEvent
-    from motet.core.models import ModelLocation, ModelSource
-    from motet.core.output_formats import GrammarSpec, OutputFormat
+    from motet.core.model_source import ModelLocation, ModelSource
+    from motet.core.output_format import GrammarSpec, OutputFormat
     from motet.core.paths import inside
     from motet.core.sampling_params import SamplingParams
     from motet.core.settings import Settings
-    from motet.core.tools import CallPiece, Tool, ToolParser, ToolReader
+    from motet.core.tool_parser import CallPiece, Tool, ToolParser, ToolReader
     from motet.engine.llm import Engine
 
 __all__ = [
@@ -77,21 +77,21 @@ __version__: str
 
 # Module to the public names that it defines.
 _MODULES = {
-    "motet.core.adapters": ("AdapterListing", "AdapterRef", "AdapterSource", "ResolvedAdapter"),
+    "motet.core.adapter_source": ("AdapterListing", "AdapterRef", "AdapterSource", "ResolvedAdapter"),
     "motet.core.blocking_calls": ("BlockingCalls",),
-    "motet.core.chat_templates": ("ChatTemplate", "ChatTemplateFinder", "TemplateContext"),
+    "motet.core.chat_template_finder": ("ChatTemplate", "ChatTemplateFinder", "TemplateContext"),
     "motet.core.errors": (
         *("AdapterRefused", "Forbidden", "InvalidRequest", "MotetError", "NotFound", "Overloaded"),
         *("SourceOffline", "StartupError", "Unauthenticated", "Unavailable"),
     ),
     "motet.core.hookspecs": ("Register", "hookimpl"),
     "motet.core.messages": ("AdapterPart", "PreparedAdapter", "TokenEvent"),
-    "motet.core.models": ("ModelLocation", "ModelSource"),
-    "motet.core.output_formats": ("GrammarSpec", "OutputFormat"),
+    "motet.core.model_source": ("ModelLocation", "ModelSource"),
+    "motet.core.output_format": ("GrammarSpec", "OutputFormat"),
     "motet.core.paths": ("inside",),
     "motet.core.sampling_params": ("SamplingParams",),
     "motet.core.settings": ("Settings",),
-    "motet.core.tools": ("CallPiece", "Tool", "ToolParser", "ToolReader"),
+    "motet.core.tool_parser": ("CallPiece", "Tool", "ToolParser", "ToolReader"),
     "motet.engine.llm": ("Engine",),
 }
 

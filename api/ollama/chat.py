@@ -30,7 +30,7 @@ from motet.api.ollama.requests import Images, OllamaRequest, Options, effort, ge
 from motet.api.schema.chat_messages import MAX_MESSAGES, FunctionCall, Message, ToolCall
 from motet.api.schema.chat_request import ChatRequest
 from motet.api.schema.chat_tools import MAX_TOOLS, FunctionTool
-from motet.api.schema.ignored_header import note_ignored
+from motet.api.schema.ignored_fields_header import note_ignored
 from motet.api.schema.operations import GENERATION_STATUSES, TOKEN_HEADER, Operation
 from motet.api.schema.parsing import Parsed, check_chat_fields
 from motet.api.services import Services

@@ -25,7 +25,7 @@ from motet.api.ollama.requests import Images, OllamaRequest, Options, effort, ge
 from motet.api.schema.chat_messages import Message
 from motet.api.schema.chat_request import ChatRequest
 from motet.api.schema.completion_request import CompletionRequest
-from motet.api.schema.ignored_header import note_ignored
+from motet.api.schema.ignored_fields_header import note_ignored
 from motet.api.schema.operations import GENERATION_STATUSES, TOKEN_HEADER, Operation
 from motet.api.schema.parsing import Parsed
 from motet.api.services import Services

@@ -23,7 +23,7 @@ from motet.api.responses.tools import FlatTools, hosted_names, refuse_hosted_cho
 from motet.api.responses.truncation import Truncation
 from motet.api.schema.chat_messages import Message
 from motet.api.schema.chat_request import ChatRequest
-from motet.api.schema.ignored_header import MAX_IGNORED_NAMES
+from motet.api.schema.ignored_fields_header import MAX_IGNORED_NAMES
 from motet.api.schema.parsing import Parsed, check_adapters, check_chat_fields, convert, unknown_fields
 from motet.api.schema.unsupported_fields import RESPONSES, refuse_unsupported
 from motet.api.services import Services

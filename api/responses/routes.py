@@ -21,7 +21,7 @@ from motet.api.responses.retention import stored_if_room
 from motet.api.responses.store import ResponseStore, StoredResponse
 from motet.api.responses.stored_stream import StoredStream
 from motet.api.responses.stream import ResponseStream
-from motet.api.schema.ignored_header import note_ignored
+from motet.api.schema.ignored_fields_header import note_ignored
 from motet.api.schema.openai_objects import ENCODER
 from motet.api.schema.operations import GENERATION_STATUSES, TOKEN_HEADER, Operation, path_parameter, query_parameter
 from motet.api.schema.unsupported_fields import RESPONSES

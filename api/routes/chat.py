@@ -18,7 +18,7 @@ from motet.api.http.sse import DONE, event_frame
 from motet.api.http.stream_response import Frames, joined, stream_response
 from motet.api.routes.response_headers import answer_headers
 from motet.api.schema.chat_request import ChatRequest
-from motet.api.schema.ignored_header import note_ignored
+from motet.api.schema.ignored_fields_header import note_ignored
 from motet.api.schema.openai_objects import (
     ENCODER,
     AnsweredCall,

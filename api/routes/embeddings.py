@@ -20,7 +20,7 @@ from motet.api.generating.adapter_choice import adapter_name, resolve_adapter
 from motet.api.generating.context_limit import prompt_too_long
 from motet.api.generating.logprobs import packed
 from motet.api.generating.prompts import token_lists
-from motet.api.generating.sampling_params import priority, truncated
+from motet.api.generating.request_params import priority, truncated
 from motet.api.http.caller import Caller, current_caller
 from motet.api.http.request_body import read_body
 from motet.api.schema.adapter_fields import AdapterChoice

@@ -13,7 +13,7 @@ from quart import Blueprint, Response, request
 
 from motet.api.http.body_limits import FORM_BYTES, LimitedRequest, discard_body
 from motet.api.http.caller import current_caller
-from motet.api.schema.ignored_header import note_ignored
+from motet.api.schema.ignored_fields_header import note_ignored
 from motet.api.schema.openai_objects import ENCODER
 from motet.api.schema.operations import Operation, path_parameter, query_parameter
 from motet.api.schema.parsing import Parsed, field_error

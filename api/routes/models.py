@@ -11,7 +11,7 @@ from motet.api.http.caller import current_caller
 from motet.api.schema.openai_objects import ENCODER, ErrorBody, ModelCard, ModelList
 from motet.api.schema.operations import Operation, Parameter, path_parameter, query_parameter
 from motet.api.services import Services
-from motet.core.adapters import AdapterListing
+from motet.core.adapter_source import AdapterListing
 
 _FOR_ANTHROPIC = "With `anthropic-version`:"
 _LIMIT = {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT}

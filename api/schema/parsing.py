@@ -16,7 +16,7 @@ from motet.api.schema.adapter_fields import AdapterChoice
 from motet.api.schema.chat_messages import MAX_CONTENT_PARTS, MAX_MESSAGES
 from motet.api.schema.chat_request import ChatRequest
 from motet.api.schema.completion_request import CompletionRequest
-from motet.api.schema.ignored_header import MAX_IGNORED_NAMES
+from motet.api.schema.ignored_fields_header import MAX_IGNORED_NAMES
 from motet.api.schema.struct_types import choices, with_integers
 from motet.api.schema.unknown_fields import unknown_names
 from motet.core import error_codes

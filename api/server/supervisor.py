@@ -25,7 +25,7 @@ from motet.core import error_codes
 from motet.core.deployment import Deployment
 from motet.core.errors import StartupError
 from motet.core.machine_limits import cpu_count
-from motet.core.models import ModelLocation
+from motet.core.model_source import ModelLocation
 from motet.core.paths import cache_directory, check_writable, data_directory
 from motet.core.plugin_registry import PluginRegistry
 from motet.core.settings import Settings

@@ -58,7 +58,7 @@ def make_target(spec: LoaderSpec) -> Target:
     from motet.engine.adapters.added_tokens import BaseTokens
     from motet.engine.adapters.prepare import Target
     from motet.engine.model_runner import resolve_device, resolve_dtype
-    from motet.engine.models.config import read_config
+    from motet.engine.models.architectures import read_config
 
     directory = Path(spec.engine.directory)
     model = read_config(directory)

@@ -19,7 +19,7 @@ from motet.engine.adapters.safetensors_file import DamagedFile, SafetensorsFile,
 from motet.engine.adapters.tensor_names import AdapterLayout, LoraNames, lora_modules
 from motet.engine.distributed.process_group import ShardGroup
 from motet.engine.layers.linear import LinearSpec
-from motet.engine.models.config import ModelConfig
+from motet.engine.models.architectures import ModelConfig
 from motet.engine.models.linear_specs import linear_specs
 
 WEIGHTS = "adapter_model.safetensors"

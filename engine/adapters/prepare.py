@@ -32,7 +32,7 @@ from motet.engine.adapters.peft_config import read_config
 from motet.engine.adapters.prepared_files import find_prepared, write_prepared
 from motet.engine.adapters.tensor_names import read_layout
 from motet.engine.distributed.process_group import ShardGroup
-from motet.engine.models.config import ModelConfig
+from motet.engine.models.architectures import ModelConfig
 
 LAYOUT = 3
 """Part of the fingerprint: increase it when the format of prepared files changes."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 
 from motet.engine.adapters.unsupported_features import UNSUPPORTED_TENSORS
-from motet.engine.models.config import ModelConfig
+from motet.engine.models.architectures import ModelConfig
 
 _PAIR = re.compile(r"layers\.(?P<layer>\d{1,6})\.(?P<module>\w+\.\w+)\..*?lora_(?P<side>[AB])\b", re.ASCII)
 _WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")

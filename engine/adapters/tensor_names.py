@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from motet.core.errors import AdapterRefused
 from motet.engine.adapters.tensor_name_errors import explain_tensor, shown
 from motet.engine.layers.linear import LinearSpec, Part
-from motet.engine.models.config import ModelConfig
+from motet.engine.models.architectures import ModelConfig
 from motet.engine.models.linear_specs import linear_specs
 
 # Only one spelling is accepted: a second one would give a module two pairs. PEFT uses the module names of the wrapped

@@ -35,7 +35,7 @@ from motet.core.messages import (
     TokenEvent,
     TokenEvents,
 )
-from motet.core.models import ModelInfo
+from motet.core.model_source import ModelInfo
 from motet.engine.client.token_queue import MAX_TOKENS_PER_READ, QueuedBytes, TokenQueue
 
 Answer = TypeVar("Answer")

@@ -13,7 +13,7 @@ import time
 import msgspec
 from llguidance import LLMatcher
 
-from motet.core.output_formats import GrammarSpec
+from motet.core.output_format import GrammarSpec
 from motet.engine.client.llguidance_grammar import LIMITS, grammar_source
 from motet.engine.client.schema_error_path import schema_error_path
 from motet.engine.client.subprocess_main import serve

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llguidance import LLMatcher, LLParserLimits
 
-from motet.core.output_formats import GrammarSpec
+from motet.core.output_format import GrammarSpec
 
 LIMITS = LLParserLimits(initial_lexer_fuel=250_000, step_max_items=10_000)
 """Limits on the cost of one grammar: a mask takes at most a third of a second, not a second as with the defaults."""

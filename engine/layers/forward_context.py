@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from motet.engine.lora.batch import LoraBatch, lora_batch
+from motet.engine.lora.lora_batch import LoraBatch, lora_batch
 from motet.engine.schedule.plan import StepPlan
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from motet.engine.lora.batch import LoraBatch, lora_batch
+from motet.engine.lora.lora_batch import LoraBatch, lora_batch
 from motet.engine.lora.pool import FusedLora
 from motet.engine.schedule.plan import LoraChunk
 

@@ -20,7 +20,7 @@ from motet.engine.layers.forward_context import ForwardContext
 from motet.engine.layers.linear import ParallelLinear
 from motet.engine.layers.rotary import RotaryTable
 from motet.engine.layers.vocabulary import VocabularyShard
-from motet.engine.models.config import ModelConfig
+from motet.engine.models.architectures import ModelConfig
 from motet.engine.models.linear_specs import linear_specs
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from motet.engine.distributed.process_group import ShardGroup
 from motet.engine.layers.linear import LinearSpec, Part
 from motet.engine.lora.pool import ModuleShape
-from motet.engine.models.config import ModelConfig
+from motet.engine.models.architectures import ModelConfig
 
 
 def linear_specs(config: ModelConfig) -> dict[str, LinearSpec]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from motet.core import error_codes
 from motet.core.errors import InvalidRequest
-from motet.core.output_formats import GrammarSpec
+from motet.core.output_format import GrammarSpec
 from motet.engine.client.llguidance_grammar import LIMITS, grammar_source
 
 REMEMBERED = 128

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from motet.engine.schedule.adapter_slots import AdapterSlots
-from motet.engine.schedule.block_manager import BlockManager
+from motet.engine.schedule.kv_block_manager import BlockManager
 from motet.engine.schedule.plan import LoraChunk, SequencePlan, StepPlan
 from motet.engine.schedule.sequence import Sequence
 

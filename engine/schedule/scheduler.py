@@ -13,7 +13,7 @@ from motet.core.messages import AddRequest, PreparedAdapter
 from motet.engine.schedule.adapter_slots import AdapterSlots
 from motet.engine.schedule.admission import Admission
 from motet.engine.schedule.batch import Batch, SchedulerConfig, Step
-from motet.engine.schedule.block_manager import BlockManager
+from motet.engine.schedule.kv_block_manager import BlockManager
 from motet.engine.schedule.plan import ClearSlot, InstallAdapter
 from motet.engine.schedule.preemption import Preemption
 from motet.engine.schedule.priority import OwnerTurns, Precedence

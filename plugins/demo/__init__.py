@@ -11,11 +11,11 @@ from pathlib import Path
 
 import msgspec
 
-from motet.core.adapters import AdapterListing, AdapterSource
+from motet.core.adapter_source import AdapterListing, AdapterSource
 from motet.core.hookspecs import Register, hookimpl
 from motet.core.paths import read_regular
 from motet.core.settings import Settings
-from motet.plugins.directories import DirectoryAdapters
+from motet.plugins.sources.directories import DirectoryAdapters
 
 NAME = "demo"
 BASES = ("smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM2-135M")

@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from motet.core.hookspecs import Register, hookimpl
-from motet.core.output_formats import GrammarSpec
-from motet.core.tools import CallPiece, Tool, ToolParser, ToolReader
+from motet.core.output_format import GrammarSpec
+from motet.core.tool_parser import CallPiece, Tool, ToolParser, ToolReader
 from motet.plugins.tool_parsers.tool_json import MAX_SPACE, JsonCall, call_object, call_rules, calls, described
 
 TAG = "<|python_tag|>"

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import regex
 
-from motet.core.output_formats import GrammarSpec, slashed
-from motet.core.tools import CallPiece, Tool
+from motet.core.output_format import GrammarSpec, slashed
+from motet.core.tool_parser import CallPiece, Tool
 
 # Models were taught all sorts of layouts; without a bound a weak one would write spaces for ever.
 WHITESPACE = {"whitespace_pattern": r"\n? {0,12}"}

@@ -14,7 +14,7 @@ import pytest
 from support.api_caller import CHAT, MESSAGES, Caller, drive
 
 from motet.api import grammar_checker as grammar
-from motet.core.output_formats import GrammarSpec, OutputFormat
+from motet.core.output_format import GrammarSpec, OutputFormat
 
 
 def endless(salt: str) -> dict[str, Any]:

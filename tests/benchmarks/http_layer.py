@@ -28,8 +28,8 @@ from motet.core.deployment import Deployment
 from motet.core.paths import cache_directory
 from motet.core.settings import Settings
 from motet.engine.models.convert_gguf import converted_directory
-from motet.plugins.smollm2 import NAME as SMOLLM2
-from motet.plugins.smollm2 import Smollm2
+from motet.plugins.sources.smollm2 import NAME as SMOLLM2
+from motet.plugins.sources.smollm2 import Smollm2
 from tests.benchmarks.served import served
 
 EVENT = b'"finish_reason":'

@@ -25,7 +25,7 @@ from motet.core.messages import (
     TokenEvent,
     TokenEvents,
 )
-from motet.core.models import ModelInfo
+from motet.core.model_source import ModelInfo
 from motet.engine.client.tokenizer import ModelTokenizer
 
 CONTEXT = 8192

@@ -25,8 +25,8 @@ from motet.api.bench.report import Report
 from motet.api.bench.workload import Distribution, Workload
 from motet.core.paths import cache_directory
 from motet.engine.models.convert_gguf import converted_directory
-from motet.plugins.smollm2 import NAME as SMOLLM2
-from motet.plugins.smollm2 import Smollm2
+from motet.plugins.sources.smollm2 import NAME as SMOLLM2
+from motet.plugins.sources.smollm2 import Smollm2
 from tests.benchmarks.load import ADAPTERS, OUTPUT_TOKENS, PROMPT_TOKENS
 from tests.benchmarks.served import Served, served
 

@@ -9,7 +9,7 @@ import pytest
 
 from motet.core.errors import StartupError
 from motet.core.hookspecs import Register, hookimpl
-from motet.core.output_formats import OutputFormat
+from motet.core.output_format import OutputFormat
 from motet.core.plugin_registry import PluginRegistry
 
 

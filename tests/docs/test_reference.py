@@ -21,7 +21,7 @@ from motet.api.adapters import load_log
 from motet.api.adapters.names import MAX_NAME
 from motet.api.app import OPERATIONS
 from motet.api.batches.objects import BatchRequest
-from motet.api.generating import sampling_params as params
+from motet.api.generating import request_params as params
 from motet.api.generating.prompts import MAX_TRUNCATED_CHARACTERS
 from motet.api.lorax import tokens as lorax_tokens
 from motet.api.lorax.requests import GenerateParameters
@@ -34,7 +34,7 @@ from motet.api.routes.embeddings import EmbeddingRequest
 from motet.api.routes.openapi import openapi_document
 from motet.api.schema import chat_messages, chat_request, chat_tools, completion_request, parsing, request_fields
 from motet.api.schema import unsupported_fields as unsupported
-from motet.core import chat_templates as templates
+from motet.core import chat_template_finder as templates
 from motet.core import error_codes, errors
 from motet.core import sampling_params as sampling
 from motet.core.messages import AdapterUse, EngineStats

@@ -32,7 +32,7 @@ from motet.engine.layers.attention import CacheShape, FlashAttention
 from motet.engine.layers.linear import attach_lora
 from motet.engine.lora.pool import LoraPool, PoolSize
 from motet.engine.checkpoint import Checkpoint
-from motet.engine.models.config import read_config
+from motet.engine.models.architectures import read_config
 from motet.engine.models.decoder import Decoder
 from motet.engine.models.linear_specs import module_shapes
 from motet.engine.distributed.process_group import ShardGroup

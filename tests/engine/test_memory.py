@@ -20,7 +20,7 @@ from motet.engine.distributed.process_group import ShardGroup
 from motet.engine.engine_config import EngineConfig
 from motet.engine.memory import MemoryPlan
 from motet.engine.model_runner import resolve_device, resolve_dtype
-from motet.engine.models.config import from_transformers
+from motet.engine.models.architectures import from_transformers
 from motet.engine.worker import WorkerSpec
 
 MIB = 1 << 20

@@ -10,7 +10,7 @@ from motet.core.sampling_params import SamplingParams
 from motet.engine import stat_logger as module
 from motet.engine.schedule.adapter_slots import AdapterSlots
 from motet.engine.schedule.batch import SchedulerConfig
-from motet.engine.schedule.block_manager import BlockManager
+from motet.engine.schedule.kv_block_manager import BlockManager
 from motet.engine.schedule.plan import InstallAdapter
 from motet.engine.schedule.scheduler import Scheduler
 from motet.engine.stat_logger import MAX_NAMES, SUMMARY_SECONDS, StatLogger

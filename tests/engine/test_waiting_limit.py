@@ -12,7 +12,7 @@ from support.scheduler_setup import SchedulerSize
 
 from motet.core.errors import Overloaded
 from motet.core.messages import AbortRequest, AddRequest
-from motet.core.models import ModelInfo
+from motet.core.model_source import ModelInfo
 from motet.core.sampling_params import SamplingParams
 from motet.engine import engine_core as core
 from motet.engine.distributed.transport import EngineSockets

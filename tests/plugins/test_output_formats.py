@@ -6,7 +6,7 @@ import llguidance
 import pytest
 
 from motet.core.errors import InvalidRequest
-from motet.core.output_formats import OutputFormat
+from motet.core.output_format import OutputFormat
 from motet.core.plugin_registry import PluginRegistry
 
 

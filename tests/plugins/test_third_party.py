@@ -10,7 +10,7 @@ from support.third_party import fake_site, sample_site, with_plugins
 
 SHOW = """
 import json
-from motet.core.adapters import AdapterRef
+from motet.core.adapter_source import AdapterRef
 from motet.core.errors import StartupError
 from motet.core.plugin_registry import PluginRegistry
 from motet.core.settings import Settings
@@ -23,7 +23,7 @@ except StartupError as error:
 """
 
 HOOK = """
-from motet.core.adapters import AdapterSource
+from motet.core.adapter_source import AdapterSource
 from motet.core.hookspecs import hookimpl
 
 class Source(AdapterSource):
@@ -95,7 +95,7 @@ def test_an_installed_plugin_registers_its_objects_under_its_name() -> None:
     assert owners["register_adapter_sources"]["sample"] == sample
     assert owners["register_chat_templates"]["sample"] == sample
     assert owners["register_output_formats"]["yes_no"] == sample
-    assert owners["register_adapter_sources"]["hub"] == "motet.plugins.hub"
+    assert owners["register_adapter_sources"]["hub"] == "motet.plugins.sources.hub"
 
 
 def test_specname_names_the_hook_of_a_function(tmp_path: Path) -> None:
@@ -108,14 +108,14 @@ def test_specname_names_the_hook_of_a_function(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        (HOOK + DUPLICATE, ["motet.plugins.hub", "'hub'", "rival (rival)", "adapter source"]),
+        (HOOK + DUPLICATE, ["motet.plugins.sources.hub", "'hub'", "rival (rival)", "adapter source"]),
         ("raise KeyError('no such luck')", ["rival (rival)", "failed to import", "no such luck"]),
         ("import no_such_module_anywhere", ["rival (rival)", "no_such_module_anywhere"]),
         (HOOK + MISSPELT, ["rival (rival)", "register_adaptor_sources"]),
         (HOOK + UNMARKED, ["rival (rival)", "register_adapter_sources is not marked", "@hookimpl"]),
         (HOOK + WRAPPER, ["rival (rival)", "cannot be wrapped"]),
         (HOOK + A_CLASS, ["rival (rival)", "the class Source", "register('needy', Source())"]),
-        (HOOK + NOT_DERIVED, ["rival (rival)", "'yes_no'", "motet.core.output_formats.OutputFormat"]),
+        (HOOK + NOT_DERIVED, ["rival (rival)", "'yes_no'", "motet.core.output_format.OutputFormat"]),
         (HOOK + NEEDS_MORE, ["rival (rival)", "'needy'", "no_such_setting"]),
     ],
 )

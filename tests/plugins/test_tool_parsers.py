@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
-from motet.core.output_formats import GrammarSpec
-from motet.core.tools import CallPiece, Tool, ToolParser
+from motet.core.output_format import GrammarSpec
+from motet.core.tool_parser import CallPiece, Tool, ToolParser
 from motet.plugins.tool_parsers.hermes import Hermes
 from motet.plugins.tool_parsers.llama3_json import Llama3Json
 from motet.plugins.tool_parsers.tool_json import guided

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from motet.core.messages import AdapterPart
 from motet.engine.adapters.prepare import Target, prepare_adapter
-from motet.engine.models.config import read_config
+from motet.engine.models.architectures import read_config
 
 MODULES = ["q_proj", "v_proj", "down_proj"]
 FILE = "adapter_model.safetensors"

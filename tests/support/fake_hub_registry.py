@@ -9,9 +9,9 @@ from support.scripted_registry import FakeLoader
 from motet.api.adapters.limits import LoadLimits
 from motet.api.adapters.local_registry import LocalRegistry
 from motet.api.adapters.names import NameRules
-from motet.core.adapters import AdapterRef
+from motet.core.adapter_source import AdapterRef
 from motet.core.settings import Settings
-from motet.plugins.hub import HubAdapters
+from motet.plugins.sources.hub import HubAdapters
 
 
 class HubRegistry:

@@ -9,7 +9,7 @@ from support.fake_model_runner import FakeModelRunner
 
 from motet.engine.schedule.adapter_slots import AdapterSlots
 from motet.engine.schedule.batch import SchedulerConfig
-from motet.engine.schedule.block_manager import BlockManager
+from motet.engine.schedule.kv_block_manager import BlockManager
 from motet.engine.schedule.scheduler import Scheduler
 
 MODULES = ("q_proj", "down_proj")

@@ -18,7 +18,7 @@ from motet.api.adapters.local_registry import LocalRegistry
 from motet.api.adapters.names import NameRules
 from motet.api.services import Services
 from motet.api.storage.database import Database
-from motet.core.adapters import AdapterListing, AdapterRef, AdapterSource, ResolvedAdapter
+from motet.core.adapter_source import AdapterListing, AdapterRef, AdapterSource, ResolvedAdapter
 from motet.core.errors import AdapterRefused, Forbidden, MotetError, NotFound, Unavailable
 from motet.core.messages import (
     AdapterPart,
@@ -29,7 +29,7 @@ from motet.core.messages import (
     PromptLogprob,
     TokenEvent,
 )
-from motet.core.models import ModelInfo
+from motet.core.model_source import ModelInfo
 from motet.core.plugin_registry import PluginRegistry
 from motet.core.settings import Settings
 from motet.engine.adapters.added_tokens import BaseTokens, read_added_tokens

@@ -19,7 +19,7 @@ from motet.api.adapters.local_registry import LocalRegistry
 from motet.api.adapters.names import NameRules
 from motet.api.adapters.registry import AdapterRegistry
 from motet.api.adapters.remote_registry import RegistryServer, RemoteRegistry
-from motet.core.adapters import AdapterListing, AdapterRef, AdapterSource, ResolvedAdapter
+from motet.core.adapter_source import AdapterListing, AdapterRef, AdapterSource, ResolvedAdapter
 from motet.core.errors import Forbidden, MotetError, NotFound
 from motet.core.messages import AdapterPart, PreparedAdapter
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from motet.core.paths import cache_directory
 from motet.engine.models.convert_gguf import converted_directory
-from motet.plugins.smollm2 import Smollm2
+from motet.plugins.sources.smollm2 import Smollm2
 
 
 def smollm2_directory() -> Path:

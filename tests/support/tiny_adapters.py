@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaConfig
 
-from motet.engine.models.config import from_transformers
+from motet.engine.models.architectures import from_transformers
 
 MODEL = from_transformers(
     LlamaConfig(

@@ -23,7 +23,7 @@ from support.scripted_registry import failure, until
 from transformers import AutoModel, PreTrainedTokenizerFast
 from wild.adapters import CONFIG, PROMPT, AdapterServer
 
-from motet.core.adapters import AdapterRef
+from motet.core.adapter_source import AdapterRef
 from motet.core.errors import Unavailable
 
 TEMPLATE = (

@@ -20,14 +20,14 @@ from support.prepared_adapters import prepare, target_in
 from support.scripted_registry import RegistrySetup, failure, run, until
 from support.tiny_adapters import CONFIG, Q0, RANK, adapter, write
 
-from motet.core.adapters import AdapterRef, ResolvedAdapter
+from motet.core.adapter_source import AdapterRef, ResolvedAdapter
 from motet.core.errors import AdapterRefused, NotFound, Overloaded, Unavailable
 from motet.core.settings import Settings
 from motet.engine.adapters import prepared_files
 from motet.engine.adapters.peft_config import parse_config
 from motet.engine.adapters.prepare import Target
 from motet.engine.kernels import kernel_cache
-from motet.plugins.local import LocalAdapters
+from motet.plugins.sources.local import LocalAdapters
 
 SECONDS = 10.0
 """The most that an ordinary request may take beside an attack: far above what it takes, and below what attacks took."""

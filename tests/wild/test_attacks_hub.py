@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from support.fake_hub import Hub
 
-from motet.core.adapters import AdapterRef
+from motet.core.adapter_source import AdapterRef
 from motet.core.errors import AdapterRefused, MotetError, NotFound, Unavailable
 from motet.core.settings import Settings
-from motet.plugins import hub as hub_plugin
-from motet.plugins.hub import HubAdapters
+from motet.plugins.sources import hub as hub_plugin
+from motet.plugins.sources.hub import HubAdapters
 
 ADAPTER = {"adapter_config.json": b'{"r": 8}', "adapter_model.safetensors": b"weights" * 100}
 VICTIM, ATTACKER = AdapterRef("hub", "org/victim"), AdapterRef("hub", "org/attacker")

@@ -8,7 +8,7 @@ from support.scripted_registry import Published, RegistrySetup, ScriptedSource, 
 
 from motet.api.adapters.authorisations import Authorisations, PublicRecords
 from motet.api.adapters.limits import LoadLimits
-from motet.core.adapters import AdapterRef, ResolvedAdapter
+from motet.core.adapter_source import AdapterRef, ResolvedAdapter
 from motet.core.errors import Forbidden, MotetError, NotFound, SourceOffline, Unavailable
 
 PIRATE = AdapterRef("hub", "org/pirate")

@@ -12,7 +12,7 @@ from support.scripted_registry import RegistrySetup, failure, run
 
 from motet.api.adapters import disk_cache, merging
 from motet.api.adapters.disk_cache import IN_USE_SECONDS, LEFTOVER_SECONDS, DiskCache, Loaded
-from motet.core.adapters import AdapterRef
+from motet.core.adapter_source import AdapterRef
 from motet.core.errors import Overloaded
 from motet.core.messages import PreparedAdapter
 

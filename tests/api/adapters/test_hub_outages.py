@@ -9,7 +9,7 @@ from support.fake_hub import Hub
 from support.fake_hub_registry import HubRegistry
 from support.scripted_registry import failure, until
 
-from motet.core.adapters import AdapterRef
+from motet.core.adapter_source import AdapterRef
 from motet.core.errors import Unavailable
 
 ADAPTER = {"adapter_config.json": b'{"r": 8}', "adapter_model.safetensors": b"weights"}

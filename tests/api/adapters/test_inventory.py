@@ -12,9 +12,9 @@ from support.log_lines import log_lines
 
 from motet.api.adapters import listing
 from motet.api.adapters.listing import log_inventory
-from motet.core.adapters import AdapterListing, AdapterRef, AdapterSource, ResolvedAdapter
+from motet.core.adapter_source import AdapterListing, AdapterRef, AdapterSource, ResolvedAdapter
 from motet.engine.adapters.peft_config import read_config
-from motet.plugins.directories import DirectoryAdapters
+from motet.plugins.sources.directories import DirectoryAdapters
 
 GOOD = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
 

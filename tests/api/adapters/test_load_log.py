@@ -10,7 +10,7 @@ from support.log_lines import log_lines
 from support.scripted_registry import RegistrySetup, failure, run
 
 from motet.api.adapters.load_log import MAX_LINES, RateLimit
-from motet.core.adapters import AdapterRef
+from motet.core.adapter_source import AdapterRef
 from motet.core.errors import AdapterRefused, Unavailable
 
 TOKEN = "hf_secret"

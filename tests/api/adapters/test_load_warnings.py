@@ -9,7 +9,7 @@ import msgspec
 from loguru import logger
 from support.scripted_registry import RegistrySetup, run
 
-from motet.core.adapters import AdapterRef
+from motet.core.adapter_source import AdapterRef
 from motet.core.messages import AdapterPart, PreparedAdapter
 
 

@@ -9,7 +9,7 @@ import pytest
 from support.scripted_registry import Published, RegistrySetup, failure, run, until
 
 from motet.api.adapters.registry import ServedAdapter
-from motet.core.adapters import AdapterRef
+from motet.core.adapter_source import AdapterRef
 from motet.core.errors import AdapterRefused, Forbidden, InvalidRequest, NotFound, Unavailable
 from motet.core.messages import MAX_PARTS
 

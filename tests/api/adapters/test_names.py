@@ -11,11 +11,11 @@ from support.scripted_registry import FakeLoader, RegistrySetup, ScriptedSource,
 
 from motet.api.adapters.local_registry import LocalRegistry
 from motet.api.adapters.names import AdapterNames, NameRules, name_rules
-from motet.core.adapters import AdapterListing, AdapterRef
+from motet.core.adapter_source import AdapterListing, AdapterRef
 from motet.core.deployment import Deployment
 from motet.core.errors import InvalidRequest, NotFound, StartupError
 from motet.core.settings import Settings
-from motet.plugins.smollm2 import Smollm2
+from motet.plugins.sources.smollm2 import Smollm2
 
 
 def test_each_form_of_a_name(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ from support.scripted_registry import failure
 from motet.api.adapters.limits import LoadLimits
 from motet.api.adapters.local_registry import LocalRegistry
 from motet.api.adapters.names import NameRules
-from motet.core.adapters import AdapterRef
+from motet.core.adapter_source import AdapterRef
 from motet.core.errors import AdapterRefused, Unavailable
 from motet.core.messages import AdapterPart, PreparedAdapter
 from motet.core.settings import Settings
-from motet.plugins.local import LocalAdapters
+from motet.plugins.sources.local import LocalAdapters
 
 SUPPORT = AdapterRef("local", "support")
 

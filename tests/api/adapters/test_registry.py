@@ -10,7 +10,7 @@ from loguru import logger
 from support.scripted_registry import Published, RegistrySetup, failure, run, until
 
 from motet.api.adapters.registry import ServedAdapter
-from motet.core.adapters import AdapterRef, ResolvedAdapter
+from motet.core.adapter_source import AdapterRef, ResolvedAdapter
 from motet.core.errors import AdapterRefused, Forbidden, NotFound, Overloaded, Unavailable
 from motet.core.messages import AdapterPart, PreparedAdapter
 

@@ -13,7 +13,7 @@ from motet.api.adapters.limits import LoadLimits
 from motet.api.adapters.local_registry import LocalRegistry
 from motet.api.adapters.names import NameRules
 from motet.api.adapters.registry import ServedAdapter
-from motet.core.adapters import AdapterRef
+from motet.core.adapter_source import AdapterRef
 from motet.core.errors import AdapterRefused, Forbidden
 
 NAMES, TOKENS = ["x", "y"], [None, "a", "b"]

@@ -7,7 +7,7 @@ import pytest
 
 from motet.api.adapters.limits import LARGEST, largest_adapter
 from motet.engine.adapters.lora_tensors import largest_adapter as loaders_limit
-from motet.engine.models.config import read_config
+from motet.engine.models.architectures import read_config
 
 SMOLLM2 = {
     "architectures": ["LlamaForCausalLM"],

@@ -8,7 +8,7 @@ import pytest
 from support.scripted_registry import RegistrySetup, failure, run, until
 
 from motet.api.adapters import source_calls
-from motet.core.adapters import AdapterRef, ResolvedAdapter
+from motet.core.adapter_source import AdapterRef, ResolvedAdapter
 from motet.core.errors import AdapterRefused, Overloaded, Unavailable
 
 PIRATE, SLOW = AdapterRef("hub", "org/pirate"), AdapterRef("hub", "org/slow")

@@ -12,7 +12,7 @@ from support.api_caller import CHAT, COMPLETIONS, MESSAGES, Caller, drive, promp
 from support.scripted_api import CONTEXT
 
 from motet.api.generating import chat_prompts
-from motet.core.chat_templates import ChatTemplate, ChatTemplateFinder, TemplateContext
+from motet.core.chat_template_finder import ChatTemplate, ChatTemplateFinder, TemplateContext
 
 
 def test_messages_become_a_prompt_by_the_template(tmp_path: Path) -> None:

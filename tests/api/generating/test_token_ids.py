@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support.api_caller import CHAT, COMPLETIONS, MESSAGES, Caller, drive
 
-from motet.api.generating import sampling_params as params
+from motet.api.generating import request_params as params
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 CALL = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'

@@ -10,7 +10,7 @@ from llguidance import LLMatcher, LLTokenizer
 from support.api_caller import CHAT, MESSAGES, Caller, drive, prompt_of
 from support.scripted_api import TEMPLATE
 
-from motet.core.output_formats import GrammarSpec
+from motet.core.output_format import GrammarSpec
 from motet.engine.client.llguidance_grammar import grammar_source
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}

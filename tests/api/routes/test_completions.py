@@ -11,7 +11,7 @@ from support.api_caller import CHAT, COMPLETIONS, MESSAGES, Caller, drive, promp
 from support.scripted_api import CONTEXT
 from tokenizers import processors
 
-from motet.api.generating.sampling_params import priority
+from motet.api.generating.request_params import priority
 from motet.api.http.caller import Caller as Who
 from motet.api.schema.parsing import parse_completion
 from motet.core.errors import Forbidden

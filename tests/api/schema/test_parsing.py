@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from motet.api.schema.chat_request import ChatRequest
-from motet.api.schema.ignored_header import MAX_IGNORED_BYTES, header_value
+from motet.api.schema.ignored_fields_header import MAX_IGNORED_BYTES, header_value
 from motet.api.schema.parsing import parse_chat, parse_completion
 from motet.core.errors import InvalidRequest
 

@@ -24,7 +24,7 @@ from motet.core.messages import (
     TokenEvent,
     TokenEvents,
 )
-from motet.core.models import ModelInfo
+from motet.core.model_source import ModelInfo
 from motet.core.sampling_params import SamplingParams
 from motet.engine.client import token_queue
 from motet.engine.client.engine_client import EngineClient

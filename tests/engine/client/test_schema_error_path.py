@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from motet.core.output_formats import GrammarSpec
+from motet.core.output_format import GrammarSpec
 from motet.engine.client.grammar_worker import located_error
 
 OVERLAP = {"oneOf": [{"type": "object", "properties": {name: {"type": "string"}}} for name in "ab"]}

@@ -18,7 +18,7 @@ import sys
 import torch
 from motet.engine.kernels.lora_triton import TILE_ROWS, lora_tiles
 from motet.engine.lora.apply import apply_reference
-from motet.engine.lora.batch import slot_tiles
+from motet.engine.lora.lora_batch import slot_tiles
 from motet.engine.lora.pool import LoraPool, ModuleShape, PoolSize
 from motet.engine.schedule.plan import InstallAdapter, LoraChunk, Placement
 

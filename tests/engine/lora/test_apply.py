@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from motet.engine.lora.apply import apply_lora, apply_reference, warm_up
-from motet.engine.lora.batch import LONG_CHUNK, lora_batch, slot_tiles
+from motet.engine.lora.lora_batch import LONG_CHUNK, lora_batch, slot_tiles
 from motet.engine.lora.pool import LoraPool, ModuleShape, PoolSize, page_bytes
 from motet.engine.schedule.adapter_slots import PAGE_ROWS, pages_for
 from motet.engine.schedule.plan import InstallAdapter, LoraChunk, Placement

@@ -14,7 +14,7 @@ from support.tiny_models import FAMILIES, family_config
 
 from motet.core.errors import StartupError
 from motet.engine.models import config_cache
-from motet.engine.models.config import ModelConfig, from_transformers, read_config
+from motet.engine.models.architectures import ModelConfig, from_transformers, read_config
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,7 @@ def test_a_changed_config_or_a_changed_maker_is_read_anew(tmp_path: Path, monkey
     file = directory / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"rms_norm_eps": 0.25}))
     assert (first.norm_eps, read_config(directory).norm_eps) == (1e-6, 0.25)
-    monkeypatch.setattr("motet.engine.models.config._windows", lambda config: (7, 7, 7, 7))
+    monkeypatch.setattr("motet.engine.models.architectures._windows", lambda config: (7, 7, 7, 7))
     assert read_config(directory).window == (0, 0, 0, 0)
     newer = tmp_path / "config.py"
     newer.write_text("# another version of the code")
@@ -97,7 +97,7 @@ def test_the_next_process_needs_no_transformers(tmp_path: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from motet.engine.models.config import read_config
+from motet.engine.models.architectures import read_config
 import motet.engine.model_runner, motet.engine.adapters.prepare
 read_config(Path({str(directory)!r}))
 assert "transformers" not in sys.modules

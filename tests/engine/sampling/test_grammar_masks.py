@@ -16,7 +16,7 @@ from support.scripted_api import write_model
 from tokenizers import Tokenizer
 
 from motet.core.errors import InvalidRequest
-from motet.core.output_formats import GrammarSpec
+from motet.core.output_format import GrammarSpec
 from motet.engine.sampling.grammar_masks import GrammarCompiler, Matcher
 from motet.plugins.output_formats import JsonObject
 

@@ -14,7 +14,7 @@ from support.tiny_models import write_model
 
 from motet.core.errors import Conflict
 from motet.core.messages import AddRequest, PreparedAdapter, TokenEvent
-from motet.core.output_formats import GrammarSpec
+from motet.core.output_format import GrammarSpec
 from motet.core.sampling_params import SamplingParams
 from motet.core.settings import Settings
 from motet.engine.llm import Engine

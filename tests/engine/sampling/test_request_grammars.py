@@ -16,8 +16,8 @@ from support.tiny_chat_model import write_chat_model
 
 from motet.core.errors import InvalidRequest, Overloaded
 from motet.core.messages import AbortRequest, AddRequest, TokenEvent
-from motet.core.models import ModelInfo
-from motet.core.output_formats import GrammarSpec
+from motet.core.model_source import ModelInfo
+from motet.core.output_format import GrammarSpec
 from motet.core.sampling_params import SamplingParams
 from motet.core.settings import Settings
 from motet.engine import engine_core as core

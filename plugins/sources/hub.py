@@ -24,16 +24,16 @@ from huggingface_hub import HfApi, hf_hub_url
 
 from motet.core import error_codes
 from motet.core.adapter_directory_errors import NO_WEIGHTS, instead_of_weights
-from motet.core.adapters import AdapterRef, AdapterSource, ResolvedAdapter
+from motet.core.adapter_source import AdapterRef, AdapterSource, ResolvedAdapter
 from motet.core.blocking_calls import BlockingCalls
 from motet.core.errors import AdapterRefused, MotetError, NotFound, StartupError, Unauthenticated, Unavailable
 from motet.core.hookspecs import Register, hookimpl
-from motet.core.models import ModelLocation, ModelSource
+from motet.core.model_source import ModelLocation, ModelSource
 from motet.core.settings import Settings
-from motet.plugins.adapter_roots import CONFIG_FILE, WEIGHTS_FILE
-from motet.plugins.directories import ADAPTER_FILES
-from motet.plugins.hub_errors import HUB_FAILURES, SEND_TOKEN, as_motet_error
-from motet.plugins.hub_transfers import Cancelled, Transfers
+from motet.plugins.sources.adapter_roots import CONFIG_FILE, WEIGHTS_FILE
+from motet.plugins.sources.directories import ADAPTER_FILES
+from motet.plugins.sources.hub_errors import HUB_FAILURES, SEND_TOKEN, as_motet_error
+from motet.plugins.sources.hub_transfers import Cancelled, Transfers
 
 NAME = "hub"
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from motet.core.errors import StartupError
 from motet.core.hookspecs import Register, hookimpl
-from motet.core.models import ModelLocation, ModelSource
+from motet.core.model_source import ModelLocation, ModelSource
 
 MAGIC = b"GGUF"
 

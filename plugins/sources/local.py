@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from motet.core.adapters import AdapterSource
+from motet.core.adapter_source import AdapterSource
 from motet.core.errors import StartupError
 from motet.core.hookspecs import Register, hookimpl
-from motet.core.models import ModelLocation, ModelSource
+from motet.core.model_source import ModelLocation, ModelSource
 from motet.core.settings import Settings
-from motet.plugins.adapter_roots import AdapterRoots
-from motet.plugins.directories import DirectoryAdapters
+from motet.plugins.sources.adapter_roots import AdapterRoots
+from motet.plugins.sources.directories import DirectoryAdapters
 
 
 class LocalAdapters(DirectoryAdapters):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from motet.engine.schedule.block_manager import BlockManager
+from motet.engine.schedule.kv_block_manager import BlockManager
 
 
 class Pool(RuleBasedStateMachine):

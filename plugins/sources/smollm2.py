@@ -19,7 +19,7 @@ from loguru import logger
 
 from motet.core.errors import StartupError
 from motet.core.hookspecs import Register, hookimpl
-from motet.core.models import ModelLocation, ModelSource
+from motet.core.model_source import ModelLocation, ModelSource
 from motet.core.paths import build_directory, cache_directory
 
 NAME = "smollm2"

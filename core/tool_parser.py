@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from motet.core.output_formats import GrammarSpec
+from motet.core.output_format import GrammarSpec
 
 
 class Tool(msgspec.Struct, frozen=True):

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from motet.core.adapters import AdapterRef, AdapterSource, ResolvedAdapter
+from motet.core.adapter_source import AdapterRef, AdapterSource, ResolvedAdapter
 from motet.core.errors import AdapterRefused, NotFound, StartupError, Unavailable
-from motet.core.models import ModelLocation
+from motet.core.model_source import ModelLocation
 from motet.core.plugin_registry import PluginRegistry
 from motet.core.settings import Settings
-from motet.plugins.gguf import GgufFiles
-from motet.plugins.local import LocalAdapters, LocalModels
-from motet.plugins.smollm2 import Smollm2
+from motet.plugins.sources.gguf import GgufFiles
+from motet.plugins.sources.local import LocalAdapters, LocalModels
+from motet.plugins.sources.smollm2 import Smollm2
 
 
 def make_adapter(directory: Path) -> Path:

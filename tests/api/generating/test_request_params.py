@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from motet.api.generating.sampling_params import MAX_LOGPROBS, check_logprobs, sampling_params, token_limit
+from motet.api.generating.request_params import MAX_LOGPROBS, check_logprobs, sampling_params, token_limit
 from motet.api.schema.chat_request import ChatRequest
 from motet.api.schema.completion_request import CompletionRequest
 from motet.api.schema.parsing import parse_chat, parse_completion

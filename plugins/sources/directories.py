@@ -14,10 +14,10 @@ from typing import TypeVar
 from loguru import logger
 
 from motet.core import error_codes
-from motet.core.adapters import AdapterListing, AdapterRef, AdapterSource, ResolvedAdapter
+from motet.core.adapter_source import AdapterListing, AdapterRef, AdapterSource, ResolvedAdapter
 from motet.core.blocking_calls import BlockingCalls
 from motet.core.errors import AdapterRefused, NotFound, Unavailable
-from motet.plugins.adapter_roots import CONFIG_FILE, WEIGHTS_FILE, AdapterRoots
+from motet.plugins.sources.adapter_roots import CONFIG_FILE, WEIGHTS_FILE, AdapterRoots
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.fake_hub import Hub
 
-from motet.core.adapters import AdapterRef
+from motet.core.adapter_source import AdapterRef
 from motet.core.errors import (
     AdapterRefused,
     Forbidden,
@@ -20,8 +20,8 @@ from motet.core.errors import (
     Unavailable,
 )
 from motet.core.settings import Settings
-from motet.plugins import hub as hub_plugin
-from motet.plugins.hub import HubAdapters, HubModels
+from motet.plugins.sources import hub as hub_plugin
+from motet.plugins.sources.hub import HubAdapters, HubModels
 
 ADAPTER = {
     "adapter_config.json": b'{"r": 8}',

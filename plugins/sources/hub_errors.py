@@ -15,7 +15,7 @@ from motet.core.errors import (
     Unauthenticated,
     Unavailable,
 )
-from motet.plugins.hub_transfers import BadAnswer, TooSlow
+from motet.plugins.sources.hub_transfers import BadAnswer, TooSlow
 
 # What a call of the hub's library may raise for reasons that lie outside this server: RuntimeError comes from
 # hf_xet, through which it downloads base models, LookupError, TypeError and AttributeError from malformed metadata.

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from motet.core.errors import StartupError
-from motet.plugins import smollm2
-from motet.plugins.smollm2 import FILE, NAME, PACKAGE, Smollm2
+from motet.plugins.sources import smollm2
+from motet.plugins.sources.smollm2 import FILE, NAME, PACKAGE, Smollm2
 
 CONTENT = b"GGUF and the rest of a model"
 

@@ -12,12 +12,12 @@ from support.scripted_registry import FakeLoader
 from motet.api.adapters.local_registry import LocalRegistry
 from motet.api.adapters.names import NameRules
 from motet.api.server.cli import build_parser
-from motet.core.adapters import AdapterRef, AdapterSource
+from motet.core.adapter_source import AdapterRef, AdapterSource
 from motet.core.errors import AdapterRefused, MotetError, NotFound, Unavailable
 from motet.core.plugin_registry import PluginRegistry
 from motet.core.settings import Settings, load_settings
-from motet.plugins import directories
-from motet.plugins.local import LocalAdapters
+from motet.plugins.sources import directories
+from motet.plugins.sources.local import LocalAdapters
 
 COMMITS = "a" * 40, "b" * 40
 
@@ -133,7 +133,7 @@ def test_nested_directories_are_listed(tmp_path: Path) -> None:
 
 
 def test_what_one_listing_looks_into_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("motet.plugins.adapter_roots.MAX_SCANNED", 5)
+    monkeypatch.setattr("motet.plugins.sources.adapter_roots.MAX_SCANNED", 5)
     for number in range(9):
         make_adapter(tmp_path / f"a{number}" / "b")
     assert len(asyncio.run(source_over(tmp_path).listing())) < 9
