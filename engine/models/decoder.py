@@ -1,4 +1,4 @@
-"""The decoder: one file for every architecture in models/config.py. Each rank runs its shard.
+"""The decoder: one file for every architecture in models/architectures.py. Each rank runs its shard.
 
 T is the number of tokens in the step, n the hidden size. There is no LoRA here: the linear layers add it
 (layers/linear.py), once the model runner has attached the adapter pools to them.
