@@ -1,7 +1,7 @@
-"""`adapter` and `base`: the chat template that an adapter or the base model brings along.
+"""`adapter` and `base`: find the chat template of an adapter or of the base model.
 
-Looked for where transformers saves it: chat_template.jinja, chat_template.json, then tokenizer_config.json.
-The text is only read here; another process renders it.
+Reads the files in which transformers saves it: chat_template.jinja, chat_template.json, then tokenizer_config.json.
+Does not render: another process does.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ MAX_JSON_BYTES = 8 << 20  # tokenizer_config.json lists every added token
 FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 
 
-class _Named(msgspec.Struct):
+class _NamedTemplate(msgspec.Struct):
     name: str
     template: str
 
 
-class _HasTemplate(msgspec.Struct):
-    chat_template: str | list[_Named] | None = None
+class _TemplateFile(msgspec.Struct):
+    chat_template: str | list[_NamedTemplate] | None = None
 
 
 class AdapterTemplate(ChatTemplateFinder):
-    """The adapter's own template: a fine-tune may have learnt another one than its base."""
+    """The adapter's template: a fine-tune may use a different template than its base model."""
 
     def find(self, context: TemplateContext) -> ChatTemplate | None:
         """The template in the adapter's directory. Raises AdapterRefused when its file is broken."""
@@ -56,12 +56,12 @@ class BaseTemplate(ChatTemplateFinder):
 
 
 def template_in(directory: Path) -> str | None:
-    """The chat template that `directory` holds, or None. Raises ValueError naming the file that is broken."""
+    """The chat template in `directory`, or None. Raises ValueError naming the broken file."""
     for name in FILES:
         path = directory / name
         try:
-            state = path.stat()
-            text = _read(path, state.st_size, state.st_mtime_ns)
+            status = path.stat()
+            text = _read(path, status.st_size, status.st_mtime_ns)
         except FileNotFoundError:
             continue
         except OSError as error:
@@ -73,7 +73,7 @@ def template_in(directory: Path) -> str | None:
 
 @functools.lru_cache(maxsize=64)
 def _read(path: Path, size: int, modified_ns: int) -> str | None:
-    """The template in one file; its size and time are there to make a changed file a new cache entry."""
+    """The template in one file. `size` and `modified_ns` are part of the cache key: a changed file is read again."""
     plain = path.suffix == ".jinja"
     content = read_regular(path, MAX_TEMPLATE_BYTES if plain else MAX_JSON_BYTES)
     try:
@@ -81,12 +81,12 @@ def _read(path: Path, size: int, modified_ns: int) -> str | None:
     except (UnicodeDecodeError, msgspec.DecodeError, RecursionError) as error:
         raise ValueError(f"{path.name}: {error}") from error
     if text is not None and len(text) > MAX_TEMPLATE_BYTES:
-        raise ValueError(f"the template in {path.name} has {len(text)} characters, which is too large")
+        raise ValueError(f"the template in {path.name} has {len(text)} characters; the maximum is {MAX_TEMPLATE_BYTES}")
     return text
 
 
 def _from_json(content: bytes) -> str | None:
-    template = msgspec.json.decode(content, type=_HasTemplate).chat_template
+    template = msgspec.json.decode(content, type=_TemplateFile).chat_template
     if isinstance(template, list):
         return next((named.template for named in template if named.name == "default"), None)
     return template
@@ -94,6 +94,6 @@ def _from_json(content: bytes) -> str | None:
 
 @hookimpl
 def register_chat_templates(register: Register[ChatTemplateFinder]) -> None:
-    """Add `base`, and `adapter`, which is tried first since it is registered later."""
+    """Add `base` and `adapter`. The finder registered last, `adapter`, is tried first."""
     register("base", BaseTemplate())
     register("adapter", AdapterTemplate())

@@ -1,6 +1,6 @@
-"""`demo`: three small adapters of the default base model that come with Motet.
+"""`demo`: three small adapters for the default base model, included in the package.
 
-Their files are package data, in adapters/; tests/training holds the texts and the script that made them.
+Their files are package data in adapters/; tests/training has their training data and the training script.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BASES = ("smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM
 MAX_CONFIG_BYTES = 1 << 20
 
 
-class _Shape(msgspec.Struct):
+class _ModelShape(msgspec.Struct):
     """The fields of a base model's config.json that decide whether the adapters' tensors fit."""
 
     hidden_size: int = 0
@@ -31,11 +31,11 @@ class _Shape(msgspec.Struct):
     vocab_size: int = 0
 
 
-SMOLLM2_135M = _Shape(576, 1536, 30, 49152)
+SMOLLM2_135M = _ModelShape(576, 1536, 30, 49152)
 
 
 class DemoAdapters(DirectoryAdapters):
-    """The demo adapters; listed where they fit the base model."""
+    """The demo adapters; listed if they fit the base model."""
 
     def __init__(self) -> None:
         super().__init__(NAME, [Path(str(files(__name__))) / "adapters"])
@@ -46,7 +46,7 @@ class DemoAdapters(DirectoryAdapters):
         self._fits = _fits(settings.model)
 
     async def listing(self) -> Sequence[AdapterListing]:
-        """The adapters, or none beside another base model."""
+        """The adapters; none if the server has a different base model."""
         return await super().listing() if self._fits else ()
 
 
@@ -59,7 +59,7 @@ def _fits(model: str) -> bool:
         return "smollm2-135m" in path.name.lower()
     try:
         config = read_regular(path / "config.json", MAX_CONFIG_BYTES)
-        return msgspec.json.decode(config, type=_Shape) == SMOLLM2_135M
+        return msgspec.json.decode(config, type=_ModelShape) == SMOLLM2_135M
     except (OSError, ValueError):
         return False
 

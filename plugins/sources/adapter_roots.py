@@ -1,11 +1,11 @@
-"""Root directories with adapters: which directory a name means, which links may be followed, and what is listed.
+"""Adapter root directories: maps names to directories, restricts symbolic links, and lists adapters.
 
     NAME                 ROOT/NAME, also nested: team/run/checkpoint-500
-    the root's own name  ROOT, where it is an adapter itself
-    org/name             a snapshot of ROOT/models--org--name, where ROOT is a Hugging Face hub cache
+    the root's name      ROOT, if ROOT itself is an adapter
+    org/name             a snapshot of ROOT/models--org--name, if ROOT is a Hugging Face hub cache
     /absolute/path       a directory inside a root
 
-A link may lead to any place inside the roots, or anywhere with `follow_links`. Opens no file but a hub cache's refs.
+A link must stay inside the roots unless `follow_links` is set. The only files opened are the refs of a hub cache.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 HUB_PREFIX, HUB_SEPARATOR = "models--", "--"
 MAX_DEPTH = 4
 MAX_SCANNED = 20_000
-"""Directories that one listing looks into."""
+"""Directories that one listing scans at most."""
 
 MAX_SCANNED_FOR_ERROR = 200
-MAX_NOTED = 20
-MAX_NAMED = 3
-"""Adapters below a directory that an error names."""
+MAX_OUTSIDE_LINKS = 20
+MAX_SUGGESTED = 3
+"""Adapters below a directory that an error lists at most."""
 
 
 class AdapterRoots:
@@ -40,47 +40,47 @@ class AdapterRoots:
     def __init__(self, paths: Sequence[Path], follow_links: bool = False) -> None:
         self.paths = tuple(paths)
         self.follow_links = follow_links
-        self.outside: dict[Path, bool] = {}
-        """Links that lead out of the roots, as listings met them, and whether they have been reported."""
+        self.outside_links: dict[Path, bool] = {}
+        """Links found by listings that lead out of the roots, each with whether it has been logged."""
 
     def admits(self, path: Path) -> bool:
-        """Whether `path`, its links followed, may be read: it lies in a root, or links may lead anywhere."""
+        """Whether `path` may be read: it resolves to a place inside a root, or `follow_links` is set."""
         real = path.resolve()
         return self.follow_links or any(real.is_relative_to(root.resolve()) for root in self.paths)
 
     def find(self, name: str) -> Path:
-        """The directory of the adapter called `name`. Raises NotFound saying what is there instead."""
+        """The directory of the adapter called `name`. Raises NotFound with the reason, if known."""
         path = PurePosixPath(name)
-        # One name per adapter: another spelling would be another adapter to everything that counts them.
+        # One name per adapter: caches and limits would count another spelling as another adapter.
         if name != str(path) or ".." in path.parts or name == ".":
-            raise _unknown(name, "not the name of a directory: leave out '..', '.' and needless slashes")
+            raise _not_found(name, "not a directory name; remove '..', '.' and extra slashes")
         if not self.paths:
-            raise _unknown(name, "the server has no --adapter-root")
-        obstacle = ""
+            raise _not_found(name, "the server has no --adapter-root")
+        reason = ""
         for root in self.paths:
             for directory in self._candidates(root, path):
-                with contextlib.suppress(OSError, ValueError):  # a name that no file can have
+                with contextlib.suppress(OSError, ValueError):  # the name cannot be a file name
                     if not self.admits(directory):
-                        obstacle = obstacle or self._link(root, directory)
+                        reason = reason or self._outside_link(root, directory)
                     elif (directory / CONFIG_FILE).is_file():
                         return directory.resolve()
                     elif directory.is_dir():
-                        obstacle = obstacle or self._empty(root, directory)
-        if obstacle:
-            raise _unknown(name, obstacle)
+                        reason = reason or self._no_config(root, directory)
+        if reason:
+            raise _not_found(name, reason)
         if path.is_absolute():
-            raise _unknown(name, "the path lies in none of the server's --adapter-root directories")
-        raise _unknown(name)
+            raise _not_found(name, "the path is not inside any --adapter-root directory of the server")
+        raise _not_found(name)
 
-    def listed(self) -> list[str]:
-        """The names of all adapters, the nearest ones first, as far as MAX_DEPTH and MAX_SCANNED go."""
+    def adapter_names(self) -> list[str]:
+        """The names of all adapters within MAX_DEPTH and MAX_SCANNED, those nearest to a root first."""
         names: dict[str, None] = {}
         for root in self.paths:
             names.update(dict.fromkeys(_Scan(self, root, MAX_SCANNED).names()))
         return list(names)
 
     def _candidates(self, root: Path, path: PurePosixPath) -> Iterator[Path]:
-        """Where in `root` the adapter called `path` may be."""
+        """The directories in `root` that the name `path` may refer to."""
         if path.is_absolute():
             for base in (root.absolute(), root.resolve()):
                 if Path(path).is_relative_to(base):
@@ -88,13 +88,13 @@ class AdapterRoots:
                     return
             return
         yield root / path
-        if str(path) == own_name(root):
+        if str(path) == root_name(root):
             yield root
         if (snapshot := _snapshot(root, path)) is not None:
             yield snapshot
 
-    def _link(self, root: Path, directory: Path) -> str:
-        """Which link on the way to `directory` leads out of the roots, and what to do."""
+    def _outside_link(self, root: Path, directory: Path) -> str:
+        """The error for a `directory` reached through a link that leads out of the roots."""
         place = directory
         if directory.is_relative_to(root):
             place = root
@@ -105,18 +105,18 @@ class AdapterRoots:
         name = place.relative_to(root) if place.is_relative_to(root) and place != root else place.name
         return f"{name} is a link that leads out of the adapter roots; --follow-links lets the server follow it"
 
-    def _empty(self, root: Path, directory: Path) -> str:
-        """Why `directory`, which has no config, is not an adapter, and which adapters are below it."""
-        below = list(itertools.islice(_Scan(self, directory, MAX_SCANNED_FOR_ERROR).names(), MAX_NAMED))
+    def _no_config(self, root: Path, directory: Path) -> str:
+        """The error for a `directory` without adapter_config.json; lists some adapters below it."""
+        below = list(itertools.islice(_Scan(self, directory, MAX_SCANNED_FOR_ERROR).names(), MAX_SUGGESTED))
         shown = directory.name if directory != root else "the adapter root"
-        named = f"; there are adapters below it: {', '.join(below)}"
-        hint = named if below else other_formats(names_in(directory))
+        suggestion = f"; adapters below it: {', '.join(below)}"
+        hint = suggestion if below else other_formats(names_in(directory))
         return f"the directory {shown!r} has no adapter_config.json{hint}"
 
 
 @dataclass
 class _Scan:
-    """One walk over a root, breadth first."""
+    """A breadth-first walk over one root."""
 
     roots: AdapterRoots
     root: Path
@@ -126,17 +126,17 @@ class _Scan:
 
     def names(self) -> Iterator[str]:
         if self._is_adapter(self.root):
-            yield own_name(self.root)
+            yield root_name(self.root)
         level = [self.root]
         for _ in range(MAX_DEPTH):
             below: list[Path] = []
             for directory in level:
-                yield from self._in(directory, below)
+                yield from self._adapters_in(directory, below)
             level = below
 
-    def _in(self, directory: Path, below: list[Path]) -> Iterator[str]:
-        """The adapters directly in `directory`; sub-directories to look into go to `below`."""
-        for entry in self._directories(directory):
+    def _adapters_in(self, directory: Path, below: list[Path]) -> Iterator[str]:
+        """The adapters directly in `directory`; appends the subdirectories to scan next to `below`."""
+        for entry in self._subdirectories(directory):
             if directory == self.root and entry.name.startswith(HUB_PREFIX):
                 name = entry.name.removeprefix(HUB_PREFIX).replace(HUB_SEPARATOR, "/", 1)
                 if (path := _snapshot(self.root, PurePosixPath(name))) is not None and self._is_adapter(path):
@@ -146,8 +146,8 @@ class _Scan:
                 yield str(entry.relative_to(self.root))
             below.append(entry)
 
-    def _directories(self, directory: Path) -> list[Path]:
-        """The sub-directories that may be looked into; each real directory is walked once."""
+    def _subdirectories(self, directory: Path) -> list[Path]:
+        """The subdirectories that may be scanned; each real directory is scanned once."""
         real = directory.resolve()
         if real in self.seen or self.scanned >= self.limit:
             return []
@@ -155,30 +155,30 @@ class _Scan:
         self.scanned += 1
         try:
             with os.scandir(directory) as entries:
-                named = [entry for entry in entries if not entry.name.startswith(".") and _is_directory(entry)]
-        except OSError:  # a directory that was there a moment ago, or may not be read
+                subdirectories = [entry for entry in entries if not entry.name.startswith(".") and _is_directory(entry)]
+        except OSError:  # removed meanwhile, or not readable
             return []
-        found = (Path(entry.path) for entry in named)
-        return sorted(path for path in found if self._stays(path))
+        paths = (Path(entry.path) for entry in subdirectories)
+        return sorted(path for path in paths if self._is_inside(path))
 
-    def _stays(self, path: Path) -> bool:
-        """Whether `path` stays inside the roots; notes a link that does not."""
+    def _is_inside(self, path: Path) -> bool:
+        """Whether `path` is inside the roots; records a link that leads out."""
         if not path.is_symlink() or self.roots.admits(path):
             return True
-        if len(self.roots.outside) < MAX_NOTED:
-            self.roots.outside.setdefault(path, False)
+        if len(self.roots.outside_links) < MAX_OUTSIDE_LINKS:
+            self.roots.outside_links.setdefault(path, False)
         return False
 
     def _is_adapter(self, directory: Path) -> bool:
         try:
-            found = (directory / CONFIG_FILE).is_file()
-            return found and all(self._stays(directory / name) for name in (CONFIG_FILE, WEIGHTS_FILE))
+            has_config = (directory / CONFIG_FILE).is_file()
+            return has_config and all(self._is_inside(directory / name) for name in (CONFIG_FILE, WEIGHTS_FILE))
         except OSError:
             return False
 
 
-def own_name(root: Path) -> str:
-    """What `root` is called where it is an adapter itself."""
+def root_name(root: Path) -> str:
+    """The adapter name of `root`, if the root itself is an adapter."""
     return Path(os.path.abspath(root)).name
 
 
@@ -190,20 +190,20 @@ def _is_directory(entry: os.DirEntry[str]) -> bool:
 
 
 def _snapshot(root: Path, name: PurePosixPath) -> Path | None:
-    """The snapshot of hub repository `name` in the hub cache `root`: the one that `main` names, else the newest."""
+    """The snapshot of hub repository `name` in the hub cache `root`: that of `main`, else the newest."""
     if len(name.parts) != 2:
         return None
-    home = root / (HUB_PREFIX + HUB_SEPARATOR.join(name.parts))
+    repository = root / (HUB_PREFIX + HUB_SEPARATOR.join(name.parts))
     try:
-        snapshots = [path for path in (home / "snapshots").iterdir() if path.is_dir()]
-        main = home / "refs" / "main"
-        named = read_regular(main, 256).decode(errors="replace").strip() if main.exists() else ""
+        snapshots = [path for path in (repository / "snapshots").iterdir() if path.is_dir()]
+        main = repository / "refs" / "main"
+        commit = read_regular(main, 256).decode(errors="replace").strip() if main.exists() else ""
     except (OSError, ValueError):
         return None
-    chosen = [path for path in snapshots if path.name == named]
-    return max(chosen or snapshots, key=lambda path: path.stat().st_mtime, default=None)
+    of_main = [path for path in snapshots if path.name == commit]
+    return max(of_main or snapshots, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def _unknown(name: str, reason: str = "") -> NotFound:
-    shown = name if len(name) <= 200 else f"{name[:200]}…"
-    return NotFound(f"no adapter {shown!r}" + (f": {reason}" if reason else ""), param="model")
+def _not_found(name: str, reason: str = "") -> NotFound:
+    excerpt = name if len(name) <= 200 else f"{name[:200]}…"
+    return NotFound(f"no adapter {excerpt!r}" + (f": {reason}" if reason else ""), param="model")

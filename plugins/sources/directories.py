@@ -1,6 +1,6 @@
-"""Adapters that lie in directories on this machine: what `local` and `demo` have in common.
+"""Adapter sources for directories on this machine: the base class of `local` and `demo`.
 
-Knows names, roots and file stamps; never opens a file, so a broken adapter is the loader's to refuse.
+Handles names, roots and file metadata. It opens no adapter file: the loader refuses broken adapters.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from motet.plugins.sources.adapter_roots import CONFIG_FILE, WEIGHTS_FILE, Adapt
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE, "generation_config.json", *TOKENIZER_FILES, *TEMPLATE_FILES)
-"""All that is read of an adapter, by the loader or by template finders."""
+"""The files of an adapter that the loader or the chat template finders read."""
 
 RESPONSE_SECONDS = 5.0
 
@@ -30,11 +30,10 @@ T = TypeVar("T")
 
 
 class DirectoryAdapters(AdapterSource):
-    """Adapters as sub-directories of some roots: `NAME` is `ROOT/NAME` in the first root that has it.
+    """Adapters in subdirectories of roots: `NAME` is `ROOT/NAME` in the first root that has it.
 
-    The revision is a hash over names, sizes and times of the files, so that it changes when a file does.
-    A revision that is not the present one is a NotFound. A directory called `name@revision` goes before a revision.
-    Every caller may use every adapter.
+    The revision is a hash over the names, sizes and times of the files. Only the current revision can be requested.
+    `NAME@REVISION` means the directory of that name if there is one. Every caller may use every adapter.
     """
 
     local_files = True
@@ -45,27 +44,27 @@ class DirectoryAdapters(AdapterSource):
         self._calls = BlockingCalls(f"{source}-files")
 
     async def resolve(self, ref: AdapterRef, token: str | None) -> ResolvedAdapter:
-        """The adapter as it is now. Raises NotFound, AdapterRefused if a file leads out of the roots, Unavailable."""
-        return await self._in_time(ref.id, lambda: ResolvedAdapter(ref, self._look(ref)[1]))
+        """The current revision. Raises NotFound, Unavailable, and AdapterRefused if a file links out of the roots."""
+        return await self._with_timeout(ref.id, lambda: ResolvedAdapter(ref, self._locate(ref)[1]))
 
     async def fetch(self, adapter: ResolvedAdapter, token: str | None, into: Path) -> Path:
-        """The adapter's own directory. Raises as `resolve` does, and Unavailable if it has changed since."""
-        directory, revision = await self._in_time(adapter.ref.id, lambda: self._look(adapter.ref))
+        """The adapter's directory. Raises as `resolve` does, and Unavailable if a file has changed since then."""
+        directory, revision = await self._with_timeout(adapter.ref.id, lambda: self._locate(adapter.ref))
         if revision != adapter.revision:
             raise _changed(adapter.ref)
         return directory
 
     async def listing(self) -> Sequence[AdapterListing]:
-        """Every adapter in the roots; those directly in a root have their name as alias."""
-        names = await self._calls.run(None, self.roots.listed)
+        """Every adapter in the roots; those directly in a root have their name as an alias."""
+        names = await self._calls.run(None, self.roots.adapter_names)
         self._report_links()
         return [
             AdapterListing(AdapterRef(self.source, name), alias=None if "/" in name else name) for name in sorted(names)
         ]
 
     def _report_links(self) -> None:
-        """Log each link that is not listed, once."""
-        for link, reported in self.roots.outside.items():
+        """Log each link that leads out of the roots once."""
+        for link, reported in self.roots.outside_links.items():
             if not reported:
                 logger.warning(
                     "adapter source {}: {} is not listed: it is a link that leads out of the adapter roots; "
@@ -73,13 +72,13 @@ class DirectoryAdapters(AdapterSource):
                     self.source,
                     link,
                 )
-                self.roots.outside[link] = True
+                self.roots.outside_links[link] = True
 
-    async def _in_time(self, key: Hashable, look: Callable[[], T]) -> T:
-        """`look()` in a thread. Raises Unavailable where the files do not respond, as on a mount that is away."""
+    async def _with_timeout(self, key: Hashable, work: Callable[[], T]) -> T:
+        """`work()` in a thread. Raises Unavailable if the files do not respond, as on a disconnected mount."""
         try:
             async with asyncio.timeout(RESPONSE_SECONDS):
-                return await self._calls.run(key, look)
+                return await self._calls.run(key, work)
         except TimeoutError:
             raise Unavailable(
                 f"{self.source}:{key}: the files did not respond within {RESPONSE_SECONDS:g} s; check the mount",
@@ -87,24 +86,25 @@ class DirectoryAdapters(AdapterSource):
                 code=error_codes.SOURCE_UNAVAILABLE,
             ) from None
 
-    def _look(self, ref: AdapterRef) -> tuple[Path, str]:
-        """The directory that `ref` means, and its revision."""
+    def _locate(self, ref: AdapterRef) -> tuple[Path, str]:
+        """The directory of `ref`, and its revision."""
         if ref.revision is None:
             directory = self.roots.find(ref.id)
-            return directory, self._stamp(ref, directory)
+            return directory, self._revision(ref, directory)
         try:
             directory = self.roots.find(f"{ref.id}@{ref.revision}")
         except NotFound:
             directory = self.roots.find(ref.id)
-            revision = self._stamp(ref, directory)
+            revision = self._revision(ref, directory)
             if ref.revision != revision:
                 raise NotFound(
-                    f"{self.source}:{ref.id} is at revision {revision} now, not {ref.revision}", param="model"
+                    f"{self.source}:{ref.id} has no revision {ref.revision}; its current revision is {revision}",
+                    param="model",
                 ) from None
             return directory, revision
-        return directory, self._stamp(ref, directory)
+        return directory, self._revision(ref, directory)
 
-    def _stamp(self, ref: AdapterRef, directory: Path) -> str:
+    def _revision(self, ref: AdapterRef, directory: Path) -> str:
         """A hash that changes whenever one of the adapter's files does. Raises AdapterRefused, Unavailable."""
         try:
             names = sorted(path.name for path in directory.iterdir() if path.name in ADAPTER_FILES)
@@ -116,9 +116,9 @@ class DirectoryAdapters(AdapterSource):
                         "--follow-links lets the server follow it",
                         param="model",
                     )
-                state = (directory / name).stat()
+                status = (directory / name).stat()
                 # The change time catches a file that was replaced by one of the same size and modification time.
-                digest.update(f"{name}\0{state.st_size}\0{state.st_mtime_ns}\0{state.st_ctime_ns}\n".encode())
+                digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}\n".encode())
         except FileNotFoundError:
             raise _changed(ref) from None
         except OSError as error:
@@ -127,4 +127,6 @@ class DirectoryAdapters(AdapterSource):
 
 
 def _changed(ref: AdapterRef) -> Unavailable:
-    return Unavailable(f"{ref} has just changed; try again", param="model", code=error_codes.ADAPTER_CHANGED)
+    return Unavailable(
+        f"{ref} changed while it was being loaded; try again", param="model", code=error_codes.ADAPTER_CHANGED
+    )

@@ -1,4 +1,4 @@
-"""`gguf`: a base model in a .gguf file of this machine. The engine converts it, once, into the cache."""
+"""`gguf`: a base model in a local .gguf file. The engine converts it once and caches the result."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class GgufFiles(ModelSource):
         return ref.lower().endswith(".gguf")
 
     def locate(self, ref: str) -> ModelLocation:
-        """The file `ref`. Raises StartupError when it cannot be read or is no GGUF."""
+        """The file `ref`. Raises StartupError if it cannot be read or is not GGUF."""
         path = Path(ref).expanduser().resolve()
         try:
             with path.open("rb") as file:

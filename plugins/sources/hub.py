@@ -1,11 +1,11 @@
 """`hub`: base models and adapters from the Hugging Face Hub, or from the mirror that HF_ENDPOINT names.
 
-Whose token is sent: for an adapter, the caller's own and never the operator's login or HF_TOKEN, or else
-every caller could use whatever the operator may read. An operator who wants just that sets MOTET_HUB_TOKEN,
-which then stands in for callers without a token. The base model is the operator's, and uses the usual login.
+Tokens: an adapter is requested with the caller's token, never with the operator's login or HF_TOKEN. Otherwise
+every caller could use any repository that the operator may read. To allow that, set MOTET_HUB_TOKEN: it is sent for
+callers without a token. The base model is requested with the operator's usual login.
 
-Each `resolve` is one HEAD request for the adapter's config with the caller's token: it names the commit and,
-unlike the repository's page, is refused to those who may not read a gated repository.
+Each `resolve` sends one HEAD request for the adapter's config with the caller's token. The response names the commit.
+The hub refuses this request, unlike one for metadata, if the caller has no access to a gated repository.
 """
 
 from __future__ import annotations
@@ -43,26 +43,26 @@ MAX_METADATA_BYTES = 16 << 20
 MAX_SMALL_FILE_BYTES = 64 << 20  # everything but weights
 MODEL_FILES = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"]
 MODEL_FILES += ["tokenizer*", "special_tokens_map.json", "chat_template*"]
-OTHER_LAYOUTS = ["*/*", "consolidated*"]  # the same weights once more, in other programs' formats
+OTHER_LAYOUTS = ["*/*", "consolidated*"]  # the same weights again, in the formats of other programs
 
 T = TypeVar("T")
 
 
 class _File(msgspec.Struct):
-    """A file as the hub's metadata has it."""
+    """A file in the hub's metadata."""
 
     rfilename: str
     size: int | None = None
 
 
 class _Repository(msgspec.Struct):
-    """The part of a repository's metadata that is used."""
+    """The fields of a repository's metadata that are used."""
 
     siblings: list[_File] = []
 
 
 def _api() -> HfApi:
-    """The hub's client; HF_ENDPOINT is read now, since the library read it whenever it was first imported."""
+    """The hub client. HF_ENDPOINT is read here: the library reads it only when it is first imported."""
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
     if endpoint and urlsplit(endpoint).scheme not in ("http", "https"):
         raise StartupError(f"HF_ENDPOINT: {endpoint!r} is not an http(s) address", param="HF_ENDPOINT")
@@ -75,15 +75,15 @@ class HubAdapters(AdapterSource):
     def configure(self, settings: Settings) -> None:
         """Read HF_ENDPOINT and MOTET_HUB_TOKEN. Raises StartupError."""
         self._hub = _api()
-        self._stand_in = os.environ.get("MOTET_HUB_TOKEN", "").strip()
-        # Places of their own: slow downloads must not take those that authorise callers.
+        self._default_token = os.environ.get("MOTET_HUB_TOKEN", "").strip()
+        # Separate threads: slow downloads must not block authorisation.
         self._resolvers = BlockingCalls("hub-resolve")
         self._fetchers = BlockingCalls("hub-fetch")
 
     async def resolve(self, ref: AdapterRef, token: str | None) -> ResolvedAdapter:
-        """The commit that `ref` means. Raises as any source, and AdapterRefused if it is not an adapter."""
+        """The commit of `ref`. Raises as AdapterSource.resolve, and AdapterRefused if it is not an adapter."""
         if not REPOSITORY.fullmatch(ref.id) or ".." in ref.id or "--" in ref.id:
-            raise NotFound(f"{ref.id!r} is not the name of a hub repository (org/name)", param="model")
+            raise NotFound(f"{ref.id!r} is not a hub repository name (org/name)", param="model")
         sent = self._token(token)
         commit = await self._in_thread(self._resolvers, ref, lambda: self._commit(ref, sent))
         return ResolvedAdapter(ref, commit, used_credentials=bool(sent) and not token)
@@ -101,17 +101,17 @@ class HubAdapters(AdapterSource):
         return into
 
     def _token(self, token: str | None) -> str | bool:
-        """What to send to the hub; False sends nothing, where None would send the operator's own login."""
+        """The token for the hub. False sends none; None would send the operator's login."""
         if token and not TOKEN.fullmatch(token):
-            raise Unauthenticated("the hub token has characters that no token has", param="api_token")
-        return token or self._stand_in or False
+            raise Unauthenticated("the hub token contains invalid characters", param="api_token")
+        return token or self._default_token or False
 
     async def _in_thread(self, calls: BlockingCalls, ref: AdapterRef, work: Callable[[], T]) -> T:
         def translated() -> T:
             try:
                 return work()
             except HUB_FAILURES as error:
-                # The library's messages may quote headers: what the caller sees is ours.
+                # The library's messages may quote headers, so callers do not get them.
                 raise as_motet_error(error, str(ref)) from None
 
         return await calls.run(ref.id, translated)
@@ -121,7 +121,7 @@ class HubAdapters(AdapterSource):
         commit = self._hub.get_hf_file_metadata(url=url, token=token, timeout=REQUEST_SECONDS).commit_hash
         if not commit or not re.fullmatch(r"[0-9a-f]{40,64}", commit):
             raise Unavailable(
-                f"{ref}: the hub's answer names no commit", param="model", code=error_codes.SOURCE_UNAVAILABLE
+                f"{ref}: the hub's response has no commit hash", param="model", code=error_codes.SOURCE_UNAVAILABLE
             )
         return commit
 
@@ -133,7 +133,7 @@ class HubAdapters(AdapterSource):
         except Cancelled:
             pass
         finally:
-            if transfers.cancelled.is_set():  # the caller has removed `into` already
+            if transfers.cancelled.is_set():  # the caller has already removed `into`
                 shutil.rmtree(into, ignore_errors=True)
 
     def _files(self, adapter: ResolvedAdapter, transfers: Transfers) -> dict[str, int]:
@@ -141,31 +141,31 @@ class HubAdapters(AdapterSource):
         url = f"{self._hub.endpoint}/api/models/{adapter.ref.id}/revision/{adapter.revision}?blobs=true"
         metadata = transfers.read(url, MAX_METADATA_BYTES)
         sizes = {file.rfilename: file.size for file in msgspec.json.decode(metadata, type=_Repository).siblings}
-        wanted = {name: size or 0 for name, size in sizes.items() if name in ADAPTER_FILES}
-        _check_files(str(adapter.ref), sizes, wanted, self.max_adapter_bytes)
-        return wanted
+        selected = {name: size or 0 for name, size in sizes.items() if name in ADAPTER_FILES}
+        _check_files(str(adapter.ref), sizes, selected, self.max_adapter_bytes)
+        return selected
 
 
-def _check_files(ref: str, every: Iterable[str], wanted: Mapping[str, int], limit: int) -> None:
-    """Raise AdapterRefused unless `wanted` (name: bytes) is a complete adapter whose weights are within `limit`."""
-    if not wanted.get(WEIGHTS_FILE):
-        names = sorted(name for name in every if "/" not in name)
+def _check_files(ref: str, all_names: Iterable[str], sizes: Mapping[str, int], limit: int) -> None:
+    """Raise AdapterRefused unless `sizes` (bytes per file) is a complete adapter with weights of at most `limit`."""
+    if not sizes.get(WEIGHTS_FILE):
+        names = sorted(name for name in all_names if "/" not in name)
         raise AdapterRefused(f"{ref} {instead_of_weights(names) or NO_WEIGHTS}", param="model")
-    for name, size in wanted.items():
-        allowed = limit if name == WEIGHTS_FILE else MAX_SMALL_FILE_BYTES
-        if size > allowed:
-            raise AdapterRefused(f"{name} of {ref} has {size} bytes; {allowed} are allowed", param="model")
+    for name, size in sizes.items():
+        maximum = limit if name == WEIGHTS_FILE else MAX_SMALL_FILE_BYTES
+        if size > maximum:
+            raise AdapterRefused(f"{name} of {ref} has {size} bytes; the maximum is {maximum}", param="model")
 
 
 class HubModels(ModelSource):
-    """Base models as hub repositories: `org/name`, `org/name@revision`, both also with `hub:` in front."""
+    """Base models as hub repositories: `org/name`, `org/name@revision`, with or without the prefix `hub:`."""
 
     def claims(self, ref: str) -> bool:
         """Whether `ref` has the form of a hub repository."""
         return REPOSITORY.fullmatch(ref.removeprefix("hub:").partition("@")[0]) is not None
 
     def locate(self, ref: str) -> ModelLocation:
-        """The repository's snapshot in the hub's own cache, downloaded if need be. Raises StartupError."""
+        """The repository's snapshot in the hub library's cache; downloads what is missing. Raises StartupError."""
         repository, _, revision = ref.removeprefix("hub:").partition("@")
         try:
             directory = Path(
@@ -180,16 +180,16 @@ class HubModels(ModelSource):
             raise _startup_error(as_motet_error(error, ref), ref) from None
         if not (directory / "config.json").is_file() or not any(directory.glob("*.safetensors")):
             raise StartupError(
-                f"--model {ref}: the repository lacks config.json or *.safetensors (no other format is read)",
+                f"--model {ref}: the repository lacks config.json or *.safetensors (no other format is supported)",
                 param="model",
             )
-        given = ref.removeprefix("hub:")
-        aliases = tuple(dict.fromkeys((repository, f"hub:{repository}", given, f"hub:{given}")))
+        name = ref.removeprefix("hub:")
+        aliases = tuple(dict.fromkeys((repository, f"hub:{repository}", name, f"hub:{name}")))
         return ModelLocation(directory, "transformers", repository, aliases)
 
 
 def _startup_error(failure: MotetError, ref: str) -> StartupError:
-    """Turn a caller's error into the operator's, whose token is not sent with a request."""
+    """The operator's version of an error for callers: the operator's token does not come from a request."""
     reason = failure.message.removeprefix(ref).removeprefix(":").strip()
     login = "run `hf auth login` or set HF_TOKEN"
     if SEND_TOKEN in reason:

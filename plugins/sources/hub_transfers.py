@@ -1,6 +1,6 @@
-"""Reading from a hub: no more bytes than allowed, compressed or not, at a lowest rate, and only while a caller waits.
+"""Downloads from a hub with a size limit, a minimum rate, and cancellation.
 
-The hub's library has no limit on the size of an answer, and cannot end a download that drips.
+The size limit holds for decompressed data. The hub's library has no such limits.
 """
 
 from __future__ import annotations
@@ -21,37 +21,37 @@ RETRIES = 2
 PIECE_BYTES = 1 << 20
 RATE_SECONDS = 30.0
 RATE_BYTES = 64 << 10
-"""A transfer that brings fewer bytes than this in RATE_SECONDS is ended."""
+"""A transfer fails if it receives fewer bytes than this in RATE_SECONDS."""
 
 
 class Cancelled(Exception):
-    """Nobody waits for the transfer any more."""
+    """The caller cancelled the transfer."""
 
 
 class TooSlow(OSError):
-    """The hub sends too slowly."""
+    """The transfer is below the minimum rate."""
 
 
-class BadAnswer(ValueError):
-    """The hub's answer is larger than it said, cut short, or in an unknown encoding."""
+class BadResponse(ValueError):
+    """The hub's response is larger than announced, truncated, or in an unknown encoding."""
 
 
 @dataclass(frozen=True)
 class Transfers:
-    """Requests to one hub on behalf of one caller; `cancelled` ends them. `seconds` is the time-out of each read."""
+    """Requests to a hub for one caller; setting `cancelled` ends them. `seconds` is the time-out per read."""
 
     headers: Mapping[str, str]
     seconds: float
     cancelled: Event = field(default_factory=Event)
 
     def read(self, url: str, limit: int) -> bytes:
-        """The body at `url`, of at most `limit` bytes. Raises the library's and httpx2's errors, and the above."""
+        """The body at `url`, of at most `limit` bytes. Raises errors of the library, of httpx2 and of this module."""
         return b"".join(self._body(url, limit))
 
     def save(self, url: str, target: Path, size: int) -> None:
         """Write the body at `url`, which has `size` bytes, to `target`. Raises as `read` does, and OSError."""
         for _ in range(RETRIES):
-            with contextlib.suppress(httpx2.TransportError):  # a broken connection: from the beginning
+            with contextlib.suppress(httpx2.TransportError):  # broken connection: start again
                 self._save(url, target, size)
                 return
         self._save(url, target, size)
@@ -63,7 +63,7 @@ class Transfers:
                 file.write(piece)
                 written += len(piece)
         if written != size:
-            raise BadAnswer(f"{written} of {size} bytes")
+            raise BadResponse(f"{written} of {size} bytes")
 
     def _body(self, url: str, limit: int) -> Iterator[bytes]:
         headers = {**self.headers, "accept-encoding": "identity"}
@@ -71,13 +71,13 @@ class Transfers:
         with request as response:
             _check_status(response)
             total = 0
-            for piece in _decoded(response, self._in_time(response.iter_raw())):
+            for piece in _decoded(response, self._at_minimum_rate(response.iter_raw())):
                 total += len(piece)
                 if total > limit:
-                    raise BadAnswer(f"more than {limit} bytes")
+                    raise BadResponse(f"more than {limit} bytes")
                 yield piece
 
-    def _in_time(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    def _at_minimum_rate(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
         """`pieces`, until they come too slowly or the transfer is cancelled."""
         since, received = time.monotonic(), 0
         for piece in pieces:
@@ -93,31 +93,31 @@ class Transfers:
 
 
 def _check_status(response: httpx2.Response) -> None:
-    """Raise the library's error for a failed response; of its body, no more than MAX_ERROR_BYTES are read."""
+    """Raise the library's error for a failed response; reads at most MAX_ERROR_BYTES of its body."""
     if response.status_code < 400:
         return
     body = b""
     for piece in response.iter_raw(chunk_size=MAX_ERROR_BYTES):
         body = piece
         break
-    kept = {k: v for k, v in response.headers.items() if k.lower() not in ("content-encoding", "content-length")}
-    hf_raise_for_status(httpx2.Response(response.status_code, headers=kept, content=body, request=response.request))
+    headers = {k: v for k, v in response.headers.items() if k.lower() not in ("content-encoding", "content-length")}
+    hf_raise_for_status(httpx2.Response(response.status_code, headers=headers, content=body, request=response.request))
 
 
 def _decoded(response: httpx2.Response, raw: Iterator[bytes]) -> Iterator[bytes]:
-    """`raw` without its compression, in pieces of at most PIECE_BYTES where it had one."""
+    """`raw`, decompressed; compressed data comes in pieces of at most PIECE_BYTES."""
     encoding = response.headers.get("content-encoding", "identity").lower()
     if encoding == "identity":
         yield from raw
         return
     if encoding not in ("gzip", "x-gzip", "deflate"):
-        raise BadAnswer(f"content-encoding {encoding}")
-    inflater = zlib.decompressobj(wbits=47)  # gzip or zlib, whichever it is
+        raise BadResponse(f"content-encoding {encoding}")
+    decompressor = zlib.decompressobj(wbits=47)  # gzip or zlib, detected
     try:
         for data in raw:
             while data:
-                yield inflater.decompress(data, PIECE_BYTES)
-                data = inflater.unconsumed_tail
-        yield inflater.flush()
+                yield decompressor.decompress(data, PIECE_BYTES)
+                data = decompressor.unconsumed_tail
+        yield decompressor.flush()
     except zlib.error as error:
-        raise BadAnswer("damaged compression") from error
+        raise BadResponse("damaged compression") from error

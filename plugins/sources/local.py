@@ -1,7 +1,6 @@
-"""`local`: base models and adapters in directories of this machine.
+"""`local`: base models and adapters in local directories.
 
-A base model is named by its directory. An adapter is `local:NAME`, looked up under each `--adapter-root` and
-nowhere else.
+A base model is named by its directory. An adapter is `local:NAME`, looked up only under each `--adapter-root`.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from motet.plugins.sources.directories import DirectoryAdapters
 
 
 class LocalAdapters(DirectoryAdapters):
-    """The adapters under the directories that `--adapter-root` names; none if it names none."""
+    """The adapters under the `--adapter-root` directories; none without that setting."""
 
     def __init__(self) -> None:
         super().__init__("local", ())
 
     def configure(self, settings: Settings) -> None:
-        """Take the roots from the settings. Raises StartupError for one that is not a directory."""
+        """Read the roots from the settings. Raises StartupError for a root that is not a directory."""
         roots = tuple(Path(root).expanduser() for root in settings.adapter_root)
         self.roots = AdapterRoots(roots, settings.follow_links == "on")
         for root in roots:
@@ -33,22 +32,22 @@ class LocalAdapters(DirectoryAdapters):
 
 
 class LocalModels(ModelSource):
-    """A base model in a directory, as transformers saves it."""
+    """A base model in a directory, in the layout of transformers."""
 
     def claims(self, ref: str) -> bool:
-        """Whether `ref` is a directory, or can be nothing but a path."""
+        """Whether `ref` is a directory or has the form of a path."""
         return ref.startswith(("/", "./", "../", "~")) or Path(ref).is_dir()
 
     def locate(self, ref: str) -> ModelLocation:
-        """The directory `ref`. Raises StartupError when it is missing, or not a model in safetensors."""
+        """The directory `ref`. Raises StartupError if it is missing or has no model in safetensors."""
         directory = Path(ref).expanduser().resolve()
         if not directory.is_dir():
             raise StartupError(f"--model: there is no directory {directory}", param="model")
         if not (directory / "config.json").is_file():
-            raise StartupError(f"--model: {directory} has no config.json, so it is no model", param="model")
+            raise StartupError(f"--model: {directory} has no config.json, so it is not a model", param="model")
         if not any(directory.glob("*.safetensors")):
             raise StartupError(
-                f"--model: {directory} has no *.safetensors, and no other format is read",
+                f"--model: {directory} has no *.safetensors; no other format is supported",
                 param="model",
             )
         return ModelLocation(directory, "transformers", directory.name)

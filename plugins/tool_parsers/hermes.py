@@ -9,94 +9,94 @@ from typing import Any
 from motet.core.hookspecs import Register, hookimpl
 from motet.core.output_format import GrammarSpec
 from motet.core.tool_parser import CallPiece, Tool, ToolParser, ToolReader
-from motet.plugins.tool_parsers.tool_json import MAX_SPACE, JsonCall, call_object, call_rules, calls, described
+from motet.plugins.tool_parsers.tool_json import MAX_SPACE, JsonCall, call_object, call_rules, calls, describe_tools
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
-_SURPLUS = "} \n"
-"""What may come between a call and its closing tag: some write a brace too many."""
+_EXTRA = "} \n"
+"""Characters allowed between a call and its closing tag: some models write an extra brace."""
 
 
 class HermesReader(ToolReader):
-    """Text, a tag, an object, a tag, and so on. White space beside the tags belongs to neither text nor call."""
+    """Reads text, opening tag, object, closing tag, and so on. Drops white space next to the tags."""
 
     def __init__(self, tools: Sequence[Tool]) -> None:
         self._tools = tools
-        self._held = ""
+        self._buffer = ""
         self._call: JsonCall | None = None
         self._closing = False
-        self._after = False  # a call has ended, and nothing but white space has come since
+        self._after_call = False  # only white space has followed the last call so far
         self._calls = 0
 
     def push(self, text: str) -> list[str | CallPiece]:
         """See ToolReader."""
-        self._held += text
-        found: list[str | CallPiece] = []
-        while self._step(found):
+        self._buffer += text
+        output: list[str | CallPiece] = []
+        while self._step(output):
             pass
-        return found
+        return output
 
     def finish(self) -> list[str | CallPiece]:
-        """See ToolReader. Tags that were cut belong to the calls before them."""
+        """See ToolReader. Drops a truncated tag after a call."""
         if self._call is not None:
             return [] if self._call.started or (self._calls and not self._call.raw.strip()) else [OPEN + self._call.raw]
-        text, self._held = self._held, ""
+        text, self._buffer = self._buffer, ""
         if self._closing:
-            return [] if CLOSE.startswith(text.lstrip(_SURPLUS)) else [text]
+            return [] if CLOSE.startswith(text.lstrip(_EXTRA)) else [text]
         return [text] if text and not (self._calls and OPEN.startswith(text.strip())) else []
 
-    def _step(self, found: list[str | CallPiece]) -> bool:
-        """Take what can be taken of what is held; whether there may be more."""
+    def _step(self, output: list[str | CallPiece]) -> bool:
+        """Read from the buffer into `output`; return whether the rest of the buffer can be read now."""
         if self._call is not None:
-            return self._read_call(self._call, found)
+            return self._read_call(self._call, output)
         if self._closing:
             return self._read_close()
-        if self._after:
-            self._held = self._held.lstrip()
-            self._after = not self._held
-        before, tag, after = self._held.partition(OPEN)
+        if self._after_call:
+            self._buffer = self._buffer.lstrip()
+            self._after_call = not self._buffer
+        before, tag, after = self._buffer.partition(OPEN)
         if tag:
-            shown = _without_space(before)
-            self._held, self._call = after, JsonCall(self._calls, self._tools)
-        else:  # a tag may have begun, and white space may be followed by one
-            shown = _without_space(self._held[: len(self._held) - _partial(self._held, OPEN)])
-            self._held = self._held[len(shown) :]
-        if shown:
-            found.append(shown)
+            complete = _without_space(before)
+            self._buffer, self._call = after, JsonCall(self._calls, self._tools)
+        else:  # hold back the start of a tag, and white space before a possible tag
+            complete = _without_space(self._buffer[: len(self._buffer) - _partial(self._buffer, OPEN)])
+            self._buffer = self._buffer[len(complete) :]
+        if complete:
+            output.append(complete)
         return bool(tag)
 
-    def _read_call(self, call: JsonCall, found: list[str | CallPiece]) -> bool:
-        text, self._held = self._held, ""
-        found += call.push(text) if text else []
+    def _read_call(self, call: JsonCall, output: list[str | CallPiece]) -> bool:
+        text, self._buffer = self._buffer, ""
+        output += call.push(text) if text else []
         if call.failed:
-            # What follows a tag that no object follows may be another tag.
-            found.append(OPEN + call.raw if call.begun else OPEN)
-            self._call, self._held = None, (call.rest or "") if call.begun else call.raw
-            return bool(self._held)
+            # Without an object after the tag, the rest may contain another tag.
+            output.append(OPEN + call.raw if call.has_brace else OPEN)
+            self._call, self._buffer = None, (call.rest or "") if call.has_brace else call.raw
+            return bool(self._buffer)
         if call.rest is not None:
             self._calls += 1
-            self._call, self._held, self._closing = None, call.rest, True
+            self._call, self._buffer, self._closing = None, call.rest, True
             return True
         return False
 
     def _read_close(self) -> bool:
-        tag = self._held.lstrip(_SURPLUS)
-        near = len(self._held) - len(tag) <= MAX_SPACE
+        tag = self._buffer.lstrip(_EXTRA)
+        near = len(self._buffer) - len(tag) <= MAX_SPACE
         if near and CLOSE.startswith(tag) and tag != CLOSE:
             return False
         if near and tag.startswith(CLOSE):
-            self._held = tag[len(CLOSE) :]
-        self._closing, self._after = False, True  # or it was left out
-        return bool(self._held)
+            self._buffer = tag[len(CLOSE) :]
+        self._closing, self._after_call = False, True  # the closing tag was read, or is missing
+        return bool(self._buffer)
 
 
 def _without_space(text: str) -> str:
-    """`text` without the white space at its end, as far as that is waited through for a tag."""
-    kept = text.rstrip()
-    return text[: max(len(kept), len(text) - MAX_SPACE)]
+    """`text` without up to MAX_SPACE characters of white space at its end."""
+    stripped = text.rstrip()
+    return text[: max(len(stripped), len(text) - MAX_SPACE)]
 
 
 def _partial(text: str, tag: str) -> int:
-    """How many characters at the end of `text` may be the beginning of `tag`."""
+    """How many characters at the end of `text` may be the start of `tag`."""
     return next((n for n in range(min(len(tag) - 1, len(text)), 0, -1) if text.endswith(tag[:n])), 0)
 
 
@@ -114,7 +114,7 @@ class Hermes(ToolParser):
         form = f'{OPEN}\n{{"name": <function name>, "arguments": <arguments as a JSON object>}}\n{CLOSE}'
         return (
             "You may call functions to help with the user's query. You have these functions:\n"
-            f"<tools>\n{described(tools)}\n</tools>\n"
+            f"<tools>\n{describe_tools(tools)}\n</tools>\n"
             f"To call one, answer with its name and arguments, exactly like this:\n{form}"
         )
 

@@ -1,4 +1,4 @@
-"""`llama3_json`: the whole answer is one JSON object, or several with ";" between them, as Llama 3 models call."""
+"""`llama3_json`: the answer is one JSON object, or several separated by ";", as Llama 3 models write calls."""
 
 from __future__ import annotations
 
@@ -8,79 +8,79 @@ from typing import Any
 from motet.core.hookspecs import Register, hookimpl
 from motet.core.output_format import GrammarSpec
 from motet.core.tool_parser import CallPiece, Tool, ToolParser, ToolReader
-from motet.plugins.tool_parsers.tool_json import MAX_SPACE, JsonCall, call_object, call_rules, calls, described
+from motet.plugins.tool_parsers.tool_json import MAX_SPACE, JsonCall, call_object, call_rules, calls, describe_tools
 
 TAG = "<|python_tag|>"
 SPACE = " \t\r\n"
-"""What may come before the first call; text_or_calls says the same."""
+"""Characters allowed before the first call; the grammar in text_or_calls must match."""
 
 BETWEEN = SPACE + ";"
 
 SEPARATOR = '"; "'
-"""What a grammar has between two calls."""
+"""A Lark string: what the grammar puts between two calls."""
 
 
 class Llama3Reader(ToolReader):
-    """An answer that begins with an object is calls, for as long as objects follow; any other is text."""
+    """Reads objects at the start of an answer as calls; everything after them is text."""
 
     def __init__(self, tools: Sequence[Tool]) -> None:
         self._tools = tools
-        self._held = ""
+        self._buffer = ""
         self._call: JsonCall | None = None
         self._calls = 0
-        self._text = False  # from now on, all is text
+        self._is_text = False  # everything that follows is text
 
     def push(self, text: str) -> list[str | CallPiece]:
         """See ToolReader."""
-        self._held += text
-        found: list[str | CallPiece] = []
-        while self._step(found):
+        self._buffer += text
+        output: list[str | CallPiece] = []
+        while self._step(output):
             pass
-        return found
+        return output
 
     def finish(self) -> list[str | CallPiece]:
         """See ToolReader."""
-        text, self._held = self._held, ""
+        text, self._buffer = self._buffer, ""
         if self._call is not None and not self._call.started:
             text = self._call.raw + text
         return [text] if text.strip(BETWEEN) or (text and not self._calls) else []
 
-    def _step(self, found: list[str | CallPiece]) -> bool:
-        if self._text:
-            text, self._held = self._held, ""
-            found += [text] if text else []
+    def _step(self, output: list[str | CallPiece]) -> bool:
+        if self._is_text:
+            text, self._buffer = self._buffer, ""
+            output += [text] if text else []
             return False
         if self._call is not None:
-            return self._read_call(self._call, found)
-        ahead = self._held.lstrip(BETWEEN if self._calls else SPACE)
-        near = len(self._held) - len(ahead) <= MAX_SPACE
+            return self._read_call(self._call, output)
+        ahead = self._buffer.lstrip(BETWEEN if self._calls else SPACE)
+        near = len(self._buffer) - len(ahead) <= MAX_SPACE
         if near and TAG.startswith(ahead) and ahead != TAG:
             return False
         if near and ahead.startswith(TAG):
-            self._held = ahead[len(TAG) :]
+            self._buffer = ahead[len(TAG) :]
             return True
         if near and ahead.startswith("{"):
-            self._held, self._call = ahead, JsonCall(self._calls, self._tools)
+            self._buffer, self._call = ahead, JsonCall(self._calls, self._tools)
             return True
-        self._text = True
+        self._is_text = True
         return True
 
-    def _read_call(self, call: JsonCall, found: list[str | CallPiece]) -> bool:
-        text, self._held = self._held, ""
-        found += call.push(text) if text else []
+    def _read_call(self, call: JsonCall, output: list[str | CallPiece]) -> bool:
+        text, self._buffer = self._buffer, ""
+        output += call.push(text) if text else []
         if call.failed:
-            found.append(call.raw)
-            self._call, self._held, self._text = None, call.rest or "", True
-            return bool(self._held)
+            output.append(call.raw)
+            self._call, self._buffer, self._is_text = None, call.rest or "", True
+            return bool(self._buffer)
         if call.rest is not None:
             self._calls += 1
-            self._call, self._held = None, call.rest
-            return bool(self._held)
+            self._call, self._buffer = None, call.rest
+            return bool(self._buffer)
         return False
 
 
 class Llama3Json(ToolParser):
-    """{"name": …, "parameters": {…}}, perhaps after <|python_tag|>"""
+    """{"name": …, "parameters": {…}}, optionally after <|python_tag|>"""
 
     markers = (TAG,)
 
@@ -91,7 +91,7 @@ class Llama3Json(ToolParser):
     def instructions(self, tools: Sequence[Tool]) -> str:
         """See ToolParser."""
         return (
-            f"You have these functions:\n{described(tools)}\n"
+            f"You have these functions:\n{describe_tools(tools)}\n"
             "To call one, answer with nothing but a JSON object with its name and its parameters, exactly like this: "
             '{"name": <function name>, "parameters": <parameters as a JSON object>}'
         )
@@ -113,7 +113,7 @@ class Llama3Json(ToolParser):
         """See ToolParser."""
         tag = f"{TAG}? " if TAG in special else ""
         start = f"start: {tag}({calls(tools, 'object', 'raw_object', SEPARATOR, True)}) | TEXT"
-        # Text is what the reader takes for text: what begins with neither a brace nor the tag.
+        # As in the reader, text starts with neither a brace nor the tag.
         text = r"TEXT: /[ \t\r\n]*(<?|([^{< \t\r\n]|<[^|])(.|\n)*)/"
         return GrammarSpec("lark", f"{start}\n{text}\n{call_rules(tools, 'parameters')}")
 

@@ -16,7 +16,7 @@ from motet.core.output_format import GrammarSpec
 from motet.core.tool_parser import CallPiece, Tool, ToolParser
 from motet.plugins.tool_parsers.hermes import Hermes
 from motet.plugins.tool_parsers.llama3_json import Llama3Json
-from motet.plugins.tool_parsers.tool_json import guided
+from motet.plugins.tool_parsers.tool_json import grammar_schema
 
 Calls = list[tuple[str, str]]
 TOOLS = (
@@ -219,10 +219,10 @@ def test_only_patterns_that_cannot_be_said_are_left_out() -> None:
             "enum": {"enum": [{"pattern": r"\bx"}], "const": {"pattern": "(?=x)"}},
         }
     }
-    found = guided(kept, strict=False)
+    found = grammar_schema(kept, strict=False)
     assert found["properties"] == kept["properties"]
     dropped = {"properties": {"enum": {"type": "string", "pattern": r"\bx"}}, "$defs": {"const": {"pattern": "(?!x)"}}}
-    found = guided(dropped, strict=False)
+    found = grammar_schema(dropped, strict=False)
     assert (found["properties"], found["$defs"]) == ({"enum": {"type": "string"}}, {"const": {}})
 
 

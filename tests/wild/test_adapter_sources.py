@@ -312,7 +312,7 @@ def test_checkpoints_below_a_directory(server: AdapterServer) -> None:
     (server.root / "run2").mkdir()
     server.forms.changed(lambda tensors: tensors, "run2/checkpoint-500")
     message = server.refusal("local:run2", 404)
-    assert "'run2' has no adapter_config.json; there are adapters below it: checkpoint-500" in message
+    assert "'run2' has no adapter_config.json; adapters below it: checkpoint-500" in message
 
 
 # New weights under an old name; warnings; LoRAX's routes.

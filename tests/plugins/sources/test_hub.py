@@ -264,7 +264,8 @@ def test_the_operator_hears_of_a_login_where_it_can_help_and_the_name_once(
     )
     monkeypatch.delenv("HF_TOKEN")
     assert (
-        startup_error() == "--model org/absent: does not exist, or is private: then run `hf auth login` or set HF_TOKEN"
+        startup_error()
+        == "--model org/absent: does not exist or is private; if it is private, run `hf auth login` or set HF_TOKEN"
     )
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     assert startup_error() == "--model org/absent: the hub cannot be reached"

@@ -111,7 +111,7 @@ def test_a_file_of_another_size_than_said_is_refused(hub: Hub, tmp_path: Path, s
     hub.page = page(**{"adapter_model.safetensors": size})
     error = failure(tmp_path)
     assert isinstance(error, Unavailable)
-    assert "damaged, or larger than it said" in error.message
+    assert "damaged or larger than announced" in error.message
 
 
 def test_a_download_that_drips_is_ended(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +148,7 @@ def test_weights_that_the_server_could_not_load_are_not_fetched(hub: Hub, tmp_pa
     source.max_adapter_bytes = 699
 
     async def body() -> None:
-        with pytest.raises(AdapterRefused, match="700 bytes; 699 are allowed"):
+        with pytest.raises(AdapterRefused, match="700 bytes; the maximum is 699"):
             await source.fetch(await source.resolve(PIRATE, None), None, tmp_path)
 
     asyncio.run(body())
