@@ -1,4 +1,4 @@
-"""The messages between `motet check` and its checker process."""
+"""The messages between `motet check` and the process that checks the adapters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import msgspec
 
 
 class CheckRequest(msgspec.Struct, frozen=True):
-    """Check the adapters in `directories`; `loader` is the spec of the loader that would serve them."""
+    """Check the adapters in `directories`; `loader` is the LoaderSpec with which the server would load them."""
 
     loader: Any
     directories: tuple[str, ...]
@@ -17,7 +17,7 @@ class CheckRequest(msgspec.Struct, frozen=True):
 class Verdict(msgspec.Struct, frozen=True):
     """Whether the adapter in `directory` can be served; if not, `message` says why and what to do.
 
-    `param` is the field of adapter_config.json at fault, where there is one.
+    `param` is the field of adapter_config.json that is wrong, if there is one.
     """
 
     directory: str

@@ -1,4 +1,4 @@
-"""Errors for adapter directories without one of PEFT's two files: what they have instead, and what to do."""
+"""Errors for directories without adapter_config.json or adapter_model.safetensors: what to use instead."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ _MAX_ENTRIES = 4096
 
 
 def no_weights(directory: Path) -> AdapterRefused:
-    """The error for a `directory` without adapter_model.safetensors; it may come yet if nothing else is there."""
+    """The error for a `directory` without adapter_model.safetensors.
+
+    It is ADAPTER_UNREADABLE if no other format is recognised: the file may still be written.
+    """
     reason = instead_of_weights(names_in(directory))
     return AdapterRefused(
         f"the adapter {reason or NO_WEIGHTS}", code=None if reason else error_codes.ADAPTER_UNREADABLE
@@ -24,14 +27,14 @@ def no_weights(directory: Path) -> AdapterRefused:
 
 
 def instead_of_weights(names: list[str]) -> str:
-    """What an adapter of files called `names` has instead of its weights, as a verb phrase; nothing if not known."""
-    if shards := [found[1] for name in names if (found := _SHARD.fullmatch(name))]:
+    """The form of weights that files with these `names` have, as a verb phrase; "" if it is not recognised."""
+    if shards := [match[1] for name in names if (match := _SHARD.fullmatch(name))]:
         return (
             f"has its weights split over {int(shards[0])} files ({_first(names, _SHARD)}, …); join them into one "
-            "adapter_model.safetensors, for instance by loading and saving the adapter with PEFT"
+            "adapter_model.safetensors, for example by loading and saving the adapter with PEFT"
         )
     if pickled := [name for name in _PICKLED if name in names]:
-        return f"{NO_WEIGHTS}; {pickled[0]} is not read, since unpickling runs code: save with safetensors"
+        return f"{NO_WEIGHTS}; {pickled[0]} is not supported, since unpickling runs code: save with safetensors"
     if "adapters.safetensors" in names or "adapters.npz" in names:
         return f"{NO_WEIGHTS}, but MLX's adapters file; {MLX}"
     other = other_formats(names)
@@ -46,25 +49,25 @@ MLX = (
 
 
 def no_config(directory: Path) -> str:
-    """Why `directory` has no adapter_config.json."""
+    """The message for a `directory` without adapter_config.json."""
     return "the adapter has no adapter_config.json" + other_formats(names_in(directory))
 
 
 def other_formats(names: list[str]) -> str:
-    """What files called `names` are instead of PEFT's, as the end of a sentence; nothing if that is not known."""
+    """The format of files with these `names`, as the end of a sentence; "" if it is not recognised."""
     if gguf := [name for name in names if name.endswith(".gguf")]:
-        return f", but {gguf[0]}; GGUF adapters are not read: use the PEFT adapter that it was converted from"
+        return f", but {gguf[0]}; GGUF adapters are not supported here: use the PEFT adapter that it was converted from"
     if "lora.safetensors" in names:
-        return ", but lora.safetensors, as mistral-finetune writes it; that format is not read: train with PEFT"
+        return "; lora.safetensors is in the format of mistral-finetune, which is not supported: train with PEFT"
     if checkpoints := [name for name in names if name.startswith("checkpoint-")]:
-        return f", but {checkpoints[0]}; use that directory"
+        return f", but contains {checkpoints[0]}; use that directory"
     if "model.safetensors" in names or "pytorch_model.bin" in names or "model.safetensors.index.json" in names:
-        return ", but a whole model; only LoRA adapters can be served beside the base"
+        return ", but a full model; only LoRA adapters can be served with the base model"
     return ""
 
 
 def names_in(directory: Path) -> list[str]:
-    """The names in `directory`, sorted; some of them, if there are very many."""
+    """The sorted names in `directory`, at most _MAX_ENTRIES of them."""
     try:
         with os.scandir(directory) as entries:
             return sorted(entry.name for entry, _ in zip(entries, range(_MAX_ENTRIES), strict=False))

@@ -1,4 +1,4 @@
-"""The tokens of an adapter's tokenizer that differ from the base's: added and special tokens."""
+"""The tokens of an adapter's tokenizer that differ from the base model's: added and special tokens."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import msgspec
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-"""The ones that transformers knows by name and hands to chat templates."""
+"""The special tokens that transformers passes to chat templates by name."""
 
 
 class AddedToken(msgspec.Struct, frozen=True):
-    """A token that is found in a text before the text is tokenised; the fields are those of tokenizer.json."""
+    """A token that is matched before the text is tokenised; the fields are those of tokenizer.json."""
 
     id: int
     content: str
@@ -24,10 +24,10 @@ class AddedToken(msgspec.Struct, frozen=True):
 
 
 class AdapterTokens(msgspec.Struct, frozen=True):
-    """Where an adapter's tokenizer differs from its base's.
+    """The differences between an adapter's tokenizer and the base model's.
 
-    `added` are tokens whose ids have another name in the base's tokenizer, or none; `special` has the texts of
-    `bos_token` and so on (None: the adapter has no such token) that differ.
+    `added` are tokens whose ids have another string, or none, in the base tokenizer. `special` are the pairs of a name
+    such as `bos_token` and the adapter's string (None: the adapter has no such token) that differ.
     """
 
     added: tuple[AddedToken, ...] = ()
@@ -38,7 +38,7 @@ class AdapterTokens(msgspec.Struct, frozen=True):
 
 
 def special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """The special tokens that tokenizer_config.json or special_tokens_map.json names, with their texts."""
+    """The special tokens in tokenizer_config.json or special_tokens_map.json: name to string."""
     tokens = {}
     for name in SPECIAL_TOKENS:
         value = config.get(name)

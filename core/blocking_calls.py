@@ -1,4 +1,4 @@
-"""Runs blocking calls on files that may hang (an absent mount, a FIFO), limited per key and never joined at exit."""
+"""Runs file operations that may block forever (a lost mount, a FIFO) in daemon threads, limited per key."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ T = TypeVar("T")
 
 
 class BlockingCalls:
-    """Runs calls in daemon threads: at most `total` at a time, and `per_key` of the same key; the others wait.
+    """Runs at most `total` calls at a time, and `per_key` with the same key; further calls wait.
 
-    A call that hangs keeps its place until it ends, however long ago its caller gave up. So what hangs under one key
-    leaves the places of the other keys alone.
+    A call that hangs occupies its thread until it ends, even if its caller has timed out. The limit per key keeps
+    threads free for other keys. Daemon threads do not delay the exit of the process.
     """
 
     def __init__(self, name: str, total: int = 64, per_key: int = 2) -> None:
@@ -25,24 +25,24 @@ class BlockingCalls:
         self._users: dict[Hashable, int] = {}
 
     async def run(self, key: Hashable, call: Callable[[], T]) -> T:
-        """The result of `call()`. Raises what it raises; the caller sets a time-out."""
-        place = self._keys.setdefault(key, asyncio.Semaphore(self._per_key))
+        """Return `call()`, or raise its exception. The caller sets a time-out."""
+        key_limit = self._keys.setdefault(key, asyncio.Semaphore(self._per_key))
         self._users[key] = self._users.get(key, 0) + 1
-        taken: list[asyncio.Semaphore] = []
+        acquired: list[asyncio.Semaphore] = []
         try:
-            for semaphore in (place, self._total):
+            for semaphore in (key_limit, self._total):
                 await semaphore.acquire()
-                taken.append(semaphore)
+                acquired.append(semaphore)
         except BaseException:
-            self._leave(key, taken)
+            self._release(key, acquired)
             raise
         loop = asyncio.get_running_loop()
         result: asyncio.Future[T] = loop.create_future()
 
         def done(value: T | None, error: BaseException | None) -> None:
-            self._leave(key, taken)
+            self._release(key, acquired)
             if result.done():
-                return  # the caller has given up
+                return  # the caller was cancelled or timed out
             if error is not None:
                 result.set_exception(error)
             else:
@@ -54,14 +54,14 @@ class BlockingCalls:
                 value = call()
             except BaseException as error:
                 failure = error
-            with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
+            with contextlib.suppress(RuntimeError):  # the loop was closed in the meantime
                 loop.call_soon_threadsafe(done, value, failure)
 
         threading.Thread(target=work, name=self._name, daemon=True).start()
         return await result
 
-    def _leave(self, key: Hashable, taken: list[asyncio.Semaphore]) -> None:
-        for semaphore in taken:
+    def _release(self, key: Hashable, acquired: list[asyncio.Semaphore]) -> None:
+        for semaphore in acquired:
             semaphore.release()
         self._users[key] -= 1
         if not self._users[key]:

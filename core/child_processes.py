@@ -1,6 +1,6 @@
-"""The child's side of child processes: ends with the parent, and reports why the child cannot start.
+"""Runs a child process: it ends with its parent, and reports to the parent why it cannot start.
 
-The parent holds the child's stdin open, and the child watches it.
+The parent keeps the child's stdin open; the child exits when it reads end of file.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from motet.core.heartbeat import Heartbeat
 from motet.core.startup_failures import startup_failure
 
 REFUSED = 2
-"""The exit code of a process that cannot start as configured: starting it again would not help."""
+"""The exit code of a process that cannot start as configured; a restart would not help."""
 
-_REASON = "refused"
+_REASON_FILE = "refused"
 
 
 class ChildStart(msgspec.Struct, frozen=True):
-    """A child's second argument: the file of its heartbeat, in the server's run directory (empty: nobody watches),
-    and whether it replaces a process that has been up."""
+    """A child's second argument: its heartbeat file in the server's run directory (empty: none), and whether it
+    replaces a process that was serving."""
 
     heartbeat: str = ""
     restarted: bool = False
 
 
 def follow_parent() -> None:
-    """Exit when the parent goes away, however it went; what a terminal sends to all is the parent's to handle."""
+    """Exit when the parent ends, even if it is killed. Ignore a terminal's signals: the parent handles them."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
@@ -47,14 +47,14 @@ def follow_parent() -> None:
             pass
         os._exit(0)
 
-    threading.Thread(target=watch, name="lifeline", daemon=True).start()
+    threading.Thread(target=watch, name="parent-watcher", daemon=True).start()
 
 
 def run_child(name: str, work: Callable[[Heartbeat], None]) -> None:
-    """Run the child process `name` (such as `engine`): `work`, which enters SERVING once it is up.
+    """Run `work` as the child process `name` (such as `engine`); `work` enters SERVING when it is ready.
 
-    A StartupError ends the process with the code REFUSED and is reported to the parent in one line. So does whatever
-    else escapes before the process, or an earlier one in its place, has been up: it would only happen again.
+    A StartupError is reported to the parent in one line and ends the process with the exit code REFUSED. So does any
+    other exception, unless this process, or the one that it replaces, was serving: a restart would fail again.
     """
     start = msgspec.json.decode(sys.argv[2], type=ChildStart) if len(sys.argv) > 2 else ChildStart()
     heartbeat = Heartbeat(start.heartbeat)
@@ -70,22 +70,22 @@ def run_child(name: str, work: Callable[[Heartbeat], None]) -> None:
 
 
 def _refuse(error: StartupError, start: ChildStart) -> NoReturn:
-    """Exit. Of one server's processes, which may fail alike, the first alone gives the reason."""
+    """Store the reason for the parent, and exit. If several processes of a server fail, the first reason is kept."""
     try:
         directory = Path(start.heartbeat).parent
         with tempfile.NamedTemporaryFile(dir=directory) as file:
             file.write(error.message.encode(errors="replace"))
             file.flush()
             with suppress(FileExistsError):
-                os.link(file.name, directory / _REASON)  # whole, and never over an earlier one
+                os.link(file.name, directory / _REASON_FILE)  # atomic, and never replaces an earlier reason
     except OSError:
         print(f"motet: {error.message}", file=sys.stderr, flush=True)
     os._exit(REFUSED)
 
 
 def refusal(name: str, run_directory: Path) -> StartupError:
-    """Why the child process `name`, or one before it, ended with the code REFUSED."""
+    """The reason why the child process `name`, or an earlier one, ended with the exit code REFUSED."""
     try:
-        return StartupError((run_directory / _REASON).read_text())
+        return StartupError((run_directory / _REASON_FILE).read_text())
     except OSError:
         return StartupError(f"the {name} could not start; its message is above", code=error_codes.ALREADY_REPORTED)

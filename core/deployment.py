@@ -1,4 +1,4 @@
-"""What the supervisor passes to API processes: the settings, the model, and the addresses of other processes."""
+"""The configuration that the supervisor passes to API processes: settings, model, and addresses."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from motet.core.settings import Settings
 
 
 class Deployment(msgspec.Struct, frozen=True):
-    """`socket` is the inherited listening socket's file descriptor; `address` is how a local client reaches it.
+    """The configuration of one API process.
 
-    `index` says which of the `workers` API processes this is. With more than one, the adapter registry is a process of
-    its own at `registry_address`, and they count together under `run_directory`. The process that is to `announce`
-    says when the server is up.
+    `socket` is the file descriptor of the inherited listening socket; `address` is its URL for local clients.
+    `index` is the number of this process among `workers` API processes. If there are several, the adapter registry is
+    a separate process at `registry_address`, and shared counters are in `run_directory`. The process with `announce`
+    logs when the server is ready.
     """
 
     settings: Settings

@@ -1,4 +1,4 @@
-"""Digests of files that Motet wrote itself: they detect damage, not manipulation."""
+"""Digests of files that Motet wrote: they detect damage, not tampering."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ def digest(data: bytes) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """The digest of a file's content, about a second for each GB. Raises OSError."""
+    """The digest of a file's content; takes about one second per GB. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=DIGEST_BYTES)).hexdigest()

@@ -1,4 +1,4 @@
-"""Recognises a full disk among failures to write, and makes the errors for it."""
+"""Detects that a write failed because the disk is full, and makes the errors to report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether `error` says that a disk, or this user's share of it, is full. Libraries have their own errors."""
+    """Whether `error` means that the disk or the user's quota is full; also for errors of SQLite and safetensors."""
     if isinstance(error, sqlite3.Error):
         return getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
     if isinstance(error, OSError):
@@ -22,28 +22,28 @@ def is_disk_full(error: BaseException) -> bool:
     return any(f"(os error {number})" in str(error) for number in FULL)
 
 
-def cache_is_full() -> Unavailable:
-    """The failure of a load whose files found no room."""
+def cache_full_error() -> Unavailable:
+    """The error for an adapter that could not be loaded since the cache's disk is full."""
     return Unavailable(
-        "the disk of the adapter cache is full; make room there, or start the server with a smaller --cache-size",
+        "the disk of the adapter cache is full; free space there, or start the server with a smaller --cache-size",
         code=error_codes.STORAGE_FULL,
     )
 
 
-def data_is_full() -> Unavailable:
-    """The failure of what found no room in the data directory."""
+def data_full_error() -> Unavailable:
+    """The error for a write that failed since the data directory's disk is full."""
     return Unavailable(
-        "the disk of the server's data directory (--data-dir) is full; delete files or responses, or make room there",
+        "the disk of the server's data directory (--data-dir) is full; delete files or responses, or free space there",
         code=error_codes.STORAGE_FULL,
     )
 
 
 @contextmanager
-def needs_room() -> Iterator[None]:
-    """Code that writes into the data directory. Raises Unavailable if its disk is full."""
+def disk_full_as_unavailable() -> Iterator[None]:
+    """Wrap code that writes into the data directory: raise Unavailable if its disk is full."""
     try:
         yield
     except (OSError, sqlite3.Error) as error:
         if is_disk_full(error):
-            raise data_is_full() from error
+            raise data_full_error() from error
         raise

@@ -1,25 +1,25 @@
-"""Every failure that Motet reports, as one tree.
+"""The exceptions for every failure that Motet reports, as one class tree.
 
     MotetError
-    ├─ StartupError             a setting, a file or a port that keeps the server from starting (exit code 2)
+    ├─ StartupError             a setting, a file or a port prevents the server from starting (exit code 2)
     ├─ InvalidRequest           400  a field is wrong, or unsupported and would change the result
-    │  ├─ ContextExceeded       400  prompt and answer do not fit into the context
-    │  └─ JsonInvalid           400  the body is not JSON
-    ├─ Unauthenticated          401  a token is missing or wrong
-    ├─ Forbidden                403  the token may not use this
-    ├─ NotFound                 404  no such model, adapter, route or object
-    ├─ SourceOffline            404  the adapter is not on disk, and its source is set to stay offline
-    ├─ MethodNotAllowed         405
-    ├─ Conflict                 409  the object's state does not allow it; the same again will not help
-    ├─ PayloadTooLarge          413
-    ├─ UnsupportedMediaType     415
-    ├─ AdapterRefused           422  the adapter exists and cannot be served right
+    │  ├─ ContextExceeded       400  the prompt and max_tokens exceed the context length
+    │  └─ JsonInvalid           400  the request body is not JSON
+    ├─ Unauthenticated          401  an API key or token is missing or invalid
+    ├─ Forbidden                403  the API key or token does not allow this
+    ├─ NotFound                 404  the model, adapter, route or object does not exist
+    ├─ SourceOffline            404  the adapter is not on disk, and its source is in offline mode
+    ├─ MethodNotAllowed         405  the route exists, but does not support this method
+    ├─ Conflict                 409  the object's state does not allow the request; a retry does not help
+    ├─ PayloadTooLarge          413  the request body exceeds a size limit
+    ├─ UnsupportedMediaType     415  the request body is not declared as JSON, or is compressed
+    ├─ AdapterRefused           422  the adapter exists, but cannot be served correctly
     ├─ UpgradeRequired          426  a WebSocket handshake; every route is plain HTTP
-    ├─ Overloaded               429
-    └─ Unavailable              503  the engine or a source is away; trying again may help
+    ├─ Overloaded               429  too many requests are waiting; retry later
+    └─ Unavailable              503  the engine or a source is unavailable; a retry may help
 
-Users' mistakes raise one of these; `assert` is for our own. `ErrorInfo` is the same as plain data, so that
-a failure crosses processes and reaches the client as it was raised.
+Raise one of these for a user's mistake, and use `assert` for bugs. `ErrorInfo` holds the same information as plain
+data: processes exchange it, so that the client receives the error as it was raised.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ErrorInfo(msgspec.Struct, frozen=True):
 
 
 class MotetError(Exception):
-    """Root of the tree; `param` names the request field (or setting) at fault, where there is one."""
+    """The base class; `param` names the request field or setting that is wrong, if there is one."""
 
     status = 500
     code = error_codes.INTERNAL_ERROR
@@ -59,7 +59,7 @@ class MotetError(Exception):
 
 
 class StartupError(MotetError):
-    """The server cannot start as it was asked to."""
+    """The server cannot start as configured."""
 
     code = error_codes.STARTUP_ERROR
 
@@ -73,74 +73,74 @@ class InvalidRequest(MotetError):
 
 
 class ContextExceeded(InvalidRequest):
-    """Prompt and answer do not fit into the model's context."""
+    """The prompt and max_tokens exceed the model's context length."""
 
     code = error_codes.CONTEXT_LENGTH_EXCEEDED
 
 
 class JsonInvalid(InvalidRequest):
-    """The body is not JSON."""
+    """The request body is not JSON."""
 
     code = error_codes.INVALID_JSON
 
 
 class Unauthenticated(InvalidRequest):
-    """A token is missing or wrong."""
+    """An API key or token is missing or invalid."""
 
     status = 401
     code = error_codes.INVALID_API_KEY
 
 
 class Forbidden(InvalidRequest):
-    """The token is known and may not use this."""
+    """The API key or token is valid, but does not allow this."""
 
     status = 403
     code = error_codes.PERMISSION_DENIED
 
 
 class NotFound(InvalidRequest):
-    """No such model, adapter, route or object."""
+    """The model, adapter, route or object does not exist."""
 
     status = 404
     code = error_codes.MODEL_NOT_FOUND
 
 
 class SourceOffline(NotFound):
-    """The adapter is not on disk, and its source is set to stay offline: trying again does not help."""
+    """The adapter is not on disk, and its source is in offline mode: a retry does not help."""
 
     code = error_codes.SOURCE_OFFLINE
 
 
 class MethodNotAllowed(InvalidRequest):
-    """The route exists and does not take this method."""
+    """The route exists, but does not support this method."""
 
     status = 405
     code = error_codes.METHOD_NOT_ALLOWED
 
 
 class Conflict(InvalidRequest):
-    """What is asked for does not go with the object's state, or the request was cancelled."""
+    """The object's state does not allow the request, or the request was cancelled."""
 
     status = 409
     code = error_codes.CONFLICT
 
 
 class PayloadTooLarge(InvalidRequest):
-    """The body is over the limit."""
+    """The request body exceeds a size limit."""
 
     status = 413
     code = error_codes.PAYLOAD_TOO_LARGE
 
 
 class UnsupportedMediaType(InvalidRequest):
-    """The body is not declared as JSON, or is compressed."""
+    """The request body is not declared as JSON, or is compressed."""
 
     status = 415
     code = error_codes.UNSUPPORTED_MEDIA_TYPE
 
 
 class AdapterRefused(InvalidRequest):
-    """The adapter exists and cannot be served right: config field, tensor or size at fault is named."""
+    """The adapter exists, but cannot be served correctly; the message names the config field, tensor or size."""
 
     status = 422
     code = error_codes.ADAPTER_REFUSED
@@ -154,7 +154,7 @@ class UpgradeRequired(InvalidRequest):
 
 
 class Overloaded(MotetError):
-    """Too much is waiting; the client should come back later."""
+    """Too many requests are waiting; the client should retry later."""
 
     status = 429
     code = error_codes.OVERLOADED
@@ -162,19 +162,19 @@ class Overloaded(MotetError):
 
 
 class Unavailable(MotetError):
-    """The engine or a source is away; trying again may help."""
+    """The engine or a source is unavailable; a retry may help."""
 
     status = 503
     code = error_codes.ENGINE_UNAVAILABLE
     type = "service_unavailable_error"
 
 
-def _tree(root: type[MotetError]) -> list[type[MotetError]]:
-    return [root] + [c for sub in root.__subclasses__() for c in _tree(sub)]
+def _subtree(root: type[MotetError]) -> list[type[MotetError]]:
+    return [root] + [c for sub in root.__subclasses__() for c in _subtree(sub)]
 
 
 def from_info(info: ErrorInfo) -> MotetError:
-    """The exception that `info` was made from (by code, else by status, else a plain MotetError)."""
-    tree = _tree(MotetError)
-    kinds = [k for k in tree if k.code == info.code] + [k for k in tree if k.status == info.status]
-    return (kinds or [MotetError])[0](info.message, param=info.param, code=info.code)
+    """The exception for `info`: the class with its code, else with its status, else MotetError."""
+    classes = _subtree(MotetError)
+    matches = [c for c in classes if c.code == info.code] + [c for c in classes if c.status == info.status]
+    return (matches or [MotetError])[0](info.message, param=info.param, code=info.code)

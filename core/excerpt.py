@@ -6,5 +6,5 @@ MAX_EXCERPT = 200
 
 
 def shortened(text: str) -> str:
-    """`text`, without its middle if it has more than MAX_EXCERPT characters."""
+    """`text`; without its middle part if it has more than MAX_EXCERPT characters."""
     return text if len(text) <= MAX_EXCERPT else f"{text[: MAX_EXCERPT - 60]} … {text[-57:]}"

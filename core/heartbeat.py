@@ -1,7 +1,7 @@
-"""Heartbeats: a child process shows its parent that it responds and, until it is up, what it is doing.
+"""Heartbeats: a child process shows its parent that it responds and, during startup, its current phase.
 
-The child writes a file; the parent reads it. Neither looks at the wall clock, so that setting it changes nothing, and
-the parent counts only the time during which it ran itself, so that a suspended machine or container changes nothing.
+The child writes a file and the parent reads it. Both use monotonic clocks, so that a change of the wall clock has no
+effect. The parent counts only the time during which it ran itself, so that a suspended machine causes no time-out.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from pathlib import Path
 BEAT_SECONDS = 1.0
 
 SERVING = "serving"
-"""The phase of a process that is up; before it, a phase is a few words such as `loading the model`."""
+"""The phase of a process that is ready; earlier phases are short descriptions such as `loading the model`."""
 
-LONGEST_TICK = 1.0
-"""Of a longer time between two looks, this much counts: the parent itself was suspended, or was kept from running."""
+MAX_TICK_SECONDS = 1.0
+"""A longer time between two polls counts as this much: the parent itself was suspended or not scheduled."""
 
 
 class Heartbeat:
-    """The child's side. With an empty path, nobody watches."""
+    """The child's side. With an empty path, it writes no file."""
 
     def __init__(self, path: str) -> None:
         self.serving = False
         self.phase = "starting"
         self._path = Path(path) if path else None
-        self._beaten = 0.0
+        self._last_beat_time = 0.0
 
     def enter(self, phase: str) -> None:
-        """Say what this process does from now on."""
+        """Set the phase, and write it to the file."""
         self.phase = phase
         self.serving = phase == SERVING
         if self._path is not None:
@@ -41,22 +41,22 @@ class Heartbeat:
             written.replace(self._path)
 
     def beat(self) -> None:
-        """Show that this process responds. It writes once per BEAT_SECONDS at most: call it in each turn of a loop."""
+        """Show that this process responds. Call it in each iteration of a loop; it writes once per BEAT_SECONDS."""
         now = time.monotonic()
-        if self._path is not None and now - self._beaten >= BEAT_SECONDS:
-            self._beaten = now
-            with suppress(OSError):  # if the directory is gone, this process may still serve
+        if self._path is not None and now - self._last_beat_time >= BEAT_SECONDS:
+            self._last_beat_time = now
+            with suppress(OSError):  # without the directory, this process can still serve
                 os.utime(self._path, ns=(time.monotonic_ns(),) * 2)
 
     async def keep_beating(self) -> None:
-        """Beat as long as the event loop turns."""
+        """Call `beat` regularly while the event loop runs."""
         while True:
             self.beat()
             await asyncio.sleep(BEAT_SECONDS)
 
 
 class HeartbeatMonitor:
-    """The parent's side, for the heartbeat in the file `path`; `clock` is monotonic."""
+    """The parent's side: watches the heartbeat file `path`; `clock` is monotonic."""
 
     def __init__(self, path: Path, limit_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.path = path
@@ -64,34 +64,34 @@ class HeartbeatMonitor:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the process so far: another one is about to start."""
+        """Reset the state for a new process."""
         self.path.unlink(missing_ok=True)
         self.phase = ""
-        self._silent = 0.0
+        self._silent_seconds = 0.0
         self._last_beat = 0
-        self._looked = self._clock()
+        self._last_poll = self._clock()
 
     @property
     def serving(self) -> bool:
-        """Whether the process has been up."""
+        """Whether the process has become ready."""
         return self.phase == SERVING
 
     @property
     def hung(self) -> bool:
-        """Whether the process was up and has not responded for the limit's time."""
-        return self.serving and self._silent > self._limit
+        """Whether the process was ready and has not responded for `limit_seconds`."""
+        return self.serving and self._silent_seconds > self._limit
 
-    def look(self) -> None:
-        """Take in what the process shows; to be called several times per second."""
+    def poll(self) -> None:
+        """Read the heartbeat file. Call it several times per second."""
         now = self._clock()
-        elapsed, self._looked = min(now - self._looked, LONGEST_TICK), now
+        elapsed, self._last_poll = min(now - self._last_poll, MAX_TICK_SECONDS), now
         try:
             beat = self.path.stat().st_mtime_ns
             if beat == self._last_beat:
-                self._silent += elapsed
+                self._silent_seconds += elapsed
                 return
             if not self.serving:
                 self.phase = self.path.read_text()
         except FileNotFoundError:
             return
-        self._last_beat, self._silent = beat, 0.0
+        self._last_beat, self._silent_seconds = beat, 0.0

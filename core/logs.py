@@ -1,7 +1,7 @@
-"""One way to log, for every process: loguru to stderr, one line per event, as text or as flat JSON.
+"""Configures logging in every process: loguru writes one line per event to stderr, as text or as flat JSON.
 
-`logger.bind(request_id=…).info("…")` puts values beside the message: `key=value` in text, fields of their own in JSON.
-Prompts, answers, keys and tokens are never logged, and neither are the values of variables.
+`logger.bind(request_id=…).info("…")` adds fields: `key=value` after the message in text, separate keys in JSON.
+Prompts, answers, API keys, tokens and the values of variables in tracebacks are never logged.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ if TYPE_CHECKING:
 
 FORMAT_VARIABLE = "MOTET_LOG_FORMAT"
 LEVEL_VARIABLE = "MOTET_LOG_LEVEL"
-"""Child processes learn format and level from these, as settings do."""
+"""Child processes inherit the format and the level in these environment variables."""
 
 LEVELS = ("debug", "info", "warning", "error")
 
-_TEXT = "<dim>{time:HH:mm:ss}</dim> <level>{level: <7}</level> {message}<dim>{extra[shown]}</dim>\n{exception}"
-_PLAIN = re.compile(r"[^\s\"=\\]+")
+_TEXT = "<dim>{time:HH:mm:ss}</dim> <level>{level: <7}</level> {message}<dim>{extra[fields]}</dim>\n{exception}"
+_UNQUOTED = re.compile(r"[^\s\"=\\]+")
 
 
-def configure_logging(form: str | None = None, level: str | None = None, *, process: str = "motet") -> None:
-    """Log as `form` (`text` or `json`) from `level` on; None: as the environment says. `process` names this one."""
-    form = os.environ[FORMAT_VARIABLE] = form or os.environ.get(FORMAT_VARIABLE, "text")
+def configure_logging(log_format: str | None = None, level: str | None = None, *, process: str = "motet") -> None:
+    """Log as `log_format` (`text` or `json`) from `level` on; None reads the environment. `process` is our name."""
+    log_format = os.environ[FORMAT_VARIABLE] = log_format or os.environ.get(FORMAT_VARIABLE, "text")
     level = os.environ[LEVEL_VARIABLE] = level or os.environ.get(LEVEL_VARIABLE, "info")
     logger.remove()
     logger.configure(extra={"process": process})
     common: dict[str, Any] = {"level": level.upper(), "diagnose": False, "backtrace": False}
-    if form == "json":
+    if log_format == "json":
         logger.add(_write_json, format="{message}", **common)
     else:
-        logger.add(sys.stderr, format=_text, **common)
+        logger.add(sys.stderr, format=_text_format, **common)
     logging.basicConfig(handlers=[_StandardLogs()], level=logging.WARNING, force=True)
 
 
-def flat(record: Record) -> dict[str, Any]:
-    """A log line as the fields of one JSON object."""
-    fields = {key: value for key, value in record["extra"].items() if value is not None and key != "shown"}
+def json_fields(record: Record) -> dict[str, Any]:
+    """The fields of a log line's JSON object."""
+    fields = {key: value for key, value in record["extra"].items() if value is not None and key != "fields"}
     line = {
         "time": record["time"].isoformat(),
         "level": record["level"].name.lower(),
@@ -58,26 +58,26 @@ def flat(record: Record) -> dict[str, Any]:
 
 
 def _write_json(message: Message) -> None:
-    # ASCII: what a file or a client calls something may hold half a surrogate pair, which is not UTF-8.
-    sys.stderr.write(json.dumps(flat(message.record), default=str) + "\n")
+    # json.dumps escapes to ASCII: names from files and clients may hold lone surrogates, which UTF-8 cannot encode.
+    sys.stderr.write(json.dumps(json_fields(message.record), default=str) + "\n")
 
 
-def _text(record: Record) -> str:
-    # One event is one line: a message may quote a foreign file or request, whose line ends would look like events.
+def _text_format(record: Record) -> str:
+    # One event is one line: line breaks that a message quotes from a file or request must not look like new events.
     record["message"] = record["message"].replace("\r", "\\r").replace("\n", "\\n")
-    fields = {k: v for k, v in record["extra"].items() if v is not None and k not in ("process", "shown")}
-    record["extra"]["shown"] = "".join(f" {key}={_word(value)}" for key, value in fields.items())
+    fields = {k: v for k, v in record["extra"].items() if v is not None and k not in ("process", "fields")}
+    record["extra"]["fields"] = "".join(f" {key}={_quoted(value)}" for key, value in fields.items())
     return _TEXT
 
 
-def _word(value: Any) -> str:
-    """`value` as one word: quoted where it holds spaces or line ends."""
+def _quoted(value: Any) -> str:
+    """`value` as text, in quotes if it contains spaces, line breaks or the like."""
     text = str(value)
-    return text if _PLAIN.fullmatch(text) and text.isprintable() else json.dumps(text)
+    return text if _UNQUOTED.fullmatch(text) and text.isprintable() else json.dumps(text)
 
 
 class _StandardLogs(logging.Handler):
-    """What libraries log by the standard library, as lines like all others."""
+    """Forwards records of the standard library's `logging` to loguru."""
 
     def emit(self, record: logging.LogRecord) -> None:
         level = record.levelname if record.levelname.lower() in (*LEVELS, "critical") else record.levelno

@@ -1,7 +1,7 @@
-"""The memory and CPUs that this process may use, as the machine and its cgroups limit them.
+"""The memory and CPUs that this process may use: the limits of the machine and of its cgroups (v1 and v2).
 
-A container sees all of the machine's memory and CPUs in the usual places; what it may have of them is in its cgroup.
-Both versions of cgroups are read. A group has at most what each of its parents has.
+In a container, `os.sysconf` and `os.sched_getaffinity` report the whole machine; its limits are in its cgroup.
+The limits of parent groups apply, too.
 """
 
 from __future__ import annotations
@@ -11,57 +11,60 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 CGROUPS = Path("/sys/fs/cgroup")
-OWN_GROUPS = Path("/proc/self/cgroup")
+SELF_CGROUPS = Path("/proc/self/cgroup")
 
 
-def memory_bytes(root: Path = CGROUPS, groups: Path = OWN_GROUPS) -> int:
+def memory_bytes(root: Path = CGROUPS, cgroup_file: Path = SELF_CGROUPS) -> int:
     """Bytes of memory that this process and its siblings may use together."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limits = [*_numbers(root, groups, "", "memory.max"), *_numbers(root, groups, "memory", "memory.limit_in_bytes")]
+    limits = [
+        *_numbers(root, cgroup_file, "", "memory.max"),
+        *_numbers(root, cgroup_file, "memory", "memory.limit_in_bytes"),
+    ]
     return min([machine, *(limit for (limit,) in limits if limit > 0)])
 
 
-def cpu_count(root: Path = CGROUPS, groups: Path = OWN_GROUPS) -> int:
-    """CPUs that this process may keep busy, at least 1. Of a quota of 2.5, 2: the kernels' threads work in step."""
-    quotas = [*_numbers(root, groups, "", "cpu.max"), *_quotas_of_version_1(root, groups)]
+def cpu_count(root: Path = CGROUPS, cgroup_file: Path = SELF_CGROUPS) -> int:
+    """CPUs that this process may use, at least 1. Quotas are rounded down: kernel threads wait for the slowest."""
+    quotas = [*_numbers(root, cgroup_file, "", "cpu.max"), *_cgroup_v1_quotas(root, cgroup_file)]
     shares = [quota // period for quota, period in quotas if quota > 0 and period > 0]
     return max(1, min([len(os.sched_getaffinity(0)), *shares]))
 
 
-def _quotas_of_version_1(root: Path, groups: Path) -> Iterator[tuple[int, int]]:
-    for directory in _directories(root, groups, "cpu"):
+def _cgroup_v1_quotas(root: Path, cgroup_file: Path) -> Iterator[tuple[int, int]]:
+    for directory in _directories(root, cgroup_file, "cpu"):
         quota, period = (_read(directory / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
         if len(quota) == len(period) == 1:
             yield quota[0], period[0]
 
 
-def _numbers(root: Path, groups: Path, controller: str, name: str) -> Iterator[tuple[int, ...]]:
-    """The numbers in the file `name` of this process's group and its parents; none where there is no limit."""
-    for directory in _directories(root, groups, controller):
+def _numbers(root: Path, cgroup_file: Path, controller: str, name: str) -> Iterator[tuple[int, ...]]:
+    """The numbers in the file `name` of this process's group and of its parents, without unlimited groups."""
+    for directory in _directories(root, cgroup_file, controller):
         if numbers := _read(directory / name):
             yield numbers
 
 
-def _directories(root: Path, groups: Path, controller: str) -> Iterator[Path]:
-    """The directories of this process's group and its parents: of cgroup v1's `controller`, or (empty) of v2.
+def _directories(root: Path, cgroup_file: Path, controller: str) -> Iterator[Path]:
+    """The directories of this process's group and its parents, for a `controller` of cgroup v1, or "" for v2.
 
-    In a container the path may be the host's, while the container's own group is at the root: it is a parent here.
+    In a container the path may be the host's, while the group itself is mounted at the root: the root is a parent.
     """
     try:
-        lines = groups.read_text().splitlines()
+        lines = cgroup_file.read_text().splitlines()
     except OSError:
         return
     for _, controllers, path in (line.split(":", 2) for line in lines if line.count(":") >= 2):
         if controller in controllers.split(","):
             group = PurePosixPath(path.lstrip("/"))
-            for part in (group, *group.parents):
-                # v1 has a directory for each set of controllers and links to it; v2 is beside them where both are used.
-                for home in (root / controllers, root / controller) if controller else (root, root / "unified"):
-                    yield home / part
+            for relative in (group, *group.parents):
+                # v1: one directory per set of controllers, and links to it. v2: in unified/ where both are mounted.
+                for mount in (root / controllers, root / controller) if controller else (root, root / "unified"):
+                    yield mount / relative
 
 
 def _read(path: Path) -> tuple[int, ...]:
-    """A file's numbers; none if it is missing, or says `max`."""
+    """A file's numbers; empty if the file is missing or contains `max`."""
     try:
         return tuple(map(int, path.read_text().split()))
     except (OSError, ValueError):

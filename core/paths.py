@@ -1,6 +1,6 @@
-"""The cache and data directories, atomic writes, and paths that stay within their roots.
+"""The cache and data directories, atomic writes, and checks that paths stay within their roots.
 
-After a power failure, a file is complete or does not exist: content reaches the disk before its name does.
+After a power failure, a file is complete or does not exist: content is synced to the disk before the rename.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from pathlib import Path
 
 def cache_directory() -> Path:
     """The user's cache for Motet: MOTET_CACHE, else XDG_CACHE_HOME/motet, else ~/.cache/motet."""
-    if chosen := os.environ.get("MOTET_CACHE"):
-        return Path(chosen)
+    if configured := os.environ.get("MOTET_CACHE"):
+        return Path(configured)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "motet"
 
 
-def data_directory(chosen: str = "") -> Path:
-    """Where what users store is kept: `chosen`, else XDG_DATA_HOME/motet, else ~/.local/share/motet."""
-    if chosen:
-        return Path(chosen)
+def data_directory(configured: str = "") -> Path:
+    """The directory of users' stored data: `configured`, else XDG_DATA_HOME/motet, else ~/.local/share/motet."""
+    if configured:
+        return Path(configured)
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "motet"
 
 
 def check_writable(directory: Path) -> None:
-    """Make `directory` if it is missing, and write a little into it. Raises OSError, also where the disk is full."""
+    """Create `directory` if it is missing, and write 4 KiB into it. Raises OSError, also if the disk is full."""
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryFile(dir=directory) as file:
         file.write(bytes(4096))
@@ -37,10 +37,10 @@ def check_writable(directory: Path) -> None:
 
 
 def build_directory(target: Path, fill: Callable[[Path], None]) -> Path:
-    """Make `target` by calling `fill` on a fresh directory beside it, then renaming: whole or not there at all.
+    """Create `target` atomically: `fill` a new directory beside it, then rename that.
 
-    An existing `target` is returned as it is. When two processes race, one result stays and both are equal. Files
-    reach the disk before the rename does, so that a crash of the machine leaves no `target` with empty files.
+    An existing `target` is returned unchanged. If two processes race, the first result is kept; both are equal. Files
+    are synced before the rename, so that a crash of the machine leaves no `target` with empty files.
     """
     if target.is_dir():
         return target
@@ -61,7 +61,7 @@ def build_directory(target: Path, fill: Callable[[Path], None]) -> Path:
 
 
 def write_file(target: Path, content: bytes) -> None:
-    """Write `target` by way of another name beside it. An existing file is replaced. Raises OSError."""
+    """Write `target` atomically, by a temporary file beside it. Replaces an existing file. Raises OSError."""
     target.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
@@ -77,14 +77,14 @@ def write_file(target: Path, content: bytes) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Wait until the disk has every file below `directory`."""
+    """Sync every file and directory below `directory` to the disk."""
     for path in (*directory.rglob("*"), directory):
         if path.is_dir() or path.is_file():
             _sync(path)
 
 
 def _sync(path: Path) -> None:
-    """Wait until the disk has a file's content, or a directory's names."""
+    """Sync a file's content, or a directory's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -93,10 +93,10 @@ def _sync(path: Path) -> None:
 
 
 def read_regular(path: Path, limit: int) -> bytes:
-    """The content of a regular file of at most `limit` bytes; for files that other people wrote.
+    """The content of a regular file of at most `limit` bytes; for untrusted files.
 
-    Raises OSError (FileNotFoundError where it does not exist), and ValueError naming a file that is larger or of
-    another kind. A FIFO does not block it.
+    Raises OSError (FileNotFoundError if the file does not exist), and ValueError with the name of a file that is too
+    large or not regular. Does not block on a FIFO.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -110,12 +110,12 @@ def read_regular(path: Path, limit: int) -> bytes:
     finally:
         os.close(descriptor)
     if len(data) > limit:
-        raise ValueError(f"{path.name} has more than {limit} bytes, which is the limit")
+        raise ValueError(f"{path.name} has more than {limit} bytes, the limit")
     return data
 
 
 def inside(root: Path, relative: str) -> Path | None:
-    """`root / relative` with links resolved, or None if that lies outside `root`."""
+    """`root / relative` with symbolic links resolved, or None if it is not below `root`."""
     real_root = root.resolve()
     path = (real_root / relative).resolve()
     return path if path.is_relative_to(real_root) and path != real_root else None

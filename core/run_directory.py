@@ -13,51 +13,51 @@ from motet.core.errors import StartupError
 
 PREFIX = "motet-run-"
 
-LONGEST_SOCKET_PATH = 107
-"""Bytes, by Linux's `sockaddr_un`."""
+MAX_SOCKET_PATH = 107
+"""In bytes; the limit of Linux's `sockaddr_un`."""
 
-_LONGEST_NAME = "/ranks-0123456789ab"
+_LONGEST_SOCKET_NAME = "/ranks-0123456789ab"
 
 
 class RunDirectory:
-    """A new directory, locked as long as this process lives; what killed servers left behind is removed first.
+    """A new directory, locked while this process runs. First, the directories of killed servers are removed.
 
-    The lock (`flock` on the directory) ends with the process, however that ends. systemd-tmpfiles respects it, too.
+    The kernel releases the lock (`flock` on the directory) however the process ends. systemd-tmpfiles respects it, too.
     """
 
     def __init__(self) -> None:
-        """Raises StartupError where there is no directory for temporary files."""
+        """Raises StartupError if there is no usable directory for temporary files."""
         try:
             remove_leftovers()
             self.path, self._lock = _locked_directory()
         except OSError as error:
             raise StartupError(
-                f"no directory for temporary files: {error}; set TMPDIR to one that can be written"
+                f"cannot create a temporary directory: {error}; set TMPDIR to a writable directory"
             ) from error
-        longest = len(os.fsencode(self.path)) + len(_LONGEST_NAME)
-        if longest > LONGEST_SOCKET_PATH:
+        longest = len(os.fsencode(self.path)) + len(_LONGEST_SOCKET_NAME)
+        if longest > MAX_SOCKET_PATH:
             self.remove()
             raise StartupError(
-                f"sockets in {self.path} have paths of {longest} bytes, and {LONGEST_SOCKET_PATH} is the maximum; "
-                "set TMPDIR to a shorter one"
+                f"socket paths in {self.path} would have {longest} bytes; the maximum is {MAX_SOCKET_PATH}; "
+                "set TMPDIR to a directory with a shorter path"
             )
 
     def remove(self) -> None:
-        """Remove the directory, and end the lock."""
+        """Remove the directory and release the lock."""
         shutil.rmtree(self.path, ignore_errors=True)
         with suppress(OSError):
             os.close(self._lock)
 
 
 def remove_leftovers() -> None:
-    """Remove this user's run directories whose servers are dead."""
+    """Remove this user's run directories whose servers have ended."""
     for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        with suppress(OSError):  # another user's, in use, or just removed by another server
+        with suppress(OSError):  # owned by another user, in use, or just removed by another server
             _remove_unlocked(path)
 
 
 def _remove_unlocked(path: Path) -> None:
-    """Remove a directory of this user that nobody has locked. Raises BlockingIOError where somebody has."""
+    """Remove a directory of this user. Raises BlockingIOError if it is locked."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -68,10 +68,10 @@ def _remove_unlocked(path: Path) -> None:
 
 
 def _locked_directory() -> tuple[Path, int]:
-    """A new directory and the descriptor that locks it."""
+    """A new directory and the file descriptor that holds its lock."""
     while True:
         path = Path(tempfile.mkdtemp(prefix=PREFIX))
-        with suppress(FileNotFoundError):  # another server that starts now took it for a leftover
+        with suppress(FileNotFoundError):  # another server that is starting removed it before it was locked
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             if path.exists():

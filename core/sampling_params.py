@@ -1,4 +1,4 @@
-"""The sampling parameters of a request, as plain data that the API sends to the engine."""
+"""The sampling parameters of a request, which the API sends to the engine."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ MASK64 = (1 << 64) - 1
 
 
 class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One request's sampling, complete: the API has filled every default in.
+    """One request's sampling parameters; the API has filled in every default.
 
-    temperature 0 is greedy. top_k 0, top_p 1, min_p 0 and typical_p 1 are off. `repetition_penalty` sees prompt and
-    output, `presence_penalty` and `frequency_penalty` the output only. `logprobs` is how many alternatives
-    to report beside the chosen token (0: the chosen one alone; None: nothing), `prompt_logprobs` the same for
-    the prompt's tokens. `eos_token_ids` end the text unless `ignore_eos`; `stop_token_ids` always do; neither can be
-    sampled before `min_tokens`.
+    temperature 0 is greedy. top_k 0, top_p 1, min_p 0 and typical_p 1 are off. `repetition_penalty` applies to prompt
+    and output, `presence_penalty` and `frequency_penalty` to the output only. `logprobs` is the number of alternatives
+    to report with the sampled token (0: only the sampled one; None: nothing); `prompt_logprobs` is the same for the
+    prompt's tokens. `eos_token_ids` end the output unless `ignore_eos` is set; `stop_token_ids` always do. Neither
+    can be sampled before `min_tokens`.
     """
 
     max_tokens: int
@@ -38,12 +38,12 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     prompt_logprobs: int | None = None
 
     def ending_ids(self) -> frozenset[int]:
-        """The token ids that end this request's text."""
+        """The token ids that end this request's output."""
         return frozenset(self.stop_token_ids if self.ignore_eos else self.eos_token_ids + self.stop_token_ids)
 
 
 def splitmix64(x: int) -> int:
-    """One step of SplitMix64: a 64-bit mix whose outputs for consecutive inputs look independent.
+    """One step of SplitMix64: a 64-bit hash whose outputs for consecutive inputs look independent.
 
     Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
     """
@@ -54,10 +54,10 @@ def splitmix64(x: int) -> int:
 
 
 def choice_seed(seed: int, choice: int) -> int:
-    """The seed of choice number `choice` of a request: choice 0 draws from `seed` itself, others from 63 bits."""
+    """The seed of choice number `choice` of a request: choice 0 uses `seed` itself, others a 63-bit hash of both."""
     return seed & MASK64 if choice == 0 else splitmix64((seed & MASK64) ^ splitmix64(choice)) >> 1
 
 
 def uniform(seed: int, position: int) -> float:
-    """The draw in [0, 1) of a request at an output position; depends on these two alone."""
+    """The uniform random number in [0, 1) for an output position; depends only on `seed` and `position`."""
     return (splitmix64(splitmix64(seed & MASK64) ^ position) >> 11) * 2.0**-53

@@ -27,7 +27,7 @@ from motet.api.adapters.source_calls import FetchSlots, call_source, check_resul
 from motet.core import error_codes
 from motet.core.adapter_source import AdapterSource, ResolvedAdapter
 from motet.core.blocking_calls import BlockingCalls
-from motet.core.disk_space import cache_is_full, is_disk_full
+from motet.core.disk_space import cache_full_error, is_disk_full
 from motet.core.errors import AdapterRefused, MotetError, NotFound, Overloaded, Unavailable
 from motet.core.messages import AdapterPart, PreparedAdapter
 from motet.core.paths import sync_directory
@@ -175,7 +175,7 @@ class SourceLoads:
                 return await self._fetch(adapter, token, target)
         except OSError as error:
             if is_disk_full(error):
-                raise cache_is_full() from error
+                raise cache_full_error() from error
             raise MotetError(f"the adapter cache cannot be written: {error.strerror}") from error
 
     async def _fetch(self, adapter: ResolvedAdapter, token: str | None, target: Path) -> Path:

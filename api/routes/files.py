@@ -23,7 +23,7 @@ from motet.api.storage.files import ExpiresAfter, FileObject, FileStore, new_fil
 from motet.api.storage.paging import Page
 from motet.api.storage.upload_reservations import UploadReservations
 from motet.core import error_codes
-from motet.core.disk_space import needs_room
+from motet.core.disk_space import disk_full_as_unavailable
 from motet.core.errors import InvalidRequest, MotetError, PayloadTooLarge, UnsupportedMediaType
 
 PURPOSES = ("batch", "user_data", "assistants", "evals", "fine-tune", "vision")
@@ -143,7 +143,7 @@ def routes(services: Services) -> Blueprint:
         owner = current_caller().owner
         try:
             async with uploads.reserved(owner, _content_length(max_file)) as upload_id:
-                with needs_room(), store.temporary_files(upload_id) as create:
+                with disk_full_as_unavailable(), store.temporary_files(upload_id) as create:
                     cast(LimitedRequest, request).spool = create
                     file, content = await _read_upload(max_file)
                     return _json(await store.add_written(owner, file, Path(content.name)))

@@ -17,7 +17,7 @@ from motet.api.storage.data_directory import RESERVE, open_private
 from motet.api.storage.disk_reserve import DiskReserve
 from motet.api.storage.usage import used, used_by
 from motet.core import error_codes
-from motet.core.disk_space import is_disk_full, needs_room
+from motet.core.disk_space import disk_full_as_unavailable, is_disk_full
 from motet.core.errors import PayloadTooLarge, StartupError
 
 BUSY_SECONDS = 10.0
@@ -78,7 +78,7 @@ class Database:
             self._connection.close()
 
     def _run(self, work: Callable[[sqlite3.Connection], T], stores: bool) -> T:
-        with needs_room():
+        with disk_full_as_unavailable():
             try:
                 result = self._transact(work)
             except sqlite3.Error as error:

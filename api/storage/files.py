@@ -26,7 +26,7 @@ from motet.api.storage.paging import Page, page_rows
 from motet.api.storage.upload_reservations import active_reservations
 from motet.api.storage.usage import Counted, count_by_owner
 from motet.core import error_codes
-from motet.core.disk_space import needs_room
+from motet.core.disk_space import disk_full_as_unavailable
 from motet.core.errors import NotFound
 
 SWEEP_SECONDS = 300.0
@@ -91,7 +91,7 @@ class FileStore:
         part = self.path(f"{file.id}.{uuid.uuid4().hex}.part")
         target = await asyncio.to_thread(self._create, part)
         try:
-            with needs_room(), target:
+            with disk_full_as_unavailable(), target:
                 async for piece in content:
                     await asyncio.to_thread(target.write, piece)
             return await self.add_written(owner, file, part)

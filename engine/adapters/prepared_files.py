@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from motet.core.digests import digest, file_digest
-from motet.core.disk_space import cache_is_full, is_disk_full
+from motet.core.disk_space import cache_full_error, is_disk_full
 from motet.core.errors import MotetError
 from motet.core.messages import PreparedAdapter
 from motet.core.paths import build_directory
@@ -93,7 +93,7 @@ def _full_disk(home: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         if is_disk_full(error):
-            raise cache_is_full() from error
+            raise cache_full_error() from error
         if isinstance(error, OSError):
             raise MotetError(f"the adapter cache cannot be written: {os.strerror(error.errno or 0)}") from error
         raise

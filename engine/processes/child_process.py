@@ -70,7 +70,7 @@ class WatchedProcess:
             return
         assert self._process is not None, "it has been started"
         code = self._process.poll()
-        self._heartbeat.look()
+        self._heartbeat.poll()
         self._served = self._served or self._heartbeat.serving
         if code is not None:
             stop_all(self.processes)  # which closes its stdin

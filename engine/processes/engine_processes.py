@@ -87,7 +87,7 @@ class EngineProcesses:
         """
         codes = [p.returncode for p in self._ranks if p.poll() is not None]
         if self._ranks:
-            self._heartbeat.look()
+            self._heartbeat.poll()
             self._served = self._served or self._heartbeat.serving
         if codes:
             self._lost(codes)

@@ -45,30 +45,30 @@ def pass_time(monitor: HeartbeatMonitor, clock: Clock, seconds: float, tick: flo
     """Let the parent look once per tick."""
     for _ in range(round(seconds / tick)):
         clock.now += tick
-        monitor.look()
+        monitor.poll()
 
 
 def test_the_phase_is_seen_and_does_not_count_as_serving(
     monitor: HeartbeatMonitor, child: Heartbeat, clock: Clock
 ) -> None:
-    monitor.look()
+    monitor.poll()
     assert (monitor.phase, monitor.serving) == ("", False)
     child.enter("loading the model")
-    monitor.look()
+    monitor.poll()
     assert (monitor.phase, monitor.serving) == ("loading the model", False)
     pass_time(monitor, clock, 10 * LIMIT, 0.5)
     assert not monitor.hung, "loading may take its time"
     child.enter(SERVING)
-    monitor.look()
+    monitor.poll()
     assert monitor.serving
     monitor.reset()
-    monitor.look()
+    monitor.poll()
     assert (monitor.phase, monitor.serving, monitor.hung) == ("", False, False)
 
 
 def test_a_silent_process_hangs(monitor: HeartbeatMonitor, child: Heartbeat, clock: Clock) -> None:
     child.enter(SERVING)
-    monitor.look()
+    monitor.poll()
     pass_time(monitor, clock, LIMIT - 1)
     assert not monitor.hung
     pass_time(monitor, clock, 2)
@@ -79,22 +79,22 @@ def test_a_beat_starts_the_count_again(
     monitor: HeartbeatMonitor, child: Heartbeat, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     child.enter(SERVING)
-    monitor.look()
+    monitor.poll()
     monkeypatch.setattr("motet.core.heartbeat.BEAT_SECONDS", 0.0)
     for _ in range(4):
         pass_time(monitor, clock, LIMIT - 1)
         child.beat()
-        monitor.look()
+        monitor.poll()
         assert not monitor.hung
 
 
 def test_a_suspended_machine_hangs_nobody(monitor: HeartbeatMonitor, child: Heartbeat, clock: Clock) -> None:
     """Also where it is suspended again and again, or the parent wakes first."""
     child.enter(SERVING)
-    monitor.look()
+    monitor.poll()
     for _ in range(10):
         clock.now += 3600
-        monitor.look()
+        monitor.poll()
         pass_time(monitor, clock, 2)
         assert not monitor.hung
     pass_time(monitor, clock, LIMIT)
@@ -103,10 +103,10 @@ def test_a_suspended_machine_hangs_nobody(monitor: HeartbeatMonitor, child: Hear
 
 def test_the_wall_clock_changes_nothing(monitor: HeartbeatMonitor, child: Heartbeat, clock: Clock) -> None:
     child.enter(SERVING)
-    monitor.look()
+    monitor.poll()
     for when in (0, 2**31):  # as if it had been set back or ahead
         os.utime(monitor.path, (when, when))
-        monitor.look()
+        monitor.poll()
         assert not monitor.hung
 
 
@@ -120,7 +120,7 @@ def test_a_beat_is_written_once_per_second(child: Heartbeat, monitor: HeartbeatM
 
 def test_a_process_whose_directory_is_gone_goes_on(child: Heartbeat, monitor: HeartbeatMonitor, clock: Clock) -> None:
     child.enter(SERVING)
-    monitor.look()
+    monitor.poll()
     monitor.path.unlink()
     child.beat()
     pass_time(monitor, clock, 2 * LIMIT)

@@ -8,14 +8,14 @@ from typing import Any
 
 from loguru import logger
 
-from motet.core.logs import flat
+from motet.core.logs import json_fields
 
 
 @contextmanager
 def log_lines(level: str = "INFO") -> Iterator[list[dict[str, Any]]]:
     """The lines of at least `level` that are written inside, as their fields."""
     lines: list[dict[str, Any]] = []
-    handler = logger.add(lambda message: lines.append(flat(message.record)), level=level, format="{message}")
+    handler = logger.add(lambda message: lines.append(json_fields(message.record)), level=level, format="{message}")
     try:
         yield lines
     finally:

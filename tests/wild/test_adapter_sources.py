@@ -134,7 +134,11 @@ def test_adapter_and_full_model_in_one_repository(server: AdapterServer, hub: Hu
 @pytest.mark.parametrize(
     ("name", "files", "words"),
     [
-        ("pickled", {CONFIG: b"{}", "adapter_model.bin": b"\x80"}, "adapter_model.bin is not read, since unpickling"),
+        (
+            "pickled",
+            {CONFIG: b"{}", "adapter_model.bin": b"\x80"},
+            "adapter_model.bin is not supported, since unpickling",
+        ),
         ("mlx", {CONFIG: b"{}", "adapters.safetensors": b"x"}, "MLX's adapters file; convert it to PEFT's format"),
         ("shards", {CONFIG: b"{}", "adapter_model-00001-of-00002.safetensors": b"x"}, "split over 2 files"),
         ("sub-directory", {f"checkpoint-500/{CONFIG}": b"{}"}, "it has no adapter_config.json"),

@@ -214,7 +214,7 @@ REFUSED = {
     "mistral-finetune": Refused(
         "lorax#546",
         files_instead({"lora.safetensors": b"x", "params.json": b"{}"}),
-        r"'mistral-finetune' has no adapter_config\.json, but lora\.safetensors, as mistral-finetune writes it",
+        r"'mistral-finetune' has no adapter_config\.json; lora\.safetensors is in the format of mistral-finetune, which",
         404,
     ),
     "zero-3-empty": Refused(
@@ -247,7 +247,7 @@ REFUSED = {
     "pickled": Refused(
         UNREPORTED,
         files_instead({"adapter_model.bin": b"\x80"}, keep_config=True),
-        r"adapter_model\.bin is not read, since unpickling runs code: save with safetensors",
+        r"adapter_model\.bin is not supported, since unpickling runs code: save with safetensors",
     ),
     "shards": Refused(
         UNREPORTED,

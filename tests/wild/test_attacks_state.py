@@ -61,17 +61,17 @@ def test_8_a_suspended_machine_and_a_clock_step_end_nobody(tmp_path: Path) -> No
     child = Heartbeat(str(tmp_path / "heartbeat"))
     monitor = HeartbeatMonitor(tmp_path / "heartbeat", 60.0, lambda: now[0])
     child.enter(SERVING)
-    monitor.look()
+    monitor.poll()
     now[0] += 65  # the machine slept
-    monitor.look()
+    monitor.poll()
     assert not monitor.hung
     for when in (time.time() - 120, time.time() + 60):  # as `touch -d '2 minutes ago'`
         os.utime(monitor.path, (when, when))
-        monitor.look()
+        monitor.poll()
         assert not monitor.hung
     for _ in range(1300):  # it is the child that does not respond
         now[0] += 0.05
-        monitor.look()
+        monitor.poll()
     assert monitor.hung
 
 

@@ -191,10 +191,10 @@ def test_a_fifo_in_place_of_the_file(tmp_path: Path) -> None:
 
 
 FILES: dict[str, tuple[str, bytes, str]] = {
-    "pickled": ("adapter_model.bin", b"\x80", "adapter_model.bin is not read, since unpickling runs code"),
+    "pickled": ("adapter_model.bin", b"\x80", "adapter_model.bin is not supported, since unpickling runs code"),
     "shards": ("adapter_model-00001-of-00002.safetensors", b"", "split over 2 files"),
     "MLX": ("adapters.safetensors", b"", "MLX's .*transpose"),
-    "GGUF": ("lora.gguf", b"", "GGUF adapters are not read"),
+    "GGUF": ("lora.gguf", b"", "GGUF adapters are not supported"),
     "checkpoints": ("checkpoint-500", b"", "checkpoint-500; use that directory"),
     "a git-lfs pointer": ("adapter_model.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
     "nothing": ("README.md", b"", r"no adapter_model\.safetensors$"),

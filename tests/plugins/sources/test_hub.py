@@ -173,7 +173,7 @@ def test_a_hub_that_is_slow_away_or_forbidden_is_unavailable(
 
 def test_only_safetensors_is_read(hub: Hub, source: HubAdapters, tmp_path: Path) -> None:
     hub.add("org/pickled", {"adapter_config.json": b"{}", "adapter_model.bin": b"pickle"})
-    with pytest.raises(AdapterRefused, match=r"adapter_model\.bin is not read, since unpickling runs code"):
+    with pytest.raises(AdapterRefused, match=r"adapter_model\.bin is not supported, since unpickling runs code"):
         get(source, "org/pickled", tmp_path)
     hub.add("org/empty", {"adapter_config.json": b"{}"})
     with pytest.raises(AdapterRefused, match=r"org/empty has no adapter_model\.safetensors$"):
