@@ -214,7 +214,7 @@ REFUSED = {
     "mistral-finetune": Refused(
         "lorax#546",
         files_instead({"lora.safetensors": b"x", "params.json": b"{}"}),
-        r"'mistral-finetune' has no adapter_config\.json; lora\.safetensors is in the format of mistral-finetune, which",
+        r"'mistral-finetune' has no adapter_config\.json; lora\.safetensors is in the format of mistral-finetune",
         404,
     ),
     "zero-3-empty": Refused(
