@@ -379,7 +379,7 @@ def test_an_adapter_that_names_another_base(server: AdapterServer) -> None:
     lines = [line for line in server.server.log.read_text().splitlines() if "org/Other-7B" in line]
     assert len(lines) == 1
     assert "local:other-base" in lines[0]
-    assert "this server's is tiny; if they differ, its answers will be wrong" in lines[0]
+    assert "the served model is tiny; if they differ, its answers will be wrong" in lines[0]
 
 
 def test_refusals_on_lorax_routes(server: AdapterServer) -> None:

@@ -383,7 +383,7 @@ ELSEWHERE = [
         "api/http/test_disconnect_leaks.py",
         "test_clients_that_leave_at_any_point",
     ),
-    ("rows count against fairness", "engine/test_waiting_limit.py", "test_a_key_that_asks_for_everything_leaves_half"),
+    ("rows count against fairness", "engine/test_waiting_limit.py", "test_one_key_leaves_half_of_the_limit"),
 ]
 
 

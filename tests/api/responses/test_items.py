@@ -125,7 +125,7 @@ def test_a_text_after_a_call_does_not_part_it_from_its_result() -> None:
             "text.format.schema",
             "the schema must be a JSON object",
         ),
-        ({"stream_options": {"include_obfuscation": False}}, "stream_options", "stream_options needs stream"),
+        ({"stream_options": {"include_obfuscation": False}}, "stream_options", "stream_options requires stream"),
     ],
 )
 def test_errors_speak_of_responses(tmp_path: Path, fields: dict[str, Any], param: str, words: str) -> None:
