@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 import pluggy
 
 from motet.core.adapter_source import AdapterSource
-from motet.core.chat_template_finder import ChatTemplateFinder
+from motet.core.chat_template import ChatTemplateFinder
 from motet.core.model_source import ModelSource
 from motet.core.output_format import OutputFormat
 from motet.core.tool_parser import ToolParser

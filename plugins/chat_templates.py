@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from motet.core.chat_template_finder import MAX_TEMPLATE_BYTES, ChatTemplate, ChatTemplateFinder, TemplateContext
+from motet.core.chat_template import MAX_TEMPLATE_BYTES, ChatTemplate, ChatTemplateFinder, TemplateContext
 from motet.core.errors import AdapterRefused, MotetError
 from motet.core.hookspecs import Register, hookimpl
 from motet.core.paths import read_regular

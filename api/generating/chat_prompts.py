@@ -1,15 +1,12 @@
-"""Renders conversations: finds the chat template, fills in what it reads, and tokenises the result."""
+"""Renders conversations: fills in what the chat template reads, and tokenises the result."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 
-from motet.api.adapters.registry import ServedAdapter
 from motet.api.generating.context_limit import prompt_too_long
 from motet.api.generating.prompts import encode, refuse_too_long
 from motet.api.generating.tools import ToolUse, tool_parser
@@ -17,49 +14,14 @@ from motet.api.schema.chat_messages import Message
 from motet.api.schema.chat_request import ChatRequest
 from motet.api.services import Services
 from motet.core import error_codes
-from motet.core.chat_template_finder import ChatTemplate, TemplateContext
-from motet.core.errors import InvalidRequest, Unavailable
+from motet.core.chat_template import ChatTemplate
+from motet.core.errors import InvalidRequest
 from motet.core.tool_parser import ToolParser
 
 CONTINUATION_MARK = "\ue000the answer goes on here\ue001 "
 """Marks in a rendered prompt where the last message ends; of private-use characters."""
 
-TEMPLATE_SECONDS = 5.0
-"""Time limit for reading a template's files: an adapter's directory may be on a mount that hangs."""
-
 RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token")
-
-
-async def find_template(services: Services, adapter: ServedAdapter | None) -> ChatTemplate:
-    """The chat template of the adapter, else of the base. Raises InvalidRequest if neither has one."""
-    context = TemplateContext(
-        base_directory=Path(services.model().directory),
-        adapter_directory=adapter.directory if adapter else None,
-        adapter_source=adapter.ref.source if adapter else None,
-        adapter_id=adapter.ref.id if adapter else None,
-    )
-    finders = tuple(services.plugins.chat_templates.items.values())
-
-    def find() -> ChatTemplate | None:
-        return next((template for finder in finders if (template := finder.find(context)) is not None), None)
-
-    try:
-        async with asyncio.timeout(TEMPLATE_SECONDS):
-            template = await services.templates.run(context.adapter_directory, find)
-    except TimeoutError:
-        raise Unavailable(
-            f"the chat template's files did not respond within {TEMPLATE_SECONDS:g} s; check the adapter's mount",
-            param="model",
-            code=error_codes.SOURCE_UNAVAILABLE,
-        ) from None
-    if template is None:
-        raise InvalidRequest(
-            "neither the adapter nor the base model has a chat template; use /v1/completions, or add "
-            "chat_template.jinja to the adapter's or the model's directory",
-            param="messages",
-            code=error_codes.NO_CHAT_TEMPLATE,
-        )
-    return template
 
 
 async def render_chat(

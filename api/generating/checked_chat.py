@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from motet.api.generating.chat_prompts import find_template
+from motet.api.generating.chat_template_choice import find_template
 from motet.api.generating.checked_request import CheckedRequest, check_request
 from motet.api.generating.tools import ToolUse, tool_name, tool_use
 from motet.api.http.caller import Caller
 from motet.api.schema.chat_request import ChatRequest
 from motet.api.services import Services
-from motet.core.chat_template_finder import ChatTemplate
+from motet.core.chat_template import ChatTemplate
 from motet.core.errors import InvalidRequest
 from motet.core.output_format import GrammarSpec
 

@@ -12,7 +12,7 @@ from motet.api.generating.custom_tools import custom_tool
 from motet.api.schema.chat_request import ChatRequest
 from motet.api.schema.chat_tools import CustomTool, FunctionTool, GrammarInput
 from motet.api.services import Services
-from motet.core.chat_template_finder import ChatTemplate
+from motet.core.chat_template import ChatTemplate
 from motet.core.errors import InvalidRequest
 from motet.core.output_format import GrammarSpec, slashed
 from motet.core.tool_parser import Tool, ToolParser

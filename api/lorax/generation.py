@@ -10,7 +10,8 @@ import msgspec
 from msgspec import UNSET
 
 from motet.api.generating.answer import Answer, collect
-from motet.api.generating.chat_prompts import find_template, render_chat
+from motet.api.generating.chat_prompts import render_chat
+from motet.api.generating.chat_template_choice import find_template
 from motet.api.generating.checked_request import CheckedRequest, check_request
 from motet.api.generating.generation import Generation
 from motet.api.generating.logprobs import finite, readable

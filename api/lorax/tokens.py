@@ -12,7 +12,8 @@ from quart import Blueprint, Response, g
 
 from motet.api.adapters.registry import ServedAdapter
 from motet.api.generating.adapter_choice import resolve_adapter
-from motet.api.generating.chat_prompts import find_template, render_chat
+from motet.api.generating.chat_prompts import render_chat
+from motet.api.generating.chat_template_choice import find_template
 from motet.api.generating.logprobs import readable
 from motet.api.generating.prompts import encode, refuse_too_long
 from motet.api.generating.request_params import truncated

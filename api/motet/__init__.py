@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from motet.core.adapter_source import AdapterListing, AdapterRef, AdapterSource, ResolvedAdapter
     from motet.core.blocking_calls import BlockingCalls
-    from motet.core.chat_template_finder import ChatTemplate, ChatTemplateFinder, TemplateContext
+    from motet.core.chat_template import ChatTemplate, ChatTemplateFinder, TemplateContext
     from motet.core.errors import (
         AdapterRefused,
         Forbidden,
@@ -79,7 +79,7 @@ __version__: str
 _MODULES = {
     "motet.core.adapter_source": ("AdapterListing", "AdapterRef", "AdapterSource", "ResolvedAdapter"),
     "motet.core.blocking_calls": ("BlockingCalls",),
-    "motet.core.chat_template_finder": ("ChatTemplate", "ChatTemplateFinder", "TemplateContext"),
+    "motet.core.chat_template": ("ChatTemplate", "ChatTemplateFinder", "TemplateContext"),
     "motet.core.errors": (
         *("AdapterRefused", "Forbidden", "InvalidRequest", "MotetError", "NotFound", "Overloaded"),
         *("SourceOffline", "StartupError", "Unauthenticated", "Unavailable"),

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 from quart import Blueprint, Response
 
-from motet.api.generating.chat_prompts import find_template
+from motet.api.generating.chat_template_choice import find_template
 from motet.api.schema.openai_objects import ENCODER
 from motet.api.schema.operations import Operation
 from motet.api.services import Services

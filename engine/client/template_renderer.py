@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from motet.core.chat_template_finder import MAX_TEMPLATE_BYTES, ChatTemplate
+from motet.core.chat_template import MAX_TEMPLATE_BYTES, ChatTemplate
 from motet.core.errors import InvalidRequest
 from motet.engine.client.subprocess_pool import SubprocessPool
 from motet.engine.client.subprocess_worker import Crashed, TooSlow

@@ -34,7 +34,7 @@ from motet.api.routes.embeddings import EmbeddingRequest
 from motet.api.routes.openapi import openapi_document
 from motet.api.schema import chat_messages, chat_request, chat_tools, completion_request, parsing, request_fields
 from motet.api.schema import unsupported_fields as unsupported
-from motet.core import chat_template_finder as templates
+from motet.core import chat_template as templates
 from motet.core import error_codes, errors
 from motet.core import sampling_params as sampling
 from motet.core.messages import AdapterUse, EngineStats

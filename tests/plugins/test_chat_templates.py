@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from motet.core.chat_template_finder import MAX_TEMPLATE_BYTES, ChatTemplate, TemplateContext
+from motet.core.chat_template import MAX_TEMPLATE_BYTES, ChatTemplate, TemplateContext
 from motet.core.errors import AdapterRefused
 from motet.core.plugin_registry import PluginRegistry
 from motet.plugins.chat_templates import template_in

@@ -18,7 +18,7 @@ from support.api_caller import CHAT, COMPLETIONS, MESSAGES, Caller, drive
 from support.scripted_api import TEMPLATE
 
 from motet.api.http.api_keys import key_line
-from motet.core.chat_template_finder import ChatTemplate
+from motet.core.chat_template import ChatTemplate
 from motet.core.errors import InvalidRequest
 from motet.core.sampling_params import SamplingParams
 from motet.core.settings import Settings

@@ -11,8 +11,8 @@ import pytest
 from support.api_caller import CHAT, COMPLETIONS, MESSAGES, Caller, drive, prompt_of
 from support.scripted_api import CONTEXT
 
-from motet.api.generating import chat_prompts
-from motet.core.chat_template_finder import ChatTemplate, ChatTemplateFinder, TemplateContext
+from motet.api.generating import chat_template_choice
+from motet.core.chat_template import ChatTemplate, ChatTemplateFinder, TemplateContext
 
 
 def test_messages_become_a_prompt_by_the_template(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_a_template_whose_files_hang_holds_up_no_other_chat(tmp_path: Path, monk
                 released.wait(30)
             return None
 
-    monkeypatch.setattr(chat_prompts, "TEMPLATE_SECONDS", 0.2)
+    monkeypatch.setattr(chat_template_choice, "TEMPLATE_SECONDS", 0.2)
 
     async def scenario(caller: Caller) -> None:
         caller.api.services.plugins.chat_templates.adder("tests")("hangs", Hangs())

@@ -17,7 +17,7 @@ import msgspec
 import psutil
 import pytest
 
-from motet.core.chat_template_finder import ChatTemplate
+from motet.core.chat_template import ChatTemplate
 from motet.core.errors import InvalidRequest, MotetError, Unavailable
 from motet.engine.client.subprocess_main import LENGTH_BYTES
 from motet.engine.client.template_renderer import TemplateRenderer
