@@ -1,4 +1,4 @@
-"""Chat templates: where the jinja text comes from that turns messages into a prompt."""
+"""The interface of chat template finders, which find the Jinja template that turns messages into a prompt."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MAX_TEMPLATE_BYTES = 256 * 1024
 
 
 class TemplateContext(msgspec.Struct, frozen=True):
-    """What a template finder may look at: the base model's directory and the adapter's, if one is named."""
+    """The input of a finder: the base model's directory and, if the request has an adapter, the adapter."""
 
     base_directory: Path
     adapter_directory: Path | None
@@ -20,15 +20,15 @@ class TemplateContext(msgspec.Struct, frozen=True):
 
 
 class ChatTemplate(msgspec.Struct, frozen=True):
-    """A jinja template (as transformers writes them) and who provides it (`adapter`, `base`, a plugin's name)."""
+    """A Jinja template, as transformers uses them, and where it is from (`adapter`, `base`, a plugin's name)."""
 
     text: str
     origin: str
 
 
 class ChatTemplateFinder(ABC):
-    """Knows one place where chat templates come from."""
+    """Finds chat templates in one place."""
 
     @abstractmethod
     def find(self, context: TemplateContext) -> ChatTemplate | None:
-        """The template for this base and adapter, or None to let the next finder try."""
+        """The template for this base and adapter, or None to try the next finder."""

@@ -1,8 +1,8 @@
-"""The hooks of Motet. Hooks register, objects work.
+"""The plugin hooks. Each hook registers objects that implement an interface.
 
-A plugin is any module or object with one or more of these functions, marked `@motet.core.hookspecs.hookimpl`.
-Each is called once at start-up and hands its objects to `register(name, object)`. A name that is taken is an
-error that names both plugins. Installed distributions are found by the entry point group `motet`.
+A plugin is a module or object with one or more of these functions, marked `@motet.core.hookspecs.hookimpl`.
+Each hook is called once at startup and passes its objects to `register(name, object)`. If two plugins register the
+same name, startup fails. Plugins in installed distributions are found through the entry point group `motet`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Kind = TypeVar("Kind", contravariant=True)
 
 
 class Register(Protocol[Kind]):
-    """What a hook is handed: call it once for each object."""
+    """The argument of every hook: call it once per object."""
 
     def __call__(self, name: str, item: Kind) -> None:
         """Register `item` under `name`."""
@@ -33,27 +33,27 @@ class Register(Protocol[Kind]):
 
 @hookspec
 def register_adapter_sources(register: Register[AdapterSource]) -> None:
-    """Add places that adapters come from.
+    """Add adapter sources.
 
-    :param register: call as ``register("s3", source)``; requests then say ``s3:some/id``.
+    :param register: call as ``register("s3", source)``; requests then use names such as ``s3:some/id``.
     """
 
 
 @hookspec
 def register_model_sources(register: Register[ModelSource]) -> None:
-    """Add places that base models come from.
+    """Add base model sources.
 
-    :param register: call as ``register("registry", source)``; the first source that claims ``--model`` serves
-        it, plugins before built-ins.
+    :param register: call as ``register("registry", source)``; the first source that claims ``--model`` is used,
+        plugins before built-ins.
     """
 
 
 @hookspec
 def register_chat_templates(register: Register[ChatTemplateFinder]) -> None:
-    """Add places that chat templates come from.
+    """Add chat template finders.
 
-    :param register: call as ``register("house", finder)``; finders are asked in turn, plugins before
-        built-ins, and the first that answers wins.
+    :param register: call as ``register("house", finder)``; the first finder that returns a template is used,
+        plugins before built-ins.
     """
 
 
@@ -67,8 +67,8 @@ def register_output_formats(register: Register[OutputFormat]) -> None:
 
 @hookspec
 def register_tool_parsers(register: Register[ToolParser]) -> None:
-    """Add ways in which models write tool calls.
+    """Add tool parsers.
 
-    :param register: call as ``register("hermes", parser)``; ``--tool-parser`` names one, or else the first that
-        claims the chat template is taken, plugins before built-ins.
+    :param register: call as ``register("hermes", parser)``; ``--tool-parser`` selects one. Without it, the first
+        parser that claims the chat template is used, plugins before built-ins.
     """

@@ -1,4 +1,4 @@
-"""Base models: the sources that locate one on disk, and the facts about it that every process may know."""
+"""Base models: the interface of the sources that locate them, and the facts that processes share about one."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class ModelLocation(msgspec.Struct, frozen=True):
     """A base model on disk.
 
     kind `transformers`: `path` is a directory with config.json, *.safetensors and tokenizer.json.
-    kind `gguf`: `path` is a .gguf file, converted once into the cache.
-    `aliases` are other names that clients know the model by, such as its hub id.
+    kind `gguf`: `path` is a .gguf file, which the engine converts once and caches.
+    `aliases` are other names that clients may use for the model, such as its hub id.
     """
 
     path: Path
@@ -26,22 +26,22 @@ class ModelLocation(msgspec.Struct, frozen=True):
 
 
 class ModelSource(ABC):
-    """One place that base models come from. Only locates files; the engine reads them."""
+    """A source of base models. It only locates files; the engine reads them."""
 
     def configure(self, settings: Settings) -> None:  # noqa: B027 (most sources need no settings)
-        """Take what this source needs from the server's settings; called once, before any other method."""
+        """Read the server's settings; called once, before any other method."""
 
     @abstractmethod
     def claims(self, ref: str) -> bool:
-        """Whether `--model REF` is this source's to answer; cheap, no network."""
+        """Whether this source handles `--model REF`; must be cheap and not use the network."""
 
     @abstractmethod
     def locate(self, ref: str) -> ModelLocation:
-        """Return the files of `ref`, downloaded first if necessary. Raises StartupError that says what to do."""
+        """Return the files of `ref`; downloads them if necessary. Raises StartupError that says what to do."""
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
-    """What the engine says about the model that it has loaded. Sizes are in tokens; `hidden_size` is a vector's."""
+    """The loaded model, as reported by the engine. `vocab_size` and `max_context` are in tokens."""
 
     name: str
     architecture: str

@@ -1,4 +1,4 @@
-"""Output formats: what may come out of a request, as a grammar that the engine enforces token by token."""
+"""The interface of output formats: each is a grammar that the engine enforces token by token."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 
 
 class GrammarSpec(msgspec.Struct, frozen=True):
-    """A grammar as plain text: `json_schema` is a JSON schema, `lark` llguidance's Lark, `regex` a regex."""
+    """A grammar as a string: a JSON schema, a grammar in llguidance's Lark dialect, or a regex."""
 
     kind: Literal["json_schema", "lark", "regex"]
     text: str
@@ -22,13 +22,13 @@ class OutputFormat(ABC):
 
     @abstractmethod
     def grammar(self, response_format: Mapping[str, object]) -> GrammarSpec | None:
-        """The grammar for this request's `response_format` object; None leaves the text free.
+        """The grammar for the request's `response_format` object; None for free text.
 
-        Raises InvalidRequest naming the field that is wrong.
+        Raises InvalidRequest naming the invalid field.
         """
 
 
-def slashed(pattern: str) -> str:
-    """A regex as Lark has it between slashes."""
-    written = {"/": "\\/", "\n": "\\n"}
-    return re.sub(r"\\.|/|\n", lambda found: written.get(found[0], found[0]), pattern, flags=re.DOTALL)
+def escape_for_lark(pattern: str) -> str:
+    """The regex, escaped for a Lark terminal: the part between the slashes."""
+    escaped = {"/": "\\/", "\n": "\\n"}
+    return re.sub(r"\\.|/|\n", lambda match: escaped.get(match[0], match[0]), pattern, flags=re.DOTALL)

@@ -1,4 +1,4 @@
-"""The plugin registry: calls every hook once and keeps what was registered, by kind and by name."""
+"""The plugin registry: calls every hook once and stores the registered objects by kind and name."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ class Registry(Generic[T]):
     owners: dict[str, str] = field(default_factory=dict)
 
     def adder(self, owner: str) -> Callable[[str, T], None]:
-        """The `register` function for one plugin. Raises StartupError for a taken name and for no object of `base`."""
+        """The `register` function for one plugin. Raises StartupError for a duplicate name or a wrong type."""
 
         def register(name: str, item: T) -> None:
             if isinstance(item, type):
                 raise StartupError(
                     f"plugin {owner} registers the class {item.__qualname__} as {self.kind} {name!r}; "
-                    f"register an object of it: register({name!r}, {item.__qualname__}())"
+                    f"register an instance: register({name!r}, {item.__qualname__}())"
                 )
             if not isinstance(item, self.base):
                 raise StartupError(
                     f"plugin {owner} registers a {type(item).__qualname__} as {self.kind} {name!r}; "
-                    f"its class must be derived from {self.base.__module__}.{self.base.__qualname__}"
+                    f"expected an instance of {self.base.__module__}.{self.base.__qualname__}"
                 )
             if name in self.items:
                 raise StartupError(
@@ -69,7 +69,7 @@ class Registry(Generic[T]):
 
 
 class PluginRegistry:
-    """Everything that plugins have registered. `PluginRegistry.load()` is the usual way to make one."""
+    """All objects registered by plugins. Usually created with `PluginRegistry.load()`."""
 
     def __init__(self) -> None:
         self.adapter_sources: Registry[AdapterSource] = Registry("adapter source", AdapterSource)
@@ -106,14 +106,14 @@ class PluginRegistry:
             raise StartupError(f"plugin {owner} failed to register: {error!r}") from error
 
     def _check_marked(self, plugin: object, hook: str, owner: str) -> None:
-        """Raise StartupError for a function with a hook's name that pluggy does not take for an implementation."""
+        """Raise StartupError for a function that has a hook's name but is not marked as an implementation."""
         if callable(getattr(plugin, hook, None)) and self._manager.parse_hookimpl_opts(plugin, hook) is None:
             raise StartupError(
                 f"plugin {owner}: {hook} is not marked; put @hookimpl above it (from motet import hookimpl)"
             )
 
     def configure(self, settings: Settings) -> None:
-        """Hand every source the server's settings. Raises StartupError naming the setting or the owner."""
+        """Configure every source. Raises StartupError naming the invalid setting or the plugin."""
         for registry in (self.adapter_sources, self.model_sources):
             for name, source in registry.items.items():
                 try:
@@ -126,7 +126,7 @@ class PluginRegistry:
 
     @classmethod
     def load(cls, modules: Iterable[str] = DEFAULT_PLUGINS, *, installed: bool = True) -> PluginRegistry:
-        """A registry of the built-ins and, unless `installed` is False, of every installed plugin."""
+        """A registry with the built-ins and, unless `installed` is False, every installed plugin."""
         registry = cls()
         for module in modules:
             registry.add(importlib.import_module(module), module)
@@ -142,7 +142,7 @@ class PluginRegistry:
 
 
 def _call(implementation: pluggy.HookImpl, register: Callable[[str, object], None], owner: str) -> None:
-    """Call one implementation of a hook; pluggy lets it leave out the argument. Raises StartupError for a wrapper."""
+    """Call one hook implementation; it may omit the argument. Raises StartupError for a wrapper."""
     if implementation.wrapper or implementation.hookwrapper:
         raise StartupError(f"plugin {owner}: hooks cannot be wrapped; mark the function with @hookimpl alone")
     implementation.function(*(register for _ in implementation.argnames))

@@ -1,4 +1,4 @@
-"""Tools: describes functions to a model, and reads the calls that it writes back from its text."""
+"""The interface of tool parsers: they describe tools to a model and read tool calls from its text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from motet.core.output_format import GrammarSpec
 class Tool(msgspec.Struct, frozen=True):
     """A function that the model may call. `parameters` is a JSON schema of an object.
 
-    With `raw_input`, the call has no arguments but plain text that follows this grammar, up to the end of the answer.
+    With `raw_input`, the call has plain text instead of arguments: it matches this grammar and ends the answer.
     """
 
     name: str
@@ -25,7 +25,7 @@ class Tool(msgspec.Struct, frozen=True):
 
 
 class CallPiece(msgspec.Struct, frozen=True):
-    """A piece of a call: the message's call number `index` begins (`name` is set), or its arguments go on.
+    """A piece of the call with this `index` in the message: its start (`name` is set) or more of its arguments.
 
     `raw`: the arguments are the plain text of a tool's `raw_input`, not JSON.
     """
@@ -37,47 +37,47 @@ class CallPiece(msgspec.Struct, frozen=True):
 
 
 class ToolReader(ABC):
-    """Reads one answer as it comes, however it is cut. Nothing is lost: text that is not a call is returned as text."""
+    """Reads one answer in pieces of any length. Text that is not a call is returned as text."""
 
     @abstractmethod
     def push(self, text: str) -> list[str | CallPiece]:
-        """What the next piece of text completes: plain text, or pieces of calls, in order."""
+        """The plain text and the pieces of calls that `text` completes, in order."""
 
     @abstractmethod
     def finish(self) -> list[str | CallPiece]:
-        """What was held back, at the answer's end."""
+        """At the end of the answer: everything that was held back."""
 
 
 class ToolParser(ABC):
-    """One way in which models write calls."""
+    """One format of tool calls."""
 
     markers: tuple[str, ...] = ()
-    """Texts around calls that a tokenizer may have as special tokens: those reach the reader, and no one else."""
+    """Strings around calls that may be special tokens of a tokenizer: only the reader gets them."""
 
     @abstractmethod
     def claims(self, template: str) -> bool:
-        """Whether a model with this chat template writes its calls this way."""
+        """Whether a model with this chat template uses this format."""
 
     @abstractmethod
     def instructions(self, tools: Sequence[Tool]) -> str:
-        """What to tell a model of its tools whose chat template does not."""
+        """A description of the tools for the prompt, for chat templates without tool support."""
 
     @abstractmethod
     def call_text(self, name: str, arguments: Mapping[str, Any]) -> str:
-        """A call as the model itself would have written it."""
+        """A call, as the model would write it."""
 
     @abstractmethod
     def result_text(self, content: str) -> str:
-        """A tool's result as a user's message, for chat templates that know no tools."""
+        """A tool's result as a user message, for chat templates without tool support."""
 
     @abstractmethod
     def grammar(self, tools: Sequence[Tool], several: bool, special: Collection[str]) -> GrammarSpec:
-        """Calls of `tools` (one, or several) and nothing else. `special` are the markers that are special tokens."""
+        """A grammar for calls of `tools` (one, or several) only. `special`: the markers that are special tokens."""
 
     @abstractmethod
     def text_or_calls(self, tools: Sequence[Tool], special: Collection[str]) -> GrammarSpec:
-        """Free text in which each call, once begun, must be a valid one of `tools`."""
+        """A grammar for free text in which every call must be a valid call of `tools`."""
 
     @abstractmethod
     def reader(self, tools: Sequence[Tool]) -> ToolReader:
-        """A reader for one answer. What looks like a call and is of none of `tools` is text."""
+        """A reader for one answer. It returns calls of tools that are not in `tools` as text."""

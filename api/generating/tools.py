@@ -14,7 +14,7 @@ from motet.api.schema.chat_tools import CustomTool, FunctionTool, GrammarInput
 from motet.api.services import Services
 from motet.core.chat_template import ChatTemplate
 from motet.core.errors import InvalidRequest
-from motet.core.output_format import GrammarSpec, slashed
+from motet.core.output_format import GrammarSpec, escape_for_lark
 from motet.core.tool_parser import Tool, ToolParser
 
 FALLBACK = "hermes"
@@ -72,7 +72,7 @@ def _calls_or_text(calls: GrammarSpec, text: GrammarSpec) -> GrammarSpec:
             "regex",
             param="response_format.type",
         )
-    answer = f"%json {text.text}" if text.kind == "json_schema" else f"/{slashed(text.text)}/"
+    answer = f"%json {text.text}" if text.kind == "json_schema" else f"/{escape_for_lark(text.text)}/"
     rules = calls.text.replace("start:", "motet_calls:", 1)
     return GrammarSpec("lark", f"start: motet_calls | motet_answer\nmotet_answer: {answer}\n{rules}")
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import regex
 
-from motet.core.output_format import GrammarSpec, slashed
+from motet.core.output_format import GrammarSpec, escape_for_lark
 from motet.core.tool_parser import CallPiece, Tool
 
 # Models use different layouts. The bound keeps a weak model from writing spaces forever.
@@ -240,7 +240,7 @@ def _nested(spec: GrammarSpec | None) -> str:
         case "lark":
             return f"%lark {{\n{spec.text}\n}}"
         case "regex":
-            return f"/{slashed(spec.text)}/"
+            return f"/{escape_for_lark(spec.text)}/"
         case "json_schema":
             return f"%json {spec.text}"
 
