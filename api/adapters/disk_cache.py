@@ -1,10 +1,10 @@
-"""The size of the adapter cache on the disk: what was used last stays, within --cache-size.
+"""Limits the adapter cache on disk to --cache-size: removes the least recently used entries.
 
     CACHE/merged/…  CACHE/adapters/…  CACHE/prepared/…
 
-Each entry is a directory that never changes once it has its name; its modification time is when it was used last.
-Several servers, and processes of each, may share a cache: an entry appears and disappears by a rename, and a
-process that misses one makes it again.
+Each entry is a directory that does not change once it has its final name; its modification time is its last use.
+Several servers and processes may share a cache: entries are added and removed by renames, and a process that does not
+find an entry creates it again.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ from motet.core.messages import PreparedAdapter
 
 
 def copy_directory(cache: Path, ref: AdapterRef, revision: str) -> Path:
-    """Where the cache has, or would have, the files of `ref` at `revision`."""
+    """The directory for the files of `ref` at `revision` in the cache; it need not exist."""
     name = "\0".join((ref.source, ref.id, revision))
     return cache / hashlib.sha256(name.encode()).hexdigest()[:32]
 
 
 FOLDERS = ("merged", "adapters", "prepared")
-"""Merges leave before anything else: they are made from what the other folders have."""
+"""Merges are removed first: they can be computed again from the other folders."""
 
 IN_USE_SECONDS = 600.0
-"""What was used within this time is in use: being loaded, installed, or run."""
+"""An entry used within this time counts as in use: it may be being loaded, installed, or run."""
 
 LEFTOVER_SECONDS = 3600.0
-"""Unfinished entries that are older than the limits on fetching and preparing were left by a process that died."""
+"""Age at which an unfinished entry is removed; longer than the time-outs of fetches and preparations."""
 
-KEEP = 0.9
-"""How much of the limit is kept when it was passed, so that not every load has to remove something."""
+TRIM_TO = 0.9
+"""Over the limit, entries are removed down to this fraction of it, so that not every load has to remove some."""
 
 AUTO_BYTES = 20 << 30
 
 
 class Loaded(msgspec.Struct, frozen=True):
-    """An adapter's own files, and what the loader made of them.
+    """An adapter's files, and their prepared form.
 
-    `copied`: `directory` is the cache's copy. Elsewhere it is the source's own, and may lie on a mount that hangs.
+    `copied`: `directory` is a copy in the cache. Otherwise it belongs to the source, and its mount may hang.
     """
 
     directory: Path
@@ -59,7 +59,7 @@ class Loaded(msgspec.Struct, frozen=True):
     copied: bool = False
 
     def intact(self) -> bool:
-        """Whether the files in the cache are still there; caches may be emptied by hand."""
+        """Whether the files in the cache still exist; users may empty the cache."""
         return (not self.copied or self.directory.is_dir()) and all(Path(f).is_file() for f in self.prepared.files)
 
 
@@ -71,7 +71,7 @@ class _Entry(msgspec.Struct):
 
 
 class DiskCache:
-    """Keeps the cache in `root` within `limit` bytes; without one, within 20 GiB and half of what the disk has."""
+    """Limits the cache in `root` to `limit` bytes; by default, to 20 GiB or half of the available space."""
 
     def __init__(self, root: Path, limit: int | None = None) -> None:
         self._root, self._limit = root, limit
@@ -82,20 +82,20 @@ class DiskCache:
         self._is_over = False
 
     def use(self, loaded: Loaded) -> None:
-        """Note that the entries of `loaded` are used now. One that is new may make others leave, in a thread."""
+        """Mark the entries of `loaded` as used now. If there are new entries, trim the cache in a thread."""
         entries = {Path(file).parent for file in loaded.prepared.files}
         if loaded.copied:
             entries.add(loaded.directory)
         entries = {entry for entry in entries if entry.parent.parent == self._root}
         for entry in entries:
-            with suppress(OSError):  # it has just left
+            with suppress(OSError):  # removed meanwhile
                 os.utime(entry)
         if not entries <= self._known:
             self._known |= entries
             self.make_room()
 
     def trim(self) -> None:
-        """Remove leftovers, and entries until the limit holds again; blocks."""
+        """Remove unfinished entries, and others until the cache is within the limit; blocks."""
         entries = list(self._entries())
         self._sizes = {entry.path: entry.size for entry in entries}
         self._known &= self._sizes.keys()
@@ -110,7 +110,7 @@ class DiskCache:
             return
         idle = time.time() - IN_USE_SECONDS
         for entry in sorted(entries, key=lambda entry: (entry.folder > 0, entry.used)):
-            if total <= limit * KEEP:
+            if total <= limit * TRIM_TO:
                 return
             if entry.used < idle and self._remove(entry.path):
                 total -= entry.size
@@ -119,18 +119,18 @@ class DiskCache:
             logger.warning("the adapter cache has {} bytes in use, more than --cache-size ({})", total, limit)
 
     def close(self) -> None:
-        """Wait until nothing is being removed any more."""
+        """Wait for running removals."""
         self._thread.shutdown()
 
     def make_room(self) -> None:
-        """Have the limit seen to, in a thread."""
+        """Trim the cache in a thread."""
         if not self._queued.is_set():
             self._queued.set()
             with suppress(RuntimeError):  # it is closed
                 self._thread.submit(self._trim)
 
     def _trim(self) -> None:
-        self._queued.clear()  # what comes from now on may be missed
+        self._queued.clear()  # this trim may miss entries added from now on
         try:
             self.trim()
         except Exception:
@@ -139,10 +139,10 @@ class DiskCache:
     def _entries(self) -> Iterator[_Entry]:
         for number, folder in enumerate(FOLDERS):
             try:
-                found = list(os.scandir(self._root / folder))
+                entries = list(os.scandir(self._root / folder))
             except FileNotFoundError:
                 continue
-            for entry in found:
+            for entry in entries:
                 path = Path(entry.path)
                 if entry.name.startswith("."):
                     _sweep(path)
@@ -152,7 +152,7 @@ class DiskCache:
                     yield _Entry(path, number, used, self._sizes.get(path) or _size(path))
 
     def _remove(self, path: Path) -> bool:
-        """Remove an entry, all at once for other processes; whether it has gone."""
+        """Remove an entry, atomically for other processes. Return whether it is gone."""
         try:
             scratch = Path(tempfile.mkdtemp(prefix=".evicted.", dir=path.parent))
         except OSError as error:
@@ -168,12 +168,12 @@ class DiskCache:
 
 
 def free_bytes(directory: Path) -> int:
-    """What this user may still write to the disk of `directory`."""
+    """The free space for this user on the disk of `directory`."""
     return shutil.disk_usage(directory).free
 
 
 def _sweep(scratch: Path) -> None:
-    """Remove what a fetch or a preparation left that was cut off by the end of its process."""
+    """Remove an old unfinished entry, left by a process that ended during a fetch or a preparation."""
     with suppress(OSError):
         written = max(path.stat(follow_symlinks=False).st_mtime for path in (scratch, *scratch.rglob("*")))
         if time.time() - written > LEFTOVER_SECONDS:
@@ -181,7 +181,7 @@ def _sweep(scratch: Path) -> None:
 
 
 def _size(directory: Path) -> int:
-    """Bytes that the files in `directory` take on the disk."""
+    """The disk usage of `directory` in bytes."""
     total = 0
     for parent, _, names in os.walk(directory):
         for name in names:

@@ -1,6 +1,6 @@
-"""Limits on loading adapters, and the largest file of weights that can fit the base model; without torch.
+"""Limits on loading adapters, and the largest weights file that can fit the base model; without torch.
 
-The largest file is at least what the loader accepts, which knows the exact size; it only ends hopeless downloads.
+The largest file is an upper bound, used to end downloads early. The loader checks the exact sizes.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ FP32 = 4
 
 
 class LoadLimits(msgspec.Struct, frozen=True):
-    """Limits on loading. Times are in seconds; counts are for each source, but for the caches'.
+    """Limits on loading. Times are in seconds; counts are per source, except for those of caches.
 
-    `merges_per_minute` are new merges of one caller; `cache_bytes` is --cache-size (None: auto).
+    `merges_per_minute` limits new merges per caller; `cache_bytes` is --cache-size (None: auto).
     """
 
     authorisation_seconds: float = 60.0
@@ -59,9 +59,9 @@ class _Config(msgspec.Struct):
 
 
 def largest_adapter(model: Path, max_rank: int) -> int:
-    """Bytes of every linear layer's pair at `max_rank`, and of a copy of all base weights, in fp32; at most 8 GiB.
+    """Bytes of LoRA pairs at `max_rank` for all linear layers plus a copy of all base weights, fp32; at most 8 GiB.
 
-    Adapters are saved with copies of base weights: PEFT writes embeddings, and some layers' own weights, on its own.
+    Adapter files may include base weights: PEFT saves embeddings, and the weights of some layers, automatically.
     """
     try:
         config = msgspec.json.decode(read_regular(model / "config.json", MAX_CONFIG_BYTES), type=_Config)

@@ -1,4 +1,4 @@
-"""Lists the adapters of every source: cached with their aliases, searched for similar names, checked at the start."""
+"""Lists the adapters of all sources: caches listings, finds similar names, and checks configs at startup."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from motet.core.adapter_source import AdapterListing, AdapterRef, AdapterSource
 from motet.core.errors import AdapterRefused, MotetError
 
 LISTING_SECONDS = 2.0
-"""How old a listing may be; ten times as long as it took to make, if that is more."""
+"""The maximum age of a listing; ten times the time that the listing took, if that is longer."""
 
 LISTING_TIMEOUT = 5.0
 LISTING_WAIT = 0.5
-"""How long a request waits for a newer listing where there is an older one."""
+"""How long a request waits for a new listing if there is an older one."""
 
 SIMILAR = 0.7
-"""How much alike (difflib's ratio, 0 to 1) a name and the one that it was meant for are."""
+"""The minimum similarity (difflib's ratio, 0 to 1) of a suggested name."""
 
 MAX_COMPARED = 1000
 
 
 class Listings:
-    """The latest listing of each source. A source that is slow or fails keeps its last one."""
+    """The latest listing of each source. If a source is slow or fails, its last listing stays valid."""
 
     def __init__(self, sources: Mapping[str, AdapterSource], is_base: Callable[[str], bool]) -> None:
         self._sources, self._is_base = sources, is_base
@@ -42,23 +42,23 @@ class Listings:
         self._refresh: SingleFlight[None, None] = SingleFlight(limit=1)
 
     async def close(self) -> None:
-        """Give up a listing that is being made."""
+        """Cancel a running refresh."""
         await self._refresh.close()
 
     async def aliases(self) -> Mapping[str, Sequence[AdapterRef]]:
-        """Each alias, and what it stands for: several adapters where sources disagree."""
-        await self._fresh()
+        """The adapters of each alias: several if sources use the same alias."""
+        await self._update()
         return self._aliases
 
     async def entries(self) -> list[AdapterListing]:
-        """Every adapter, by canonical id; aliases only where they are one's own."""
+        """Every adapter, sorted by canonical id; with its alias only if that is unique."""
         aliases = await self.aliases()
-        found = [listing for listings in self._listed.values() for listing in listings]
-        usable = (x if x.alias and len(aliases.get(x.alias, ())) == 1 else AdapterListing(x.ref) for x in found)
-        return sorted(usable, key=lambda listing: str(listing.ref))
+        all_listings = (listing for listings in self._listed.values() for listing in listings)
+        entries = (x if x.alias and len(aliases.get(x.alias, ())) == 1 else AdapterListing(x.ref) for x in all_listings)
+        return sorted(entries, key=lambda listing: str(listing.ref))
 
     async def similar(self, name: str) -> str | None:
-        """The listed adapter whose alias or id is most like `name`, as a request would name it."""
+        """The alias or id of the listed adapter that is most similar to `name`, usable in a request."""
         names: dict[str, str] = {alias: alias for alias, refs in (await self.aliases()).items() if len(refs) == 1}
         for listings in self._listed.values():
             for listing in listings:
@@ -68,8 +68,8 @@ class Listings:
         near = [name] if name in names else difflib.get_close_matches(name, compared, n=1, cutoff=SIMILAR)
         return names[near[0]] if near else None
 
-    async def _fresh(self) -> None:
-        """List the sources again if their last answer is too old; a slow one is not waited for for long."""
+    async def _update(self) -> None:
+        """List the sources again if the last listings are too old; wait for slow sources only briefly."""
         now = time.monotonic()
         running = None in self._refresh
         if not running and now < self._due:
@@ -93,21 +93,21 @@ class Listings:
     async def _list_one(self, source: str) -> None:
         try:
             async with asyncio.timeout(LISTING_TIMEOUT):
-                found = await self._sources[source].listing()
-            if not all(isinstance(listing, AdapterListing) for listing in found):
+                listings = await self._sources[source].listing()
+            if not all(isinstance(listing, AdapterListing) for listing in listings):
                 raise TypeError("listing must return AdapterListing objects")
         except TimeoutError:
-            self._failed(source, f"it took more than {LISTING_TIMEOUT:g} s")
+            self._failed(source, f"no listing within {LISTING_TIMEOUT:g} s")
         except Exception as error:
             self._failed(source, f"{type(error).__name__}: {error}")
         else:
             self._problems.pop(source, None)
-            # No source speaks for another.
-            self._listed[source] = tuple(listing for listing in found if listing.ref.source == source)
+            # A source may list only its own adapters.
+            self._listed[source] = tuple(listing for listing in listings if listing.ref.source == source)
             self._aliases = self._by_alias()
 
     def _failed(self, source: str, problem: str) -> None:
-        """The source's last listing stays. Its problem is logged once."""
+        """Log the problem once. The source's last listing stays valid."""
         if self._problems.get(source) != problem:
             self._problems[source] = problem
             name = class_name(self._sources[source])
@@ -125,46 +125,46 @@ class Listings:
 INVENTORY_SECONDS = 10.0
 
 CHECK_SECONDS = 600.0
-"""For all checks together; the loader may still be starting."""
+"""The time-out of all checks together; the loader may still be starting."""
 
 MAX_CHECKED = 500
-"""Adapters per source whose configs are read."""
+"""How many configs are checked per source at most."""
 
 MAX_LOGGED = 50
-"""Lines per source."""
+"""Log lines per source at most."""
 
 
 class ConfigChecker(Protocol):
-    """What is needed of the loader's client."""
+    """The part of LoaderClient that is needed here."""
 
     async def check_config(self, directory: str) -> None:
         """Raise AdapterRefused if the config in `directory` cannot be served."""
 
 
 async def log_inventory(sources: Mapping[str, AdapterSource], loader: ConfigChecker) -> None:
-    """Log how many adapters each source lists and which configs are refused; a source that fails is left out."""
+    """Log how many adapters each source lists and which configs are refused; skips a source that fails."""
     for name, source in sorted(sources.items()):
         try:
             async with asyncio.timeout(INVENTORY_SECONDS):
-                listed = await source.listing()
-        except Exception as error:  # a plugin's; its failing listing is logged when it is first used
-            logger.debug("adapter source {} cannot be listed at the start: {}", name, type(error).__name__)
+                listings = await source.listing()
+        except Exception as error:  # from a plugin; Listings logs it on first use
+            logger.debug("adapter source {} cannot be listed at startup: {}", name, type(error).__name__)
             continue
-        logger.bind(source=name, adapters=len(listed)).info("adapters found")
+        logger.bind(source=name, adapters=len(listings)).info("adapters found")
         if not source.local_files:
             continue
         try:
             async with asyncio.timeout(CHECK_SECONDS):
-                await _log_refused(name, source, listed[:MAX_CHECKED], loader)
+                await _log_refused(name, source, listings[:MAX_CHECKED], loader)
         except (MotetError, TimeoutError):
-            continue  # the loader is away
+            continue  # the loader is not available
 
 
 async def _log_refused(
-    name: str, source: AdapterSource, listed: Sequence[AdapterListing], loader: ConfigChecker
+    name: str, source: AdapterSource, listings: Sequence[AdapterListing], loader: ConfigChecker
 ) -> None:
     refused = 0
-    for listing in listed:
+    for listing in listings:
         error = await _refusal(source, listing, loader)
         if error is None:
             continue
@@ -178,17 +178,17 @@ async def _log_refused(
 
 
 async def _refusal(source: AdapterSource, listing: AdapterListing, loader: ConfigChecker) -> AdapterRefused | None:
-    """Why the adapter's config cannot be served, if so. Raises Unavailable when the loader goes away."""
+    """The refusal of the adapter's config; None if it can be served. Raises Unavailable if the loader exits."""
     try:
         with tempfile.TemporaryDirectory() as scratch:
             directory = await source.fetch(await source.resolve(listing.ref, None), None, Path(scratch))
     except AdapterRefused as error:
         return error
-    except Exception:  # it has just gone, or its files do not respond
+    except Exception:  # removed meanwhile, or its files do not respond
         return None
     try:
         await loader.check_config(str(directory))
     except AdapterRefused as error:
-        shown = presentable(error, str(directory))
-        return shown if isinstance(shown, AdapterRefused) else error
+        public = presentable(error, str(directory))
+        return public if isinstance(public, AdapterRefused) else error
     return None

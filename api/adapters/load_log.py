@@ -1,6 +1,6 @@
-"""Log lines and metrics about adapter loads: one per stage, one per failure; repeated failures are rate-limited.
+"""Log lines and metrics of adapter loads: one line per stage and per failure; repeated failures are rate-limited.
 
-No token reaches a line: errors come from `call_source`, which removes the caller's.
+Lines contain no tokens: errors come from `call_source`, which removes the caller's token.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from motet.core.errors import MotetError
 Stage: TypeAlias = Literal["resolve", "fetch", "prepare", "merge"]
 
 REPEAT_SECONDS = 60.0
-"""An adapter's failure with the same cause is logged once in this time, with the number of those in between."""
+"""The same failure of an adapter is logged once in this time, with the number of repetitions."""
 
 MAX_LINES = 60
-"""Failures that are logged in REPEAT_SECONDS, whatever their adapters: callers may invent names."""
+"""The maximum number of failures logged in REPEAT_SECONDS, for all adapters: callers may invent names."""
 
 REMEMBERED = 1024
 
@@ -39,11 +39,11 @@ FAILURES = Counter(
 )
 
 _DONE = {"fetch": "adapter fetched", "prepare": "adapter prepared", "merge": "adapters merged"}
-_OF_THE_CALLER = (401, 403, 404)
+_CALLER_STATUSES = (401, 403, 404)
 
 
 class RateLimit:
-    """Which lines may be written: one per key and REPEAT_SECONDS, MAX_LINES together."""
+    """Limits log lines per REPEAT_SECONDS: one per key, and MAX_LINES in total."""
 
     def __init__(self) -> None:
         self._keys: OrderedDict[Hashable, tuple[float, int]] = OrderedDict()
@@ -51,7 +51,7 @@ class RateLimit:
         self._lines = 0
 
     def allows(self, key: Hashable, now: float) -> int | None:
-        """How many lines of this key were dropped since its last one; None if this one is to be dropped, too."""
+        """The number of lines dropped since the last line with this key; None if this line must be dropped."""
         last, dropped = self._keys.get(key, (-REPEAT_SECONDS, 0))
         if now - self._window >= REPEAT_SECONDS:
             self._window, self._lines = now, 0
@@ -71,7 +71,7 @@ _limit = RateLimit()
 
 @contextmanager
 def load_stage(stage: Stage, source: str, adapter: str) -> Iterator[dict[str, Any]]:
-    """Time a stage of the load of `adapter`, and log its end or its failure; fields put into the dict are logged."""
+    """Time a stage of loading `adapter`, and log its end or failure with the fields that are added to the dict."""
     fields: dict[str, Any] = {}
     began = time.perf_counter()
     try:
@@ -83,7 +83,7 @@ def load_stage(stage: Stage, source: str, adapter: str) -> Iterator[dict[str, An
     seconds = time.perf_counter() - began
     STAGE_SECONDS.labels(stage, source).observe(seconds)
     line = logger.bind(adapter=adapter, seconds=round(seconds, 4), **fields)
-    if stage == "resolve":  # each request has one
+    if stage == "resolve":  # once per request
         line.debug("adapter resolved")
     else:
         line.info(_DONE[stage])
@@ -96,6 +96,6 @@ def _log_failure(stage: Stage, adapter: str, error: MotetError) -> None:
     fields: dict[str, Any] = {"adapter": adapter, "stage": stage, "code": error.code, "param": error.param}
     if dropped:
         fields["repeated"] = dropped
-    level = "INFO" if error.status in _OF_THE_CALLER else "WARNING"
+    level = "INFO" if error.status in _CALLER_STATUSES else "WARNING"
     refused = "refused" if error.status < 500 else "failed"
     logger.bind(**fields).log(level, "adapter load {}: {}", refused, " ".join(error.message.split()))

@@ -1,6 +1,6 @@
 """Loads resolved adapters: fetches each into the cache once and prepares it once, for all callers.
 
-Does not parse names and does not authorise: callers must have resolved the adapter before.
+Does not parse names or authorise: resolve the adapter first.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from loguru import logger
 from motet.api.adapters.disk_cache import Loaded, copy_directory
 from motet.api.adapters.limits import LoadLimits
 from motet.api.adapters.load_log import load_stage
-from motet.api.adapters.shared_work import OF_THE_CALLER, Outcomes, SingleFlight
+from motet.api.adapters.shared_work import TOKEN_ERRORS, Outcomes, SingleFlight
 from motet.api.adapters.source_calls import FetchSlots, call_source, check_result, presentable, unavailable, watched
 from motet.core import error_codes
 from motet.core.adapter_source import AdapterSource, ResolvedAdapter
@@ -34,10 +34,10 @@ from motet.core.paths import sync_directory
 
 
 class Loader(Protocol):
-    """What is needed of the loader's client."""
+    """The part of LoaderClient that is needed here."""
 
     async def prepare(self, parts: Sequence[AdapterPart]) -> PreparedAdapter:
-        """Parse, check and cut the sum of the adapters in `parts`. Raises AdapterRefused, Unavailable."""
+        """Parse, check and shard the weighted sum of `parts`. Raises AdapterRefused, Unavailable."""
 
 
 class Preparer:
@@ -49,7 +49,7 @@ class Preparer:
         self._slots = asyncio.Semaphore(limits.preparations)
 
     async def prepare(self, name: str, parts: Sequence[AdapterPart]) -> PreparedAdapter:
-        """The sum of `parts`, called `name` in errors, prepared. Raises AdapterRefused, Unavailable."""
+        """Prepare the sum of `parts`; errors call it `name`. Raises AdapterRefused, Unavailable."""
         async with self._slots:
             try:
                 async with asyncio.timeout(self._seconds):
@@ -66,7 +66,7 @@ Key: TypeAlias = tuple[str, str]  # id and revision at one source
 
 
 class SourceLoads:
-    """The loads of one source: those that run, those that are done, and those that failed a moment ago."""
+    """The loads of one source: running, finished, and recently failed."""
 
     def __init__(self, source: AdapterSource, cache: Path, limits: LoadLimits) -> None:
         self._source = source
@@ -79,12 +79,12 @@ class SourceLoads:
         self.outcomes: Outcomes[Key] = Outcomes(limits)
 
     def check_share(self, owner: str) -> None:
-        """Raise Overloaded if the API key `owner` has half of all loads; without keys there is one caller for all."""
+        """Raise Overloaded if the API key `owner` has half of all loads; no limit without API keys."""
         if owner and self._owners[owner] >= max(1, self._limits.waiting // 2):
-            raise Overloaded("you have too many adapters being loaded; try again in a moment", param="model")
+            raise Overloaded("too many adapters are being loaded for you; try again in a moment", param="model")
 
     async def load_for(self, owner: str, adapter: ResolvedAdapter, token: str | None, preparer: Preparer) -> Loaded:
-        """`load`, counted as `owner`'s."""
+        """Like `load`; counts the load for `owner`."""
         self._owners[owner] += 1
         try:
             return await self.load(adapter, token, preparer)
@@ -94,7 +94,7 @@ class SourceLoads:
                 del self._owners[owner]
 
     async def load(self, adapter: ResolvedAdapter, token: str | None, preparer: Preparer) -> Loaded:
-        """Fetch and prepare `adapter`, and remember how that went."""
+        """Fetch and prepare `adapter`, and store the outcome."""
         key = (adapter.ref.id, adapter.revision)
         try:
             directory = await self._directory(adapter, token)
@@ -116,7 +116,7 @@ class SourceLoads:
                 prepared = await preparer.prepare(name, [AdapterPart(str(directory))])
                 fields |= {"revision": adapter.revision, "bytes": prepared.bytes}
         except AdapterRefused:
-            if directory == self._target(adapter):  # our copy, and never the source's own files
+            if directory == self._target(adapter):  # only the copy in the cache, never the source's files
                 await asyncio.to_thread(_discard, directory)
             raise
         for warning in prepared.warnings:
@@ -126,32 +126,32 @@ class SourceLoads:
     async def _prepare_in_place(
         self, adapter: ResolvedAdapter, token: str | None, directory: Path, preparer: Preparer
     ) -> PreparedAdapter:
-        """Prepare the source's own files, which may be overwritten meanwhile. Raises Unavailable if they are."""
+        """Prepare the source's files in place. Raises Unavailable if they are overwritten meanwhile."""
         try:
             prepared = await self._prepare(adapter, directory, preparer)
         except AdapterRefused as error:
-            # Files are absent, truncated or damaged also while they are being written.
-            settled = error.code != error_codes.ADAPTER_UNREADABLE or not await self._is_recent(directory)
-            if settled and not await self._is_changed(adapter, token):
+            # While files are being written, they may be missing, truncated or damaged.
+            is_complete = error.code != error_codes.ADAPTER_UNREADABLE or not await self._is_recent(directory)
+            if is_complete and not await self._is_changed(adapter, token):
                 raise
             raise _changed(f"{adapter.ref} is being written ({error.message}); try again") from None
         if await self._is_changed(adapter, token):
-            raise _changed(f"{adapter.ref} has just changed; try again")
+            raise _changed(f"{adapter.ref} changed while it was being loaded; try again")
         return prepared
 
     async def _is_changed(self, adapter: ResolvedAdapter, token: str | None) -> bool:
-        """Whether the source's files are of another revision by now."""
+        """Whether the source now has a different revision."""
         ref, seconds = adapter.ref, self._limits.resolve_seconds
         try:
-            now = await call_source(self._source, ref, token, seconds, lambda: self._source.resolve(ref, token))
+            current = await call_source(self._source, ref, token, seconds, lambda: self._source.resolve(ref, token))
         except NotFound:
             if ref.revision is None:
                 raise
             return True
-        return now.revision != adapter.revision
+        return current.revision != adapter.revision
 
     async def _is_recent(self, directory: Path) -> bool:
-        """Whether one of the files in `directory` was written within the last seconds."""
+        """Whether one of the files in `directory` was written within the last `writing_seconds`."""
         try:
             async with asyncio.timeout(self._limits.writing_seconds):
                 written = await self._files.run(directory, lambda: _last_write(directory))
@@ -160,18 +160,18 @@ class SourceLoads:
         return abs(time.time() - written) < self._limits.writing_seconds
 
     def _target(self, adapter: ResolvedAdapter) -> Path:
-        """Where the cache has, or would have, the adapter's files."""
+        """The directory for the adapter's files in the cache; it need not exist."""
         return copy_directory(self._cache, adapter.ref, adapter.revision)
 
     async def _directory(self, adapter: ResolvedAdapter, token: str | None) -> Path:
-        """The adapter's files: whole in the cache, or wherever the source keeps them."""
+        """The directory of the adapter's files: in the cache, or the source's."""
         target = self._target(adapter)
         if target.is_dir():
             with suppress(OSError):
-                os.utime(target)  # in use (disk_cache.py) while it is prepared
+                os.utime(target)  # marks it as in use, see disk_cache.py
             return target
         try:
-            async with self._fetching.taken():
+            async with self._fetching.acquire():
                 return await self._fetch(adapter, token, target)
         except OSError as error:
             if is_disk_full(error):
@@ -204,7 +204,7 @@ class SourceLoads:
 
 
 class AdapterLoads:
-    """Loads of every source. Concurrent callers of one adapter share one load, also when some of them give up."""
+    """The loads of all sources. Concurrent requests for an adapter share one load, which outlives their time-outs."""
 
     def __init__(
         self, sources: Mapping[str, AdapterSource], preparer: Preparer, cache: Path, limits: LoadLimits
@@ -215,23 +215,23 @@ class AdapterLoads:
         self._preparer = preparer
 
     async def get(self, adapter: ResolvedAdapter, token: str | None, owner: str = "") -> Loaded:
-        """The loaded `adapter`, of a known source. Raises MotetError; Overloaded where there are too many loads."""
+        """The loaded `adapter`, of a known source. Raises MotetError; Overloaded if there are too many loads."""
         loads = self._sources[adapter.ref.source]
         key = (adapter.ref.id, adapter.revision)
         while (loaded := loads.outcomes.known(key)) is None:
-            others = key in loads.running
-            if not others:
+            is_running = key in loads.running
+            if not is_running:
                 loads.check_share(owner)
             try:
                 return await loads.running.run(key, lambda: loads.load_for(owner, adapter, token, self._preparer))
-            except OF_THE_CALLER:
-                if not others:
+            except TOKEN_ERRORS:
+                if not is_running:
                     raise
-                # It was another caller's token that failed: go on with ours.
+                # The load failed with another caller's token: try again with this one.
         return loaded
 
     async def close(self) -> None:
-        """Give up every load."""
+        """Cancel all loads."""
         for loads in self._sources.values():
             await loads.running.close()
 
@@ -251,7 +251,7 @@ def _scratch(target: Path) -> Path:
 
 
 def _move(directory: Path, target: Path) -> Path:
-    """Rename `directory` to `target`; another process may have done the same with equal files."""
+    """Rename `directory` to `target`, unless another process has already created the same `target`."""
     sync_directory(directory)
     try:
         directory.rename(target)
@@ -262,14 +262,14 @@ def _move(directory: Path, target: Path) -> Path:
 
 
 def _size(directory: Path) -> int:
-    """Bytes of the files in `directory`, as far as they can be seen."""
+    """The total size of the readable files in `directory`, in bytes."""
     with suppress(OSError), os.scandir(directory) as entries:
         return sum(entry.stat().st_size for entry in entries if entry.is_file())
     return 0
 
 
 def _discard(copy: Path) -> None:
-    """Remove a copy from the cache, in one step as other processes see it."""
+    """Remove a copy from the cache, atomically for other processes."""
     scratch = _scratch(copy)
     try:
         copy.rename(scratch / copy.name)

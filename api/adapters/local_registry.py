@@ -1,8 +1,8 @@
-"""The adapter registry: what a name means, who may use it, and its files, fetched and prepared. One for each server.
+"""The adapter registry: finds, authorises, fetches and prepares adapters. There is one per server.
 
     name ──> AdapterRef ──resolve──> authorised ──load──> fetched, prepared ──(several)──> merged
 
-Every caller is authorised by the adapter's source (authorisations.py); what was loaded for one is shared by all.
+The adapter's source authorises every caller (authorisations.py); all callers share the loaded adapter.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from motet.api.adapters.loading import AdapterLoads, Loader, Preparer
 from motet.api.adapters.merging import AdapterMerges
 from motet.api.adapters.names import AdapterNames, NameRules, name_rules
 from motet.api.adapters.registry import AdapterRegistry, ServedAdapter
-from motet.api.adapters.shared_work import OF_THE_CALLER
+from motet.api.adapters.shared_work import TOKEN_ERRORS
 from motet.core import error_codes
 from motet.core.adapter_source import AdapterListing, AdapterRef, AdapterSource, ResolvedAdapter
 from motet.core.deployment import Deployment
@@ -37,32 +37,32 @@ from motet.engine.client.loader_client import LoaderClient
 
 
 class Generations:
-    """The last loaded generation of the `limit` references used last. Does not authorise."""
+    """The latest loaded generation of each of the `limit` most recent references. Does not authorise."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._loaded: OrderedDict[AdapterRef, tuple[Loaded, bool]] = OrderedDict()
 
-    def loaded(self, ref: AdapterRef, loaded: Loaded) -> None:
-        """`ref` has been loaded as `loaded`."""
+    def store(self, ref: AdapterRef, loaded: Loaded) -> None:
+        """Store the latest generation of `ref`."""
         self._loaded[ref] = (loaded, False)
         self._loaded.move_to_end(ref)
         if len(self._loaded) > self._limit:
             self._loaded.popitem(last=False)
 
     def earlier(self, ref: AdapterRef, error: MotetError) -> Loaded:
-        """What `ref` was before its present generation, which failed with `error`. Raises `error` if unknown."""
+        """The last generation of `ref` that loaded; the current one failed with `error`. Raises `error` without one."""
         loaded, logged = self._loaded.get(ref, (None, False))
         if loaded is None or not loaded.intact():
             raise error
         if not logged:
-            logger.warning("{}: the earlier generation is served; the new one is not loaded: {}", ref, error.message)
+            logger.warning("{}: cannot load the new generation; serving the earlier one: {}", ref, error.message)
             self._loaded[ref] = (loaded, True)
         return loaded
 
 
 class LocalRegistry(AdapterRegistry):
-    """Everything between a request's `model` and a prepared adapter; `api/adapters/registry.py` says what is raised."""
+    """The registry in this process. `AdapterRegistry` documents the methods and their errors."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class LocalRegistry(AdapterRegistry):
         self._generations = Generations(self._limits.remembered)
         self._merges = AdapterMerges(preparer, self._limits)
         self._cache = DiskCache(names.cache, self._limits.cache_bytes)
-        self._cache.make_room()  # of what earlier servers left
+        self._cache.make_room()  # earlier servers may have left too much
         self._records = PublicRecords(names.cache)
         self._authorisations = {
             name: Authorisations(source, self._limits, self._records, clock) for name, source in sources.items()
@@ -105,7 +105,7 @@ class LocalRegistry(AdapterRegistry):
         """As `AdapterRegistry.serve_merged`."""
         if not 1 <= len(parts) <= MAX_PARTS:
             raise InvalidRequest(
-                f"{len(parts)} adapters cannot be merged; give 1 to {MAX_PARTS}", param="merged_adapters"
+                f"cannot merge {len(parts)} adapters; expected 1 to {MAX_PARTS}", param="merged_adapters"
             )
         refs, weights = zip(*parts, strict=True)
         if not all(map(math.isfinite, weights)):
@@ -122,7 +122,7 @@ class LocalRegistry(AdapterRegistry):
         return await self._names.listing()
 
     async def close(self) -> None:
-        """Give up every look-up and every load."""
+        """Cancel all look-ups and loads."""
         for authorisations in self._authorisations.values():
             await authorisations.close()
         await self._names.close()
@@ -136,17 +136,17 @@ class LocalRegistry(AdapterRegistry):
         grant = await self._authorise(ref, token)
         try:
             loaded = await self._loads.get(grant.resolved, token, owner)
-        except OF_THE_CALLER:
-            authorisations.end(ref, token)
+        except TOKEN_ERRORS:
+            authorisations.revoke(ref, token)
             raise
         except (Unavailable, Overloaded) as error:
             if error.code == error_codes.STORAGE_FULL:
                 self._cache.make_room()
             return self._generations.earlier(ref, error)
-        self._generations.loaded(ref, loaded)
+        self._generations.store(ref, loaded)
         self._cache.use(loaded)
-        if grant.public and loaded.copied and not self._records.is_noted(ref, grant.resolved.revision):
-            await asyncio.to_thread(self._records.note, ref, grant.resolved.revision)
+        if grant.public and loaded.copied and not self._records.is_recorded(ref, grant.resolved.revision):
+            await asyncio.to_thread(self._records.record, ref, grant.resolved.revision)
         return loaded
 
     async def _authorise(self, ref: AdapterRef, token: str | None) -> Grant:
@@ -157,7 +157,7 @@ class LocalRegistry(AdapterRegistry):
 
 
 def _loaded(ref: AdapterRef, outcome: Loaded | BaseException) -> Loaded:
-    """A part's load, or its failure with the part's name."""
+    """The loaded part. Raises its failure with `ref` in the message."""
     if isinstance(outcome, MotetError):
         info = outcome.info()
         message = info.message if str(ref) in info.message else f"{ref}: {info.message}"
@@ -169,7 +169,7 @@ def _loaded(ref: AdapterRef, outcome: Loaded | BaseException) -> Loaded:
 
 @asynccontextmanager
 async def open_local_registry(deployment: Deployment, plugins: PluginRegistry) -> AsyncIterator[LocalRegistry]:
-    """A registry in this process, connected to the loader. Raises StartupError for a setting that is wrong."""
+    """A registry in this process, connected to the loader. Raises StartupError for an invalid setting."""
     loader = LoaderClient(deployment.loader_address)
     settings = deployment.settings
     limits = LoadLimits(

@@ -1,4 +1,4 @@
-"""Merges adapters: the loader makes each merge once, for all callers. Authorises and fetches nothing."""
+"""Merges adapters: the loader computes each merge once, for all callers. Does not authorise or fetch."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ Key: TypeAlias = tuple[tuple[Loaded, float], ...]  # the adapters and their weig
 MINUTE = 60.0
 
 MERGED = "merged"
-"""The name of a merge, and the source that metrics give for it."""
+"""The name of every merge, and its source in metrics."""
 
 
 class MergeRate:
-    """How many new merges each caller has had made within the last minute."""
+    """Limits the new merges per caller and minute."""
 
     def __init__(self, per_minute: int) -> None:
         self._per_minute = per_minute
         self._times: OrderedDict[str, deque[float]] = OrderedDict()  # the caller of the latest merge is the last
 
     def count(self, owner: str) -> None:
-        """Count a new merge. Raises Overloaded if that is too many."""
+        """Count a new merge. Raises Overloaded if `owner` has reached the limit."""
         now = time.monotonic()
         times = self._times.setdefault(owner, deque())
         while times and times[0] <= now - MINUTE:
             times.popleft()
         if len(times) >= self._per_minute:
             raise Overloaded(
-                f"{self._per_minute} new merges of adapters were made for you within a minute (the maximum); use "
-                f"adapters and weights that were merged before, or try again in {times[0] + MINUTE - now:.0f} s",
+                f"you have made {self._per_minute} new merges within a minute (the maximum); reuse earlier "
+                f"combinations of adapters and weights, or try again in {times[0] + MINUTE - now:.0f} s",
                 param="merged_adapters",
                 code=error_codes.RATE_LIMIT_EXCEEDED,
             )
@@ -53,7 +53,7 @@ class MergeRate:
 
 
 class AdapterMerges:
-    """The merges that run, are done, or failed a moment ago."""
+    """The merges: running, finished, and recently failed."""
 
     def __init__(self, preparer: Preparer, limits: LoadLimits) -> None:
         self._preparer = preparer
@@ -62,19 +62,19 @@ class AdapterMerges:
         self._outcomes: Outcomes[Key] = Outcomes(limits)
 
     async def get(self, parts: Sequence[tuple[Loaded, float]], owner: str = "") -> Loaded:
-        """The weighted sum of `parts`, with the first one's directory. Raises MotetError as a load does.
+        """The weighted sum of `parts`, with the directory of the first. Raises the errors of a load.
 
-        Raises Overloaded when `owner` has had too many new ones made: each takes up to an adapter's size of the disk.
+        Raises Overloaded if `owner` has made too many new merges: each may take as much disk space as an adapter.
         """
         key = tuple(parts)
-        if (known := self._outcomes.known(key)) is not None:
-            return known
+        if (merged := self._outcomes.known(key)) is not None:
+            return merged
         if key not in self._running:
             self._rate.count(owner)
         return await self._running.run(key, lambda: self._merge(key))
 
     async def close(self) -> None:
-        """Give up every merge."""
+        """Cancel all merges."""
         await self._running.close()
 
     async def _merge(self, key: Key) -> Loaded:
@@ -83,8 +83,8 @@ class AdapterMerges:
             with load_stage("merge", MERGED, "+".join(loaded.prepared.name for loaded, _ in key)) as fields:
                 prepared = await self._preparer.prepare("the merged adapter", parts)
                 fields["bytes"] = prepared.bytes
-            named = msgspec.structs.replace(prepared, name=MERGED)
-            merged = Loaded(key[0][0].directory, named, copied=key[0][0].copied)
+            renamed = msgspec.structs.replace(prepared, name=MERGED)
+            merged = Loaded(key[0][0].directory, renamed, copied=key[0][0].copied)
         except MotetError as error:
             self._outcomes.failed(key, error)
             raise

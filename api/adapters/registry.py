@@ -1,4 +1,4 @@
-"""The adapter registry's methods, and what they return: the same in one process and between several.
+"""The interface of the adapter registry, in the same process or in another one.
 
     name ──find──> AdapterRef ──serve──> ServedAdapter, authorised, fetched and prepared
 
@@ -20,7 +20,7 @@ from motet.core.messages import PreparedAdapter
 class ServedAdapter(msgspec.Struct, frozen=True):
     """An adapter that the caller may use: its reference, its files, and their prepared form.
 
-    Of merged adapters, `ref` and `directory` are the first one's, and so are its chat template and end-of-text ids.
+    For a merge, `ref` and `directory` are those of the first adapter, and so are chat template and end-of-text ids.
     """
 
     ref: AdapterRef
@@ -29,7 +29,7 @@ class ServedAdapter(msgspec.Struct, frozen=True):
 
 
 class AdapterRegistry(ABC):
-    """Finds, authorises and loads adapters. Every method raises Unavailable when the registry's process goes away.
+    """Finds, authorises and loads adapters. Every method raises Unavailable if the registry process exits.
 
     Arguments and results must be types that msgspec can encode: `remote_registry.py` sends them to another process.
     `owner` is the caller's API key; limits hold per owner.
@@ -37,22 +37,22 @@ class AdapterRegistry(ABC):
 
     @abstractmethod
     async def find(self, model: str, source: str | None) -> AdapterRef | None:
-        """Return the adapter that `model` names, None for the base model; `source` is the body's adapter_source.
+        """Return the adapter called `model`, None for the base model; `source` is the request's adapter_source.
 
-        Raises NotFound for what can never be an adapter, InvalidRequest for an unknown source and for an
-        alias that two sources claim. Calls sources for their listings only.
+        Raises NotFound for a name that cannot be an adapter, InvalidRequest for an unknown source and for an
+        alias that two sources use. Calls sources only for listings.
         """
 
     @abstractmethod
     async def resolve(self, ref: AdapterRef, token: str | None) -> ResolvedAdapter:
-        """Return the present revision of `ref`, if `token` may use it; loads nothing. Raises as `serve` does."""
+        """Return the current revision of `ref`, if `token` may use it; loads nothing. Raises as `serve` does."""
 
     @abstractmethod
     async def serve(self, ref: AdapterRef, token: str | None, owner: str = "") -> ServedAdapter:
         """Authorise `token` for `ref` and load it.
 
-        Raises NotFound, Unauthenticated, Forbidden, AdapterRefused, Overloaded or Unavailable. A load that failed
-        for another reason than the caller's token is not tried again for some seconds.
+        Raises NotFound, Unauthenticated, Forbidden, AdapterRefused, Overloaded or Unavailable. After a failure
+        that does not depend on the caller's token, the load is not retried for some seconds.
         """
 
     @abstractmethod
@@ -62,10 +62,10 @@ class AdapterRegistry(ABC):
         """Load the weighted sum of `parts`, each authorised for its own token.
 
         Raises as `serve` does for the first part that fails, naming it; InvalidRequest for no parts, more than
-        MAX_PARTS, or a weight that is not finite; AdapterRefused if the ranks add up to too much; Overloaded
-        when `owner` has had too many new merges made.
+        MAX_PARTS, or a weight that is not finite; AdapterRefused if the sum of the LoRA ranks is too large;
+        Overloaded if `owner` has made too many new merges.
         """
 
     @abstractmethod
     async def listing(self) -> Sequence[AdapterListing]:
-        """Return the adapters that sources list, sorted by canonical id, with their unambiguous aliases."""
+        """Return all listed adapters, sorted by canonical id, with their unambiguous aliases."""

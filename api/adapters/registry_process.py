@@ -18,7 +18,7 @@ from motet.core.plugin_registry import PluginRegistry
 
 
 async def run(deployment: Deployment, heartbeat: Heartbeat) -> None:
-    """Answer until SIGTERM."""
+    """Serve requests until SIGTERM."""
     plugins = PluginRegistry.load()
     plugins.configure(deployment.settings)
     stopped = asyncio.Event()
@@ -35,7 +35,7 @@ async def run(deployment: Deployment, heartbeat: Heartbeat) -> None:
 
 
 def main() -> None:
-    """Run the registry of the server that argv[1] describes; exit code 2 when it cannot start."""
+    """Run the registry for the deployment in argv[1] (JSON); exit code 2 if it cannot start."""
     deployment = msgspec.json.decode(sys.argv[1], type=Deployment)
     follow_parent()
     configure_logging(process="registry")

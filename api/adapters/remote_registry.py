@@ -4,7 +4,7 @@
                    <──[call id, ok | failed, result | ErrorInfo]──
 
 Arguments and results are msgpack; their types come from the methods' annotations. A call id without a method cancels
-that call. The socket's directory must be private to this user: arguments hold callers' tokens.
+that call. The socket's directory must be private to this user: arguments contain tokens.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _decode_error = msgspec.msgpack.Decoder(ErrorInfo).decode
 
 
 class Method:
-    """Encodes and decodes the calls of one method, by its annotations."""
+    """Encodes and decodes the calls of one method, based on its annotations."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.name = function.__name__
@@ -50,7 +50,7 @@ class Method:
         self.decode_arguments = _decoder(tuple.__class_getitem__(tuple(types.values())))
 
     def encode_arguments(self, *args: Any, **kwargs: Any) -> bytes:
-        """Encode the arguments of one call; the first one is the object. Raises InvalidRequest."""
+        """Encode the arguments of one call without the first, `self`. Raises InvalidRequest."""
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
         try:
@@ -81,7 +81,7 @@ def _remote(
 
 
 class RemoteRegistry(AdapterRegistry):
-    """The adapter registry of another process. Methods raise MotetError as it was raised there."""
+    """The adapter registry in another process. Methods raise the MotetError that was raised there."""
 
     def __init__(self, address: str, names: NameRules) -> None:
         self._names = names
@@ -108,7 +108,7 @@ class RemoteRegistry(AdapterRegistry):
     listing = _remote(AdapterRegistry.listing)
 
     async def call(self, method: str, arguments: bytes) -> bytes:
-        """Return the encoded result of one call; cancels the call there when the caller is cancelled here."""
+        """Return the encoded result of one call. If this call is cancelled, also cancels the remote one."""
         id = uuid.uuid4().hex.encode()
         _, status, result = await self._client.call(id.decode(), [id, method.encode(), arguments], cancel_message=[id])
         if status == FAILED:
@@ -117,10 +117,10 @@ class RemoteRegistry(AdapterRegistry):
 
 
 class RegistryServer:
-    """Executes the calls of several RemoteRegistry objects on one registry."""
+    """Executes the calls of RemoteRegistry objects on one registry."""
 
     def __init__(self, registry: AdapterRegistry, address: str) -> None:
-        """Listens at `address` from now on."""
+        """Bind to `address`."""
         self._registry = registry
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.ROUTER)
@@ -140,7 +140,7 @@ class RegistryServer:
                 self._tasks[id].cancel()
 
     async def close(self) -> None:
-        """Cancel every call, and close the socket."""
+        """Cancel all calls and close the socket."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -155,23 +155,23 @@ class RegistryServer:
             body = _encode(await getattr(self._registry, method.name)(*method.decode_arguments(arguments)))
         except MotetError as error:
             status, body = FAILED, _failure(error)
-        except Exception as error:  # one failed call must not end the registry
+        except Exception as error:  # a failed call must not end the registry
             logger.exception("the adapter registry failed")
             status, body = FAILED, _failure(MotetError(f"the adapter registry failed: {type(error).__name__}"))
         await self._socket.send_multipart([client, id, status, body])
 
 
 def _failure(error: MotetError) -> bytes:
-    """Encode `error`; a source may quote bytes from its files that are not valid Unicode."""
+    """Encode `error`. Its message may contain invalid Unicode from files of a source."""
     info = error.info()
     return _encode(msgspec.structs.replace(info, message=info.message.encode(errors="replace").decode()))
 
 
 @asynccontextmanager
 async def open_registry(deployment: Deployment, plugins: PluginRegistry) -> AsyncIterator[AdapterRegistry]:
-    """Open the registry for an API process: its own, or the shared one if there are several API processes.
+    """Open the registry for an API process: in this process, or shared if there are several API processes.
 
-    Raises StartupError for a setting that is wrong.
+    Raises StartupError for an invalid setting.
     """
     if deployment.workers == 1:
         async with open_local_registry(deployment, plugins) as registry:

@@ -27,9 +27,9 @@ Result = TypeVar("Result")
 
 
 class SingleFlight(Generic[Key, Result]):
-    """One running task per key. A caller that gives up leaves the task to the others.
+    """One running task per key. If a caller is cancelled, the task continues for the others.
 
-    A task without callers goes on; with `linger`, it is cancelled after that many seconds.
+    A task without callers continues; with `linger`, it is cancelled after that many seconds.
     """
 
     def __init__(self, limit: int, linger: float | None = None) -> None:
@@ -45,12 +45,12 @@ class SingleFlight(Generic[Key, Result]):
         return len(self._tasks)
 
     async def run(self, key: Key, work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
-        """The result of the task that runs for `key`, which is `work()` if none does.
+        """The result of the running task for `key`; starts `work()` if there is none.
 
-        Raises what the task raises, Overloaded when `limit` other tasks are running, and Unavailable after `close`.
+        Raises the task's exception, Overloaded if `limit` tasks are running, and Unavailable after `close`.
         """
         while (task := self._tasks.get(key)) in self._abandoned:
-            await asyncio.wait({task})  # its end, and then a new one
+            await asyncio.wait({task})  # then start a new one
         if task is None:
             if len(self._tasks) >= self._limit:
                 raise Overloaded("too many adapters are being looked up or loaded; try again in a moment")
@@ -68,14 +68,14 @@ class SingleFlight(Generic[Key, Result]):
             self._leave(key, task)
 
     async def close(self) -> None:
-        """Cancel what still runs and wait for its end."""
+        """Cancel all tasks and wait until they end."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _leave(self, key: Key, task: asyncio.Task[Result]) -> None:
-        """One caller fewer waits for `task`."""
+        """Count one caller less for `task`; the last one may schedule its cancellation."""
         self._waiting[key] -= 1
         if not self._waiting[key]:
             del self._waiting[key]
@@ -91,17 +91,17 @@ class SingleFlight(Generic[Key, Result]):
         del self._tasks[key]
         self._abandoned.discard(task)
         if not task.cancelled():
-            task.exception()  # it has been seen, even if every caller has gone
+            task.exception()  # marks the exception as retrieved, even without callers
 
 
 Value = TypeVar("Value")
 
-# Failures that depend on whose token was sent, and so say nothing about another caller's chances.
-OF_THE_CALLER = (Unauthenticated, Forbidden, NotFound)
+# Failures that depend on the caller's token: the same load may succeed for another caller.
+TOKEN_ERRORS = (Unauthenticated, Forbidden, NotFound)
 
 
 class Outcomes(Generic[Key]):
-    """What is known of finished loads; of each kind the `remembered` used last."""
+    """The outcomes of finished loads: the `remembered` most recent successes and failures."""
 
     def __init__(self, limits: LoadLimits) -> None:
         self._limits = limits
@@ -109,7 +109,7 @@ class Outcomes(Generic[Key]):
         self._failed: OrderedDict[Key, tuple[float, MotetError]] = OrderedDict()
 
     def known(self, key: Key) -> Loaded | None:
-        """The finished load for `key`, if there is one. Raises its failure, if that is fresh."""
+        """The finished load for `key`, if there is one. Raises its failure, if that is recent."""
         if (loaded := self._done.get(key)) is not None:
             if loaded.intact():
                 self._done.move_to_end(key)
@@ -123,17 +123,17 @@ class Outcomes(Generic[Key]):
         return None
 
     def done(self, key: Key, loaded: Loaded) -> None:
-        """Remember a load that went well."""
-        self._keep(self._done, key, loaded)
+        """Store a successful load."""
+        self._store(self._done, key, loaded)
 
     def failed(self, key: Key, error: MotetError) -> None:
-        """Remember a load that failed, if that says something about the next one."""
-        if not isinstance(error, OF_THE_CALLER):
+        """Store a failed load, unless the failure depends on the caller's token."""
+        if not isinstance(error, TOKEN_ERRORS):
             limits = self._limits
-            lasts = limits.refusal_seconds if isinstance(error, AdapterRefused) else limits.failure_seconds
-            self._keep(self._failed, key, (time.monotonic() + lasts, error))
+            seconds = limits.refusal_seconds if isinstance(error, AdapterRefused) else limits.failure_seconds
+            self._store(self._failed, key, (time.monotonic() + seconds, error))
 
-    def _keep(self, cache: OrderedDict[Key, Value], key: Key, value: Value) -> None:
+    def _store(self, cache: OrderedDict[Key, Value], key: Key, value: Value) -> None:
         cache[key] = value
         cache.move_to_end(key)
         if len(cache) > self._limits.remembered:

@@ -1,6 +1,6 @@
-"""Calls adapter sources, which are foreign code: with time-outs, limits on fetches, and presentable errors.
+"""Calls adapter sources, which may be third-party code: with time-outs, limits on fetches, and safe errors.
 
-Whatever a source does, what leaves here is a MotetError that does not hold the caller's token.
+Every failure of a source becomes a MotetError that does not contain the caller's token.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ T = TypeVar("T")
 async def call_source(
     source: AdapterSource, ref: AdapterRef, token: str | None, seconds: float, call: Callable[[], Awaitable[T]]
 ) -> T:
-    """The result of `call()`, a call of `source` about `ref`. Raises MotetError; Unavailable after `seconds`.
+    """The result of `call()`, which calls `source` about `ref`. Raises MotetError; Unavailable after `seconds`.
 
-    Unavailable, too, for every exception that is not a MotetError: the source failed, and the caller did not.
+    Also raises Unavailable for every exception that is not a MotetError: the source is at fault, not the caller.
     """
     try:
         async with asyncio.timeout(seconds):
@@ -38,7 +38,7 @@ async def call_source(
     except MotetError as error:
         raise presentable(error, token) from None
     except TimeoutError:
-        raise unavailable(f"{ref}: the source did not answer within {seconds:g} s") from None
+        raise unavailable(f"{ref}: the source did not respond within {seconds:g} s") from None
     except Exception as error:
         lines = "".join(traceback.format_exception(error))
         logger.error(
@@ -50,7 +50,7 @@ async def call_source(
 
 
 def check_result(source: AdapterSource, method: str, result: object, expected: type) -> None:
-    """Raise MotetError, naming the plugin's class, unless its `method` returned an `expected`."""
+    """Raise MotetError, naming the plugin's class, unless `result` of its `method` is an `expected`."""
     if isinstance(result, expected):
         return
     message = f"{class_name(source)}.{method} returned {type(result).__name__}; expected {expected.__name__}"
@@ -59,19 +59,19 @@ def check_result(source: AdapterSource, method: str, result: object, expected: t
 
 
 def class_name(source: AdapterSource) -> str:
-    """The class of `source` with its module, which names the plugin."""
+    """The qualified class name of `source`, which identifies the plugin."""
     return f"{type(source).__module__}.{type(source).__qualname__}"
 
 
 def presentable(error: MotetError, secret: str | None = None) -> MotetError:
-    """A fresh copy of `error` without `secret` (a token, a path) in it, and with a `param` if a field is at fault."""
+    """A copy of `error` without `secret` (a token or a path) in its message; InvalidRequest gets a `param`."""
     info = error.info()
     param = info.param or ("model" if isinstance(error, InvalidRequest) else None)
     return from_info(msgspec.structs.replace(info, message=_without(info.message, secret), param=param))
 
 
 def unavailable(message: str) -> Unavailable:
-    """A source, or the way to it, is away."""
+    """The error for a source that fails or cannot be reached."""
     return Unavailable(message, param="model", code=error_codes.SOURCE_UNAVAILABLE)
 
 
@@ -79,41 +79,41 @@ def _without(text: str, secret: str | None) -> str:
     return text.replace(secret, "[…]") if secret else text
 
 
-BESIDE_WEIGHTS = 512 << 20
-"""Bytes that an adapter's other files (tokenizer, templates, what a source writes meanwhile) may have."""
+MAX_OTHER_BYTES = 512 << 20
+"""The maximum size of an adapter's other files (tokenizer, templates, temporary files), in bytes."""
 
 
 class FetchSlots:
-    """Places for `count` fetches; one that has run for `seconds` goes on without, so that slow ones block no others."""
+    """Slots for `count` fetches. After `seconds`, a fetch continues without a slot, so that it blocks no others."""
 
     def __init__(self, count: int, seconds: float) -> None:
         self._semaphore = asyncio.Semaphore(count)
         self._seconds = seconds
 
     @asynccontextmanager
-    async def taken(self) -> AsyncIterator[None]:
-        """Inside, the caller has a place, or had one."""
+    async def acquire(self) -> AsyncIterator[None]:
+        """Wait for a slot and hold it inside the context, for at most `seconds`."""
         await self._semaphore.acquire()
-        given_back = False
+        released = False
 
-        def give_back() -> None:
-            nonlocal given_back
-            if not given_back:
-                given_back = True
+        def release() -> None:
+            nonlocal released
+            if not released:
+                released = True
                 self._semaphore.release()
 
-        timer = asyncio.get_running_loop().call_later(self._seconds, give_back)
+        timer = asyncio.get_running_loop().call_later(self._seconds, release)
         try:
             yield
         finally:
             timer.cancel()
-            give_back()
+            release()
 
 
 async def watched(name: str, fetch: Awaitable[T], into: Path, limits: LoadLimits) -> T:
     """The result of `fetch`, which writes the adapter called `name` to `into`.
 
-    Raises AdapterRefused when it has written too much, and Unavailable when it has begun and brings too little.
+    Raises AdapterRefused if it writes too much, and Unavailable if it writes too slowly once it has begun.
     """
     task = asyncio.ensure_future(fetch)
     size, since = 0, time.monotonic()
@@ -121,8 +121,8 @@ async def watched(name: str, fetch: Awaitable[T], into: Path, limits: LoadLimits
         while not task.done():
             await asyncio.wait({task}, timeout=limits.watch_seconds)
             now, written = time.monotonic(), await asyncio.to_thread(tree_size, into)
-            if written > limits.largest_adapter + BESIDE_WEIGHTS:
-                raise AdapterRefused(f"{name} is larger than any adapter that this server could load", param="model")
+            if written > limits.largest_adapter + MAX_OTHER_BYTES:
+                raise AdapterRefused(f"{name} is larger than any adapter that this server can load", param="model")
             if written - size >= limits.stall_bytes or written == 0:
                 size, since = written, now
             elif now - since > limits.stall_seconds and not task.done():
@@ -135,7 +135,7 @@ async def watched(name: str, fetch: Awaitable[T], into: Path, limits: LoadLimits
 
 
 def tree_size(directory: Path) -> int:
-    """Bytes of the files below `directory`, as far as they can be seen."""
+    """The total size of the readable files below `directory`, in bytes."""
     total = 0
     for place, _, names in os.walk(directory):
         for name in names:

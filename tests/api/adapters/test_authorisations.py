@@ -237,7 +237,7 @@ def test_grants_are_bounded_and_hold_no_token(tmp_path: Path) -> None:
             await failure(s.adapters.serve(AdapterRef("hub", f"absent/{number}"), "hf_secret"))
         kept = s.registry._authorisations["hub"]
         assert (len(kept._grants), len(kept._unknown)) == (3, 3)
-        assert "hf_secret" not in repr((kept._grants, kept._unknown, vars(kept._asking)))
+        assert "hf_secret" not in repr((kept._grants, kept._unknown, vars(kept._resolving)))
 
     run(body)
 

@@ -122,7 +122,7 @@ def test_a_fetch_that_drips_is_ended(tmp_path: Path) -> None:
 
 
 def test_a_fetch_that_brings_too_much_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source_calls, "BESIDE_WEIGHTS", 0)
+    monkeypatch.setattr(source_calls, "MAX_OTHER_BYTES", 0)
 
     async def body() -> None:
         s = RegistrySetup(tmp_path, watch_seconds=0.02, largest_adapter=999)
