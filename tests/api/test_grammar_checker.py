@@ -23,7 +23,7 @@ def endless(salt: str) -> dict[str, Any]:
     return {"type": "json_object", "schema": {"type": "object", "properties": {salt: {"allOf": patterns}}}}
 
 
-def test_a_grammar_that_takes_for_ever_stops_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_grammar_does_not_block_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grammar, "MAX_SECONDS", 1.5)
 
     async def scenario(caller: Caller) -> None:
@@ -47,7 +47,7 @@ def test_a_grammar_that_takes_for_ever_stops_nobody_else(tmp_path: Path, monkeyp
     drive(tmp_path, scenario)
 
 
-def test_an_output_format_that_blocks_stops_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_blocking_output_format_does_not_block_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     released = threading.Event()
 
     class Blocks(OutputFormat):

@@ -88,7 +88,7 @@ def test_a_beat_starts_the_count_again(
         assert not monitor.hung
 
 
-def test_a_suspended_machine_hangs_nobody(monitor: HeartbeatMonitor, child: Heartbeat, clock: Clock) -> None:
+def test_a_suspended_machine_does_not_count_as_hung(monitor: HeartbeatMonitor, child: Heartbeat, clock: Clock) -> None:
     """Also where it is suspended again and again, or the parent wakes first."""
     child.enter(SERVING)
     monitor.poll()
@@ -127,7 +127,7 @@ def test_a_process_whose_directory_is_gone_goes_on(child: Heartbeat, monitor: He
     assert not monitor.hung
 
 
-def test_nobody_need_watch() -> None:
+def test_a_heartbeat_without_a_path_writes_no_file() -> None:
     child = Heartbeat("")
     child.enter(SERVING)
     child.beat()

@@ -11,7 +11,7 @@ PAGE = "CONTRIBUTING.md"
 CHANGES = re.findall(r"^### (.+)$", read(PAGE), re.MULTILINE)
 
 
-def test_the_changes_that_people_make_are_explained() -> None:
+def test_common_changes_are_explained() -> None:
     wanted = {"A plugin", "A model architecture", "A setting", "An endpoint", "An error code", "A metric"}
     assert wanted <= set(CHANGES)
 

@@ -58,14 +58,14 @@ def settings_of(variables: dict[str, Any]) -> Settings:
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
-def test_what_is_copied_exists_and_is_all_that_the_package_needs(name: str) -> None:
+def test_the_copied_files_exist_and_suffice_for_the_package(name: str) -> None:
     copied = {source for word, rest in instructions(name) if word == "COPY" for source in rest.split()[:-1]}
     assert [source for source in copied if not (ROOT / source).exists()] == []
     assert {"core", "plugins", "engine", "api", "pyproject.toml", "README.md", "LICENSE"} <= copied
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
-def test_the_image_serves_as_nobody_special_and_says_how_it_is(name: str) -> None:
+def test_the_image_serves_as_an_unprivileged_user_with_a_health_check(name: str) -> None:
     found = instructions(name)
     assert [word for word, _ in found].index("USER") < [word for word, _ in found].index("ENTRYPOINT")
     assert ("USER", "motet") in found
@@ -80,7 +80,7 @@ def test_the_image_serves_as_nobody_special_and_says_how_it_is(name: str) -> Non
     assert found[-2:] == [("ENTRYPOINT", '["motet"]'), ("CMD", '["serve"]')]
 
 
-def test_pinned_versions_and_steps_are_the_makefiles() -> None:
+def test_pinned_versions_and_steps_match_the_makefile() -> None:
     makefile = read("Makefile")
     steps = re.search(r"^install-cuda:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
     assert steps is not None
@@ -96,7 +96,7 @@ def test_pinned_versions_and_steps_are_the_makefiles() -> None:
 
 
 @pytest.mark.parametrize("name", COMPOSE)
-def test_compose_builds_a_file_that_exists_with_settings_that_are_real(name: str) -> None:
+def test_compose_names_existing_files_and_settings(name: str) -> None:
     only = service(name, MODEL="org/name", SHARDS="3")
     assert list(yaml.safe_load(read(f"docker/{name}"))["services"]) == ["motet"]
     context = (ROOT / "docker" / only["build"]["context"]).resolve()
@@ -113,7 +113,7 @@ def test_compose_builds_a_file_that_exists_with_settings_that_are_real(name: str
     assert port == f"127.0.0.1:8080:{settings.port}"
 
 
-def test_compose_needs_nothing_to_be_given_on_the_cpu() -> None:
+def test_compose_has_defaults_for_all_variables_on_the_cpu() -> None:
     settings = settings_of(environment("Dockerfile") | service("compose.yaml")["environment"])
     assert (settings.model, settings.shards) == ("smollm2", 1)
 

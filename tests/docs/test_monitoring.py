@@ -54,7 +54,7 @@ def exposition(
     return samples
 
 
-def test_every_query_reads_what_is_exposed(exposition: dict[str, list[dict[str, str]]]) -> None:
+def test_every_query_reads_exposed_metrics(exposition: dict[str, list[dict[str, str]]]) -> None:
     wrong = []
     for name, query in queries().items():
         read_by = list(selectors(query))
@@ -77,7 +77,7 @@ def test_every_query_reads_what_is_exposed(exposition: dict[str, list[dict[str, 
     assert wrong == []
 
 
-def test_the_checks_notice_what_is_not_there(exposition: dict[str, list[dict[str, str]]]) -> None:
+def test_the_checks_detect_unknown_metrics_and_labels(exposition: dict[str, list[dict[str, str]]]) -> None:
     query = 'sum by (adaptor) (rate(motet_requests_sum{statuss="200"}[5m])) / motet_engine_up{x=~"$y"}'
     assert [(s.metric, set(s.labels)) for s in selectors(query)] == [
         ("motet_requests_sum", {"statuss"}),
@@ -88,7 +88,7 @@ def test_the_checks_notice_what_is_not_there(exposition: dict[str, list[dict[str
     assert "motet_engine_up" in exposition
 
 
-def test_counters_are_rated_and_histograms_are_read_by_bucket(exposition: dict[str, list[dict[str, str]]]) -> None:
+def test_counters_use_rate_and_histograms_use_buckets(exposition: dict[str, list[dict[str, str]]]) -> None:
     for name, query in queries().items():
         for selector in selectors(query):
             if selector.metric.endswith(("_total", "_bucket")):

@@ -40,7 +40,7 @@ def flags(parser: argparse.ArgumentParser) -> set[str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_links_lead_somewhere(name: str) -> None:
+def test_links_resolve(name: str) -> None:
     lost = []
     for link in links(name):
         if link.startswith(("http://", "https://")):
@@ -71,7 +71,7 @@ def test_variables_exist(name: str) -> None:
     assert set(re.findall(r"\bMOTET_[A-Z_]+\b(?!…)", read(name))) - settings - OTHER_VARIABLES == set()
 
 
-def test_the_variables_that_are_no_settings_are_read_somewhere() -> None:
+def test_variables_that_are_not_settings_are_read_in_the_code() -> None:
     sources = "".join(
         path.read_text() for folder in ("core", "plugins", "api") for path in (ROOT / folder).rglob("*.py")
     )
@@ -79,7 +79,7 @@ def test_the_variables_that_are_no_settings_are_read_somewhere() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_code_can_be_read(name: str, tmp_path: Path) -> None:
+def test_code_blocks_parse(name: str, tmp_path: Path) -> None:
     for fence in fences(name):
         match fence.language:
             case "python":

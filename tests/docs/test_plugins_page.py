@@ -42,7 +42,7 @@ def hooks() -> dict[str, str]:
     return found
 
 
-def test_the_page_has_every_hook_and_no_other() -> None:
+def test_the_page_lists_exactly_the_hooks() -> None:
     named = {row[0].strip("`"): row[1].strip("`") for row in table(read(PAGE))}
     assert named == hooks()
     for hook in named:
@@ -141,7 +141,7 @@ def test_the_plugins_serve(site: Path, web: str, smollm2_directory: Path) -> Non
         assert (status, answer["error"]["param"]) == (400, "response_format.choices")
 
 
-def test_motet_plugins_shows_whose_they_are(site: Path) -> None:
+def test_motet_plugins_lists_distributions(site: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "motet", "plugins"],
         env=with_plugins(site, HOUSE_WEB_ROOT="http://localhost"),
@@ -155,7 +155,7 @@ def test_motet_plugins_shows_whose_they_are(site: Path) -> None:
     assert ("register_output_formats", "verdict", "house_formats (motet-house)") in rows
 
 
-def test_choices_are_taken_word_for_word(site: Path) -> None:
+def test_choices_are_matched_literally(site: Path) -> None:
     code = (
         "from llguidance import LLMatcher; import house_formats;"
         "spec = house_formats.Verdict().grammar({'choices': ['a \"quoted\" \\\\ one', 'gr\\u00fc\\u00df', '(x|y)*']});"

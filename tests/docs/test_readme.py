@@ -50,7 +50,7 @@ def test_python(number: int, server_url: str) -> None:
         assert re.search(rf"^{voice}: .", done.stdout, re.MULTILINE), voice
 
 
-def test_voices_are_a_real_run(server_url: str) -> None:
+def test_the_voices_table_matches_a_real_run(server_url: str) -> None:
     """The texts may part in their last digits' wake on another CPU: their beginnings are compared."""
     table = read("README.md").split(BEGIN)[1].split(END)[0]
     fresh = rendered(answers(server_url))

@@ -57,7 +57,7 @@ def shown_default(setting: dataclasses.Field[object]) -> str:
     return "" if empty else f"`{setting.default}`"
 
 
-def test_settings_page_is_the_settings() -> None:
+def test_settings_page_matches_the_settings() -> None:
     expected = [
         [f"`{flag(s.name)}`", f"`MOTET_{s.name.upper()}`", f"`{s.name}`", shown_default(s)]
         for s in dataclasses.fields(Settings)
@@ -118,7 +118,7 @@ def field_rows() -> dict[str, list[str]]:
     return {row[0].strip("`"): row for row in rows}
 
 
-def test_openai_page_has_every_field_where_it_is_known() -> None:
+def test_openai_page_has_every_supported_field() -> None:
     known: dict[str, list[str]] = {}
     for surface, (kind, refused) in SURFACES.items():
         for name in {*kind.__struct_fields__, *refused}:
@@ -228,7 +228,7 @@ def test_api_page_gives_the_limits() -> None:
         ("**Refused**", unsupported_features.UNSUPPORTED),
     ],
 )
-def test_adapters_page_is_pefts_tables(title: str, fields: set[str]) -> None:
+def test_adapters_page_matches_pefts_fields(title: str, fields: set[str]) -> None:
     page = section("docs/adapters.md", "PEFT's config, field by field")
     rows = table(page[page.index(title) :])
     assert [row[0].strip("`") for row in rows] == sorted(fields, key=[row[0].strip("`") for row in rows].index)

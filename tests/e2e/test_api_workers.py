@@ -129,7 +129,7 @@ def test_a_cold_adapter_is_loaded_once_for_all_workers(deployment: Deployment) -
     assert TOKEN not in deployment.server.log.read_text()
 
 
-def test_a_killed_worker_takes_its_own_requests_alone(deployment: Deployment) -> None:
+def test_a_killed_worker_fails_only_its_own_requests(deployment: Deployment) -> None:
     with streams(deployment, per_worker=2) as opened:
         until(lambda: deployment.engine()["running"] == len(opened))
         victim, _ = deployment.workers()
@@ -153,7 +153,7 @@ def test_a_killed_worker_takes_its_own_requests_alone(deployment: Deployment) ->
     assert deployment.server.log.read_text().count("Motet serves") == 1
 
 
-def test_a_killed_registry_fails_what_it_was_asked_and_comes_back(deployment: Deployment) -> None:
+def test_a_killed_registry_fails_its_calls_and_restarts(deployment: Deployment) -> None:
     deployment.hub.delay = 3.0
     with ThreadPoolExecutor(1) as threads:
         asked = threads.submit(deployment.ask, "org/late")
@@ -169,7 +169,7 @@ def test_a_killed_registry_fails_what_it_was_asked_and_comes_back(deployment: De
     assert deployment.ask("org/late").status_code == 200
 
 
-def test_the_workers_count_together(deployment: Deployment) -> None:
+def test_the_workers_share_their_counters(deployment: Deployment) -> None:
     def answered() -> float:
         text = httpx2.get(f"{deployment.server.url}/metrics", timeout=10).text
         lines = [line for line in text.splitlines() if line.startswith("motet_requests_total")]
@@ -182,7 +182,7 @@ def test_the_workers_count_together(deployment: Deployment) -> None:
     assert seen == {before + 12}
 
 
-def test_the_dashboard_and_the_alerts_read_what_a_real_server_exposes(deployment: Deployment) -> None:
+def test_the_dashboard_and_the_alerts_read_metrics_of_a_real_server(deployment: Deployment) -> None:
     assert deployment.ask("demo:pirate").status_code == 200
     assert deployment.ask("demo:nobody").status_code == 404
     text = httpx2.get(f"{deployment.server.url}/metrics", timeout=10).text
@@ -199,7 +199,7 @@ def test_the_dashboard_and_the_alerts_read_what_a_real_server_exposes(deployment
     assert abs(routing.value - time.time()) < 60
 
 
-def test_each_request_and_each_load_is_a_line(deployment: Deployment) -> None:
+def test_each_request_and_each_load_is_logged(deployment: Deployment) -> None:
     headers = {"x-request-id": "e2e-line"}
     body = {"model": "demo:terse", "messages": [{"role": "user", "content": "Who?"}], "max_tokens": 2}
     httpx2.post(f"{deployment.server.url}/v1/chat/completions", json=body, headers=headers, timeout=60)

@@ -80,7 +80,7 @@ BAD = [
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("mistake", BAD, ids=lambda mistake: str(mistake[1])[:40])
-def test_mistakes_are_refused_before_anything_opens(
+def test_mistakes_are_refused_before_a_stream_opens(
     client: httpx2.Client, mistake: tuple[str, dict[str, Any], int, str, str], stream: bool
 ) -> None:
     path, body, status, code, param = mistake
@@ -152,7 +152,7 @@ def test_a_chat_stream(client: httpx2.Client, n: int, usage: bool) -> None:
         assert all("usage" not in chunk for chunk in chunks)
 
 
-def test_a_chat_stream_says_what_a_whole_answer_says(client: httpx2.Client) -> None:
+def test_a_chat_stream_equals_the_whole_answer(client: httpx2.Client) -> None:
     whole = post(client, CHAT, max_tokens=24).json()
     *chunks, _ = frames(post(client, CHAT, max_tokens=24, stream=True).content)
     text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
@@ -163,7 +163,7 @@ def test_a_chat_stream_says_what_a_whole_answer_says(client: httpx2.Client) -> N
     assert set(whole["choices"][0]) == {"index", "message", "logprobs", "finish_reason"}
 
 
-def test_a_completion_stream_says_what_a_whole_answer_says(client: httpx2.Client) -> None:
+def test_a_completion_stream_equals_the_whole_answer(client: httpx2.Client) -> None:
     prompts = ["The sea", "A ship"]
     whole = post(client, COMPLETIONS, prompt=prompts, n=2).json()
     *chunks, _ = frames(
@@ -179,14 +179,14 @@ def test_a_completion_stream_says_what_a_whole_answer_says(client: httpx2.Client
     assert [choice["index"] for choice in whole["choices"]] == [0, 1, 2, 3]
 
 
-def test_a_list_of_prompts_is_answered_like_each_alone(client: httpx2.Client) -> None:
+def test_a_list_of_prompts_is_answered_like_single_prompts(client: httpx2.Client) -> None:
     prompts = ["The sea", "A ship on the horizon"]
     together = post(client, COMPLETIONS, prompt=prompts).json()["choices"]
     alone = [post(client, COMPLETIONS, prompt=prompt).json()["choices"][0]["text"] for prompt in prompts]
     assert [choice["text"] for choice in together] == alone
 
 
-def test_requests_and_answers_carry_their_headers(client: httpx2.Client) -> None:
+def test_responses_have_their_headers(client: httpx2.Client) -> None:
     body = {"model": "", "prompt": "x", "max_tokens": 1, "prediction": {}, "frobnicate": 1}
     response = client.post(COMPLETIONS, json=body, headers={"x-request-id": "abc.1"})
     assert response.status_code == 200

@@ -28,7 +28,7 @@ def text_of(client: OpenAI, model: str, **extra: Any) -> str:
     return answer.choices[0].message.content or ""
 
 
-def test_base_and_all_adapters_at_once_as_alone(server_url: str, client: OpenAI) -> None:
+def test_concurrent_requests_get_the_same_answers_as_single_ones(server_url: str, client: OpenAI) -> None:
     alone = {model: text_of(client, model) for model in EVERYONE}
     assert len(set(alone.values())) == len(EVERYONE)
 
@@ -74,7 +74,7 @@ def test_models_are_listed_and_found_by_their_ids(client: OpenAI) -> None:
         client.models.retrieve("demo:no/such@thing")
 
 
-def test_the_sdks_own_accumulator_takes_our_stream(client: OpenAI) -> None:
+def test_the_sdks_accumulator_reads_the_stream(client: OpenAI) -> None:
     # The accumulator raises for an answer that max_tokens cut short.
     whole: dict[str, Any] = {"stop": [".", "!", ","], "max_tokens": 120, "temperature": 0}
     with client.chat.completions.stream(

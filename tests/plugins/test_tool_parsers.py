@@ -123,7 +123,7 @@ def test_what_is_no_call_comes_out_as_text() -> None:
         assert read(Llama3Json(), [text]) == (text, [])
 
 
-def test_functions_that_nobody_offers_are_not_called() -> None:
+def test_functions_that_are_not_offered_are_not_called() -> None:
     for text in ('{"name": "Bob", "age": 3}', '{"name": "zz", "parameters": {"a": 1}}'):
         assert read(Llama3Json(), [text]) == (text, [])
         assert read(Hermes(), [f"<tool_call>{text}</tool_call>"]) == (f"<tool_call>{text}</tool_call>", [])
@@ -254,7 +254,7 @@ def test_grammars_compile(parser: ToolParser, special: tuple[str, ...]) -> None:
         assert not wrong, messages
 
 
-def test_the_model_is_told_what_the_parser_reads() -> None:
+def test_the_prompt_describes_the_format_that_the_parser_reads() -> None:
     for parser in (Hermes(), Llama3Json()):
         assert "get_weather" in parser.instructions(TOOLS)
         text = parser.call_text("stop", {})

@@ -95,7 +95,7 @@ def test_4_sampling_has_no_cliff() -> None:
 
 
 @pytest.mark.parametrize("field", ["tools", "custom_tools"])
-def test_5_a_deep_value_locks_nobody_out(tmp_path: Path, field: str) -> None:
+def test_5_a_deep_value_does_not_block_others(tmp_path: Path, field: str) -> None:
     async def scenario(caller: Caller) -> None:
         (tmp_path / "api" / "shelf" / "one").mkdir(parents=True)
         (tmp_path / "api" / "shelf" / "one" / "chat_template.jinja").write_text(INDENTING)
@@ -184,7 +184,7 @@ def test_14_a_fifo_in_one_adapter_does_not_end_all_chat(tmp_path: Path) -> None:
     drive(tmp_path, scenario)
 
 
-def test_low_a_key_named_like_an_answer_ends_nobody_s_request(tmp_path: Path) -> None:
+def test_low_a_key_named_like_an_answer_cannot_cancel_requests(tmp_path: Path) -> None:
     """The key `cmpl-svc` has the request `nightly`: `cmpl-svc:nightly` is not an answer's id."""
 
     async def scenario(caller: Caller) -> None:

@@ -56,7 +56,7 @@ def umask() -> Iterator[None]:
     os.umask(before)
 
 
-def test_8_a_suspended_machine_and_a_clock_step_end_nobody(tmp_path: Path) -> None:
+def test_8_a_suspended_machine_and_a_clock_step_end_no_process(tmp_path: Path) -> None:
     now = [1000.0]
     child = Heartbeat(str(tmp_path / "heartbeat"))
     monitor = HeartbeatMonitor(tmp_path / "heartbeat", 60.0, lambda: now[0])

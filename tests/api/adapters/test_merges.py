@@ -126,7 +126,7 @@ def test_a_merge_that_takes_too_long_is_unavailable(tmp_path: Path) -> None:
     run(body)
 
 
-def test_a_caller_that_gives_up_takes_nobody_along(tmp_path: Path) -> None:
+def test_other_callers_of_a_merge_are_served_after_a_cancellation(tmp_path: Path) -> None:
     async def body() -> None:
         s = setup(tmp_path)
         s.loader.gate = asyncio.Event()

@@ -57,7 +57,7 @@ def test_what_can_be_no_adapter_is_not_found(tmp_path: Path, model: str) -> None
     run(body)
 
 
-def test_who_names_no_model_is_told_where_they_are_listed(tmp_path: Path) -> None:
+def test_an_unknown_model_error_names_the_models_route(tmp_path: Path) -> None:
     async def body() -> None:
         error = await failure(RegistrySetup(tmp_path).adapters.find("gpt-4", None))
         assert isinstance(error, NotFound)

@@ -74,7 +74,7 @@ def test_a_revoked_token_fails_the_next_request(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", ["resolve", "fetch"])
-def test_a_caller_that_gives_up_takes_nobody_along(tmp_path: Path, step: str) -> None:
+def test_other_callers_are_served_after_a_cancellation(tmp_path: Path, step: str) -> None:
     async def body() -> None:
         s = RegistrySetup(tmp_path)
         s.publish()

@@ -200,7 +200,7 @@ def test_metadata_has_limits(tmp_path: Path) -> None:
     drive(tmp_path, scenario)
 
 
-def test_a_disk_that_stays_away_is_told_of_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lasting_disk_failure_is_logged_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner_module, "POLL_SECONDS", 0.01)
     lines: list[str] = []
 

@@ -82,7 +82,7 @@ def test_a_connection_that_breaks_is_an_error(chunked: bool) -> None:
         (503, b"", "HTTP 503: no reason given"),
     ],
 )
-def test_a_refusal_is_told_in_a_short_line(status: int, body: bytes, message: str) -> None:
+def test_a_refusal_is_reported_in_a_short_line(status: int, body: bytes, message: str) -> None:
     reply = Reply([body] if body else [], status=status, content_type="text/plain")
     (outcome,), _ = outcomes_of(reply, Workload("m", requests=1))
     assert outcome.error.startswith(message)
@@ -149,7 +149,7 @@ def test_the_base_model_is_the_first_that_is_listed(status: int, body: bytes, mo
     assert asyncio.run(run()) == model
 
 
-def test_a_wrong_key_is_told() -> None:
+def test_a_wrong_key_is_reported() -> None:
     async def run() -> None:
         async with serving(lambda _: Reply([b"{}"], status=401)) as server:
             await first_model(Target(server.url))

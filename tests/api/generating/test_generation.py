@@ -138,7 +138,7 @@ def test_the_logprobs_of_a_stop_string_are_not_sent(tmp_path: Path) -> None:
     drive(tmp_path, scenario)
 
 
-def test_what_nobody_reads_is_not_pulled_from_the_engine() -> None:
+def test_unread_output_is_not_pulled_from_the_engine() -> None:
     pulled = [0, 0]
 
     async def endless(index: int) -> AsyncGenerator[TextDelta, None]:

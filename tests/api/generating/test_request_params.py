@@ -115,7 +115,7 @@ def test_how_long_an_answer_may_be() -> None:
         (completion(max_tokens=71), 30, "max_tokens"),
     ],
 )
-def test_what_does_not_fit_is_told_in_numbers(
+def test_context_length_errors_name_the_token_counts(
     request_: ChatRequest | CompletionRequest, prompt_tokens: int, param: str
 ) -> None:
     with pytest.raises(ContextExceeded) as caught:

@@ -55,7 +55,7 @@ def test_an_answer_that_is_cut_keeps_its_reason(tmp_path: Path) -> None:
     drive(tmp_path, scenario)
 
 
-def test_the_model_is_told_by_the_template_or_in_the_system_message(tmp_path: Path) -> None:
+def test_tools_are_in_the_template_or_in_the_system_message(tmp_path: Path) -> None:
     async def as_text(caller: Caller) -> None:
         messages = [{"role": "system", "content": "Be brief."}, *MESSAGES]
         await caller.answer(CHAT, {"messages": messages, "tools": [TOOL, OTHER]})
@@ -152,7 +152,7 @@ def test_the_sdk_puts_a_streamed_call_together(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_special_tokens_reach_the_parser_and_nobody_else(tmp_path: Path) -> None:
+def test_special_tokens_reach_only_the_parser(tmp_path: Path) -> None:
     """<|im_start|> is special in this tokenizer: unless it is a marker, it is never part of the text."""
 
     async def scenario(caller: Caller) -> None:

@@ -48,7 +48,7 @@ def serve(root: Path, complaints: list[str], scenario: Callable[[Running, Http2C
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_one_that_takes_back_what_it_asks_is_told_to_be_calm(
+def test_a_client_that_resets_its_requests_gets_enhance_your_calm(
     tmp_path: Path, complaints: list[str], together: bool
 ) -> None:
     async def scenario(_: Running, client: Http2Client) -> None:
@@ -95,7 +95,7 @@ def test_priorities_are_not_heeded(tmp_path: Path, complaints: list[str]) -> Non
     serve(tmp_path, complaints, scenario)
 
 
-def test_the_rest_of_a_body_that_was_refused_harms_nobody(tmp_path: Path, complaints: list[str]) -> None:
+def test_the_rest_of_a_refused_body_does_not_affect_other_requests(tmp_path: Path, complaints: list[str]) -> None:
     head = [(":method", "POST"), *MODELS[1:3], (":path", CHAT), ("content-length", str(5 << 20))]
 
     async def scenario(_: Running, client: Http2Client) -> None:

@@ -102,7 +102,7 @@ def test_a_file_that_is_wrong_is_known_before_anything_starts(settings: Settings
         b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
     ],
 )
-def test_a_head_that_is_wrong_or_too_long_is_refused_and_harms_nobody(tmp_path: Path, head: bytes) -> None:
+def test_an_invalid_or_too_long_head_is_refused_without_effect_on_others(tmp_path: Path, head: bytes) -> None:
     async def scenario(server: Running) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(head)

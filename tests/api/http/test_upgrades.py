@@ -178,7 +178,7 @@ def test_an_h2c_upgrade_without_a_body_goes_on_in_http2(tmp_path: Path, complain
 @pytest.mark.parametrize(
     "settings", ["", "HTTP2-Settings: !!!\r\n", "HTTP2-Settings: AAAA\r\n", "HTTP2-Settings: a\r\n"]
 )
-def test_a_malformed_h2c_upgrade_harms_nobody(tmp_path: Path, complaints: list[str], settings: str) -> None:
+def test_a_malformed_h2c_upgrade_does_not_affect_others(tmp_path: Path, complaints: list[str], settings: str) -> None:
     async def scenario(server: Running) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         head = f"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n{settings}\r\n"

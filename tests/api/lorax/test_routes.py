@@ -113,7 +113,7 @@ def test_parameters_mean_what_they_mean_to_lorax(
     drive(tmp_path, scenario)
 
 
-def test_ends_are_told_apart_and_stop_strings_are_not_shown(tmp_path: Path) -> None:
+def test_finish_reasons_are_distinct_and_stop_strings_are_not_shown(tmp_path: Path) -> None:
     async def scenario(caller: Caller) -> None:
         caller.api.engine.script = lambda _: "one two three"
         for parameters, text, reason in (

@@ -72,7 +72,7 @@ def test_the_engines_metrics_are_there_once_however_many_api_processes_ask(tmp_p
     assert len(types) == len(set(types)) > 10
 
 
-def test_nobody_makes_up_series(tmp_path: Path) -> None:
+def test_requests_cannot_add_arbitrary_label_values(tmp_path: Path) -> None:
     async def scenario(caller: Caller) -> None:
         for n in range(20):
             await caller.client.open(f"/x{n}", method=f"M{n}")

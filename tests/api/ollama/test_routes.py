@@ -61,7 +61,7 @@ def test_discovery(tmp_path: Path) -> None:
     drive(tmp_path, scenario)
 
 
-def test_chat_streams_lines_unless_told_otherwise(tmp_path: Path) -> None:
+def test_chat_streams_lines_by_default(tmp_path: Path) -> None:
     async def scenario(caller: Caller) -> None:
         answer = await whole(caller, CHAT, model="one:latest", messages=MESSAGES)
         assert answer["message"] == {"role": "assistant", "content": "Hello!"}

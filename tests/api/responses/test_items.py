@@ -69,7 +69,7 @@ def test_results_are_kept_as_they_came(tmp_path: Path) -> None:
     drive(tmp_path, scenario)
 
 
-def test_items_of_one_id_can_be_told_apart(tmp_path: Path) -> None:
+def test_items_with_the_same_id_get_distinct_ids(tmp_path: Path) -> None:
     async def scenario(caller: Caller) -> None:
         items = [{"role": "user", "content": text, "id": "msg_1"} for text in "abc"]
         made = await caller.answer(RESPONSES, {"input": items})
@@ -167,7 +167,7 @@ def test_the_response_says_what_was_used(tmp_path: Path) -> None:
     drive(tmp_path, scenario)
 
 
-def test_fields_of_items_that_nobody_knows_are_named(tmp_path: Path) -> None:
+def test_unknown_fields_of_items_are_named(tmp_path: Path) -> None:
     async def scenario(caller: Caller) -> None:
         part = {"type": "output_text", "text": "Aye.", "annotations": [], "logprobs": [], "colour": "blue"}
         call = {

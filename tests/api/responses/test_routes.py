@@ -215,7 +215,7 @@ def test_the_background(tmp_path: Path) -> None:
     with_sdk(tmp_path, scenario)
 
 
-def test_a_failure_in_the_background_is_told(tmp_path: Path) -> None:
+def test_a_failure_in_the_background_is_reported(tmp_path: Path) -> None:
     async def scenario(client: AsyncOpenAI, server: Running) -> None:
         server.api.engine.fail_after = 2
         response = await client.responses.create(model="", input="hi", background=True)

@@ -101,7 +101,7 @@ def count(caller: Caller) -> Any:
     return caller.api.services.database.run(work)
 
 
-def test_nothing_is_left_of_what_nobody_was_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_stream_leaves_nothing_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(caller: Caller) -> None:
         await events_of(caller, {"input": "hi"})
         before = await count(caller)

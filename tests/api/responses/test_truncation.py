@@ -80,7 +80,7 @@ def test_results_go_with_their_calls(tmp_path: Path) -> None:
     drive(tmp_path, scenario)
 
 
-def test_what_goes_together_is_told() -> None:
+def test_calls_and_results_form_one_unit() -> None:
     def calls(id: str) -> Message:
         return Message("assistant", None, tool_calls=[ToolCall(id, FunctionCall("f", "{}"))])
 

@@ -71,7 +71,7 @@ def test_what_ollama_has_and_is_not_offered_says_so_in_its_shape(tmp_path: Path)
         ("GET", "/health/", "/health"),
     ],
 )
-def test_a_slip_in_the_path_is_told(tmp_path: Path, method: str, path: str, meant: str) -> None:
+def test_a_mistyped_path_gets_a_hint(tmp_path: Path, method: str, path: str, meant: str) -> None:
     async def scenario(caller: Caller) -> None:
         response = await caller.client.open(path, method=method, json={} if method == "POST" else None)
         error = (await response.get_json())["error"]

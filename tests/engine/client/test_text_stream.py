@@ -154,7 +154,7 @@ def test_text_that_was_held_back_comes_with_a_token(smollm2: ModelTokenizer) -> 
         assert (first.text, last.text, len(last.tokens), last.cut) == ("a", "b", tokens, cut)
 
 
-def test_the_engine_is_told_before_the_client_has_read_the_last_delta(smollm2: ModelTokenizer) -> None:
+def test_the_engine_stream_closes_before_the_client_reads_the_last_delta(smollm2: ModelTokenizer) -> None:
     engine = Script(events(ids_of(smollm2, "one two three")))
 
     async def first() -> bool:

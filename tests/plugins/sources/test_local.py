@@ -138,7 +138,7 @@ def test_a_model_directory_must_be_a_model_in_safetensors(tmp_path: Path) -> Non
     assert source.locate(str(model)) == ModelLocation(model, "transformers", "tiny")
 
 
-def test_a_gguf_file_is_told_by_its_first_bytes(tmp_path: Path) -> None:
+def test_a_gguf_file_is_recognised_by_its_first_bytes(tmp_path: Path) -> None:
     source, path = GgufFiles(), tmp_path / "Tiny.Q4.gguf"
     assert source.claims("Tiny.GGUF")
     assert not source.claims("smollm2")
