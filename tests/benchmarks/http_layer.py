@@ -1,7 +1,7 @@
-"""What the HTTP layer costs: one API process in front of an engine that has every token at once.
+"""Measures the cost of the HTTP layer: one API process with an engine that returns tokens immediately.
 
-`python -m tests.benchmarks.http_layer` prints tokens a second over many streams, and the time to the first token of
-a single client. The client runs on the same cores; it only counts events.
+`python -m tests.benchmarks.http_layer` prints tokens per second over many streams, and the time to the first token of
+a single client. The client runs on the same cores, but only counts events.
 """
 
 from __future__ import annotations
@@ -97,18 +97,18 @@ async def stream(port: int, tokens: int) -> tuple[int, float]:
         count += text.count(EVENT) - tail.count(EVENT)
         tail = text[-len(EVENT) :]
     writer.close()
-    return count - 2, first  # the role's event and the finish are no tokens
+    return count - 2, first  # neither the event with the role nor the last one has a token
 
 
 async def many(port: int, streams: int, tokens: int) -> tuple[int, float]:
-    """(tokens, seconds) of many streams at once."""
+    """(tokens, seconds) of many concurrent streams."""
     started = time.perf_counter()
     counts = await asyncio.gather(*(stream(port, tokens) for _ in range(streams)))
     return sum(count for count, _ in counts), time.perf_counter() - started
 
 
 def real_share(streams: int, tokens: int) -> None:
-    """Print what the API process takes of a core beside the real engine."""
+    """Print the share of a core that the API process uses with the real engine."""
     place = Path(tempfile.mkdtemp(prefix="motet-bench-"))
     with served(place, place / "log") as server:
         port = int(server.url.rpartition(":")[2])

@@ -1,8 +1,8 @@
 """A fake engine that answers without delay, so that a benchmark measures the HTTP layer only.
 
-`python -m tests.benchmarks.instant_engine RUN_DIRECTORY MODEL_DIRECTORY` speaks the engine's own messages at the
-addresses below RUN_DIRECTORY. Each round it sends one token to every sequence that runs, in one message, as the
-real engine does after a step.
+`python -m tests.benchmarks.instant_engine RUN_DIRECTORY MODEL_DIRECTORY` uses the real engine's messages at the
+addresses below RUN_DIRECTORY. In each round it sends one token of every running sequence in one message, as the real
+engine does after a step.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TEXT = " the sea is wide and the wind is fair, and so we sail on for another day
 
 @dataclass
 class Answer:
-    """A sequence: its client, and how many tokens it will still get."""
+    """A sequence: its client, and the number of remaining tokens."""
 
     client: bytes
     left: int
@@ -42,7 +42,7 @@ class Answer:
 
 
 class InstantEngine:
-    """Answers all messages of API processes."""
+    """Answers the messages of API processes."""
 
     def __init__(self, run_directory: str, model_directory: str) -> None:
         context = zmq.Context()
@@ -60,7 +60,7 @@ class InstantEngine:
         self._rounds = 0
 
     def run(self) -> None:
-        """Serve until the process is ended."""
+        """Serve until the process ends."""
         while True:
             while self._socket.poll(0 if self._answers else 500):
                 client, body = self._socket.recv_multipart()

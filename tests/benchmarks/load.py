@@ -1,4 +1,4 @@
-"""The load that the server and the baseline both get."""
+"""The workload for both the server and the baseline."""
 
 from __future__ import annotations
 

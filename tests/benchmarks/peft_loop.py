@@ -1,6 +1,6 @@
-"""The baseline: transformers and PEFT, one request and one adapter at a time. A process of its own.
+"""The baseline: transformers and PEFT, one request and one adapter at a time. Runs in a separate process.
 
-`python -m tests.benchmarks.peft_loop MODEL ADAPTERS` makes the adapters where they are missing and prints one
+`python -m tests.benchmarks.peft_loop MODEL ADAPTERS` creates missing adapters and prints one
 line when it is ready; then, for each line that it reads, it serves a request to each adapter and prints the seconds.
 """
 
@@ -24,11 +24,11 @@ from tests.benchmarks.load import ADAPTERS, OUTPUT_TOKENS, PROMPT_TOKENS
 RANKS = (8, 16)
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 DEVIATION = 0.02
-"""Of the random weights in A and B: no adapter is without effect, and none drowns the base."""
+"""Standard deviation of A and B: each adapter has an effect, but does not dominate the base."""
 
 
 def load_base(directory: Path) -> torch.nn.Module:
-    """The base model in fp32, which ends no text by itself."""
+    """The base model in fp32, which never samples an end of text."""
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
     model.generation_config.eos_token_id = None
     base: torch.nn.Module = model.eval()
@@ -49,7 +49,7 @@ def make_adapters(base: torch.nn.Module, root: Path) -> None:
 
 
 def load_adapters(base: torch.nn.Module, root: Path) -> PeftModel:
-    """All adapters on one base, one active at a time."""
+    """All adapters on one base model, with one active at a time."""
     model = PeftModel.from_pretrained(base, root / ADAPTERS[0], adapter_name=ADAPTERS[0])
     for name in ADAPTERS[1:]:
         model.load_adapter(root / name, adapter_name=name)
@@ -58,7 +58,7 @@ def load_adapters(base: torch.nn.Module, root: Path) -> PeftModel:
 
 @torch.inference_mode()
 def serve(model: PeftModel, workload: Workload) -> float:
-    """Answer every request of the workload, greedily and to its full length; the seconds it took."""
+    """Answer every request of the workload, greedily and to its full length; returns the seconds."""
     started = time.perf_counter()
     for i in range(workload.requests):
         model.set_adapter(workload.model_of(i), inference_mode=True)
@@ -76,7 +76,7 @@ def serve(model: PeftModel, workload: Workload) -> float:
 
 
 def main() -> None:
-    """Be the process that the module's docstring describes."""
+    """Run the process that the module docstring describes."""
     directory, root = map(Path, sys.argv[1:3])
     torch.set_num_threads(os.cpu_count() or 1)
     logging.disable_progress_bar()

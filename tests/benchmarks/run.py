@@ -1,7 +1,7 @@
-"""Measures this machine: the server against a plain PEFT loop, LoRA against base, and memory over time.
+"""Benchmarks this machine: the server and a plain PEFT loop, LoRA and base, and memory over time.
 
-`python -m tests.benchmarks.run` prints what docs/benchmarks.md quotes. Machines are noisy: everything that is
-compared is measured in turn, several times over, and medians are compared.
+`python -m tests.benchmarks.run` prints what docs/benchmarks.md quotes. Machines are noisy: measurements
+alternate, are repeated several times, and their medians are compared.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from tests.benchmarks.served import Served, served
 NAMES = tuple(f"local:{name}" for name in ADAPTERS)
 FASTER_THAN_PEFT, LORA_COST, MEMORY_GROWTH = 2.5, 0.65, 0.05
 FEW, MANY = 20, 200
-"""Requests after which memory is read."""
+"""The numbers of requests after which memory is measured."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One load: its row in the table."""
+    """One workload: a row of the table."""
 
     title: str
     concurrency: int
@@ -58,7 +58,7 @@ CASES = (
 
 
 class PeftLoop:
-    """The baseline's process, idle between two measurements."""
+    """The baseline's process, idle between measurements."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
@@ -80,7 +80,7 @@ class PeftLoop:
 
 @contextmanager
 def peft_loop(model: Path, root: Path) -> Iterator[PeftLoop]:
-    """The baseline, ready; it has made the adapters under `root`."""
+    """The started baseline, which has created the adapters under `root`."""
     command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.peft_loop", str(model), str(root)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -90,7 +90,7 @@ def peft_loop(model: Path, root: Path) -> Iterator[PeftLoop]:
 
 
 def ask(server: Served, model: str, case: Case, seed: int) -> Report:
-    """One measurement. Ends the program if a request fails: the figures would mean nothing."""
+    """One measurement. Ends the program if a request fails, since the figures would be meaningless."""
     workload = Workload(
         model=model,
         adapters=NAMES,
@@ -125,7 +125,7 @@ def weigh(server: Served, model: str) -> str:
 
 
 def compare(server: Served, model: str, baseline: PeftLoop, rounds: int) -> str:
-    """The throughput table and the two ratios that the server is held to."""
+    """The throughput table and the two ratios that the server must reach."""
     peft: list[float] = []
     reports: dict[Case, list[Report]] = {case: [] for case in CASES}
     for round in range(rounds):
@@ -153,7 +153,7 @@ def compare(server: Served, model: str, baseline: PeftLoop, rounds: int) -> str:
 
 
 def row(case: Case, reports: list[Report]) -> str:
-    """A case's line: medians over the rounds, of medians and 99th percentiles over requests."""
+    """A case's row: medians over rounds, of the medians and 99th percentiles over requests."""
     rates = [r.output_tokens_per_second for r in reports]
     times = [
         statistics.median(values)
@@ -170,17 +170,17 @@ def row(case: Case, reports: list[Report]) -> str:
 
 
 def spaced(rates: list[float]) -> str:
-    """Several rates in one cell."""
+    """Several rates in one table cell."""
     return ", ".join(f"{rate:.1f}" for rate in rates)
 
 
 def verdict(what: str, ratio: float, wanted: float) -> str:
-    """A ratio and whether it is what it must be."""
+    """A ratio and whether it reaches its target."""
     return f"- {what}: **{ratio:.2f}** (at least {wanted}: {'met' if ratio >= wanted else 'missed'})"
 
 
 def machine() -> str:
-    """The processor in words, as far as it matters."""
+    """The number of cores, and the vector instructions."""
     info = Path("/proc/cpuinfo")
     flags = set(info.read_text().split()) if info.is_file() else set()
     vectors = next((name for flag, name in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in flags), "no AVX2")
@@ -188,7 +188,7 @@ def machine() -> str:
 
 
 def say(line: str) -> None:
-    """Progress, which is no part of the result."""
+    """Print progress, which is not part of the result."""
     print(line, file=sys.stderr, flush=True)
 
 

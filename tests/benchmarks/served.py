@@ -1,4 +1,4 @@
-"""A `motet serve` of one's own: started, waited for, weighed, and ended by Ctrl-C."""
+"""Runs `motet serve`: starts it, measures its memory and CPU time, and stops it by Ctrl-C."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Served:
         return sizes
 
     def seconds(self, wanted: str) -> float:
-        """What the processes of one name have used of the processor so far."""
+        """The CPU seconds that the processes with this name have used so far."""
         times = [process.cpu_times() for name, process in self._processes() if name == wanted]
         return sum(used.user + used.system for used in times)
 

@@ -1,4 +1,4 @@
-"""The project's pages as data: prose, links, code blocks and tables; as much of Markdown as these pages use."""
+"""The project's pages as data: prose, links, code blocks and tables. Parses only the Markdown that these pages use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Fence:
-    """One code block: its language ("" if it names none) and its text."""
+    """One code block: its language ("" if there is none) and its text."""
 
     language: str
     text: str
@@ -35,7 +35,7 @@ def read(name: str) -> str:
 
 
 def fences(name: str, *languages: str) -> list[Fence]:
-    """The page's code blocks, in order; of the given languages, if any are given."""
+    """The page's code blocks, in order; only those in `languages`, if there are any."""
     found = [Fence(language, text) for language, text in _FENCE.findall(read(name))]
     return [fence for fence in found if not languages or fence.language in languages]
 
@@ -51,14 +51,14 @@ def links(name: str) -> list[str]:
 
 
 def anchors(text: str) -> set[str]:
-    """The names under which a page's headings can be linked, as GitHub makes them."""
+    """The anchors of a page's headings, as GitHub generates them."""
     headings = _HEADING.findall(_FENCE.sub("", text))
     plain = (re.sub(r"[^\w\- ]", "", heading.replace("`", "").lower()) for heading in headings)
     return {heading.replace(" ", "-") for heading in plain}
 
 
 def code_words(name: str) -> list[str]:
-    """What stands between single backticks in the page's prose."""
+    """The texts between single backticks in the page's prose."""
     return re.findall(r"`([^`\n]+)`", prose(name))
 
 
@@ -74,7 +74,7 @@ def section(name: str, heading: str) -> str:
 
 
 def table(text: str) -> list[list[str]]:
-    """The cells of the first table in `text`, without its head and rule."""
+    """The cells of the first table in `text`, without its header and delimiter rows."""
     rows = list(_rows(text))
     return rows[2:]
 

@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md: the files that it names exist, and each change that it explains names some."""
+"""CONTRIBUTING.md: the files that it names exist, and every explained change names files."""
 
 from __future__ import annotations
 

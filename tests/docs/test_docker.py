@@ -1,4 +1,4 @@
-"""The Docker files, checked without Docker: files exist, and variables and flags are real."""
+"""Checks the Docker files without Docker: the files, variables and flags that they name exist."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
 
 
 def instructions(name: str) -> list[tuple[str, str]]:
-    """(instruction, its arguments) of a Dockerfile, continuation lines joined, comments dropped."""
+    """(instruction, arguments) pairs of a Dockerfile, with continuation lines joined and without comments."""
     lines = [line for line in read(f"docker/{name}").splitlines() if not line.startswith("#")]
     text = "\n".join(lines).replace("\\\n", " ")
     return [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in text.splitlines() if line)]
@@ -33,14 +33,14 @@ def environment(name: str) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in pairs)
 
 
-def service(name: str, **given: str) -> dict[str, Any]:
-    """The one service of a compose file, with its variables filled in as compose does."""
+def service(name: str, **variables: str) -> dict[str, Any]:
+    """The only service of a compose file, with variables substituted as compose does."""
 
     def fill(match: re.Match[str]) -> str:
         variable, kind, rest = match.groups()
-        if variable in given:
-            return given[variable]
-        assert kind == "-", f"{variable} must be given"
+        if variable in variables:
+            return variables[variable]
+        assert kind == "-", f"{variable} must be set"
         return rest or ""
 
     content = yaml.safe_load(VARIABLE.sub(fill, read(f"docker/{name}")))
@@ -50,7 +50,7 @@ def service(name: str, **given: str) -> dict[str, Any]:
 
 
 def settings_of(variables: dict[str, Any]) -> Settings:
-    """What the server makes of these variables. Every MOTET_ one must be a setting, or the cache."""
+    """The settings for these variables. Every MOTET_ variable must be a setting, or MOTET_CACHE."""
     texts = {name: str(value) for name, value in variables.items()}
     own = {name for name in texts if name.startswith("MOTET_")}
     assert own - {f"MOTET_{name.upper()}" for name in Settings.__dataclass_fields__} <= {"MOTET_CACHE"}
@@ -66,18 +66,18 @@ def test_the_copied_files_exist_and_suffice_for_the_package(name: str) -> None:
 
 @pytest.mark.parametrize("name", DOCKERFILES)
 def test_the_image_serves_as_an_unprivileged_user_with_a_health_check(name: str) -> None:
-    found = instructions(name)
-    assert [word for word, _ in found].index("USER") < [word for word, _ in found].index("ENTRYPOINT")
-    assert ("USER", "motet") in found
-    (health,) = (rest for word, rest in found if word == "HEALTHCHECK")
+    steps = instructions(name)
+    assert [word for word, _ in steps].index("USER") < [word for word, _ in steps].index("ENTRYPOINT")
+    assert ("USER", "motet") in steps
+    (health,) = (rest for word, rest in steps if word == "HEALTHCHECK")
     (path,) = re.findall(r"http://127\.0\.0\.1:8080(/\w+)", health)
     assert path in openapi_document(OPERATIONS)["paths"]
     settings = settings_of(environment(name))
     assert (settings.host, settings.port) == ("0.0.0.0", 8080)
-    assert ("EXPOSE", "8080") in found
+    assert ("EXPOSE", "8080") in steps
     assert environment(name)["MOTET_CACHE"].startswith("/cache/")
     build_parser().parse_args(["serve"])
-    assert found[-2:] == [("ENTRYPOINT", '["motet"]'), ("CMD", '["serve"]')]
+    assert steps[-2:] == [("ENTRYPOINT", '["motet"]'), ("CMD", '["serve"]')]
 
 
 def test_pinned_versions_and_steps_match_the_makefile() -> None:
@@ -86,8 +86,8 @@ def test_pinned_versions_and_steps_match_the_makefile() -> None:
     assert steps is not None
     cuda = " ".join(rest for _, rest in instructions("Dockerfile.cuda"))
     for step in steps[1].splitlines():
-        wanted = step.replace("$(PIP_INSTALL)", "").replace("--editable", "").strip()
-        assert wanted in cuda, wanted
+        command = step.replace("$(PIP_INSTALL)", "").replace("--editable", "").strip()
+        assert command in cuda, command
     model = re.search(r"--no-deps (\S+)", makefile)
     assert model is not None
     for name in DOCKERFILES:
@@ -108,7 +108,7 @@ def test_compose_names_existing_files_and_settings(name: str) -> None:
     mounts = {volume.split(":")[1] for volume in only["volumes"]}
     assert {*settings.adapter_root, "/cache", settings.data_dir} == mounts
     assert int(only["stop_grace_period"].removesuffix("s")) > settings.drain_seconds + 1
-    assert only["restart"] == "on-failure:3", "a setting that cannot work does not loop"
+    assert only["restart"] == "on-failure:3", "invalid settings do not cause endless restarts"
     (port,) = only["ports"]
     assert port == f"127.0.0.1:8080:{settings.port}"
 

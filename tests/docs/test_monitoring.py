@@ -1,4 +1,4 @@
-"""The Grafana dashboard and the alert rules read metrics and labels that a server which has answered really exposes."""
+"""The Grafana dashboard and the alert rules use metrics and labels that a server exposes after some requests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from support.promql import DASHBOARD, grouped, queries, selectors
 
 TARGET_LABELS = {"instance", "job"}
-"""What Prometheus adds itself."""
+"""Labels that Prometheus adds."""
 
 SCRAPED = """
 import sys
@@ -37,7 +37,7 @@ drive(Path(sys.argv[1]), scenario)
 def exposition(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, list[dict[str, str]]]:
-    """Sample name to the labels of its series, after some answers, by one API process and as several count."""
+    """Sample name to the labels of its series after some answers, for one API process and for several."""
     root = tmp_path_factory.mktemp("scraped")
     (root / "api").mkdir()
     (root / "counters").mkdir()

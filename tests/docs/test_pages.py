@@ -1,4 +1,4 @@
-"""Every page: links lead somewhere, paths, flags and variables exist, code blocks can be read."""
+"""Every page: links resolve, paths, flags and variables exist, and code blocks parse."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PATH = re.compile(r"\.?(?:core|plugins|engine|api|tests|docker|docs|ci)/[\w./-]*
 
 
 def flags(parser: argparse.ArgumentParser) -> set[str]:
-    """Every flag of a parser and its commands."""
+    """Every flag of a parser and of its commands."""
     found = set()
     for action in parser._actions:
         found |= {option for option in action.option_strings if option.startswith("--")}

@@ -1,4 +1,4 @@
-"""docs/plugins.md: its hooks are the code's, and its plugins, installed as pip does it, serve."""
+"""docs/plugins.md: its hooks match the code, and its plugins work when installed as pip does it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PREFIX = "base_model.model.model.layers.0.self_attn.q_proj"
 
 
 def hooks() -> dict[str, str]:
-    """Each hook's name and the name of what it registers."""
+    """Each hook's name and the name of the class that it registers."""
     found = {}
     for name, hook in inspect.getmembers(hookspecs, inspect.isfunction):
         if name.startswith("register_"):
@@ -64,8 +64,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "site"
 
 
-class Guarded(SimpleHTTPRequestHandler):
-    """Files below its directory; what lies under /private wants the secret."""
+class ProtectedFiles(SimpleHTTPRequestHandler):
+    """Serves files below its directory; those under /private require the secret."""
 
     def send_head(self) -> Any:
         if self.path.startswith("/private") and self.headers.get("authorization") != f"Bearer {SECRET}":
@@ -79,7 +79,7 @@ class Guarded(SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A web server with two small adapters, one of them for those only who know the secret."""
+    """A web server with two small adapters, one of which requires the secret."""
     root = tmp_path_factory.mktemp("web")
     random = np.random.default_rng(0)
     for name in ("alpaca-tiny", "private/tiny"):
@@ -89,7 +89,7 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         shapes = {"lora_A": (4, 576), "lora_B": (576, 4)}
         tensors = {f"{PREFIX}.{k}.weight": random.normal(size=s).astype(np.float32) for k, s in shapes.items()}
         save_file(tensors, directory / "adapter_model.safetensors")
-    with HTTPServer(("127.0.0.1", 0), partial(Guarded, directory=str(root))) as server:
+    with HTTPServer(("127.0.0.1", 0), partial(ProtectedFiles, directory=str(root))) as server:
         thread = Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -98,7 +98,7 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def ask(url: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    """POST a chat request; status and body."""
+    """POST a chat request and return status and body."""
     request = urllib.request.Request(
         f"{url}/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"}
     )

@@ -1,4 +1,4 @@
-"""README's snippets, run as they are printed (but for the address) against a real server."""
+"""README's snippets, run unchanged (except for the address) against a real server."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_python(number: int, server_url: str) -> None:
 
 
 def test_the_voices_table_matches_a_real_run(server_url: str) -> None:
-    """The texts may part in their last digits' wake on another CPU: their beginnings are compared."""
+    """Rounding differs between CPUs, so that long texts may diverge: only their beginnings are compared."""
     table = read("README.md").split(BEGIN)[1].split(END)[0]
     fresh = rendered(answers(server_url))
     assert table.splitlines()[:4] == fresh.splitlines()[:4]

@@ -1,4 +1,4 @@
-"""The reference pages' tables are what the code says: settings, fields, errors, limits, PEFT's config, messages."""
+"""The reference pages' tables match the code: settings, fields, errors, limits, PEFT's config, messages."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from motet.plugins.output_formats import MAX_OPTIONS, MAX_SCHEMA_BYTES
 
 
 def words(cell: str) -> list[str]:
-    """What stands between backticks in a cell."""
+    """The texts between backticks in a cell."""
     return re.findall(r"`([^`]+)`", cell)
 
 
@@ -127,7 +127,7 @@ def test_openai_page_has_every_supported_field() -> None:
 
 
 def test_openai_page_says_which_fields_are_refused() -> None:
-    """Where a field is always, or on some routes only, a 400, its row says so."""
+    """If a field causes a 400, on all or on some routes, its row says so."""
     wrong = []
     for name, row in field_rows().items():
         refused = [s for s, (kind, table) in SURFACES.items() if name in table and name not in kind.__struct_fields__]
@@ -236,7 +236,7 @@ def test_adapters_page_matches_pefts_fields(title: str, fields: set[str]) -> Non
 
 
 def messages() -> str:
-    """Every text constant of the sources, one a line; a value that is filled in is written …."""
+    """Every string constant of the sources, one per line; each interpolated value is written as …."""
     texts = []
     for folder in ("core", "plugins", "engine", "api"):
         for path in (ROOT / folder).rglob("*.py"):
@@ -251,7 +251,7 @@ def messages() -> str:
 
 def test_troubleshooting_quotes_real_messages() -> None:
     known = messages()
-    invented = []
+    not_in_code = []
     for row in table(read("docs/troubleshooting.md")):
-        invented += [piece for piece in words(row[0])[0].split("…") if piece.strip() not in known]
-    assert invented == []
+        not_in_code += [piece for piece in words(row[0])[0].split("…") if piece.strip() not in known]
+    assert not_in_code == []

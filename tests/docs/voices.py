@@ -1,4 +1,4 @@
-"""README's table of voices: the same question to the base and to each demo adapter, sent at temperature 0.
+"""README's table of voices: answers of the base model and of each demo adapter to one question, at temperature 0.
 
 python tests/docs/voices.py http://127.0.0.1:8080    # queries a running server and writes the table into README.md
 """
@@ -20,7 +20,7 @@ SECONDS = 300
 
 
 def answer(url: str, voice: str) -> str:
-    """The answer of `voice`, in one line; it ends with … where `max_tokens` cut it off."""
+    """The answer of `voice` in one line; ends with … if `max_tokens` truncated it."""
     body = {"model": voice, "messages": [{"role": "user", "content": QUESTION}]}
     body |= {"max_tokens": MAX_TOKENS, "temperature": 0}
     headers = {"content-type": "application/json"}
@@ -32,13 +32,13 @@ def answer(url: str, voice: str) -> str:
 
 
 def answers(url: str) -> dict[str, str]:
-    """Every voice's answer; the requests run at once, so base and adapters share their batches."""
+    """Every voice's answer. The requests run concurrently, so that base and adapters share batches."""
     with ThreadPoolExecutor(len(VOICES)) as pool:
         return dict(zip(VOICES, pool.map(lambda voice: answer(url, voice), VOICES), strict=True))
 
 
 def rendered(said: dict[str, str]) -> str:
-    """The table and the lines around it, as README has them."""
+    """The table and the lines around it, as in README."""
     cells = [f"`{text}`" if text.startswith("{") else text.replace("|", r"\|") for text in said.values()]
     lines = [
         f"> {QUESTION}",
@@ -56,7 +56,7 @@ def rendered(said: dict[str, str]) -> str:
 
 
 def main() -> None:
-    """Query the server at argv[1] and put its answers into README.md."""
+    """Query the server at argv[1] and write its answers into README.md."""
     text = README.read_text()
     head, rest = text.split(BEGIN)
     tail = rest.split(END)[1]

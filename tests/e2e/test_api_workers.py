@@ -1,4 +1,4 @@
-"""Two API processes in front of one engine: shared loads, and what happens when one of the processes is killed."""
+"""Two API processes with one engine: shared loads, and recovery when one of the processes is killed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LONG = {"model": "", "prompt": "Once upon a time", "max_tokens": 8000, "ignore_e
 
 @dataclass(frozen=True)
 class Deployment:
-    """A server with two API workers, the hub that it knows, and its cache."""
+    """A server with two API workers, its hub and its cache."""
 
     server: Server
     hub: Hub
@@ -62,7 +62,7 @@ class Deployment:
 
 @pytest.fixture(scope="module")
 def deployment(smollm2_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """A server that these tests may hurt, with an empty cache."""
+    """A server with an empty cache, whose processes these tests may kill."""
     cache = tmp_path_factory.mktemp("cache")
     files = {path.name: path.read_bytes() for path in PIRATE.iterdir()}
     with Hub() as hub:
@@ -87,18 +87,18 @@ def until(condition: Callable[[], bool], seconds: float = 15.0) -> None:
 
 
 def clients(worker: psutil.Process) -> set[int]:
-    """The ports of a worker's clients."""
+    """The client ports of a worker's connections."""
     return {c.raddr.port for c in worker.net_connections("tcp") if c.status == psutil.CONN_ESTABLISHED}
 
 
 def port(response: httpx2.Response) -> int:
-    """Our own port in the connection that a response comes over."""
+    """The client port of a response's connection."""
     return int(response.extensions["network_stream"].get_extra_info("client_addr")[1])
 
 
 @contextlib.contextmanager
 def streams(deployment: Deployment, per_worker: int) -> Iterator[list[tuple[httpx2.Response, Iterator[str]]]]:
-    """Long answers that have begun, until each worker has that many."""
+    """Start long answers until each worker has this many."""
     with contextlib.ExitStack() as stack:
         opened = []
         while min(len(clients(worker)) for worker in deployment.workers()) < per_worker:

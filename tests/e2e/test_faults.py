@@ -79,7 +79,7 @@ def test_a_client_that_disconnects_frees_its_blocks(server: Server) -> None:
 
 @pytest.fixture
 def terminal() -> Iterator[None]:
-    """The processes start as in a terminal, even if the tests run under nohup."""
+    """Reset signal handlers to those of a terminal, even if the tests run under nohup."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)

@@ -26,7 +26,7 @@ def post(client: httpx2.Client, path: str, **body: Any) -> httpx2.Response:
 
 
 def frames(content: bytes) -> list[Any]:
-    """The events of a stream, byte for byte `data: ...` and an empty line; [DONE] as the text."""
+    """The events of a stream. Each must be exactly `data: ...` and an empty line; [DONE] is a string."""
     assert content.endswith(b"data: [DONE]\n\n")
     lines = content.decode().removesuffix("\n\n").split("\n\n")
     assert all(line.startswith("data: ") and "\n" not in line for line in lines)

@@ -1,4 +1,4 @@
-"""The official openai package against a whole server, used as programs for OpenAI use it."""
+"""The official openai package with a whole server, used as OpenAI's customers use it."""
 
 from __future__ import annotations
 

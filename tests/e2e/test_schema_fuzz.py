@@ -1,4 +1,4 @@
-"""Requests made from /openapi.json, good and bad, against a real server: never a 5xx, and answers as documented."""
+"""Valid and invalid requests generated from /openapi.json: a real server never answers 5xx or undocumented shapes."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ FEW, MANY = 300, 10_000
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[schemathesis.BaseSchema]:
-    """The document of a server with a tiny model."""
+    """The OpenAPI schema of a server with a tiny model."""
     model = write_chat_model(tmp_path_factory.mktemp("tiny") / "model")
     with serving("--model", str(model), "--max-context", "128") as server:
         yield schemathesis.openapi.from_url(f"{server.url}/openapi.json")
 
 
 def fuzz(schema: schemathesis.BaseSchema, method: str, path: str, cases: int) -> None:
-    """`cases` requests to one route, two thirds of them good."""
+    """`cases` requests to one route, two thirds of them valid."""
     operation = schema[path][method]
     kinds = [operation.as_strategy(mode) for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)]
 

@@ -1,4 +1,4 @@
-"""A third-party distribution, installed as pip does, serves a request through each of its plugins."""
+"""A third-party distribution, installed as pip does it: each of its plugins serves a request."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PIRATE = Path(__file__).parents[2] / "plugins" / "demo" / "adapters" / "pirate"
 
 @pytest.fixture(scope="module")
 def client(smollm2_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
-    """A client of a server that has motet-sample, with one adapter at its source."""
+    """A client of a server with motet-sample installed, whose source has one adapter."""
     root = tmp_path_factory.mktemp("sample")
     shutil.copytree(PIRATE, root / "captain")
     env = with_plugins(sample_site(), MOTET_SAMPLE_ROOT=str(root))

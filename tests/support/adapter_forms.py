@@ -1,4 +1,4 @@
-"""Adapters of one tiny base model in the forms that other tools write, and their deltas here and in PEFT."""
+"""Adapters of one tiny base model in the formats of other tools, and their weight deltas in Motet and in PEFT."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Deltas = dict[str, torch.Tensor]
 
 
 class AdapterForms:
-    """A base model, what prepares adapters for it, and a PEFT adapter of it with its deltas."""
+    """A base model, its loader settings, and a PEFT adapter of it with its deltas."""
 
     def __init__(self, place: Path, model: Path | None = None) -> None:
         self.place = place
@@ -58,7 +58,7 @@ class AdapterForms:
         return self.place / name
 
     def of_peft(self, kind: Any, directory: Path) -> Deltas:
-        """Each module's delta in PEFT, without the names' `model.`."""
+        """Each module's delta in PEFT; names are without `model.`."""
         model = PeftModel.from_pretrained(kind.from_pretrained(self.model), str(directory))
         return {
             name.split("layers.", 1)[1]: module.get_delta_weight("default").detach()
@@ -67,7 +67,7 @@ class AdapterForms:
         }
 
     def of_motet(self, directory: Path) -> Deltas:
-        """Each module's delta here, after preparation."""
+        """Each module's delta in Motet, after preparation."""
         prepared = prepare_adapter([AdapterPart(str(directory))], self.target)
         tensors = load_file(prepared.files[0])
         deltas = {}
@@ -78,7 +78,7 @@ class AdapterForms:
         return deltas
 
     def changed(self, change: Callable[[Tensors], Tensors], name: str = "changed", **fields: Any) -> Path:
-        """The plain adapter with other tensors and config fields, in the directory `name`."""
+        """Write the plain adapter with changed tensors and config fields into the directory `name`."""
         directory = self.place / name
         shutil.copytree(self.plain, directory, dirs_exist_ok=True)
         save_file({n: t.contiguous() for n, t in change(load_file(self.plain / FILE)).items()}, directory / FILE)
@@ -88,7 +88,7 @@ class AdapterForms:
 
 
 def assert_same(ours: Deltas, theirs: Deltas) -> None:
-    """The same modules, and the same deltas as far as fp32 goes."""
+    """Assert that modules and deltas are equal within fp32 rounding."""
     assert set(ours) == set(theirs)
     for name, delta in theirs.items():
         assert float(delta.abs().max()) > 0.1, "the adapter does something"

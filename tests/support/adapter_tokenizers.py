@@ -1,4 +1,4 @@
-"""Tokenizer files as adapters bring them: the base's, with added tokens renamed."""
+"""Tokenizer files of adapters: those of the base model, with renamed added tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def write_renamed(base: Path, adapter: Path, names: Mapping[int, str], config: Mapping[str, Any] | None = None) -> Path:
-    """The base's tokenizer with other names, in the vocabulary too, as tools that rename tokens write it."""
+    """The base's tokenizer with renamed tokens, also in the vocabulary, as tools that rename tokens write it."""
     adapter.mkdir(parents=True, exist_ok=True)
     file = json.loads((base / "tokenizer.json").read_bytes())
     vocab = {id: name for name, id in file["model"]["vocab"].items()}
@@ -25,7 +25,7 @@ def write_renamed(base: Path, adapter: Path, names: Mapping[int, str], config: M
 
 
 def write_config(base: Path, adapter: Path, **changes: object) -> Path:
-    """The base's tokenizer_config.json with `changes`, and without what it lists of tokens."""
+    """The base's tokenizer_config.json with `changes`, and without its lists of tokens."""
     adapter.mkdir(parents=True, exist_ok=True)
     config = json.loads((base / "tokenizer_config.json").read_bytes()) | changes
     config = {name: value for name, value in config.items() if name != "added_tokens_decoder" or name in changes}

@@ -14,7 +14,7 @@ DEFAULTS: dict[str, Any] = {"max_tokens": 500, "messages": MESSAGES}
 
 
 async def message(caller: Caller, **body: Any) -> dict[str, Any]:
-    """The whole answer to a request for a message."""
+    """The answer to a request without streaming."""
     answer: dict[str, Any] = await caller.answer(PATH, {**DEFAULTS, **body})
     return answer
 

@@ -1,4 +1,4 @@
-"""A caller of the scripted API, without sockets: sends JSON and reads it back."""
+"""Calls the scripted API without sockets: sends and receives JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COMPLETIONS = "/v1/completions"
 
 
 class Caller:
-    """Sends JSON and reads it back."""
+    """Sends and receives JSON."""
 
     def __init__(self, api: Scripted) -> None:
         self.api = api
@@ -55,5 +55,5 @@ def drive(
 
 
 def prompt_of(caller: Caller) -> str:
-    """What the engine was last asked to continue."""
+    """The prompt of the last request to the engine."""
     return caller.api.services.tokenizer.decode(caller.api.engine.submits[-1].prompt, skip_special_tokens=False)

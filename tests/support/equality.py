@@ -1,8 +1,8 @@
-"""When two runs count as equal: the one comparison that every oracle and batching test uses.
+"""Defines when two runs are equal; every oracle and batching test uses these comparisons.
 
-At one shard count on the CPU a decode row's logits have the same bits alone and in company. Anywhere else (the
+On the CPU, with the same shard count, the logits of a decode row are bit-identical in every batch. Otherwise (the
 reference implementation, another shard count, another chunking of the prompt) logprobs agree within 1e-3, and tokens
-agree up to the first position where the reference's best two are that close.
+agree up to the first position where the logprobs of the reference's best two are that close.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def assert_same_bits(first: Sequence[Scored], second: Sequence[Scored]) -> None:
 
 
 def assert_close(ours: Sequence[Scored], reference: Sequence[Scored], margins: Sequence[float]) -> None:
-    """`ours` is the reference within the tolerance; margins[i] is how far its best two are apart at position i."""
+    """Assert that `ours` equals the reference within tolerance; margins[i] is the gap of its best two at position i."""
     for position, (mine, theirs, margin) in enumerate(zip(ours, reference, margins, strict=False)):
         if mine.token != theirs.token:
             assert margin < TOLERANCE, f"token {position} is {mine.token}, not {theirs.token}; best two {margin} apart"

@@ -1,4 +1,4 @@
-"""A small Hugging Face Hub on 127.0.0.1: the part of its HTTP interface that downloads need, and its refusals.
+"""A small Hugging Face Hub on 127.0.0.1: the part of its HTTP interface that downloads need, and its error responses.
 
 with Hub() as hub:
     hub.add("org/name", {"adapter_config.json": b"{}"}, tokens=["hf_reader"])
@@ -21,18 +21,18 @@ from urllib.parse import unquote, urlsplit
 
 @dataclass
 class Repository:
-    """One repository at one commit; `tokens` None is public, `gated` shows the page to all and files to `tokens`."""
+    """One repository at one commit; `tokens` None: public; `gated`: metadata is public, files require a token."""
 
     files: dict[str, bytes]
     tokens: Sequence[str] | None
     gated: bool
     commit: str
-    sizes: dict[str, int] = field(default_factory=dict)  # what is claimed instead of the true size
+    sizes: dict[str, int] = field(default_factory=dict)  # the reported size, instead of the true one
 
 
 @dataclass
 class Hub:
-    """The server; `requests` are its (method, path) so far, `failing` a status for every answer, `delay` seconds."""
+    """The server. `requests` are its (method, path) so far; `failing` is a status for all answers; `delay` in seconds."""
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     known_tokens: set[str] = field(default_factory=set)
@@ -41,7 +41,7 @@ class Hub:
     delay: float = 0.0
     drip: float | None = None  # seconds between the bytes of a GET's answer
     page: bytes | None = None  # the metadata of every repository, instead of the true one
-    headers: dict[str, str] = field(default_factory=dict)  # further ones of every GET's answer
+    headers: dict[str, str] = field(default_factory=dict)  # additional headers of every answer to a GET
 
     def __enter__(self) -> Self:
         hub = self
@@ -68,14 +68,14 @@ class Hub:
     def add(
         self, name: str, files: Mapping[str, bytes], *, tokens: Sequence[str] | None = None, gated: bool = False
     ) -> Repository:
-        """Put `files` up as a new commit of `name`; with `tokens`, only their holders may read them."""
+        """Publish `files` as a new commit of `name`; `tokens` restricts access to these tokens."""
         content = repr((name, sorted(files.items()))).encode()
         self.repositories[name] = Repository(dict(files), tokens, gated, hashlib.sha1(content).hexdigest())
         self.known_tokens.update(tokens or ())
         return self.repositories[name]
 
     def count(self, method: str, ending: str) -> int:
-        """How many requests of `method` there were for paths that end in `ending`."""
+        """The number of requests with `method` for paths that end with `ending`."""
         return sum(m == method and path.endswith(ending) for m, path in self.requests)
 
 
@@ -107,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._file(name, revision, file)
 
     def _repository(self, name: str, revision: str, *, file: bool) -> Repository | None:
-        """The repository, or None after a refusal as the real hub words it."""
+        """The repository, or None after an error response with the real hub's wording."""
         token = self.headers.get("authorization", "").removeprefix("Bearer ")
         if token and token not in self.fake_hub.known_tokens:
             return self._refuse(401, "", "Invalid credentials in Authorization header")
@@ -156,7 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.fake_hub.drip is None or not self.path.count("/resolve/"):
             self.wfile.write(content)
             return
-        with contextlib.suppress(OSError):  # the client has gone
+        with contextlib.suppress(OSError):  # the client has disconnected
             for byte in content:
                 self.wfile.write(bytes([byte]))
                 self.wfile.flush()

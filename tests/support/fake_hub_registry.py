@@ -1,4 +1,4 @@
-"""A registry over the hub plugin, whose clock the test sets."""
+"""A registry with the hub plugin, whose clock the test sets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from motet.plugins.sources.hub import HubAdapters
 
 
 class HubRegistry:
-    """A registry over the hub plugin, and its clock."""
+    """A registry with the hub plugin, and its clock."""
 
     def __init__(self, cache: Path) -> None:
         source = self.source = HubAdapters()

@@ -1,6 +1,7 @@
-"""A model runner made of dictionaries: it checks every token, block, slot and page of the scheduler's plans.
+"""A fake model runner that stores the KV cache in dictionaries.
 
-All tokens of a test are different numbers, so that a row of the KV cache identifies its sequence and position.
+It checks every token, block, slot and page of the scheduler's plans.
+All tokens of a test are distinct, so that a row of the KV cache identifies its sequence and position.
 """
 
 from __future__ import annotations
@@ -56,12 +57,12 @@ class FakeModelRunner:
         return ids[0]
 
     def abort(self, id: str) -> None:
-        """End a sequence, as when its client is gone."""
+        """Abort a sequence, as when its client disconnects."""
         del self.texts[id]
         assert self.scheduler.finish(id) is not None
 
     def report(self, adapter: str, works: bool) -> None:
-        """Every rank has finished an installation."""
+        """Report that every rank has installed the adapter."""
         command = self.installing.pop(adapter)
         if works:
             self.scheduler.slots.mark_ready(adapter)
@@ -78,7 +79,7 @@ class FakeModelRunner:
         step = self.scheduler.schedule(self.now)
         remaining = [s.precedence for s in before if s in self.scheduler.running]
         preempted = [s for s in before if s in self.scheduler.waiting]
-        # All sequences of an adapter may be preempted for a better priority; so the order holds within a priority.
+        # A better priority may preempt all sequences of an adapter, so that the order holds only within one priority.
         for sequence in preempted:
             worse = [p for p in remaining if p > sequence.precedence and p.priority == sequence.request.priority]
             assert not worse or any(s.request.priority < sequence.request.priority for s in self.scheduler.sequences())

@@ -1,6 +1,6 @@
 """`python -m support.full_disk ROOT`: a server on a small disk, mounted at ROOT/data, which becomes full.
 
-A process of its own, since only it sees the mount. Fails by an AssertionError.
+Runs in a separate process, since the mount is visible only there. Raises AssertionError on failure.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MIB = 1 << 20
 
 
 def fill(path: Path) -> None:
-    """Leave no byte on the disk of `path`."""
+    """Fill the disk of `path` completely."""
     with path.open("wb", buffering=0) as file, suppress(OSError):
         while True:
             file.write(bytes(4096))
@@ -34,7 +34,7 @@ async def fails(awaitable: Any) -> None:
 
 
 async def scenario(client: AsyncOpenAI, server: Running) -> None:
-    """What works before, on, and after a full disk."""
+    """Check what works before, while and after the disk is full."""
     data = server.api.services.database.directory
     file = await client.files.create(file=("a", bytes(MIB)), purpose="batch")
     kept = await client.responses.create(model="", input="hi")

@@ -1,4 +1,4 @@
-"""An HTTP/2 client whose frames a test writes one by one."""
+"""An HTTP/2 client with which a test sends single frames."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from h2.events import DataReceived, Event, ResponseReceived, StreamEnded
 
 
 class Http2Client:
-    """One connection; frames go out when they are `flush`ed. Call `h2.initiate_connection()` first, or upgrade."""
+    """One connection; `flush` sends the frames. Call `h2.initiate_connection()` first, or upgrade."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.h2 = H2Connection(H2Configuration(header_encoding="utf-8"))
@@ -21,7 +21,7 @@ class Http2Client:
         await self._writer.drain()
 
     async def until(self, kind: type[Event]) -> list[Event]:
-        """The events up to one of a `kind`; fewer where the server closes the connection before it."""
+        """The events up to the first of class `kind`, or until the server closes the connection."""
         seen: list[Event] = []
         while not any(isinstance(event, kind) for event in seen):
             data = await asyncio.wait_for(self._reader.read(1 << 16), 5)

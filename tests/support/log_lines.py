@@ -1,4 +1,4 @@
-"""Log lines as the JSON format writes them, kept while a block runs."""
+"""Collects log lines, as fields of the JSON format, while a block runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from motet.core.logs import json_fields
 
 @contextmanager
 def log_lines(level: str = "INFO") -> Iterator[list[dict[str, Any]]]:
-    """The lines of at least `level` that are written inside, as their fields."""
+    """The fields of lines of at least `level` that are logged inside the block."""
     lines: list[dict[str, Any]] = []
     handler = logger.add(lambda message: lines.append(json_fields(message.record)), level=level, format="{message}")
     try:

@@ -1,7 +1,7 @@
 """A model that answers every chat with one word, with a long context: for clients whose first prompt is long.
 
-Its weights are made, not trained. The residual stream is the token's embedding: attention and MLP add nothing. The line
-break that ends the prompt leads to the word, and every other token to the end of the answer.
+Its weights are constructed, not trained. The residual stream is the token's embedding: attention and MLP add
+nothing. The line break that ends the prompt leads to the word, and every other token to the end of the answer.
 """
 
 from __future__ import annotations

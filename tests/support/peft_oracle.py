@@ -1,4 +1,4 @@
-"""The oracle: transformers + PEFT in fp32, and random PEFT adapters of every shape to compare with."""
+"""The reference: transformers + PEFT in fp32, and random PEFT adapters of every shape."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 @dataclass(frozen=True)
 class AdapterCase:
-    """One point of the sweep."""
+    """One case of the parameter sweep."""
 
     rank: int
     scale: str
@@ -32,17 +32,17 @@ class AdapterCase:
 
     @property
     def name(self) -> str:
-        """A directory name."""
+        """The case's directory name."""
         return f"r{self.rank}-{self.scale}-{self.targets}"
 
 
 def all_cases() -> list[AdapterCase]:
-    """The whole sweep."""
+    """All cases."""
     return [AdapterCase(*point) for point in product(RANKS, SCALES, TARGETS)]
 
 
 def pairwise_cases() -> list[AdapterCase]:
-    """Points such that every two values of different axes meet: rank with targets in full, the scale in turn."""
+    """Cases that cover all pairs of values: every rank with every target set, and the scales in rotation."""
     return [
         AdapterCase(rank, SCALES[(i + j) % len(SCALES)], targets)
         for i, rank in enumerate(RANKS)
@@ -51,14 +51,14 @@ def pairwise_cases() -> list[AdapterCase]:
 
 
 def each_value_cases() -> list[AdapterCase]:
-    """One point per rank, which together have every scale and every form of targets."""
+    """One case per rank; together they cover every scale and every form of target_modules."""
     return [
         AdapterCase(rank, SCALES[i % len(SCALES)], TARGETS[i % len(TARGETS)]) for i, rank in enumerate(reversed(RANKS))
     ]
 
 
 def write_adapter(base: Any, case: AdapterCase, directory: Path) -> Path:
-    """Save a random adapter for `case` in PEFT's own format. Leaves `base` as it was."""
+    """Save a random adapter for `case` in PEFT's own format. Does not change `base`."""
     torch.manual_seed(case.rank * 101 + len(case.name))
     options: dict[str, Any] = {"r": case.rank, "lora_alpha": 2 * case.rank, "use_rslora": case.scale == "rslora"}
     if case.scale == "rslora":
@@ -90,7 +90,7 @@ def write_adapter(base: Any, case: AdapterCase, directory: Path) -> Path:
 
 
 class Oracle:
-    """transformers + PEFT over one base model."""
+    """transformers + PEFT with one base model."""
 
     def __init__(self, model_directory: Path) -> None:
         self.base = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32).eval()
@@ -98,13 +98,13 @@ class Oracle:
 
     @torch.no_grad()
     def score(self, prompt: list[int], output: list[int], adapter: Path | None) -> tuple[list[Scored], list[float]]:
-        """What greedy decoding picks after the prompt and each prefix of `output`, and how close the best two are."""
+        """The greedy token after the prompt and each prefix of `output`, and the gap of the best two."""
         ids = torch.tensor([[*prompt, *output]])
         if adapter is None:
             logits = self.base(ids).logits
         else:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # PEFT warns of the tensors that a case leaves out on purpose
+                warnings.simplefilter("ignore")  # PEFT warns about tensors that a case omits on purpose
                 model = PeftModel.from_pretrained(self.base, str(adapter)).eval()
             logits = model(ids).logits
             self.base = model.unload()

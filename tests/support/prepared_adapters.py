@@ -12,10 +12,10 @@ from motet.engine.adapters.prepare import Target, prepare_adapter
 
 
 def target_in(directory: Path, shards: int = 1) -> Target:
-    """What adapters are prepared for: float32 on `shards` ranks, with the cache and the base model in `directory`."""
+    """The loader's spec: float32 on `shards` ranks, with the cache and the base model in `directory`."""
     return Target(MODEL, "base", shards, torch.float32, 8, directory / "cache", directory / "model")
 
 
 def prepare(source: Path, target: Target, *weights: float) -> PreparedAdapter:
-    """Prepare the adapter in `source`; several weights merge it with itself."""
+    """Prepare the adapter in `source`; with several weights, merge it with itself."""
     return prepare_adapter([AdapterPart(str(source), weight) for weight in weights or (1.0,)], target)

@@ -1,4 +1,4 @@
-"""The queries of the dashboard and the alert rules, and the metrics and labels that they name, without running them."""
+"""Extracts queries from the dashboard and the alert rules, and the metrics and labels that they use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _GROUPING = re.compile(r"\b(?:by|on|without|ignoring)\s*\(([^)]*)\)")
 
 @dataclass(frozen=True)
 class Selector:
-    """A metric, the labels that are matched, and the literal values among them."""
+    """A metric, the labels that a query matches, and their literal values."""
 
     metric: str
     labels: frozenset[str]
@@ -28,7 +28,7 @@ class Selector:
 
 
 def queries() -> dict[str, str]:
-    """Every query by its panel's or alert's name."""
+    """Every query, by the name of its panel or alert."""
     panels = json.loads(DASHBOARD.read_bytes())["panels"]
     found = {f"{panel['title']} {t['refId']}": t["expr"] for panel in panels for t in panel.get("targets", ())}
     rules = [rule for group in yaml.safe_load(ALERTS.read_bytes())["groups"] for rule in group["rules"]]

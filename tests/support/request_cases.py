@@ -1,4 +1,4 @@
-"""Rows of a table: one request of a client, by the public report that has it, and the verdict that is right."""
+"""Table rows: one client request from a public report, and the expected response."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """What is sent, and the answer's status, error, ignored fields and values.
+    """A request, and the expected status, error, ignored fields and values.
 
-    `values` are paths into the answer's JSON (`choices.0.finish_reason`) with what is there; `has` is a part of its
-    text. A field of `body` that is `...` is left out although `path` has a default for it.
+    `values` are paths into the answer's JSON (`choices.0.finish_reason`) with the expected values; `has` is a
+    substring of the body. A field of `body` that is `...` is omitted although `path` has a default for it.
     """
 
     slug: str
@@ -55,7 +55,7 @@ def send(client: httpx2.Client, row: Row) -> httpx2.Response:
 
 
 def check(row: Row, response: httpx2.Response) -> None:
-    """Assert that `response` is the verdict of `row`."""
+    """Assert that `response` is as `row` expects."""
     assert response.status_code == row.status, response.text
     assert response.headers.get("x-motet-ignored") == row.ignored
     if row.status >= 400 and row.code is not None:
@@ -70,7 +70,7 @@ def check(row: Row, response: httpx2.Response) -> None:
 
 
 def value_at(value: Any, path: str) -> Any:
-    """What is at `path`, such as `choices.0.text`; numbers index lists, and `#` is a length."""
+    """The value at `path`, such as `choices.0.text`; numbers index lists, and `#` is a length."""
     for name in path.split("."):
         value = len(value) if name == "#" else value[int(name)] if isinstance(value, list) else value[name]
     return value

@@ -1,4 +1,4 @@
-"""OpenAI's Responses on the scripted API."""
+"""Calls of OpenAI's Responses routes on the scripted API."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ async def events_of(caller: Caller, body: dict[str, Any]) -> list[dict[str, Any]
 
 
 async def read_events(response: Any) -> list[dict[str, Any]]:
-    """The events of a response that streams."""
+    """The events of a streamed response."""
     found = []
     for frame in filter(None, (await response.get_data()).decode().strip().split("\n\n")):
         kind, data = frame.split("\n")

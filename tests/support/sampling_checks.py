@@ -1,7 +1,7 @@
-"""Exact checks of sampling: draws put into the middle of each step of a distribution, and transformers' own.
+"""Exact checks of sampling: random numbers in the middle of each token's interval, and transformers' processors.
 
-A sampler must answer such a draw with exactly that token, so that the kept set and every probability are checked,
-not estimated.
+For each number, a sampler must return exactly that token. So the set of candidates and every probability are
+checked, not estimated.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from motet.engine.schedule.sequence import Sequence
 GREEDY = SamplingParams(max_tokens=99, temperature=0.0)
 PLAIN = SamplingParams(max_tokens=99)
 NARROW = 1e-4
-"""Steps of a distribution below this are within rounding of their neighbours."""
+"""Intervals narrower than this are within rounding errors of their neighbours."""
 
 
 def row(
     params: SamplingParams, prompt: tuple[int, ...] = (0,), output: tuple[int, ...] = (), id: str = "x"
 ) -> Sequence:
-    """A sequence that has come as far as `output`."""
+    """A sequence that has generated `output`."""
     return Sequence(AddRequest(id, prompt, params), b"", Precedence(0, 0, 0), 0.0, output=list(output))
 
 
@@ -49,14 +49,14 @@ def random_logits(seed: int, rows: int, size: int, spread: float = 3.0) -> Tenso
 
 @contextmanager
 def drawing(draw: float) -> Iterator[None]:
-    """Let every row draw this number."""
+    """Make every row use this random number."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "uniform", lambda seed, position: draw)
         yield
 
 
 def choose(logits: Tensor, sequence: Sequence, draw: float | None = None, mask: Tensor | None = None) -> int:
-    """What a fresh sampler picks for one row of logits [V]."""
+    """The token that a new sampler picks for one row of logits [V]."""
     masks = {} if mask is None else {0: mask}
     if draw is None:
         return Sampler(len(logits))(logits[None].clone(), [sequence], masks)[0].token
@@ -65,7 +65,7 @@ def choose(logits: Tensor, sequence: Sequence, draw: float | None = None, mask: 
 
 
 def transformers_distribution(logits: Tensor, sequence: Sequence) -> Tensor:
-    """What transformers samples from, in its order of processors: fp64 [V]."""
+    """The distribution that transformers samples from, with its order of processors: fp64 [V]."""
     p = sequence.request.params
     steps = LogitsProcessorList()
     if p.repetition_penalty != 1:
@@ -82,7 +82,7 @@ def transformers_distribution(logits: Tensor, sequence: Sequence) -> Tensor:
 
 
 def assert_samples_from(expected: Tensor, logits: Tensor, sequence: Sequence) -> None:
-    """The sampler's steps are `expected`'s: by id if nothing is truncated, else best first."""
+    """Assert that the sampler's distribution is `expected`: by token id if nothing is truncated, else best first."""
     p = sequence.request.params
     truncated = bool(p.top_k or p.top_p < 1 or p.min_p)
     order = torch.argsort(expected, descending=True) if truncated else torch.arange(len(expected))
@@ -98,7 +98,7 @@ def assert_samples_from(expected: Tensor, logits: Tensor, sequence: Sequence) ->
 
 
 def clear_of_edges(warped: Tensor, p: SamplingParams) -> bool:
-    """Whether no token is so close to a threshold that rounding alone decides."""
+    """Whether no token is so close to a threshold that rounding decides."""
     best = torch.softmax(warped.double(), dim=-1).sort(descending=True).values
     if p.top_k:
         best = best[: p.top_k] / best[: p.top_k].sum()

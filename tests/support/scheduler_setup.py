@@ -1,4 +1,4 @@
-"""Schedulers with few blocks, slots and tokens per step, and running them until all sequences have finished."""
+"""Creates schedulers with few blocks, slots and tokens per step, and runs them until all sequences have finished."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""An API process whose engine follows a script, for what the real one cannot be made to do on demand.
+"""An API process with a scripted engine, for behaviour that the real engine does not show on demand.
 
-Everything but the engine and the loader is real: tokenizer, template renderer, plugins, adapter registry. The
-tokenizer has one token a byte, so that texts and counts are easy to reason about.
+Everything but the engine and the loader is real: tokenizer, template renderer, plugins, adapter registry. The tokenizer
+has one token per byte, so that strings and counts are easy to compare.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ TEMPLATE = (
 
 
 def write_model(directory: Path, template: str | None = TEMPLATE) -> Path:
-    """A model directory (no weights) whose tokenizer has one token for each byte."""
+    """A model directory (no weights) whose tokenizer has one token per byte."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={letter: n for n, letter in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -63,7 +63,7 @@ Script = Callable[[AddRequest], str]
 
 @dataclass
 class ScriptedEngine:
-    """Says `script(request)`, one byte a step, so many of them at once; remembers what it was asked and what runs."""
+    """Generates `script(request)`, `at_once` bytes per step; records its requests and those that are running."""
 
     text: ModelTokenizer
     model: ModelInfo | None
@@ -149,13 +149,13 @@ class ScriptedEngine:
             self.running.discard(request.id)
 
     async def cancel(self, group: str) -> int:
-        """Remembers what was asked; there is nothing to end."""
+        """Records the call and does nothing else."""
         self.cancelled.append(group)
         return sum(submit.id in self.running for submit in self.submits if submit.belongs_to(group))
 
 
 class ShelfSource(AdapterSource):
-    """Adapters `one` and `two`; `secret` wants the token `hf_good`; `broken` is refused by the loader."""
+    """Adapters `one` and `two`; `secret` requires the token `hf_good`; the loader refuses `broken`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -180,7 +180,7 @@ class ShelfSource(AdapterSource):
 
 @dataclass
 class ScriptedLoader:
-    """Prepares every directory but `broken`; the print of a merge tells its parts and their weights.
+    """Prepares every directory but `broken`; the fingerprint of a merge contains its parts and their weights.
 
     Tokenizers are read as the real loader reads them, for the model in `base` that has `vocab_size` tokens.
     """
@@ -200,7 +200,7 @@ class ScriptedLoader:
 
 @dataclass
 class Scripted:
-    """The services of one API process, and the scripted parts of it."""
+    """The services of one API process, and its scripted parts."""
 
     services: Services
     engine: ScriptedEngine
@@ -211,7 +211,7 @@ class Scripted:
 async def scripted_api(
     root: Path, settings: Settings | None = None, template: str | None = TEMPLATE
 ) -> AsyncIterator[Scripted]:
-    """A whole API process around a scripted engine; `root` is an empty directory."""
+    """A whole API process with a scripted engine; `root` is an empty directory."""
     (root / "model").mkdir(parents=True)
     directory = write_model(root / "model", template)
     text = ModelTokenizer(directory)

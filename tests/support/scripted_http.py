@@ -1,4 +1,4 @@
-"""A scripted HTTP/1.1 server on 127.0.0.1: as much of it as a client needs to be tested, byte by byte."""
+"""A scripted HTTP/1.1 server on 127.0.0.1, for byte-exact tests of clients."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass
 class Reply:
-    """An answer in `pieces`, each sent by itself; without `chunked` the connection's end is the answer's end."""
+    """An answer whose `pieces` are sent separately; without `chunked`, closing the connection ends it."""
 
     pieces: Sequence[bytes]
     status: int = 200
@@ -24,7 +24,7 @@ class Reply:
 
 @dataclass
 class TinyServer:
-    """Answers every request with what `reply` makes of its JSON body, and notes what it was asked."""
+    """Answers every request with `reply(its JSON body)`, and records the requests."""
 
     reply: Callable[[dict[str, Any]], Reply]
     url: str = ""

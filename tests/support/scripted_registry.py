@@ -1,4 +1,4 @@
-"""Adapters without files worth reading: a source, a loader and an engine that do what a test tells them.
+"""Adapters without real files: a source, a loader and an engine that a test controls.
 
 For tests of the API's adapter registry alone; everything else uses the real loader and engine.
 """
@@ -26,7 +26,7 @@ from motet.core.messages import AdapterPart, PreparedAdapter
 
 @dataclass
 class Published:
-    """An adapter at the source: its revision, and who may use it (None: everybody)."""
+    """An adapter at the source: its revision, and the tokens that may use it (None: public)."""
 
     revision: str
     tokens: set[str | None] | None = None
@@ -39,8 +39,8 @@ class Published:
 class ScriptedSource(AdapterSource):
     """The source. Each step waits for `gates[step]` if there is one, then raises `errors[step]` if there is one.
 
-    `calls` are (step, id, token) as they begin; `verdicts` are (id, token, revision if admitted else None) as they
-    are given. Fetching one revision twice at the same time is a failure.
+    `calls` are (step, id, token) when they begin; `verdicts` are (id, token, revision if admitted else None) when they
+    are returned. Two concurrent fetches of one revision are a failure.
     """
 
     local_files: bool = False
@@ -75,7 +75,7 @@ class ScriptedSource(AdapterSource):
         return self.aliases
 
     def count(self, step: str) -> int:
-        """How many calls of `step` there were."""
+        """The number of calls of `step`."""
         return sum(call[0] == step for call in self.calls)
 
     async def _step(self, step: str, name: str, token: str | None) -> None:
@@ -99,7 +99,7 @@ class ScriptedSource(AdapterSource):
 
 @dataclass
 class FakeLoader:
-    """Prepares adapters into one that carries the text of their config files; `error` is raised if it is set."""
+    """Prepares an adapter that contains the text of its config file; raises `error` if it is set."""
 
     prepared: list[str] = field(default_factory=list)
     error: MotetError | None = None
@@ -150,7 +150,7 @@ class OverSocket(RemoteRegistry):
 
 
 class RegistrySetup:
-    """A registry over the sources `hub` and `demo`, what stands behind it, and `adapters`, which is how it is asked.
+    """A registry with the sources `hub` and `demo`, its scripted parts, and `adapters`, the interface to call.
 
     `now` is the clock of its authorisations, which hold for no time unless `limits` say so.
     """

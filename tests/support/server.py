@@ -49,7 +49,7 @@ class Server:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """A free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -57,9 +57,9 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def serving(*arguments: str, env: Mapping[str, str] | None = None, log: Path | None = None) -> Iterator[Server]:
-    """Run `motet serve` with `arguments`; ends it with SIGINT and checks that it leaves cleanly.
+    """Run `motet serve` with `arguments`; ends it with SIGINT and checks that it exits cleanly.
 
-    What its users store is gone afterwards, unless `arguments` have a --data-dir.
+    Stored files are deleted afterwards, unless `arguments` have a --data-dir.
     """
     port = free_port()
     path = log or Path(f"/tmp/motet-test-{port}.log")

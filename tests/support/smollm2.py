@@ -12,7 +12,7 @@ from motet.plugins.sources.smollm2 import Smollm2
 
 
 def smollm2_directory() -> Path:
-    """The converted directory, made first if need be (in a process of its own, since that warns)."""
+    """The converted directory; converts the model first if necessary (in a separate process, since that warns)."""
     location = Smollm2().locate("smollm2")
     target = converted_directory(location.path, cache_directory())
     if not target.is_dir():

@@ -1,6 +1,6 @@
-"""Installs tests/third_party/motet_sample as pip does, into a directory of its own: the environment stays as it is.
+"""Installs tests/third_party/motet_sample as pip does, into a separate directory: the environment does not change.
 
-env = with_plugins(sample_site())      # for a process in which the plugin is to be found
+env = with_plugins(sample_site())      # for a process that shall find the plugin
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ SOURCE = Path(__file__).parents[1] / "third_party" / "motet_sample"
 
 @functools.cache
 def sample_site() -> Path:
-    """A directory for PYTHONPATH with motet-sample installed; made once a test run."""
+    """A directory for PYTHONPATH with motet-sample installed; built once per test run."""
     place = Path(tempfile.mkdtemp(prefix="motet-sample-"))
     atexit.register(shutil.rmtree, place, ignore_errors=True)
-    # The build writes beside its sources: into a copy of them.
+    # The build writes into its source directory, so that it gets a copy.
     sources = shutil.copytree(SOURCE, place / "sources", ignore=shutil.ignore_patterns("build", "*.egg-info"))
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     command = [*pip, "--no-deps", "--no-build-isolation", "--target", str(place / "site"), str(sources)]
@@ -33,7 +33,7 @@ def sample_site() -> Path:
 
 
 def fake_site(place: Path, name: str, code: str) -> Path:
-    """A directory for PYTHONPATH with a distribution `name` whose plugin module holds `code`."""
+    """A directory for PYTHONPATH with a distribution `name` whose plugin module contains `code`."""
     module = name.replace("-", "_")
     (place / f"{module}.py").write_text(code)
     info = place / f"{module}-1.0.dist-info"

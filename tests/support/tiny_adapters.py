@@ -1,4 +1,4 @@
-"""Whole LoRA adapters of a tiny Llama, as tensors and as directories. No model of it is ever loaded."""
+"""Complete LoRA adapters of a tiny Llama, as tensors and as directories. The model itself is not loaded."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def name_of(layer: int, module: str, side: str) -> str:
 
 
 def adapter(rank: int = RANK) -> Tensors:
-    """A whole adapter, on every module of every layer."""
+    """A complete adapter, on every module of every layer."""
     torch.manual_seed(rank)
     sizes = {"o_proj": (24, 24), "gate_proj": (24, 36), "up_proj": (24, 36), "down_proj": (36, 24)}
     tensors: Tensors = {}
@@ -53,7 +53,7 @@ def adapter(rank: int = RANK) -> Tensors:
 
 
 def write(directory: Path, tensors: Tensors, **config: object) -> Path:
-    """An adapter's directory."""
+    """Write an adapter into a directory."""
     directory.mkdir(exist_ok=True)
     (directory / "adapter_config.json").write_text(json.dumps(CONFIG | config))
     save_file(tensors, directory / "adapter_model.safetensors")

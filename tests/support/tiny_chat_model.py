@@ -1,4 +1,4 @@
-"""A tiny random model that can chat: for tests that need a real server and not what it says."""
+"""A tiny random chat model, for tests that need a real server but no meaningful answers."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from support.tiny_models import write_model
 
 
 def write_chat_model(directory: Path, family: str = "llama") -> Path:
-    """Write weights, a tokenizer of one token a byte, and a chat template into `directory`."""
+    """Write weights, a tokenizer with one token per byte, and a chat template into `directory`."""
     return write_tokenizer(write_model(family, directory))

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of every family, written as transformers writes them."""
+"""Tiny random checkpoints of every model family, in the format of transformers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers import (
     SmolLM3Config,
 )
 
-# 12 heads over 6 key-value heads split over 1, 2 and 3 ranks; the vocabulary splits evenly over none but 1.
+# 12 heads and 6 key-value heads can be split across 1, 2 and 3 ranks; the vocabulary is divisible by none but 1.
 COMMON: dict[str, Any] = {
     "vocab_size": 259,
     "hidden_size": 96,
@@ -25,7 +25,7 @@ COMMON: dict[str, Any] = {
     "num_attention_heads": 12,
     "num_key_value_heads": 6,
     "max_position_embeddings": 512,
-    "initializer_range": 0.25,  # spreads the logits, so that greedy choices are no coin tosses
+    "initializer_range": 0.25,  # spreads the logits, so that rounding does not decide greedy choices
     "bos_token_id": 0,
     "eos_token_id": 1,
     "pad_token_id": 2,

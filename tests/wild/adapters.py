@@ -1,6 +1,6 @@
-"""A server with one tiny base model, and adapters of it in the forms that public reports describe.
+"""A server with one tiny base model, and adapters of it in the formats that public reports describe.
 
-Each form is made from what PEFT saves, edited as the report says, in a directory of its own below the adapter root.
+Each is made from what PEFT saves, edited as the report says, in its own directory below the adapter root.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Change = Callable[[Tensors], Tensors]
 
 @dataclass
 class AdapterServer:
-    """A real server over `forms.place` and over the hub cache `hub_cache`, and the PEFT oracle of its base model."""
+    """A real server with adapters in `forms.place` and the hub cache `hub_cache`, and the PEFT reference."""
 
     forms: AdapterForms
     oracle: Oracle
@@ -53,12 +53,12 @@ class AdapterServer:
         return self.client.post(path, json=body, headers=headers)
 
     def complete(self, model: str, **fields: Any) -> httpx2.Response:
-        """Ask for greedy tokens of `model` after the prompt, with their logprobs."""
+        """Request greedy tokens of `model` after the prompt, with their logprobs."""
         body = {"model": model, "prompt": PROMPT, "max_tokens": OUTPUT, "temperature": 0, "logprobs": 0}
         return self.post("/v1/completions", {**body, "ignore_eos": True, "return_token_ids": True, **fields})
 
     def assert_served(self, model: str, directory: Path | None) -> None:
-        """`model` answers as PEFT does with the adapter in `directory` (None: the base model)."""
+        """Assert that `model` answers as PEFT with the adapter in `directory` (None: the base model)."""
         response = self.complete(model)
         assert response.status_code == 200, response.text
         [choice] = response.json()["choices"]
@@ -78,7 +78,7 @@ class AdapterServer:
         return [model["id"] for model in self.client.get("/v1/models").json()["data"]]
 
     def wait_listed(self, *names: str) -> None:
-        """Return once GET /v1/models, which is kept for some seconds, lists all of `names`."""
+        """Wait until GET /v1/models, which is cached for some seconds, lists all of `names`."""
         deadline = time.monotonic() + 60
         while not set(names) <= set(self.listed()):
             assert time.monotonic() < deadline, f"{names} are not all in {self.listed()}"
@@ -87,7 +87,7 @@ class AdapterServer:
 
 @contextlib.contextmanager
 def serve_adapters(place: Path) -> Iterator[AdapterServer]:
-    """Start the server; its adapters' root, the hub's cache and its own cache are below `place`."""
+    """Start the server; the adapter root, the hub's cache and Motet's cache are below `place`."""
     model = write_chat_model(place / "models" / "tiny")
     root, hub_cache = place / "root", place / "hub"
     for directory in (root, hub_cache):
@@ -98,7 +98,7 @@ def serve_adapters(place: Path) -> Iterator[AdapterServer]:
     with Hub() as hub:
         hub.known_tokens.add("hf_operator")
         environment = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_operator", "MOTET_CACHE": str(place / "cache")}
-        environment["HF_HUB_OFFLINE"] = "0"  # whatever other tests of this process have set
+        environment["HF_HUB_OFFLINE"] = "0"  # other tests of this process may have set it
         forms, oracle = AdapterForms(root, model), Oracle(model)
         with (
             serving(*arguments, env={**os.environ, **environment}, log=place / "log") as server,

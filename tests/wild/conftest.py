@@ -1,4 +1,4 @@
-"""The servers that the cases share: one for adapters, and one for clients."""
+"""The servers that the tests share: one for adapters, and one for clients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def adapter_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdapterServer]:
-    """A server with an adapter root and a hub, to which each case adds its adapter."""
+    """A server with an adapter root and a hub, to which each test adds its adapter."""
     from wild.adapters import serve_adapters
 
     with serve_adapters(tmp_path_factory.mktemp("wild")) as running:
@@ -23,6 +23,6 @@ def adapter_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Adapter
 
 @pytest.fixture(scope="session")
 def client(server_url: str) -> Iterator[httpx2.Client]:
-    """A client of the one real server to which the requests of the field's clients are sent."""
+    """A client of the real server that receives the requests of known clients."""
     with httpx2.Client(base_url=server_url, timeout=120) as running:
         yield running

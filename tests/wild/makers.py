@@ -1,4 +1,4 @@
-"""Functions that make an adapter's directory, for tables of cases: each takes the forms and the directory's name."""
+"""Functions that create an adapter's directory, for tables of cases; each takes the forms and the directory's name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Maker = Callable[[AdapterForms, str], Path]
 
 
 def quietly(make: Maker) -> Maker:
-    """`make` without PEFT's warnings, since some forms are made on purpose of what PEFT warns of."""
+    """`make` without PEFT's warnings, since PEFT warns about some of these forms."""
 
     def silent(forms: AdapterForms, name: str) -> Path:
         with warnings.catch_warnings():
@@ -40,7 +40,7 @@ def bare_config(**fields: Any) -> Maker:
 
 
 def with_files(files: Mapping[str, bytes]) -> Maker:
-    """The plain adapter with more files, or others."""
+    """The plain adapter with additional or changed files."""
 
     def make(forms: AdapterForms, name: str) -> Path:
         directory = forms.changed(lambda tensors: tensors, name)
@@ -65,7 +65,7 @@ def files_instead(files: Mapping[str, bytes], *, keep_config: bool = False) -> M
 
 
 def saved(**options: Any) -> Maker:
-    """What PEFT saves for a LoraConfig with these options."""
+    """The adapter that PEFT saves for a LoraConfig with these options."""
     return quietly(lambda forms, name: forms.save(name, **options))
 
 

@@ -44,7 +44,7 @@ def server(adapter_server: AdapterServer) -> AdapterServer:
 
 @pytest.fixture
 def hub(server: AdapterServer) -> Iterator[Hub]:
-    """The server's hub, in good health again afterwards."""
+    """The server's hub; its faults are reset afterwards."""
     server.hub.requests.clear()
     yield server.hub
     server.hub.failing, server.hub.delay = None, 0.0
@@ -59,7 +59,7 @@ def heads(hub: Hub) -> int:
 
 @pytest.mark.parametrize("trouble", ["429", "500", "503", "slow"])
 def test_hub_trouble_and_a_loaded_adapter(server: AdapterServer, hub: Hub, trouble: str) -> None:
-    """huggingface_hub#3312, lorax#430, sglang PR 17248: it is served, and the hub is not asked for each request."""
+    """huggingface_hub#3312, lorax#430, sglang PR 17248: it is served without a hub request for each of ours."""
     name = f"org/loaded-{trouble}"
     commit = hub.add(name, files_of(server.forms.plain)).commit
     for _ in range(20):
@@ -93,7 +93,7 @@ def test_hub_trouble_for_longer_than_a_permission_holds(
             for _ in range(20):
                 assert await registry.serve(good, "hf_anybody")
             async with asyncio.timeout(20):
-                await until(lambda: heads(hub) == 2)  # the hub is asked once more, beside the requests
+                await until(lambda: heads(hub) == 2)  # one more request to the hub, in the background
             assert isinstance(await failure(registry.serve(AdapterRef("hub", "org/cold"))), Unavailable)
 
     with Hub() as hub:
@@ -103,7 +103,7 @@ def test_hub_trouble_for_longer_than_a_permission_holds(
 
 
 def test_offline_after_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """HF_HUB_OFFLINE=1: what is on the disk is served; anything else is a 404, which SDKs do not retry."""
+    """HF_HUB_OFFLINE=1: adapters on disk are served; others are a 404, which SDKs do not retry."""
 
     async def serve(name: str) -> str:
         async with HubRegistry(tmp_path) as registry:
@@ -151,7 +151,7 @@ def test_other_repositories(server: AdapterServer, hub: Hub, name: str, files: d
 
 
 def test_a_private_adapter_and_the_operators_token(server: AdapterServer, hub: Hub) -> None:
-    """lorax#541: the server's HF_TOKEN is not lent to callers; their own token is used."""
+    """lorax#541: callers do not use the server's HF_TOKEN, but their own token."""
     hub.add("org/private", files_of(server.forms.plain), tokens=["hf_operator", "hf_caller"])
     message = server.refusal("org/private", 404)
     assert "private: then send a hub token as api_token in the body or as the header x-adapter-token" in message
@@ -248,7 +248,7 @@ def named(adapter_server: AdapterServer) -> AdapterServer:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names(named: AdapterServer, name: str) -> None:
-    """sie#193, inspect_ai PR 3995, sglang#12745; trainer checkpoints: what is listed can be used in every route."""
+    """sie#193, inspect_ai PR 3995, sglang#12745; trainer checkpoints: every listed name works in every route."""
     named.assert_served(f"local:{name}", named.forms.plain)
     body = {"inputs": "hi", "parameters": {"adapter_id": name, "adapter_source": "local", "max_new_tokens": 1}}
     assert named.post("/generate", body).status_code == 200
@@ -304,7 +304,7 @@ def test_a_link_out_of_the_roots(server: AdapterServer, tmp_path: Path) -> None:
 
 
 def test_an_absolute_path(server: AdapterServer, tmp_path: Path) -> None:
-    """lorax#51, TGI#2143: inside a root it is served; elsewhere the error names the flag."""
+    """lorax#51, TGI#2143: inside a root it is served; outside, the error names the flag."""
     for path, status in ((server.forms.plain, 200), (tmp_path, 424)):
         parameters = {"adapter_id": str(path), "adapter_source": "local", "max_new_tokens": 1}
         response = server.post("/generate", {"inputs": "hi", "parameters": parameters})
@@ -343,7 +343,7 @@ def test_saved_again_under_one_name(server: AdapterServer) -> None:
 
 
 def test_overwritten_under_load(server: AdapterServer) -> None:
-    """Weights rewritten in place: the last good generation is served, and no answer is one that SDKs do not retry."""
+    """Weights rewritten in place: the last valid version is served, and every error is one that SDKs retry."""
     directory = server.forms.changed(lambda tensors: weights_of(server, 1), "busy")
     contents = [save(weights_of(server, seed)) for seed in (1, 2)]
     assert server.complete("local:busy").status_code == 200

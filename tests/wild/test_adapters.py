@@ -1,6 +1,6 @@
-"""Adapters as people publish them: one case per public report, with the verdict that is right.
+"""Adapters as people publish them: one case per public report, with the expected result.
 
-What is served has the tokens and logprobs of PEFT; what is refused names the field or tensor and what to do.
+A served adapter has the tokens and logprobs of PEFT; an error names the field or tensor and what to do.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Served:
 
 @dataclass(frozen=True)
 class Refused:
-    """An adapter that is refused with these words (a regex)."""
+    """An adapter that is refused with a message that matches this regex."""
 
     reports: str
     make: Maker

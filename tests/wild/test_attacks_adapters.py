@@ -1,4 +1,4 @@
-"""Attacks by adapters' files and sources: each is refused or bounded, and an ordinary adapter is served meanwhile."""
+"""Attacks by adapters' files and sources: each is refused or limited, and a normal adapter is served meanwhile."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from motet.engine.kernels import kernel_cache
 from motet.plugins.sources.local import LocalAdapters
 
 SECONDS = 10.0
-"""The most that an ordinary request may take beside an attack: far above what it takes, and below what attacks took."""
+"""The time limit for a normal request during an attack: far above the usual time, and below that of attacks."""
 
 BOMB = "(?:(?:a?){4294967}){429496}x"
 LARGE_MODEL = {f"model.layers.{i}.self_attn.{m}_proj": i for i in range(80) for m in "qkvo"}
@@ -152,7 +152,7 @@ def test_13_a_list_of_250_000_names(field: str) -> None:
 
 
 def slow_fetches(s: RegistrySetup, into: list[str]) -> None:
-    """Fetches of `org/slow…` never end; how those end is noted."""
+    """Fetches of `org/slow…` never end by themselves; records how they end."""
     fetch = s.hub.fetch
 
     async def drip(adapter: ResolvedAdapter, token: str | None, place: Path) -> Path:
@@ -213,7 +213,7 @@ def test_low_a_full_cache_disk_is_named(target: Target, victim: Path, monkeypatc
 
 
 def header(length: int | None = None, **tensors: Any) -> bytes:
-    """A safetensors file's beginning, with what is claimed about `tensors`."""
+    """A safetensors file's header, with false claims about `tensors`."""
     content = json.dumps(tensors).encode()
     return struct.pack("<Q", len(content) if length is None else length) + content
 

@@ -1,4 +1,4 @@
-"""Attacks by connections: clients that do not read, do not speak, speak nonsense or leave; others are served."""
+"""Attacks by connections: clients that do not read, send nothing, send garbage or disconnect; others are served."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from support.scripted_server import Running, scripted_server
 from motet.api.http import listener, slow_readers
 
 SECONDS = 10.0
-"""The most that an ordinary request may take beside an attack."""
+"""The time limit for a normal request during an attack."""
 
 BODY = json.dumps({"model": "", "messages": MESSAGES}).encode()
 HEAD = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n".encode()
@@ -30,7 +30,7 @@ HEALTH = [(":method", "GET"), (":scheme", "http"), (":authority", "localhost"), 
 
 
 def under_attack(root: Path, attack: Callable[[Running], Awaitable[None]]) -> None:
-    """Run `attack` on a server; an ordinary request is answered in time after it, and nothing was logged as a fault."""
+    """Run `attack` on a server; a normal request is answered in time after it, and no error was logged."""
     faults: list[str] = []
 
     async def main() -> None:
@@ -55,7 +55,7 @@ async def ordinary(server: Running) -> None:
 
 
 async def sent(server: Running, content: bytes) -> bytes:
-    """What the server answers to `content` until it closes the connection, or for a second after its last bytes."""
+    """The server's answer to `content`, until it closes the connection or sends nothing for a second."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     answer = b""
     with contextlib.suppress(TimeoutError, ConnectionError):
@@ -227,7 +227,7 @@ def test_withstood_http2(tmp_path: Path, flood: Callable[[Http2Client], None]) -
                 *_, last = await client.until(ConnectionTerminated)
                 assert isinstance(last, ConnectionTerminated)
                 assert last.error_code == ErrorCodes.ENHANCE_YOUR_CALM
-        except ConnectionError:  # it was closed before all was sent
+        except ConnectionError:  # it was closed before everything was sent
             pass
         client.close()
 

@@ -1,4 +1,4 @@
-"""A hub that lies, fails or sends bombs: an error of the server's own, nothing outside the cache, and it goes on."""
+"""A hub that lies, fails or sends bombs: the server returns an error, writes only into its cache, and continues."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attacks by requests: what one caller sends costs that caller alone, and an ordinary request is answered meanwhile."""
+"""Attacks by requests: one caller cannot slow down others; a normal request is answered meanwhile."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from motet.engine.client.template_renderer import TemplateRenderer
 from motet.engine.sampling.top_k_top_p import draw_tokens
 
 SECONDS = 10.0
-"""The most that an ordinary request may take beside an attack: far above what it takes, and below what attacks took."""
+"""The time limit for a normal request during an attack: far above the usual time, and below that of attacks."""
 
 INDENTING = "{{ (tools or custom_tools or []) | tojson(indent=4) }}" + TEMPLATE
 SLOW = "{% if documents %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{% endif %}"
 
 
 def deep(levels: int = 600) -> list[Any]:
-    """A value whose indentation costs `levels` for each of 40,000 elements."""
+    """A list of 40,000 elements, nested `levels` deep: indented JSON has a deeply indented line for each."""
     value: list[Any] = [0] * 40_000
     for _ in range(levels):
         value = [value]
@@ -45,7 +45,7 @@ def tool(**more: Any) -> dict[str, Any]:
 
 
 def keyed(root: Path, *names: str) -> Settings:
-    """Settings with an API key `sk-NAME` for each name; those of `boss` are an admin's."""
+    """Settings with an API key `sk-NAME` for each name; `boss` is an admin key."""
     file = root / "keys"
     file.write_text("\n".join(key_line(name, f"sk-{name}", name == "boss") for name in names))
     return Settings(api_keys=str(file))
@@ -56,7 +56,7 @@ def key(name: str) -> dict[str, str]:
 
 
 async def in_time(caller: Caller, path: str, body: dict[str, Any], **headers: str) -> None:
-    """Have an ordinary request answered, now and within SECONDS."""
+    """Assert that a normal request is answered within SECONDS."""
     async with asyncio.timeout(SECONDS):
         await caller.answer(path, body, **headers)
 
@@ -64,7 +64,7 @@ async def in_time(caller: Caller, path: str, body: dict[str, Any], **headers: st
 async def beside(
     attacks: list[Awaitable[Any]], victim: Awaitable[None], release: threading.Event | None = None
 ) -> list[int]:
-    """Run `victim` while `attacks` are going on, until `release`; their statuses where they have ended by then."""
+    """Run `victim` while `attacks` are going on, until `release`; returns the statuses of those that have ended."""
     tasks = [asyncio.ensure_future(attack) for attack in attacks]
     await asyncio.sleep(0.2)
     await victim
@@ -78,7 +78,7 @@ async def beside(
 
 
 def test_4_sampling_has_no_cliff() -> None:
-    """A flat distribution, the widest top_p and typical_p: no more than some ms a row, where sorting took 15."""
+    """A flat distribution, the widest top_p and typical_p: a few ms per row; sorting took 15 ms."""
     rows, size = 32, 49_152
     logits = torch.from_numpy(np.random.default_rng(0).normal(0, 0.5, (rows, size)).astype(np.float32))
     probabilities = torch.softmax(logits / 2, dim=-1)
@@ -141,7 +141,7 @@ def test_6_large_bodies_do_not_hold_up_the_bases_template(tmp_path: Path) -> Non
 
 
 def test_7_long_prompts_do_not_hold_up_shorter_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if tokenising 4 MB took for ever: the other key's prompt does not wait for any of them."""
+    """Tokenising never ends here: the other key's prompt does not wait for it."""
     released = threading.Event()
 
     async def scenario(caller: Caller) -> None:
@@ -234,7 +234,7 @@ ESCAPES = [
 
 
 async def rendered(renderer: TemplateRenderer, text: str) -> str:
-    """What `text` renders to, or why it was refused."""
+    """The rendered `text`, or the error message."""
     try:
         return await renderer.render(ChatTemplate(text, "adapter"), {"messages": MESSAGES}, "mallory")
     except InvalidRequest as error:

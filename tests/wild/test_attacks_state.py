@@ -1,4 +1,4 @@
-"""Attacks on what a server keeps, and bad luck: tenants, secrets, files, clocks and processes."""
+"""Attacks on stored state, and mishaps: tenants, secrets, files, clocks and processes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TOKEN = "hf_planted_secret"
 
 
 def keyed(root: Path, *names: str) -> Settings:
-    """Settings with an API key `sk-NAME` for each name; those of `boss` are an admin's."""
+    """Settings with an API key `sk-NAME` for each name; `boss` is an admin key."""
     file = root / "keys"
     file.write_text("\n".join(key_line(name, f"sk-{name}", name == "boss") for name in names))
     return Settings(api_keys=str(file))
@@ -50,7 +50,7 @@ async def content(size: int) -> AsyncIterator[bytes]:
 
 @pytest.fixture
 def umask() -> Iterator[None]:
-    """New files of this process may be read by others."""
+    """Set a umask with which other users may read new files."""
     before = os.umask(0o022)
     yield
     os.umask(before)
@@ -62,14 +62,14 @@ def test_8_a_suspended_machine_and_a_clock_step_end_no_process(tmp_path: Path) -
     monitor = HeartbeatMonitor(tmp_path / "heartbeat", 60.0, lambda: now[0])
     child.enter(SERVING)
     monitor.poll()
-    now[0] += 65  # the machine slept
+    now[0] += 65  # the machine was suspended
     monitor.poll()
     assert not monitor.hung
     for when in (time.time() - 120, time.time() + 60):  # as `touch -d '2 minutes ago'`
         os.utime(monitor.path, (when, when))
         monitor.poll()
         assert not monitor.hung
-    for _ in range(1300):  # it is the child that does not respond
+    for _ in range(1300):  # the child does not respond
         now[0] += 0.05
         monitor.poll()
     assert monitor.hung
@@ -114,7 +114,7 @@ def test_12_one_key_leaves_room_for_others(tmp_path: Path) -> None:
 
 
 def test_low_a_full_data_disk_is_named(tmp_path: Path) -> None:
-    """SQLite may not grow its file, as on a disk without room: what was computed is still answered."""
+    """SQLite cannot grow its file, as on a full disk: the computed answer is still sent."""
 
     async def scenario(caller: Caller) -> None:
         kept = await caller.answer(RESPONSES, {"input": "hi"})
@@ -136,7 +136,7 @@ def test_low_a_full_data_disk_is_named(tmp_path: Path) -> None:
 
 
 async def uploaded(caller: Caller, purpose: str, file: bytes) -> Any:
-    """The answer to an upload, whose length is sent as clients do."""
+    """The answer to an upload that has a Content-Length, as clients send it."""
     field = 'Content-Disposition: form-data; name="{}"'
     body = f"--b\r\n{field.format('purpose')}\r\n\r\n{purpose}\r\n--b\r\n{field.format('file')}; filename=a\r\n\r\n"
     content = body.encode() + file + b"\r\n--b--\r\n"
@@ -389,7 +389,7 @@ ELSEWHERE = [
 
 @pytest.mark.parametrize(("attack", "file", "test"), ELSEWHERE, ids=[row[0] for row in ELSEWHERE])
 def test_an_attack_that_needs_processes_is_run(attack: str, file: str, test: str) -> None:
-    """The test is there, and `make test` runs it."""
+    """The test exists, and `make test` runs it."""
     tree = ast.parse((TESTS / file).read_text())
     found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith(test)]
     assert found, attack

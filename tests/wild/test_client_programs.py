@@ -1,6 +1,5 @@
-"""Clients that need an installation: where each one is run, from one table.
-
-What stands for a program that is not installed here is the request that it sends, in the other files of this folder.
+"""Clients that must be installed: a table of the tests that run them. For programs that are not installed here, the
+other files of this folder test their requests.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ PROGRAMS = [
 
 @pytest.mark.parametrize(("program", "file", "test"), PROGRAMS, ids=[row[0] for row in PROGRAMS])
 def test_a_program_is_run(program: str, file: str, test: str) -> None:
-    """The test is there, and `make test-clients` runs it."""
+    """The test exists, and `make test-clients` runs it."""
     tree = ast.parse((ROOT / file).read_text())
     [found] = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith(test)]
     assert not any("slow" in ast.unparse(decorator) for decorator in found.decorator_list), program

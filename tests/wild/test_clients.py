@@ -1,4 +1,4 @@
-"""Requests of the field's clients that failed once, by their public reports: each has the right answer now."""
+"""Requests of known clients that failed according to public reports: each gets the correct answer."""
 
 from __future__ import annotations
 

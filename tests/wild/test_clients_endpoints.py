@@ -1,4 +1,4 @@
-"""Endpoints that clients look for: offered, or refused with what to use instead."""
+"""Endpoints that clients request: offered, or refused with an alternative."""
 
 from __future__ import annotations
 

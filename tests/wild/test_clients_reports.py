@@ -1,4 +1,4 @@
-"""Public reports about other servers: Motet has the right answer, and keeps it."""
+"""Bugs that are reported for other servers: Motet answers these requests correctly."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_the_right_answer(client: httpx2.Client, row: Row) -> None:
 
 
 def test_white_space_in_json_ends(client: httpx2.Client) -> None:
-    """vllm #38696, omlx #2990, mellea #1515: the most that bias can do is 12 spaces."""
+    """vllm #38696, omlx #2990, mellea #1515: the maximum effect of logit_bias is 12 spaces."""
     tokens = {
         token
         for text in (" ", "\n", "\t", "    ", "\n\n", "        ")
@@ -174,7 +174,7 @@ def test_tools_with_a_stream(client: httpx2.Client) -> None:
 
 
 def test_obsidian_s_origin(tmp_path: Path) -> None:
-    """obsidian-copilot #2877, #360, osaurus #952: allowed where it is set, and else a 403."""
+    """obsidian-copilot #2877, #360, osaurus #952: allowed if it is configured, else a 403."""
     page = {"origin": "app://obsidian.md", "x-stainless-os": "MacOS", "x-obsidian": "1"}
     asked = {**page, "access-control-request-method": "POST", "access-control-request-headers": "x-obsidian"}
 

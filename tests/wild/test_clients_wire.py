@@ -1,4 +1,4 @@
-"""How the field's clients use HTTP, byte by byte: the "Wire", "Streams" and "Limits" of the public reports."""
+"""How known clients use HTTP, byte by byte: the "Wire", "Streams" and "Limits" of the public reports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 def exchange(url: str, *pieces: bytes, until: bytes = b'"finish_reason":"length"') -> bytes:
-    """What the server sends for `pieces` sent one by one, up to the end of the connection or up to `until`."""
+    """The server's answer to `pieces`, sent separately, until the connection ends or up to `until`."""
 
     async def run() -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", httpx2.URL(url).port)
@@ -94,7 +94,7 @@ def test_a_connection_is_used_again_after_a_stream(server_url: str) -> None:
 
 @pytest.mark.parametrize("path", ["/chat/completions", "/v1/models", "/no/such/route"])
 def test_a_close_is_announced_where_the_body_is_not_read(server_url: str, path: str) -> None:
-    """A client sends the body in a packet of its own, and its next request on the same connection."""
+    """A client sends the body in a separate packet, and its next request on the same connection."""
     content = exchange(server_url, head(HOST, JSON, LENGTH, line=f"POST {path} HTTP/1.1"), BODY, until=b"}}")
     answer = content.partition(b"\r\n\r\n")[0].lower()
     assert answer.startswith((b"http/1.1 404 ", b"http/1.1 405 "))
@@ -213,7 +213,7 @@ def test_limits_of_size(client: httpx2.Client, tmp_path: Path) -> None:
     check(large, send(client, large))
 
     async def scenario(caller: Caller) -> None:
-        # Only the model's context stops them, and it says so.
+        # Only the model's context length ends them, and finish_reason says so.
         for messages in (MESSAGES * 4000, [{"role": "user", "content": "x" * 120_000}]):
             found = await caller.error(CHAT, {"messages": messages})
             assert found == (400, "context_length_exceeded", "messages")
