@@ -174,9 +174,9 @@ def spaced(rates: list[float]) -> str:
     return ", ".join(f"{rate:.1f}" for rate in rates)
 
 
-def verdict(what: str, ratio: float, wanted: float) -> str:
+def verdict(what: str, ratio: float, target: float) -> str:
     """A ratio and whether it reaches its target."""
-    return f"- {what}: **{ratio:.2f}** (at least {wanted}: {'met' if ratio >= wanted else 'missed'})"
+    return f"- {what}: **{ratio:.2f}** (at least {target}: {'met' if ratio >= target else 'missed'})"
 
 
 def machine() -> str:

@@ -35,9 +35,9 @@ class Served:
             sizes[name] = sizes.get(name, 0.0) + process.memory_info().rss / 2**20
         return sizes
 
-    def seconds(self, wanted: str) -> float:
+    def seconds(self, process_name: str) -> float:
         """The CPU seconds that the processes with this name have used so far."""
-        times = [process.cpu_times() for name, process in self._processes() if name == wanted]
+        times = [process.cpu_times() for name, process in self._processes() if name == process_name]
         return sum(used.user + used.system for used in times)
 
     def _processes(self) -> Iterator[tuple[str, psutil.Process]]:

@@ -8,7 +8,7 @@ import pytest
 from motet.core.blocking_calls import BlockingCalls
 
 
-def test_results_and_errors_come_back() -> None:
+def test_results_and_exceptions_are_returned() -> None:
     async def body() -> None:
         calls = BlockingCalls("test")
         assert await calls.run("a", lambda: 7) == 7
@@ -19,7 +19,7 @@ def test_results_and_errors_come_back() -> None:
     asyncio.run(body())
 
 
-def test_what_hangs_holds_up_its_own_key_alone() -> None:
+def test_a_hanging_call_blocks_only_its_own_key() -> None:
     released = threading.Event()
 
     async def body() -> None:
@@ -39,7 +39,7 @@ def test_what_hangs_holds_up_its_own_key_alone() -> None:
     asyncio.run(body())
 
 
-def test_a_call_that_outlives_its_loop_is_left_alone() -> None:
+def test_a_call_that_outlives_its_loop_raises_nothing() -> None:
     released = threading.Event()
 
     async def body() -> None:

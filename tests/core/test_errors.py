@@ -20,7 +20,7 @@ def tree(root: type[MotetError] = MotetError) -> list[type[MotetError]]:
 KINDS = tree()
 
 
-def test_the_tree_in_the_docstring_is_the_tree() -> None:
+def test_the_docstring_lists_all_classes() -> None:
     listed = [line.split("─ ")[-1].split()[0] for line in (errors.__doc__ or "").splitlines() if "─ " in line]
     assert sorted(listed) == sorted(kind.__name__ for kind in KINDS[1:])
     for line in (errors.__doc__ or "").splitlines():

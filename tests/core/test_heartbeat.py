@@ -118,7 +118,7 @@ def test_a_beat_is_written_once_per_second(child: Heartbeat, monitor: HeartbeatM
     assert monitor.path.stat().st_mtime_ns == first
 
 
-def test_a_process_whose_directory_is_gone_goes_on(child: Heartbeat, monitor: HeartbeatMonitor, clock: Clock) -> None:
+def test_a_process_continues_without_its_directory(child: Heartbeat, monitor: HeartbeatMonitor, clock: Clock) -> None:
     child.enter(SERVING)
     monitor.poll()
     monitor.path.unlink()

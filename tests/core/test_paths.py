@@ -43,7 +43,7 @@ def test_failed_build_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_renamed_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_synced_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Content first, then the name, then the directory that has the name."""
     order: list[str] = []
     sync, rename, replace = os.fsync, Path.rename, os.replace
@@ -65,7 +65,7 @@ def test_what_is_renamed_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.Monk
     assert sorted(path.name for path in (tmp_path / "place").iterdir()) == ["file", "target"]
 
 
-def test_racing_builds_leave_one_whole_result(tmp_path: Path) -> None:
+def test_racing_builds_leave_one_complete_result(tmp_path: Path) -> None:
     target = tmp_path / "target"
     everybody_builds = threading.Barrier(4)
     results: list[Path] = []
@@ -88,7 +88,7 @@ def test_racing_builds_leave_one_whole_result(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_failure_that_is_no_race_is_raised(tmp_path: Path) -> None:
+def test_a_failed_rename_without_a_race_is_raised(tmp_path: Path) -> None:
     target = tmp_path / "target"
 
     def fill(scratch: Path) -> None:
@@ -138,7 +138,7 @@ def test_paths_inside_their_root(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.sampled_from(["a", "..", ".", "b", "", "..."]), max_size=8))
-def test_inside_is_inside(parts: list[str]) -> None:
+def test_inside_never_returns_an_outside_path(parts: list[str]) -> None:
     root = Path("/nowhere/root")
     path = inside(root, "/".join(parts).lstrip("/"))
     assert path is None or root in path.parents

@@ -122,7 +122,7 @@ def test_wrong_files_name_the_key(tmp_path: Path, text: str, named: str) -> None
     assert str(path) in caught.value.message
 
 
-def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+def test_a_binary_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "motet.toml"
     path.write_bytes("port = 1  # hier h\u00f6ren".encode("latin-1"))
     with pytest.raises(StartupError, match=r"motet\.toml is not valid TOML"):
@@ -148,13 +148,13 @@ def test_flags_are_spelled_with_dashes() -> None:
     assert flag("max_batch_tokens") == "--max-batch-tokens"
 
 
-def test_a_slip_in_a_variables_name_is_found() -> None:
+def test_a_mistyped_variable_name_is_reported() -> None:
     slips = {"MOTET_API_KEY": "MOTET_API_KEYS", "MOTET_ADAPTER_ROOTS": "MOTET_ADAPTER_ROOT", "MOTET_PROT": "MOTET_PORT"}
     right = {"MOTET_PORT": "1", "MOTET_CACHE": "/c", "MOTET_CONFIG": "f", "MOTET_HUB_TOKEN": "t", "PORT": "2"}
     assert misspelt_variables({**dict.fromkeys(slips, "x"), **right, "MOTET_SAMPLE_ROOT": "/plugins"}) == slips
 
 
-def test_variables_of_kubernetes_services_are_no_settings() -> None:
+def test_variables_of_kubernetes_services_are_ignored() -> None:
     """What a pod gets for Services called `motet` and `motet-api`; a port that was meant is still read."""
     links = {
         "MOTET_SERVICE_HOST": "10.0.0.1",
@@ -201,12 +201,12 @@ def test_sizes(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "MiB", "1XB", "1 2", "-3", "1e9", "0x10", "1,5G", "١GiB nonsense"])
-def test_what_is_no_size(text: str) -> None:
+def test_invalid_sizes(text: str) -> None:
     with pytest.raises(ValueError, match="is not a size"):
         parse_size(text)
 
 
-def test_auto_is_no_size() -> None:
+def test_auto_is_not_a_size() -> None:
     assert Settings().size("kv_memory") is None
 
 

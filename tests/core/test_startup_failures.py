@@ -39,7 +39,7 @@ def test_it_is_one_line_with_the_remedy(error: Exception, remedy: str) -> None:
     assert type(error).__name__ in message
 
 
-def test_a_message_of_pages_is_one_line() -> None:
+def test_a_long_message_is_shortened_to_one_line() -> None:
     message = startup_failure(RuntimeError("one\ntwo\n" * 10_000), "engine", "loading the model").message
     assert "\n" not in message
     assert len(message) < 600
@@ -54,5 +54,5 @@ def test_a_message_of_pages_is_one_line() -> None:
         (1, "exit code 1"),
     ],
 )
-def test_a_process_that_ended_without_a_word(code: int, said: str) -> None:
+def test_a_process_that_ended_without_a_message(code: int, said: str) -> None:
     assert said in ended_at_start("engine", code, "loading the model").message

@@ -36,8 +36,8 @@ def read(name: str) -> str:
 
 def fences(name: str, *languages: str) -> list[Fence]:
     """The page's code blocks, in order; only those in `languages`, if there are any."""
-    found = [Fence(language, text) for language, text in _FENCE.findall(read(name))]
-    return [fence for fence in found if not languages or fence.language in languages]
+    blocks = [Fence(language, text) for language, text in _FENCE.findall(read(name))]
+    return [fence for fence in blocks if not languages or fence.language in languages]
 
 
 def prose(name: str) -> str:

@@ -12,8 +12,8 @@ CHANGES = re.findall(r"^### (.+)$", read(PAGE), re.MULTILINE)
 
 
 def test_common_changes_are_explained() -> None:
-    wanted = {"A plugin", "A model architecture", "A setting", "An endpoint", "An error code", "A metric"}
-    assert wanted <= set(CHANGES)
+    required = {"A plugin", "A model architecture", "A setting", "An endpoint", "An error code", "A metric"}
+    assert required <= set(CHANGES)
 
 
 @pytest.mark.parametrize("change", CHANGES)

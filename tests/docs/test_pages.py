@@ -31,12 +31,12 @@ PATH = re.compile(r"\.?(?:core|plugins|engine|api|tests|docker|docs|ci)/[\w./-]*
 
 def flags(parser: argparse.ArgumentParser) -> set[str]:
     """Every flag of a parser and of its commands."""
-    found = set()
+    options = set()
     for action in parser._actions:
-        found |= {option for option in action.option_strings if option.startswith("--")}
+        options |= {option for option in action.option_strings if option.startswith("--")}
         if isinstance(action, argparse._SubParsersAction):
-            found = found.union(*(flags(command) for command in action.choices.values()))
-    return found
+            options = options.union(*(flags(command) for command in action.choices.values()))
+    return options
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -35,11 +35,11 @@ PREFIX = "base_model.model.model.layers.0.self_attn.q_proj"
 
 def hooks() -> dict[str, str]:
     """Each hook's name and the name of the class that it registers."""
-    found = {}
+    registered = {}
     for name, hook in inspect.getmembers(hookspecs, inspect.isfunction):
         if name.startswith("register_"):
-            found[name] = hook.__annotations__["register"].removeprefix("Register[").removesuffix("]")
-    return found
+            registered[name] = hook.__annotations__["register"].removeprefix("Register[").removesuffix("]")
+    return registered
 
 
 def test_the_page_lists_exactly_the_hooks() -> None:

@@ -56,5 +56,5 @@ def test_the_voices_table_matches_a_real_run(server_url: str) -> None:
     fresh = rendered(answers(server_url))
     assert table.splitlines()[:4] == fresh.splitlines()[:4]
     assert table.splitlines()[5:] == fresh.splitlines()[5:]
-    printed, said = (text.splitlines()[4].split(" | ") for text in (table, fresh))
-    assert [cell[:40] for cell in printed] == [cell[:40] for cell in said]
+    printed, actual = (text.splitlines()[4].split(" | ") for text in (table, fresh))
+    assert [cell[:40] for cell in printed] == [cell[:40] for cell in actual]

@@ -37,9 +37,9 @@ def answers(url: str) -> dict[str, str]:
         return dict(zip(VOICES, pool.map(lambda voice: answer(url, voice), VOICES), strict=True))
 
 
-def rendered(said: dict[str, str]) -> str:
+def rendered(answer_by_voice: dict[str, str]) -> str:
     """The table and the lines around it, as in README."""
-    cells = [f"`{text}`" if text.startswith("{") else text.replace("|", r"\|") for text in said.values()]
+    cells = [f"`{text}`" if text.startswith("{") else text.replace("|", r"\|") for text in answer_by_voice.values()]
     lines = [
         f"> {QUESTION}",
         "",

@@ -23,12 +23,12 @@ async def events(caller: Caller, **body: Any) -> list[dict[str, Any]]:
     """The events of a streamed message."""
     response = await caller.post(PATH, {**DEFAULTS, "stream": True, **body})
     assert response.content_type.startswith("text/event-stream"), await response.get_data()
-    found = []
+    parsed = []
     for frame in filter(None, (await response.get_data()).decode().split("\n\n")):
         name, data = frame.split("\n")
-        found.append(json.loads(data.removeprefix("data: ")))
-        assert name == f"event: {found[-1]['type']}"
-    return found
+        parsed.append(json.loads(data.removeprefix("data: ")))
+        assert name == f"event: {parsed[-1]['type']}"
+    return parsed
 
 
 async def failure(caller: Caller, path: str = PATH, **body: Any) -> tuple[int, str, str]:

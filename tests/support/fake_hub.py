@@ -32,7 +32,7 @@ class Repository:
 
 @dataclass
 class Hub:
-    """The server. `requests` are its (method, path) so far; `failing` is a status for all answers; `delay` in seconds."""
+    """The server. `requests`: (method, path) so far; `failing`: the status of every answer; `delay`: in seconds."""
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     known_tokens: set[str] = field(default_factory=set)
@@ -111,39 +111,39 @@ class _Handler(BaseHTTPRequestHandler):
         token = self.headers.get("authorization", "").removeprefix("Bearer ")
         if token and token not in self.fake_hub.known_tokens:
             return self._refuse(401, "", "Invalid credentials in Authorization header")
-        found = self.fake_hub.repositories.get(name)
-        hidden = found is not None and found.tokens is not None and token not in found.tokens
-        if found is None or (hidden and not found.gated):
+        repository = self.fake_hub.repositories.get(name)
+        hidden = repository is not None and repository.tokens is not None and token not in repository.tokens
+        if repository is None or (hidden and not repository.gated):
             return self._refuse(404 if token else 401, "RepoNotFound", "Repository not found")
         if hidden and file:
             return self._refuse(403 if token else 401, "GatedRepo", f"Access to model {name} is restricted.")
-        if revision not in ("", "main", found.commit):
+        if revision not in ("", "main", repository.commit):
             return self._refuse(404, "RevisionNotFound", "Invalid rev id")
-        return found
+        return repository
 
     def _page(self, name: str, revision: str, *, tree: bool) -> None:
-        found = self._repository(name, revision, file=False)
-        if found is None:
+        repository = self._repository(name, revision, file=False)
+        if repository is None:
             return None
-        sizes = {file: found.sizes.get(file, len(content)) for file, content in found.files.items()}
+        sizes = {file: repository.sizes.get(file, len(content)) for file, content in repository.files.items()}
         if tree:
             entries = [{"type": "file", "path": f, "size": s, "oid": "0" * 40} for f, s in sizes.items()]
             return self._send(json.dumps(entries).encode())
         siblings = [{"rfilename": file, "size": size} for file, size in sizes.items()]
         if self.fake_hub.page is not None:
             return self._send(self.fake_hub.page)
-        page = {"id": name, "sha": found.commit, "gated": found.gated, "siblings": siblings}
+        page = {"id": name, "sha": repository.commit, "gated": repository.gated, "siblings": siblings}
         return self._send(json.dumps(page).encode())
 
     def _file(self, name: str, revision: str, file: str) -> None:
-        found = self._repository(name, revision, file=True)
-        if found is None:
+        repository = self._repository(name, revision, file=True)
+        if repository is None:
             return None
-        if file not in found.files:
+        if file not in repository.files:
             return self._refuse(404, "EntryNotFound", "Entry not found")
-        content = found.files[file]
+        content = repository.files[file]
         etag = hashlib.sha256(content).hexdigest()
-        return self._send(content, {"ETag": f'"{etag}"', "X-Repo-Commit": found.commit})
+        return self._send(content, {"ETag": f'"{etag}"', "X-Repo-Commit": repository.commit})
 
     def _send(self, content: bytes, headers: Mapping[str, str] | None = None, status: int = 200) -> None:
         self.send_response(status)

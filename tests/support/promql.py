@@ -30,9 +30,9 @@ class Selector:
 def queries() -> dict[str, str]:
     """Every query, by the name of its panel or alert."""
     panels = json.loads(DASHBOARD.read_bytes())["panels"]
-    found = {f"{panel['title']} {t['refId']}": t["expr"] for panel in panels for t in panel.get("targets", ())}
+    panel_queries = {f"{panel['title']} {t['refId']}": t["expr"] for panel in panels for t in panel.get("targets", ())}
     rules = [rule for group in yaml.safe_load(ALERTS.read_bytes())["groups"] for rule in group["rules"]]
-    return found | {rule["alert"]: rule["expr"] for rule in rules}
+    return panel_queries | {rule["alert"]: rule["expr"] for rule in rules}
 
 
 def selectors(query: str) -> Iterator[Selector]:
@@ -42,9 +42,9 @@ def selectors(query: str) -> Iterator[Selector]:
         name, matchers = match.groups()
         if name in _WORDS.split() or (matchers is None and "_" not in name and name != "up"):
             continue
-        found = re.findall(r'(\w+)\s*(=~|!=|!~|=)\s*"([^"]*)"', matchers or "")
-        values = tuple((label, value) for label, operator, value in found if operator == "=")
-        yield Selector(name, frozenset(label for label, _, _ in found), values)
+        matched = re.findall(r'(\w+)\s*(=~|!=|!~|=)\s*"([^"]*)"', matchers or "")
+        values = tuple((label, value) for label, operator, value in matched if operator == "=")
+        yield Selector(name, frozenset(label for label, _, _ in matched), values)
 
 
 def grouped(query: str) -> set[str]:

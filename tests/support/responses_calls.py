@@ -18,10 +18,10 @@ async def events_of(caller: Caller, body: dict[str, Any]) -> list[dict[str, Any]
 
 async def read_events(response: Any) -> list[dict[str, Any]]:
     """The events of a streamed response."""
-    found = []
+    parsed = []
     for frame in filter(None, (await response.get_data()).decode().strip().split("\n\n")):
         kind, data = frame.split("\n")
         event = json.loads(data.removeprefix("data: "))
         assert kind == f"event: {event['type']}"
-        found.append(event)
-    return found
+        parsed.append(event)
+    return parsed

@@ -87,14 +87,14 @@ class ScriptedSource(AdapterSource):
             raise self.errors[step]
 
     def _admitted(self, name: str, token: str | None) -> Published:
-        found = self.published.get(name)
-        admitted = found is not None and found.admits(token)
-        self.verdicts.append((name, token, found.revision if found and admitted else None))
-        if found is None:
+        published = self.published.get(name)
+        admitted = published is not None and published.admits(token)
+        self.verdicts.append((name, token, published.revision if published and admitted else None))
+        if published is None:
             raise NotFound(f"no {name}", param="model")
         if not admitted:
             raise Forbidden(f"not for {token}", param="model")
-        return found
+        return published
 
 
 @dataclass
