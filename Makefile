@@ -72,7 +72,7 @@ serve: install ## serve a model (PORT= HOST= MODEL= SHARDS= ARGS=) until Ctrl-C
 
 # make test WORKERS=4 runs the tests in four processes; the tests of one file stay in one, which shares their servers.
 WORKERS ?= 2
-PYTEST  := $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile
+PYTEST  := $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: test
 test: lint ## lint, type-check and run the tests that need no third-party client

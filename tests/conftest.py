@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,3 +33,12 @@ def server_url(smollm2_directory: Path) -> Iterator[str]:
 
     with serving() as server:
         yield server.url
+
+
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The test's own TMPDIR. Its path is short: paths of sockets have a maximum that tmp_path's nearly reach."""
+    with tempfile.TemporaryDirectory(prefix="motet-tmp-") as directory:
+        monkeypatch.setenv("TMPDIR", directory)
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        yield Path(directory)

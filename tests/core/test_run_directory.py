@@ -23,12 +23,7 @@ sys.stdin.read()
 """
 
 
-@pytest.fixture(autouse=True)
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory for temporary files of this test's own."""
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("temporary")
 
 
 def test_a_killed_servers_directory_is_removed_and_a_running_ones_is_not(temporary: Path) -> None:

@@ -171,9 +171,8 @@ def holds(path: Path, text: str) -> bool:
     return text.encode() in path.read_bytes()
 
 
-def test_low_the_leftovers_of_a_killed_supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(tempfile, "tempdir", None)
+@pytest.mark.usefixtures("temporary")
+def test_low_the_leftovers_of_a_killed_supervisor() -> None:
     program = (
         "import sys; from motet.core.run_directory import RunDirectory; d = RunDirectory(); print(d.path, flush=True)"
     )
