@@ -52,6 +52,7 @@ def index_is_reachable() -> bool:
     return True
 
 
+@pytest.mark.clients  # it downloads from a package index, as the clients' tests do
 @pytest.mark.parametrize("version", PYTHONS)
 def test_the_pins_resolve_on_a_stock_index(version: str, tmp_path: Path) -> None:
     if "CI" not in os.environ and not index_is_reachable():
