@@ -1,6 +1,6 @@
 """Installs tests/third_party/motet_sample as pip does, into a separate directory: the environment does not change.
 
-env = with_plugins(sample_site())      # for a process that shall find the plugin
+env = with_plugins(sample_site())      # for a process that loads the plugin
 """
 
 from __future__ import annotations
