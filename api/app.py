@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from quart import Blueprint, Quart
+from quart.routing import QuartRule
 
 from motet.api.anthropic import messages
 from motet.api.anthropic.errors import install_request_id
@@ -50,10 +53,22 @@ ROUTE_MODULES = (
 OPERATIONS = tuple(operation for module in (*ROUTE_MODULES, docs) for operation in module.OPERATIONS)
 
 
+class MatchedRule(QuartRule):
+    """A route that requests are matched with. Its URL is never built, and compiling builders is most of a start."""
+
+    def _compile_builder(self, append_unknown: bool = True) -> Callable[..., tuple[str, str]]:
+        return _build_no_url
+
+
+def _build_no_url(*_: Any, **__: Any) -> tuple[str, str]:
+    raise NotImplementedError("the server builds no URLs of its routes")
+
+
 def create_app(services: Services) -> Quart:
     """The application for one API process."""
     # Unused, but the framework's own search for it fails in a namespace package.
     app = Quart("motet.api", static_folder=None, instance_path=str(Path(__file__).parent))
+    app.url_rule_class = MatchedRule
     # An adapter's id may contain "//" (a URL); without this it would be redirected.
     app.url_map.merge_slashes = False
     max_body = services.settings.size("max_body") or DEFAULT_MAX_BODY

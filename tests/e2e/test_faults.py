@@ -86,7 +86,7 @@ def terminal() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("terminal")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
 def test_shutdown_drains_and_leaves_nothing_behind(number: signal.Signals, smollm2_directory: Path) -> None:
     with serving("--drain-seconds", "1") as server, httpx2.Client(base_url=server.url, timeout=60) as client:
         family = psutil.Process(server.process.pid).children(recursive=True)
@@ -144,7 +144,7 @@ def test_a_port_in_use() -> None:
         pytest.param(("--dtype", "bfloat16", "--device", "cpu"), "--dtype", marks=pytest.mark.slow),
         pytest.param(("--max-context", "100000"), "--max-context", marks=pytest.mark.slow),
         (("--kv-memory", "lots"), "--kv-memory"),
-        (("--kv-memory", "1MiB", "--max-context", "4096"), "--kv-memory"),
+        pytest.param(("--kv-memory", "1MiB", "--max-context", "4096"), "--kv-memory", marks=pytest.mark.slow),
         pytest.param(("--kv-memory", "900GiB", "--max-sequences", "4096"), "--kv-memory", marks=pytest.mark.slow),
         (("--api-keys", "/nowhere/keys"), "--api-keys"),
         (("--no-such-flag",), "--no-such-flag"),

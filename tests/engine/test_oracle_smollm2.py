@@ -21,7 +21,7 @@ TOKENS = {1: 16, 3: 8}  # by shards: three ranks on fewer cores are slow
 QUESTION = "<|im_start|>user\nWhere does the rain come from?<|im_end|>\n<|im_start|>assistant\n"
 
 
-@pytest.mark.parametrize("shards", TOKENS)
+@pytest.mark.parametrize("shards", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_demo_adapters_equal_peft(shards: int, smollm2_directory: Path) -> None:
     prompt = ModelTokenizer(smollm2_directory).encode(QUESTION, add_special_tokens=False)
     params = SamplingParams(max_tokens=TOKENS[shards], temperature=0.0, logprobs=0)

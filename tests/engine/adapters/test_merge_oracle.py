@@ -44,7 +44,7 @@ def merge_with_peft(base: Any, parts: list[AdapterPart], directory: Path) -> Pat
     return directory / "merged"
 
 
-@pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.parametrize("shards", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_merged_adapters_equal_pefts(shards: int, tmp_path: Path) -> None:
     directory = write_model("llama", tmp_path / "model")
     oracle = Oracle(directory)
