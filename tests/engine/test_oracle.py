@@ -20,7 +20,7 @@ from motet.core.sampling_params import SamplingParams
 from motet.core.settings import Settings
 from motet.engine.llm import Engine
 
-OUTPUT = 12
+OUTPUT = 8
 PARAMS = SamplingParams(max_tokens=OUTPUT, temperature=0.0, logprobs=0)
 SAMPLED = [("llama3", 2), ("mistral", 1), ("qwen2", 2), ("qwen3", 3), ("smollm3", 1)]
 ENGINES = [(family, shards) for family in FAMILIES for shards in (1, 2, 3)]
