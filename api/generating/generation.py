@@ -78,27 +78,27 @@ class Generation:
             record=checked.caller.record,
         )
 
-    @property
+    @cached_property
     def model(self) -> str:
         """What the request calls the model."""
         return self.checked.request.model
 
-    @property
+    @cached_property
     def tokenizer(self) -> ModelTokenizer:
         """What tokenises the prompts and answers: the adapter's own tokens, where it has some."""
         return self.checked.services.tokenizer
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """The answer's `system_fingerprint`."""
         return self.checked.services.fingerprint
 
-    @property
+    @cached_property
     def wants_logprobs(self) -> bool:
         """Whether the request asks for logprobs."""
         return self.checked.params.logprobs is not None
 
-    @property
+    @cached_property
     def include_usage(self) -> bool:
         """Whether a stream ends with the token counts."""
         return self.checked.request.include_usage

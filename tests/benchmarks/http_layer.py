@@ -113,9 +113,9 @@ def real_share(streams: int, tokens: int) -> None:
     with served(place, place / "log") as server:
         port = int(server.url.rpartition(":")[2])
         asyncio.run(many(port, streams, 4))
-        before = server.seconds("worker")
+        before = server.seconds("api.worker")
         made, seconds = asyncio.run(many(port, streams, tokens))
-        share = (server.seconds("worker") - before) / seconds
+        share = (server.seconds("api.worker") - before) / seconds
     shutil.rmtree(place)
     print(f"real engine, {streams} streams: {made / seconds:.0f} tokens/s; the API process took {share:.1%} of a core")
 

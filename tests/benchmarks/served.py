@@ -45,7 +45,7 @@ class Served:
         yield "serve", top
         for child in top.children(recursive=True):
             command = child.cmdline()
-            yield command[command.index("-m") + 1].rpartition(".")[2] if "-m" in command else child.name(), child
+            yield command[command.index("-m") + 1].removeprefix("motet.") if "-m" in command else child.name(), child
 
 
 @contextmanager
