@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cache
 from importlib.metadata import version
 
 from motet.api.adapters.registry import AdapterRegistry, ServedAdapter
@@ -25,8 +25,9 @@ from motet.engine.client.tokenizer import ModelTokenizer
 
 
 @cache
-def _version() -> str:
-    return version("motet")
+def _fingerprint(model_name: str, tokenizer: str) -> str:
+    facts = "\n".join((version("motet"), model_name, tokenizer))
+    return "fp_" + hashlib.sha256(facts.encode()).hexdigest()[:12]
 
 
 @dataclass
@@ -65,8 +66,7 @@ class Services:
         tokenizer = self.tokenizer.base.for_adapter(tokens) if tokens else self.tokenizer
         return replace(self, tokenizer=tokenizer, flow=caller.flow)
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """`system_fingerprint`: changes only with the version, model or tokenizer."""
-        facts = "\n".join((_version(), self.model_name, self.tokenizer.fingerprint))
-        return "fp_" + hashlib.sha256(facts.encode()).hexdigest()[:12]
+        """`system_fingerprint`: changes only with the version, base model or its tokenizer; not with the adapter."""
+        return _fingerprint(self.model_name, self.tokenizer.base.fingerprint)

@@ -25,7 +25,8 @@ def test_prompts_of_every_route(tmp_path: Path) -> None:
         adapter(tmp_path)
         h, i = caller.api.services.tokenizer.encode("hi", add_special_tokens=False)
         prompt = (256, h, i, 257)
-        await caller.answer(CHAT, {"model": ONE, "messages": MESSAGES})
+        chat = await caller.answer(CHAT, {"model": ONE, "messages": MESSAGES})
+        assert chat["system_fingerprint"] == caller.api.services.fingerprint, "it is the server's, not the adapter's"
         assert caller.api.engine.submits[-1].prompt == prompt
         await caller.answer("/v1/responses", {"model": ONE, "input": "hi", "store": False})
         assert caller.api.engine.submits[-1].prompt == prompt
