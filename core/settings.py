@@ -141,6 +141,11 @@ class Settings:
     )
     max_batch_tokens: int = _setting(512, "most tokens in one step", low=16, high=1 << 20, group="Batching and cache")
     max_sequences: int = _setting(256, "most sequences in one step", low=1, high=1 << 16)
+    overlap: str = _setting(
+        "auto",
+        "whether the next step is scheduled before the last one's tokens are known (auto: on CUDA)",
+        choices=("auto", "on", "off"),
+    )
     kv_memory: str = _setting("auto", "memory for the key-value cache, such as 4GiB", size=True)
     data_dir: str = _setting(
         "",

@@ -24,6 +24,7 @@ class EngineConfig(msgspec.Struct, frozen=True):
     max_batch_tokens: int
     max_sequences: int
     threads: int
+    overlap: str
 
     @classmethod
     def from_settings(cls, settings: Settings, directory: Path) -> EngineConfig:
@@ -40,4 +41,5 @@ class EngineConfig(msgspec.Struct, frozen=True):
             max_batch_tokens=settings.max_batch_tokens,
             max_sequences=settings.max_sequences,
             threads=max(1, (settings.threads or cpu_count()) // settings.shards),
+            overlap=settings.overlap,
         )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from motet.core import error_codes
 from motet.core.errors import Conflict, ErrorInfo, InvalidRequest, MotetError, Overloaded, Unavailable
@@ -28,11 +30,11 @@ from motet.core.messages import (
 from motet.core.model_source import ModelInfo
 from motet.engine.distributed.transport import EngineSockets
 from motet.engine.lora.adapter_installer import Installer
-from motet.engine.model_runner import ModelRunner
+from motet.engine.model_runner import ModelRunner, StepOutput
 from motet.engine.sampling.grammar_masks import GrammarCompiler
 from motet.engine.sampling.prompt_outputs import PromptOutputs
 from motet.engine.sampling.request_grammars import RequestGrammars
-from motet.engine.sampling.sampler import SampledToken, Sampler
+from motet.engine.sampling.sampler import SampledRows, SampledToken, Sampler
 from motet.engine.schedule.batch import Step
 from motet.engine.schedule.plan import InstallAdapter, InstallResult, Shutdown
 from motet.engine.schedule.scheduler import Scheduler
@@ -49,10 +51,26 @@ MAX_PER_OWNER = MAX_WAITING // 2
 """Sequences that one API key may have while this many sequences wait."""
 
 
-class EngineCore:
-    """The engine's decisions. `run` returns after `stop` was called."""
+@dataclass(frozen=True)
+class LaunchedStep:
+    """A step that the device has begun; its results have not been read."""
 
-    def __init__(self, runner: ModelRunner, model: ModelInfo, scheduler: Scheduler, sockets: EngineSockets) -> None:
+    step: Step
+    output: StepOutput
+    sampled: SampledRows | None
+
+
+class EngineCore:
+    """The engine's decisions. `run` returns after `stop` was called.
+
+    With `overlap`, the next step is scheduled and launched before the tokens of the last one are read, so that the
+    device does not wait for the host. Then sequences are found to have ended one step late, and their rows of that
+    step are dropped.
+    """
+
+    def __init__(
+        self, runner: ModelRunner, model: ModelInfo, scheduler: Scheduler, sockets: EngineSockets, overlap: bool
+    ) -> None:
         self.scheduler = scheduler
         self._runner, self._model, self._sockets = runner, model, sockets
         self._installer = Installer(runner.pool, tp_rank=0)
@@ -63,6 +81,8 @@ class EngineCore:
         self._grammars = RequestGrammars(GrammarCompiler(runner.directory, model.vocab_size, model.eos_token_ids))
         self._prompt_outputs = PromptOutputs()
         self._stats = StatLogger(scheduler)
+        self._overlap = overlap
+        self._launched: deque[LaunchedStep] = deque()
         self._stopping = False
         self.heartbeat: Heartbeat | None = None
 
@@ -92,8 +112,10 @@ class EngineCore:
         step = self.scheduler.schedule(now)
         self._change_slots()
         if step is not None:
-            self._run_step(step)
-        else:
+            self._launched.append(self._launch(step))
+        if self._launched and (step is None or len(self._launched) > self._overlap):
+            self._finish(self._launched.popleft())
+        elif step is None:
             self._sockets.wait(INSTALL_WAIT if self._install_results or self._grammars.busy else IDLE_WAIT)
 
     def _handle(self, client: bytes, message: ToEngine) -> None:
@@ -220,28 +242,45 @@ class EngineCore:
         for sequence in self.scheduler.waiting_for_adapter(result.fingerprint):
             self._fail(sequence, error.info())
 
-    def _run_step(self, step: Step) -> None:
-        """Run a step on all ranks, and sample a token for each of its rows."""
+    def _launch(self, step: Step) -> LaunchedStep:
+        """Begin a step on all ranks, and the sampling of a token for each of its rows."""
         self._sockets.broadcast(step.plan)
-        output = self._runner.execute(step.plan)
+        staged = self._runner.stage(step.plan)
+        batch = self._sampler.stage(step.rows, self._runner.staging)
+        output = self._runner.execute(staged)
+        sampled = None
+        if output.logits is not None:
+            sampled = self._sampler(output.logits, batch, self._grammars.masks(step.rows))
+            self._runner.store_samples(len(step.rows), sampled.ids)
+        self._grammars.block(step.rows)
+        return LaunchedStep(step, output, sampled)
+
+    def _finish(self, launched: LaunchedStep) -> None:
+        """Read a step's results, and send them."""
+        step, output = launched.step, launched.output
         self._prompt_outputs.add(step, output.prompt_logprobs, output.hidden_states)
         self._stats.prompt_tokens += sum(
             len(s.tokens) for s in step.plan.sequences if not s.sample or len(s.tokens) > 1
         )
-        for sequence in step.sequences:
-            if sequence.request.pooling is not None and not sequence.num_pending_tokens:
-                vector = self._prompt_outputs.take_vector(sequence)
-                self._sockets.send(sequence.client, Embedding(sequence.id, vector))
-                self._end(sequence.id)
-        if not step.rows:
+        for sequence, plan in zip(step.sequences, step.plan.sequences, strict=True):
+            if plan.pooling and plan.start + len(plan.tokens) == len(sequence.request.prompt):
+                self._send_vector(sequence)
+            if not self.scheduler.has(sequence):  # it has ended since the step was launched
+                self._prompt_outputs.forget(sequence.id)
+        if launched.sampled is None:
             return
-        assert output.logits is not None, "rank 0 has the logits"
-        samples = self._sampler(output.logits, step.rows, self._grammars.masks(step.rows))
+        samples = launched.sampled.read()
         self._stats.generated_tokens += len(samples)
-        tokens = [sampled.token for sampled in samples]
-        self._runner.store_samples(tokens, len(tokens))
-        self.scheduler.record_samples(step, tokens)
-        self._pass_on(zip(step.rows, samples, strict=True))
+        sequences = self.scheduler.record_samples(step, [sampled.token for sampled in samples])
+        pairs = zip(sequences, samples, strict=True)
+        self._pass_on((sequence, sampled) for sequence, sampled in pairs if sequence is not None)
+
+    def _send_vector(self, sequence: Sequence) -> None:
+        """Send the pooled vector of a prompt that has been computed; the sequence ends."""
+        if self.scheduler.has(sequence):
+            vector = self._prompt_outputs.take_vector(sequence)
+            self._sockets.send(sequence.client, Embedding(sequence.id, vector))
+            self._end(sequence.id)
 
     def _pass_on(self, samples: Iterable[tuple[Sequence, SampledToken]]) -> None:
         """Send sampled tokens, or pass them to their grammars, which have to accept them first."""
@@ -250,7 +289,7 @@ class EngineCore:
         for sequence, sampled in samples:
             ends = sampled.token in sequence.ending_ids
             if self._grammars.has(sequence.id) and not ends:
-                constrained.append((sequence, sampled, self._at_limit(sequence)))
+                constrained.append((sequence, sampled, len(sequence.output) >= sequence.max_output))
             else:
                 free.append((sequence, sampled, ends))
         self._grammars.advance(constrained)
@@ -269,13 +308,9 @@ class EngineCore:
                 for sequence in [s for s in self.scheduler.sequences() if s.client == client]:
                     self._end(sequence.id)
 
-    def _at_limit(self, sequence: Sequence) -> bool:
-        """Whether a sequence has max_tokens, or fills the context."""
-        max_tokens = sequence.request.params.max_tokens
-        return len(sequence.output) >= max_tokens or sequence.num_tokens >= self._model.max_context
-
     def _event(self, sequence: Sequence, sampled: SampledToken, complete: bool) -> TokenEvent:
-        finish: FinishReason | None = "stop" if complete else "length" if self._at_limit(sequence) else None
+        at_limit = len(sequence.output) >= sequence.max_output
+        finish: FinishReason | None = "stop" if complete else "length" if at_limit else None
         stop_id = sampled.token if sampled.token in sequence.ending_ids else None
         prompt_logprobs = self._prompt_outputs.take_logprobs(sequence)
         assert sequence.start_time is not None, "the sequence has run"

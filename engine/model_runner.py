@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from loguru import logger
 from torch import Tensor
@@ -14,16 +15,17 @@ from motet.engine.checkpoint import Checkpoint
 from motet.engine.distributed.process_group import ShardGroup
 from motet.engine.engine_config import EngineConfig
 from motet.engine.layers.attention import CacheShape, attention_backend, flash_attention
-from motet.engine.layers.forward_context import forward_context
+from motet.engine.layers.forward_context import ForwardContext, forward_context
 from motet.engine.layers.linear import attach_lora
 from motet.engine.lora.apply import warm_up
 from motet.engine.lora.pool import LoraPool, PoolSize
-from motet.engine.memory import MemoryPlan
+from motet.engine.memory import Capacity, MemoryPlan
 from motet.engine.models.architectures import ModelConfig, read_config
 from motet.engine.models.decoder import Decoder
 from motet.engine.models.linear_specs import module_shapes
 from motet.engine.sampling.prompt_logprobs import PromptLogprobs, prompt_logprobs_of
 from motet.engine.schedule.plan import SequencePlan, StepPlan
+from motet.engine.staging import StagingBuffer
 
 PROMPT_LOGPROB_ROWS = 64
 """Rows of logits [rows, vocab] that are in memory at once while prompt logprobs are computed."""
@@ -72,6 +74,18 @@ def resolve_dtype(engine_config: EngineConfig, config: ModelConfig, device: torc
 
 
 @dataclass(frozen=True)
+class StagedStep:
+    """A step's tensors. Token i is ids[i] [T], unless from_rows[i] says that it is the id that row rows[i] of the
+    previous step sampled. `prompt_logprob_ids` [M] are the plan's."""
+
+    context: ForwardContext
+    ids: Tensor
+    rows: Tensor
+    from_rows: Tensor
+    prompt_logprob_ids: Tensor
+
+
+@dataclass(frozen=True)
 class StepOutput:
     """A step's results: fp32 logits [sample rows, vocab], the logprobs of the plan's `prompt_logprob_ids`, and the fp32
     last hidden states [rows, hidden] of the sequences with `pooling`. Logits and logprobs are None on other ranks than
@@ -113,22 +127,34 @@ class ModelRunner:
         )
         self.pages = plan.pages
         self.attention = attention_backend(shape, device, self.dtype)
-        self._sampled = torch.zeros(engine_config.max_sequences, dtype=torch.long, device=device)
+        self.staging = StagingBuffer(staging_bytes(engine_config, self.capacity), device)
+        self._sampled = torch.zeros(engine_config.max_sequences, dtype=torch.int32, device=device)
+
+    def stage(self, plan: StepPlan) -> StagedStep:
+        """Put the step's numbers into a new content of `staging`; the caller may add its own before `execute`."""
+        self.staging.begin()
+        put = self.staging.put
+        tokens = np.array([t for s in plan.sequences for t in s.tokens], np.int32)
+        return StagedStep(
+            context=forward_context(plan, self.capacity.block_size, self.staging),
+            ids=put(tokens, "int32"),
+            rows=put(np.maximum(-1 - tokens, 0), "int32"),
+            from_rows=put(tokens < 0, "bool"),
+            prompt_logprob_ids=put([id for s in plan.sequences for id in s.prompt_logprob_ids], "int64"),
+        )
 
     @torch.inference_mode()
-    def execute(self, plan: StepPlan) -> StepOutput:
-        """Run one step."""
-        ids = torch.tensor([t for s in plan.sequences for t in s.tokens], device=self.device)
-        is_row = ids < 0  # the id that row -1 - ids of the previous step sampled
-        ids = torch.where(is_row, self._sampled[torch.where(is_row, -1 - ids, 0)], ids)
-        context = forward_context(plan, self.capacity.block_size, self.device)
-        hidden = self._decoder.forward(ids, context, self.attention)
+    def execute(self, step: StagedStep) -> StepOutput:
+        """Send what was staged, and begin the step."""
+        self.staging.send()
+        ids = torch.where(step.from_rows, self._sampled.index_select(0, step.rows), step.ids)
+        hidden = self._decoder.forward(ids, step.context, self.attention)
         logits = self._decoder.logits(hidden.sample)
-        return StepOutput(logits, self._prompt_logprobs(plan, hidden.prompt_logprobs), hidden.pooling.float())
+        prompt_logprobs = self._prompt_logprobs(step.prompt_logprob_ids, hidden.prompt_logprobs)
+        return StepOutput(logits, prompt_logprobs, hidden.pooling.float())
 
-    def _prompt_logprobs(self, plan: StepPlan, hidden: Tensor) -> PromptLogprobs | None:
-        """The logprobs of the plan's `prompt_logprob_ids`, from a few rows of logits at a time."""
-        ids = torch.tensor([id for s in plan.sequences for id in s.prompt_logprob_ids], device=self.device)
+    def _prompt_logprobs(self, ids: Tensor, hidden: Tensor) -> PromptLogprobs | None:
+        """The logprobs of `ids` [M], from a few rows of logits at a time."""
         parts = []
         for rows, row_ids in zip(hidden.split(PROMPT_LOGPROB_ROWS), ids.split(PROMPT_LOGPROB_ROWS), strict=True):
             logits = self._decoder.logits(rows)
@@ -136,16 +162,24 @@ class ModelRunner:
                 parts.append(prompt_logprobs_of(logits, row_ids))
         return PromptLogprobs.joined(parts) if parts else None
 
-    def store_samples(self, tokens: list[int], count: int) -> None:
-        """Store the step's `count` sampled ids for the next plan; rank 0 sends `tokens` to the other ranks."""
-        if not count:
-            return
-        fresh = torch.tensor(tokens, device=self.device) if tokens else self._sampled.new_empty(count)
-        self._sampled[:count] = self.group.broadcast(fresh)
+    def store_samples(self, count: int, sampled: Tensor | None = None) -> None:
+        """Store the step's sampled ids [count] (int32) for the next plan; rank 0 sends `sampled` to the other ranks."""
+        ids = self._sampled[:count]
+        if sampled is not None:
+            ids.copy_(sampled)
+        if count:
+            self.group.broadcast(ids)
 
     def warm_up(self) -> None:
         """Compile the kernels, with a prompt and a decode step on empty state, so that no request waits for them."""
         prompt = SequencePlan((0, 0), 0, (0,), True)
-        self.execute(StepPlan("", 0, (prompt,), ()))
-        self.execute(StepPlan("", 0, (SequencePlan((0,), 2, (0,), True),), ()))
-        warm_up(self.pool.layers[0].values())
+        for sequence in (prompt, SequencePlan((0,), 2, (0,), True)):
+            self.execute(self.stage(StepPlan("", 0, (sequence,), ())))
+        warm_up(self.pool.layers[0].values(), self.staging)
+
+
+def staging_bytes(engine_config: EngineConfig, capacity: Capacity) -> int:
+    """Room for the largest step, in bytes: some numbers of every token, and the block table of every sequence."""
+    per_token, per_sequence = 64, 512 + 4 * -(-capacity.max_context // capacity.block_size)
+    sequences = min(engine_config.max_sequences, engine_config.max_batch_tokens)
+    return (1 << 16) + engine_config.max_batch_tokens * per_token + sequences * per_sequence

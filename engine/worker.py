@@ -65,7 +65,7 @@ def run_rank_0(spec: WorkerSpec, heartbeat: Heartbeat) -> None:
     scheduler = Scheduler(
         BlockManager(capacity.blocks, capacity.block_size),
         AdapterSlots(spec.engine.adapter_slots, dict.fromkeys(runner.modules, runner.pages)),
-        SchedulerConfig(spec.engine.max_batch_tokens, spec.engine.max_sequences),
+        SchedulerConfig(spec.engine.max_batch_tokens, spec.engine.max_sequences, capacity.max_context),
         spec.engine_id,
     )
     model = ModelInfo(
@@ -83,7 +83,8 @@ def run_rank_0(spec: WorkerSpec, heartbeat: Heartbeat) -> None:
     if spec.tp_size > 1:
         heartbeat.enter("waiting for the other ranks")
     sockets = EngineSockets(spec.engine_address, spec.ranks_address, spec.tp_size - 1)
-    core = EngineCore(runner, model, scheduler, sockets)
+    overlap = model.device != "cpu" if spec.engine.overlap == "auto" else spec.engine.overlap == "on"
+    core = EngineCore(runner, model, scheduler, sockets, overlap)
     logger.bind(
         engine=spec.engine_id,
         model=model.name,
@@ -98,6 +99,7 @@ def run_rank_0(spec: WorkerSpec, heartbeat: Heartbeat) -> None:
         adapter_slots=spec.engine.adapter_slots,
         adapter_pages=runner.pages,
         batch_tokens=spec.engine.max_batch_tokens,
+        overlap=overlap,
     ).info("engine ready")
     core.heartbeat = heartbeat
     heartbeat.enter(SERVING)
@@ -123,8 +125,8 @@ def run_other_rank(spec: WorkerSpec, heartbeat: Heartbeat) -> None:
             socket.report(report)
         match message:
             case StepPlan():
-                runner.execute(message)
-                runner.store_samples([], sum(s.sample for s in message.sequences))
+                runner.execute(runner.stage(message))
+                runner.store_samples(sum(s.sample for s in message.sequences))
             case InstallAdapter():
                 installer.start(message)
             case ClearSlot():

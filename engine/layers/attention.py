@@ -115,21 +115,28 @@ class FlashAttention(AttentionBackend):
         heads, kv, size = self._shape.heads, self._shape.kv_heads, self._shape.head_dim
         query, key, value = qkv.unflatten(1, (heads + 2 * kv, size)).split((heads, kv, kv), dim=1)
         keys, values = self._keys[layer], self._values[layer]
-        keys.flatten(0, 1).index_copy_(0, context.slot_mapping, key.contiguous())
-        values.flatten(0, 1).index_copy_(0, context.slot_mapping, value.contiguous())
-        result: Tensor = attend(
-            query.contiguous(),
-            keys,
-            values,
-            context.cu_seqlens_q,
-            context.cu_seqlens_k,
-            context.max_seqlen_q,
-            context.max_seqlen_k,
-            causal=True,
-            window_size=(window - 1, 0) if window else (-1, -1),
-            block_table=context.block_tables,
-        )
-        return result.flatten(1)
+        slot_mapping = context.slot_mapping.long()
+        keys.flatten(0, 1).index_copy_(0, slot_mapping, key)
+        values.flatten(0, 1).index_copy_(0, slot_mapping, value)
+        out: Tensor = query.new_empty(query.shape)
+        n = context.num_decodes
+        # Packing the heads of a group and splitting long contexts needs a batch of single queries.
+        for half, (rows, tables) in enumerate(((slice(n), slice(n + 1)), (slice(n, None), slice(n, None)))):
+            if not context.max_seqlen_q[half]:
+                continue
+            out[rows] = attend(
+                query[rows],
+                keys,
+                values,
+                context.cu_seqlens_q[half],
+                context.cu_seqlens_k[tables],
+                context.max_seqlen_q[half],
+                context.max_seqlen_k[half],
+                causal=True,
+                window_size=(window - 1, 0) if window else (-1, -1),
+                block_table=context.block_tables[rows],
+            )
+        return out.flatten(1)
 
 
 def attention_backend(shape: CacheShape, device: torch.device, dtype: torch.dtype) -> AttentionBackend:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import accumulate
-from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from motet.engine.lora.lora_batch import LoraBatch, lora_batch
 from motet.engine.schedule.plan import StepPlan
+from motet.engine.staging import StagingBuffer
 
 
 @dataclass(frozen=True)
@@ -44,23 +45,25 @@ class PromptChunk:
 
 @dataclass(frozen=True)
 class ForwardContext:
-    """T tokens of S sequences; the first `num_decodes` sequences have one token each, the others are prompt chunks.
+    """T tokens of S sequences; the first `num_decodes` (D) have one token each, the others are prompt chunks.
 
-    positions [T] int64; slot_mapping [T] int64: the flat cache row (block * block size + offset) of each token's key
-    and value; block_tables [S, most blocks] int32; seq_lens [S] int32: tokens of each sequence, this step's included;
-    cu_seqlens_q [S + 1] and cu_seqlens_k [S + 1] int32: running sums of the step's tokens and of seq_lens, whose
-    largest single values are max_seqlen_q and max_seqlen_k. sample_rows [N], prompt_logprob_rows [M] and
-    pooling_rows [P] int64 are the rows that sample a token, have prompt logprobs, and return their hidden state.
+    All tensors are int32. positions [T]; slot_mapping [T]: the flat cache row (block * block size + offset) of each
+    token's key and value; block_tables [S, most blocks]; seq_lens [S]: tokens of each sequence, this step's included.
+    cu_seqlens_k [S + 1] has the running sums of seq_lens. cu_seqlens_q has those of the step's tokens, for the decodes
+    [D + 1] and for the prompt chunks [S - D + 1] from 0 each, since attention computes them in two calls;
+    max_seqlen_q and max_seqlen_k are the largest numbers of tokens in both (0: none).
+    sample_rows [N], prompt_logprob_rows [M] and pooling_rows [P] are the rows that sample a token, have prompt
+    logprobs, and return their hidden state.
     """
 
     positions: Tensor
     slot_mapping: Tensor
     block_tables: Tensor
     seq_lens: Tensor
-    cu_seqlens_q: Tensor
     cu_seqlens_k: Tensor
-    max_seqlen_q: int
-    max_seqlen_k: int
+    cu_seqlens_q: tuple[Tensor, Tensor]
+    max_seqlen_q: tuple[int, int]
+    max_seqlen_k: tuple[int, int]
     sample_rows: Tensor
     prompt_logprob_rows: Tensor
     pooling_rows: Tensor
@@ -69,53 +72,62 @@ class ForwardContext:
     lora: LoraBatch | None
 
 
-def forward_context(plan: StepPlan, block_size: int, device: torch.device) -> ForwardContext:
-    """The tensors of `plan`, whose blocks have `block_size` tokens."""
-    query_lens = [len(s.tokens) for s in plan.sequences]
-    seq_lens = [s.start + len(s.tokens) for s in plan.sequences]
-    first_rows = [0, *accumulate(query_lens)]
-    positions, slot_mapping = _positions(plan, block_size)
-    widest = max(len(s.block_table) for s in plan.sequences)
-    num_decodes = next((i for i, length in enumerate(query_lens) if length > 1), len(query_lens))
+def forward_context(plan: StepPlan, block_size: int, staging: StagingBuffer) -> ForwardContext:
+    """The tensors of `plan`, whose blocks have `block_size` tokens. They are valid once `staging` has been sent."""
+    query_lens = np.array([len(s.tokens) for s in plan.sequences], np.int32)
+    seq_lens = query_lens + np.array([s.start for s in plan.sequences], np.int32)
+    first_rows = _running_sum(query_lens)
+    num_decodes = int(np.argmax(query_lens > 1)) if query_lens.max() > 1 else len(query_lens)
+    tables = _block_tables(plan)
+    sequence_of_row = np.repeat(np.arange(len(query_lens)), query_lens)
+    positions = np.arange(first_rows[-1]) + np.repeat(seq_lens - first_rows[1:], query_lens)
+    slot_mapping = tables[sequence_of_row, positions // block_size] * block_size + positions % block_size
+    rows = list(zip(plan.sequences, first_rows.tolist(), strict=False))  # first_rows has the total as well
+    block_tables = staging.put(tables, "int32")
 
-    def tensor(values: Any, dtype: torch.dtype) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=device)
+    def halves(values: npt.NDArray[np.int32]) -> tuple[int, int]:
+        return int(values[:num_decodes].max(initial=0)), int(values[num_decodes:].max(initial=0))
 
-    padded_tables = [[*s.block_table, *[0] * (widest - len(s.block_table))] for s in plan.sequences]
-    block_tables = tensor(padded_tables, torch.int32)
-    rows = list(zip(plan.sequences, first_rows, strict=False))  # first_rows has the total as well
-    prompt_logprob_rows = [first + j for s, first in rows for j in range(len(s.prompt_logprob_ids))]
     return ForwardContext(
-        positions=tensor(positions, torch.long),
-        slot_mapping=tensor(slot_mapping, torch.long),
+        positions=staging.put(positions, "int32"),
+        slot_mapping=staging.put(slot_mapping, "int32"),
         block_tables=block_tables,
-        seq_lens=tensor(seq_lens, torch.int32),
-        cu_seqlens_q=tensor(first_rows, torch.int32),
-        cu_seqlens_k=tensor([0, *accumulate(seq_lens)], torch.int32),
-        max_seqlen_q=max(query_lens),
-        max_seqlen_k=max(seq_lens),
-        sample_rows=tensor([first + len(s.tokens) - 1 for s, first in rows if s.sample], torch.long),
-        prompt_logprob_rows=tensor(prompt_logprob_rows, torch.long),
-        pooling_rows=tensor([first + j for s, first in rows if s.pooling for j in range(len(s.tokens))], torch.long),
+        seq_lens=staging.put(seq_lens, "int32"),
+        cu_seqlens_k=staging.put(_running_sum(seq_lens), "int32"),
+        cu_seqlens_q=(
+            staging.put(first_rows[: num_decodes + 1], "int32"),
+            staging.put(first_rows[num_decodes:] - num_decodes, "int32"),
+        ),
+        max_seqlen_q=halves(query_lens),
+        max_seqlen_k=halves(seq_lens),
+        sample_rows=staging.put([first + len(s.tokens) - 1 for s, first in rows if s.sample], "int32"),
+        prompt_logprob_rows=staging.put(
+            [first + j for s, first in rows for j in range(len(s.prompt_logprob_ids))], "int32"
+        ),
+        pooling_rows=staging.put([first + j for s, first in rows if s.pooling for j in range(len(s.tokens))], "int32"),
         num_decodes=num_decodes,
         prompt_chunks=tuple(
             PromptChunk(
-                rows=slice(first_rows[i], first_rows[i + 1]),
+                rows=slice(int(first_rows[i]), int(first_rows[i + 1])),
                 start=plan.sequences[i].start,
-                length=query_lens[i],
+                length=int(query_lens[i]),
                 block_table=block_tables[i, : len(plan.sequences[i].block_table)],
             )
             for i in range(num_decodes, len(plan.sequences))
         ),
-        lora=lora_batch(plan.lora, device),
+        lora=lora_batch(plan.lora, staging),
     )
 
 
-def _positions(plan: StepPlan, block_size: int) -> tuple[list[int], list[int]]:
-    """Each token's position in its sequence, and its flat cache row."""
-    positions, slot_mapping = [], []
-    for s in plan.sequences:
-        for position in range(s.start, s.start + len(s.tokens)):
-            positions.append(position)
-            slot_mapping.append(s.block_table[position // block_size] * block_size + position % block_size)
-    return positions, slot_mapping
+def _running_sum(lengths: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """0, then the running sums of `lengths`."""
+    return np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
+
+
+def _block_tables(plan: StepPlan) -> npt.NDArray[np.int32]:
+    """The block table of every sequence [S, most blocks], padded with 0."""
+    widest = max(len(s.block_table) for s in plan.sequences)
+    tables = np.zeros((len(plan.sequences), widest), np.int32)
+    for table, sequence in zip(tables, plan.sequences, strict=True):
+        table[: len(sequence.block_table)] = sequence.block_table
+    return tables

@@ -13,6 +13,7 @@ from torch import Tensor
 from motet.engine.lora.lora_batch import LoraBatch, lora_batch
 from motet.engine.lora.pool import FusedLora
 from motet.engine.schedule.plan import LoraChunk
+from motet.engine.staging import StagingBuffer
 
 
 def apply_lora(x: Tensor, y: Tensor, fused: FusedLora, batch: LoraBatch) -> None:
@@ -41,10 +42,12 @@ def apply_reference(x: Tensor, y: Tensor, fused: FusedLora, chunks: tuple[LoraCh
                 y[rows, offset : offset + b.shape[1]].addmm_((x[rows] @ a.T).mul_(scale), b)
 
 
-def warm_up(linears: Iterable[FusedLora]) -> None:
+def warm_up(linears: Iterable[FusedLora], staging: StagingBuffer) -> None:
     """Compile the kernel for each fused linear layer, on an empty slot."""
     for fused in linears:
-        batch = lora_batch((LoraChunk(0, 0, 1),), fused.ranks.device)
+        staging.begin()
+        batch = lora_batch((LoraChunk(0, 0, 1),), staging)
+        staging.send()
         assert batch is not None
         width = sum(b.shape[1] for b in fused.b)
         x, y = (fused.a[0].new_zeros(1, size) for size in (fused.a[0].shape[1], width))

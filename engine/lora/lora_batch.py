@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from motet.engine.schedule.plan import LoraChunk
+from motet.engine.staging import StagingBuffer
 
 LONG_CHUNK = 16
 """On the CPU, chunks of at least this many rows get matrix products of their own."""
@@ -29,27 +29,27 @@ class LoraBatch:
     tiles: tuple[Tensor, Tensor] | None
 
 
-def lora_batch(chunks: tuple[LoraChunk, ...], device: torch.device) -> LoraBatch | None:
+def lora_batch(chunks: tuple[LoraChunk, ...], staging: StagingBuffer) -> LoraBatch | None:
     """The batch for a plan's chunks; None when every row is the base model's."""
     if not chunks:
         return None
-    if device.type != "cpu":
+    if staging.device.type != "cpu":
         from motet.engine.kernels.lora_triton import TILE_ROWS
 
-        none = torch.empty(0, dtype=torch.int32, device=device)
-        return LoraBatch((), none, none, slot_tiles(chunks, TILE_ROWS, device))
+        none = staging.put([], "int32")
+        return LoraBatch((), none, none, slot_tiles(chunks, TILE_ROWS, staging))
     short = [c for c in chunks if c.length < LONG_CHUNK]
     rows = [row for c in short for row in range(c.start, c.start + c.length)]
     slots = [c.slot for c in short for _ in range(c.length)]
     return LoraBatch(
         long_chunks=tuple(c for c in chunks if c.length >= LONG_CHUNK),
-        rows=torch.tensor(rows, dtype=torch.int32),
-        slots=torch.tensor(slots, dtype=torch.int32),
+        rows=staging.put(rows, "int32"),
+        slots=staging.put(slots, "int32"),
         tiles=None,
     )
 
 
-def slot_tiles(chunks: tuple[LoraChunk, ...], tile_rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def slot_tiles(chunks: tuple[LoraChunk, ...], tile_rows: int, staging: StagingBuffer) -> tuple[Tensor, Tensor]:
     """The chunks' rows in tiles of one slot each: slots [tiles] and rows [tiles, tile_rows], int32, padded with -1."""
     by_slot: dict[int, list[int]] = {}
     for chunk in chunks:
@@ -60,7 +60,4 @@ def slot_tiles(chunks: tuple[LoraChunk, ...], tile_rows: int, device: torch.devi
             tile = rows[i : i + tile_rows]
             slots.append(slot)
             tiles.append([*tile, *[-1] * (tile_rows - len(tile))])
-    return (
-        torch.tensor(slots, dtype=torch.int32, device=device),
-        torch.tensor(tiles, dtype=torch.int32, device=device),
-    )
+    return staging.put(slots, "int32"), staging.put(tiles, "int32")

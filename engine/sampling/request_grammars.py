@@ -135,6 +135,12 @@ class RequestGrammars:
         """Whether a sequence has a grammar."""
         return id in self._states
 
+    def block(self, rows: Iterable[Sequence]) -> None:
+        """Block the sequences that have a grammar: it must accept their sampled token before their next step."""
+        for sequence in rows:
+            if sequence.id in self._states:
+                sequence.blocked = True
+
     def masks(self, rows: list[Sequence]) -> dict[int, Tensor]:
         """The allowed ids (bool [vocab]) of the rows whose sequences have a grammar; none of them is blocked."""
         return {row: self._states[s.id].mask for row, s in enumerate(rows) if s.id in self._states}

@@ -16,6 +16,7 @@ from motet.core.messages import AddRequest
 from motet.core.sampling_params import MAX_TOP_LOGPROBS, SamplingParams, uniform
 from motet.engine.sampling.top_k_top_p import draw_tokens
 from motet.engine.schedule.sequence import Sequence
+from motet.engine.staging import StagingBuffer
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,25 @@ class SampledToken:
     token: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class SamplingBatch:
+    """The rows of a step that sample a token, with what the device needs to know about them."""
+
+    rows: list[Sequence]
+
+
+@dataclass(frozen=True)
+class SampledRows:
+    """The sampled ids [N] int32, on the device; `read` waits for them."""
+
+    ids: Tensor
+    _tokens: list[SampledToken]
+
+    def read(self) -> list[SampledToken]:
+        """The sampled tokens, in the order of the rows."""
+        return self._tokens
 
 
 class _History:
@@ -64,9 +84,17 @@ class Sampler:
     _histories: dict[str, _History] = field(default_factory=dict)
     _biases: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
+    def stage(self, rows: list[Sequence], staging: StagingBuffer) -> SamplingBatch:
+        """Put what the device needs to sample a token for each of `rows`."""
+        return SamplingBatch(rows)
+
     @torch.inference_mode()
-    def __call__(self, logits: Tensor, rows: list[Sequence], masks: dict[int, Tensor]) -> list[SampledToken]:
-        """Sample a token per row of logits [N, V] (fp32, changed in place); masks[j] (bool [V]): row j's ids."""
+    def __call__(self, logits: Tensor, batch: SamplingBatch, masks: dict[int, Tensor]) -> SampledRows:
+        """Begin to sample a token per row of logits [N, V] (fp32, changed in place).
+
+        masks[j] (bool [V]) has the ids that row j's grammar allows.
+        """
+        rows = batch.rows
         params = [row.request.params for row in rows]
         reported = _reported_logprobs(logits, params)
         self._penalise(logits, rows)
@@ -77,9 +105,9 @@ class Sampler:
         for j, mask in masks.items():
             logits[j].masked_fill_(~mask.to(logits.device), -torch.inf)
         for j, p in enumerate(params):
-            if len(rows[j].output) < p.min_tokens:
+            if rows[j].sampled_index < p.min_tokens:
                 self._exclude_ending(logits[j], rows[j].ending_ids)
-        tokens = _next_tokens(logits, params, [len(row.output) for row in rows])
+        tokens = _next_tokens(logits, params, [row.sampled_index for row in rows])
         sampled: list[SampledToken] = []
         for j, (row, token) in enumerate(zip(rows, tokens, strict=True)):
             if history := self._histories.get(row.id):
@@ -89,7 +117,7 @@ class Sampler:
                 sampled.append(SampledToken(token, float(logprobs[token]), top))
             else:
                 sampled.append(SampledToken(token))
-        return sampled
+        return SampledRows(torch.tensor(tokens, dtype=torch.int32, device=logits.device), sampled)
 
     def warm_up(self) -> None:
         """Compile the kernels, so that no request waits for it."""

@@ -39,7 +39,8 @@ class Admission:
         self._now = now
         self._needed.clear()
         self._drained.update(self._queue.sequences)
-        for sequence in [s for s in self._queue.sequences if not s.blocked]:
+        # A preempted sequence starts again with all of its tokens, so they must be known.
+        for sequence in [s for s in self._queue.sequences if not (s.blocked or s.num_unread)]:
             if not self._has_place(sequence):
                 break
             prefix_owner = self._prefix_owner(sequence)

@@ -12,10 +12,11 @@ from motet.engine.schedule.sequence import Sequence
 
 @dataclass(frozen=True)
 class SchedulerConfig:
-    """The most tokens in a step, and the most running sequences."""
+    """The most tokens in a step, the most running sequences, and the most tokens of a sequence."""
 
     max_batch_tokens: int
     max_sequences: int
+    max_context: int
 
 
 @dataclass
@@ -101,10 +102,12 @@ class Batch:
             plans.append(_sequence_plan(sequence, count))
             if sequence.slot is not None:
                 chunks.append(LoraChunk(sequence.slot, start, count))
-            if plans[-1].sample:
-                rows.append(sequence)
             sequence.num_computed_tokens += count
             sequence.sampled_row = None
+            if plans[-1].sample:
+                sequence.sampled_row = len(rows)
+                sequence.num_unread += 1
+                rows.append(sequence)
             start += count
         plan = StepPlan(engine_id, number, tuple(plans), tuple(chunks))
         return Step(plan, rows, [sequence for sequence, _ in shares])

@@ -40,10 +40,13 @@ class Scheduler:
         self._admission = Admission(self._batch, self._preemption, self._queue, self._sequences, self._adapters)
 
     def schedule(self, now: float) -> Step | None:
-        """The next step, or None if nothing can run. Before the step, the ranks need `take_commands`."""
+        """The next step, or None if nothing can run. Before the step, the ranks need `take_commands`.
+
+        The last step's samples need not be recorded yet, but those of the step before it must be.
+        """
         self._batch.begin_step()
         for sequence in self._batch.in_step_order():
-            if self._batch.tokens_left and self.is_running(sequence) and not sequence.blocked:
+            if self._batch.tokens_left and self.is_running(sequence) and sequence.can_run:
                 self._preemption.add_tokens(sequence)
         self._admission.start_sequences(now)
         step = self._batch.finish_step(self.engine_id, self.steps + 1)
@@ -57,17 +60,23 @@ class Scheduler:
         self._admission.commands.clear()
         return commands
 
-    def record_samples(self, step: Step, tokens: list[int]) -> None:
-        """Append the token of each of the step's rows to its sequence, if that is still running."""
-        for row, (sequence, token) in enumerate(zip(step.rows, tokens, strict=True)):
-            if self.is_running(sequence):
+    def record_samples(self, step: Step, tokens: list[int]) -> list[Sequence | None]:
+        """Append the token of each of the step's rows to its sequence; returns the sequences, None if one has ended."""
+        rows: list[Sequence | None] = []
+        for sequence, token in zip(step.rows, tokens, strict=True):
+            present = self.has(sequence)
+            if present:
+                sequence.num_unread -= 1
                 sequence.output.append(token)
-                sequence.sampled_row = row
+            rows.append(sequence if present else None)
+        return rows
 
     def add(self, request: AddRequest, client: bytes, now: float) -> Sequence:
         """Queue a sequence."""
         turn = self.turns.enter(request.owner, request.priority)
-        sequence = Sequence(request, client, Precedence(request.priority, turn, self._arrivals), now)
+        room = self.config.max_context - len(request.prompt)
+        max_output = max(1, min(request.params.max_tokens, room))
+        sequence = Sequence(request, client, Precedence(request.priority, turn, self._arrivals), now, max_output)
         self._arrivals += 1
         if request.adapter is not None:  # the last one to be forgotten
             self._adapters[request.adapter] = self._adapters.pop(request.adapter)
@@ -115,6 +124,10 @@ class Scheduler:
     def preemptions(self) -> int:
         """How many times a sequence was preempted."""
         return self._preemption.count
+
+    def has(self, sequence: Sequence) -> bool:
+        """Whether the sequence has not ended."""
+        return self._sequences.get(sequence.id) is sequence
 
     def is_running(self, sequence: Sequence) -> bool:
         """Whether the sequence is in the running batch."""

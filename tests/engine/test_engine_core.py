@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
@@ -86,6 +87,32 @@ def test_little_memory_does_not_change_the_tokens(model: Path, adapters: list[Pa
             assert_close(pressed, free, margins)
         else:
             assert [s.token for s in pressed] == [s.token for s in free], "the same seed draws the same text"
+
+
+def test_overlapping_steps_do_not_change_the_tokens(model: Path, adapters: list[Path]) -> None:
+    """Each step is launched before the tokens of the last one are read; sequences end, wait and are preempted."""
+    prompts = [[(7 * i + j * j) % 259 for j in range(3 + 11 * i)] for i in range(6)]
+    params = [
+        msgspec.structs.replace(GREEDY, max_tokens=4 + 9 * i, temperature=t, seed=i, frequency_penalty=f)
+        for i, (t, f) in enumerate([(0.0, 0.0), (0.7, 0.0), (0.0, 0.8), (0.9, 0.3), (0.0, 0.0), (1.0, 0.0)])
+    ]
+
+    async def everything(engine: Engine) -> list[tuple[list[int], str | None]]:
+        prepared: list[PreparedAdapter | None] = [None, *[await engine.adapter(a) for a in adapters]]
+        requests = [(p, q, prepared[(i + j) % 4]) for i, p in enumerate(prompts) for j, q in enumerate(params)]
+        answers = await asyncio.gather(*(engine.complete(*request) for request in requests))
+        vectors = [await engine.embed(prompt, "mean", prepared[1]) for prompt in prompts]
+        assert len({len(vector) for vector in vectors}) == 1
+        stats = await engine.client.stats()
+        assert (stats.running, stats.waiting, stats.blocks_free) == (0, 0, stats.blocks_total)
+        return [([e.token for e in answer], answer[-1].finish) for answer in answers]
+
+    def settings(overlap: str, size: Settings) -> Settings:
+        return dataclasses.replace(size, overlap=overlap, max_sequences=8)
+
+    expected = with_engine(model, settings("off", ROOMY), everything)
+    assert with_engine(model, settings("on", ROOMY), everything) == expected
+    assert with_engine(model, settings("on", TIGHT), everything) == expected
 
 
 def test_refused_requests(model: Path, adapters: list[Path], tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ class LoggedScheduler:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
         monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
-        self.scheduler = Scheduler(BlockManager(8, 4), AdapterSlots(1, {"q_proj": 4}), SchedulerConfig(64, 8))
+        self.scheduler = Scheduler(BlockManager(8, 4), AdapterSlots(1, {"q_proj": 4}), SchedulerConfig(64, 8, 32))
         self.stats = StatLogger(self.scheduler)
 
     def request(self, id: str, model: str, name: str) -> None:

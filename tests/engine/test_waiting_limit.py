@@ -27,7 +27,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[core.Eng
     sockets = EngineSockets(f"ipc://{tmp_path}/engine", f"ipc://{tmp_path}/ranks", 0)
     info = ModelInfo("tiny", "llama", str(tmp_path), 259, 256, "float32", 1, (2,))
     runner = cast(ModelRunner, SimpleNamespace(pool=None, directory=tmp_path))
-    engine = core.EngineCore(runner, info, SchedulerSize().runner().scheduler, sockets)
+    engine = core.EngineCore(runner, info, SchedulerSize().runner().scheduler, sockets, overlap=False)
     yield engine
     engine._grammars.close()
     sockets.close()

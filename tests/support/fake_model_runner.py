@@ -6,6 +6,7 @@ All tokens of a test are distinct, so that a row of the KV cache identifies its 
 
 from __future__ import annotations
 
+from collections import deque
 from itertools import count
 from typing import Any
 
@@ -24,10 +25,15 @@ def make_adapter(name: str, entries: list[tuple[int, str, int]]) -> PreparedAdap
 
 
 class FakeModelRunner:
-    """Drives a scheduler as EngineCore does, and checks each step against the tokens of the sequences."""
+    """Drives a scheduler as EngineCore does, and checks each step against the tokens of the sequences.
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    With `overlap`, the next step is scheduled before the tokens of the last one are recorded.
+    """
+
+    def __init__(self, scheduler: Scheduler, overlap: bool = False) -> None:
         self.scheduler = scheduler
+        self._overlap = overlap
+        self._launched: deque[tuple[Step, list[int]]] = deque()
         self.now = 0.0
         self.texts: dict[str, list[int]] = {}  # prompt and output of each sequence that has not ended
         self.limits: dict[str, int] = {}
@@ -91,12 +97,16 @@ class FakeModelRunner:
         if step is not None:
             self._run(step)
             self.busy_steps += 1
+        if self._launched and (step is None or len(self._launched) > self._overlap):
+            self._finish(*self._launched.popleft())
         self.scheduler.check_integrity()
         return step is not None
 
     def check_idle(self) -> None:
         """Assert that nothing runs, and that all blocks and slots are free."""
         scheduler = self.scheduler
+        while self._launched:
+            self._finish(*self._launched.popleft())
         assert not self.texts
         assert not scheduler.sequences()
         assert scheduler.blocks.free == scheduler.blocks.total
@@ -135,9 +145,12 @@ class FakeModelRunner:
         sampling = [id for id, share in zip(ids, plan.sequences, strict=True) if share.sample]
         assert [row.id for row in step.rows] == sampling
         self._sampled = [self._new_token(id) for id in sampling]
-        self.scheduler.record_samples(step, self._sampled)
-        for row in list(step.rows):
-            self._check_progress(row)
+        self._launched.append((step, self._sampled))
+
+    def _finish(self, step: Step, tokens: list[int]) -> None:
+        for sequence in self.scheduler.record_samples(step, tokens):
+            if sequence is not None:
+                self._check_progress(sequence)
 
     def _feed(self, share: SequencePlan, sequence: Sequence) -> None:
         """Write the keys of a plan's tokens, and check the context in its block table."""
@@ -180,8 +193,10 @@ class FakeModelRunner:
 
     def _check_progress(self, sequence: Sequence) -> None:
         id = sequence.id
-        assert [*sequence.request.prompt, *sequence.output] == self.texts[id]
-        if len(self.texts[id]) == self.limits[id]:
+        text = [*sequence.request.prompt, *sequence.output]
+        assert text == self.texts[id][: len(text)], "the recorded tokens are not the sampled ones"
+        assert len(self.texts[id]) == sequence.num_tokens <= self.limits[id], "more tokens are sampled than requested"
+        if len(text) == self.limits[id]:
             self.finished.add(id)
             self.abort(id)
 

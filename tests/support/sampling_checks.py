@@ -25,9 +25,10 @@ from transformers import (
 from motet.core.messages import AddRequest
 from motet.core.sampling_params import SamplingParams
 from motet.engine.sampling import sampler as module
-from motet.engine.sampling.sampler import Sampler
+from motet.engine.sampling.sampler import SampledToken, Sampler
 from motet.engine.schedule.priority import Precedence
 from motet.engine.schedule.sequence import Sequence
+from motet.engine.staging import StagingBuffer
 
 GREEDY = SamplingParams(max_tokens=99, temperature=0.0)
 PLAIN = SamplingParams(max_tokens=99)
@@ -38,8 +39,9 @@ NARROW = 1e-4
 def row(
     params: SamplingParams, prompt: tuple[int, ...] = (0,), output: tuple[int, ...] = (), id: str = "x"
 ) -> Sequence:
-    """A sequence that has generated `output`."""
-    return Sequence(AddRequest(id, prompt, params), b"", Precedence(0, 0, 0), 0.0, output=list(output))
+    """A sequence that has generated `output`, and samples its next token."""
+    request, precedence = AddRequest(id, prompt, params), Precedence(0, 0, 0)
+    return Sequence(request, b"", precedence, 0.0, params.max_tokens, list(output), num_unread=1)
 
 
 def random_logits(seed: int, rows: int, size: int, spread: float = 3.0) -> Tensor:
@@ -55,13 +57,22 @@ def drawing(draw: float) -> Iterator[None]:
         yield
 
 
+def sample(sampler: Sampler, logits: Tensor, rows: list[Sequence], masks: dict[int, Tensor]) -> list[SampledToken]:
+    """The tokens that `sampler` picks for logits [N, V], which it changes."""
+    staging = StagingBuffer(1 << 20, logits.device)
+    staging.begin()
+    batch = sampler.stage(rows, staging)
+    staging.send()
+    return sampler(logits, batch, masks).read()
+
+
 def choose(logits: Tensor, sequence: Sequence, draw: float | None = None, mask: Tensor | None = None) -> int:
     """The token that a new sampler picks for one row of logits [V]."""
     masks = {} if mask is None else {0: mask}
     if draw is None:
-        return Sampler(len(logits))(logits[None].clone(), [sequence], masks)[0].token
+        return sample(Sampler(len(logits)), logits[None].clone(), [sequence], masks)[0].token
     with drawing(draw):
-        return Sampler(len(logits))(logits[None].clone(), [sequence], masks)[0].token
+        return sample(Sampler(len(logits)), logits[None].clone(), [sequence], masks)[0].token
 
 
 def transformers_distribution(logits: Tensor, sequence: Sequence) -> Tensor:

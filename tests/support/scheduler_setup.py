@@ -31,12 +31,14 @@ class SchedulerSize:
     pages: int = 4
     budget: int = 4
     sequences: int = 4
+    overlap: bool = False
 
     def runner(self) -> FakeModelRunner:
         """A new scheduler of this size, with a runner that checks it."""
         blocks = BlockManager(self.blocks, self.block_size)
         slots = AdapterSlots(self.slots, dict.fromkeys(MODULES, self.pages))
-        return FakeModelRunner(Scheduler(blocks, slots, SchedulerConfig(self.budget, self.sequences), "engine_id"))
+        config = SchedulerConfig(self.budget, self.sequences, self.blocks * self.block_size)
+        return FakeModelRunner(Scheduler(blocks, slots, config, "engine_id"), self.overlap)
 
 
 SIZES = st.builds(
@@ -47,6 +49,7 @@ SIZES = st.builds(
     pages=st.integers(3, 6),
     budget=st.integers(1, 9),
     sequences=st.integers(1, 5),
+    overlap=st.booleans(),
 )
 
 

@@ -20,6 +20,7 @@ from motet.engine.layers.linear import LinearSpec, ParallelLinear, Part
 from motet.engine.layers.vocabulary import VocabularyShard
 from motet.engine.lora.pool import LoraPool, PoolSize
 from motet.engine.schedule.plan import InstallAdapter, LoraChunk, Placement, SequencePlan, StepPlan
+from motet.engine.staging import StagingBuffer
 
 CPU = torch.device("cpu")
 INPUTS, ROWS = 18, 40
@@ -103,7 +104,7 @@ def installed_lora(spec: LinearSpec, group: ShardGroup, pairs: dict[str, tuple[T
 def context_with(chunks: tuple[LoraChunk, ...]) -> ForwardContext:
     """A context whose LoRA chunks are `chunks`."""
     plan = StepPlan("", 0, (SequencePlan((0,) * ROWS, 0, (0,), False),), chunks)
-    return forward_context(plan, ROWS, CPU)
+    return forward_context(plan, ROWS, StagingBuffer(1 << 16, CPU))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])

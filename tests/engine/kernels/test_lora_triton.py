@@ -21,6 +21,7 @@ from motet.engine.lora.apply import apply_reference
 from motet.engine.lora.lora_batch import slot_tiles
 from motet.engine.lora.pool import LoraPool, ModuleShape, PoolSize
 from motet.engine.schedule.plan import InstallAdapter, LoraChunk, Placement
+from motet.engine.staging import StagingBuffer
 
 torch.manual_seed(3)
 page_rows = int(sys.argv[1])
@@ -49,7 +50,7 @@ expected = y.clone()
 apply_reference(x, expected, fused, chunks)
 result = y.clone()
 tile_rows = int(sys.argv[2]) or TILE_ROWS
-tiles = slot_tiles(chunks, tile_rows, torch.device("cpu"))
+tiles = slot_tiles(chunks, tile_rows, StagingBuffer(1 << 16, torch.device("cpu")))
 lora_tiles(x, result, (fused.a, fused.b), (fused.pages, fused.ranks, fused.scales), tiles, page_rows)
 torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-3)
 assert torch.equal(result[3], y[3]) and torch.equal(result[65:], y[65:])

@@ -19,6 +19,7 @@ from motet.core.errors import StartupError
 from motet.engine.layers.attention import CacheShape, CpuAttention, attention_backend, flash_attention
 from motet.engine.layers.forward_context import forward_context
 from motet.engine.schedule.plan import SequencePlan, StepPlan
+from motet.engine.staging import StagingBuffer
 
 BLOCKS, BLOCK_SIZE = 64, 4
 SHAPES = [(4, 4, 8), (6, 2, 5), (9, 3, 16), (5, 1, 32)]
@@ -64,7 +65,9 @@ class Batch:
             table = tuple(text.blocks[: -(-end // BLOCK_SIZE)])
             plans.append(SequencePlan((0,) * count, text.done, table, end == len(text.qkv)))
             rows.append(text.qkv[text.done : end])
-        context = forward_context(StepPlan("", 0, tuple(plans), ()), BLOCK_SIZE, torch.device("cpu"))
+        context = forward_context(
+            StepPlan("", 0, tuple(plans), ()), BLOCK_SIZE, StagingBuffer(1 << 16, torch.device("cpu"))
+        )
         out = self.attention(0, window, torch.cat(rows), context)
         for i, part in zip(order, out.split([counts[i] for i in order]), strict=True):
             self.texts[i].outputs.append(part)
@@ -147,15 +150,15 @@ def test_context_of_a_plan() -> None:
         ),
         (),
     )
-    context = forward_context(plan, 4, torch.device("cpu"))
+    context = forward_context(plan, 4, StagingBuffer(1 << 16, torch.device("cpu")))
     assert context.positions.tolist() == [4, 0, 3, 4, 5]
     assert context.slot_mapping.tolist() == [5 * 4, 2 * 4, 7 * 4 + 3, 1 * 4, 1 * 4 + 1]
     assert context.block_tables.tolist() == [[3, 5], [2, 0], [7, 1]]
     assert context.seq_lens.tolist() == [5, 1, 6]
-    assert context.cu_seqlens_q.tolist() == [0, 1, 2, 5]
+    assert [half.tolist() for half in context.cu_seqlens_q] == [[0, 1, 2], [0, 3]]
     assert context.sample_rows.tolist() == [0, 4]
     assert context.cu_seqlens_k.tolist() == [0, 5, 6, 12]
-    assert (context.max_seqlen_q, context.max_seqlen_k) == (3, 6)
+    assert (context.max_seqlen_q, context.max_seqlen_k) == ((1, 3), (5, 6))
     assert (context.num_decodes, context.lora) == (2, None)
     (chunk,) = context.prompt_chunks
     assert (chunk.rows, chunk.start, chunk.length) == (slice(2, 5), 3, 3)

@@ -17,6 +17,7 @@ from motet.engine.lora.lora_batch import LONG_CHUNK, lora_batch, slot_tiles
 from motet.engine.lora.pool import LoraPool, ModuleShape, PoolSize, page_bytes
 from motet.engine.schedule.adapter_slots import PAGE_ROWS, pages_for
 from motet.engine.schedule.plan import InstallAdapter, LoraChunk, Placement
+from motet.engine.staging import StagingBuffer
 
 RANKS = (1, 3, 4, 8, 12, 16, 17, 64)
 LAYERS, PAGES = 2, 256
@@ -90,7 +91,7 @@ class PoolWithReference:
         """The operation under test, on a copy."""
         layer, linear = place
         out = y.clone()
-        batch = lora_batch(tuple(chunks), CPU)
+        batch = lora_batch(tuple(chunks), StagingBuffer(1 << 16, CPU))
         if batch is not None:
             apply_lora(x, out, self.pool.layers[layer][linear], batch)
         return out
@@ -220,15 +221,15 @@ def test_cleared_and_refilled_slots() -> None:
 
 def test_batch_separates_long_chunks_from_single_rows() -> None:
     chunks = (LoraChunk(3, 0, 1), LoraChunk(1, 2, LONG_CHUNK), LoraChunk(0, 40, 2))
-    batch = lora_batch(chunks, CPU)
+    batch = lora_batch(chunks, StagingBuffer(1 << 16, CPU))
     assert batch is not None
     assert batch.long_chunks == (chunks[1],)
     assert batch.rows.tolist() == [0, 40, 41]
     assert batch.slots.tolist() == [3, 0, 0]
-    tiles = zip(*(tensor.tolist() for tensor in slot_tiles(chunks, 16, CPU)), strict=True)
+    tiles = zip(*(tensor.tolist() for tensor in slot_tiles(chunks, 16, StagingBuffer(1 << 16, CPU))), strict=True)
     tiled = [(row, slot) for slot, rows in tiles for row in rows if row >= 0]
     assert sorted(tiled) == [(0, 3), *((row, 1) for row in range(2, 18)), (40, 0), (41, 0)]
-    assert lora_batch((), CPU) is None
+    assert lora_batch((), StagingBuffer(1 << 16, CPU)) is None
 
 
 def test_tensors_of_another_shape_are_not_installed() -> None:
@@ -243,4 +244,4 @@ def test_page_bytes_are_what_the_pools_take() -> None:
     pool = LoraPool(LINEARS, PoolSize(LAYERS, 1, pages, 16), CPU, torch.float32)
     seen = {t.data_ptr(): t.nbytes for fused in pool.layers[0].values() for t in (*fused.a, *fused.b)}
     assert sum(seen.values()) == pages * page_bytes(LINEARS, 4)
-    warm_up(pool.layers[0].values())
+    warm_up(pool.layers[0].values(), StagingBuffer(1 << 16, CPU))

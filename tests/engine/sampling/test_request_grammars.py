@@ -126,7 +126,9 @@ def test_requests_whose_grammar_is_compiled_count_as_waiting(
     scheduler = SchedulerSize().runner().scheduler
     sockets = EngineSockets(f"ipc://{tmp_path}/engine", f"ipc://{tmp_path}/ranks", 0)
     info = ModelInfo("tiny", "llama", str(model), 259, 256, "float32", 1, (2,), "cpu", 48)
-    engine = core.EngineCore(cast(ModelRunner, SimpleNamespace(pool=None, directory=model)), info, scheduler, sockets)
+    engine = core.EngineCore(
+        cast(ModelRunner, SimpleNamespace(pool=None, directory=model)), info, scheduler, sockets, overlap=False
+    )
     requests = [AddRequest(f"r{i}", PROMPT, SamplingParams(max_tokens=1), grammar=SCHEMA) for i in range(4)]
     for request in requests[:3]:
         assert engine._refusal(request) is None
