@@ -94,9 +94,11 @@ test-all: lint ## every test but those that need a GPU, slow sweeps included
 test-wild: $(INSTALLED_DEV) ## adapters, clients and attacks of public reports, row by row (installs some packages)
 	$(PYTEST) -m "not gpu" tests/wild
 
+REPORT ?= build/gpu-check.md
+
 .PHONY: gpu-check
-gpu-check: $(INSTALLED_DEV) ## the tests that need a GPU (after make install-cuda)
-	$(BIN)/python -m pytest -q -m gpu
+gpu-check: $(INSTALLED_DEV) ## check and measure on this machine's GPUs, 6 minutes at most (REPORT=); docs/gpu.md
+	PYTHONPATH=tests $(BIN)/python -m gpu.check $(REPORT)
 
 .PHONY: lint
 lint: $(INSTALLED_DEV) $(TYPES) ## ruff and mypy (strict)
