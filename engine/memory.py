@@ -51,7 +51,7 @@ class MemoryPlan:
         self._page_bytes = page_bytes(self._shapes, dtype.itemsize)
         self._item_bytes = dtype.itemsize
         self._block_size = CPU_BLOCK_SIZE if device.type == "cpu" else CUDA_BLOCK_SIZE
-        heads = config.num_kv_heads // group.tp_size
+        heads = config.kv_heads_per_rank(group.tp_size)
         self._token_bytes = 2 * config.num_layers * heads * config.head_dim * dtype.itemsize
         self.pages = self._pages()
 

@@ -122,7 +122,7 @@ class ModelRunner:
             blocks=self.capacity.blocks,
             block_size=self.capacity.block_size,
             heads=config.num_heads // group.tp_size,
-            kv_heads=config.num_kv_heads // group.tp_size,
+            kv_heads=config.kv_heads_per_rank(group.tp_size),
             head_dim=config.head_dim,
         )
         self.pages = plan.pages

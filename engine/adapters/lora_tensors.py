@@ -118,11 +118,8 @@ def check_magnitudes(pairs: Iterable[LoraPair], dtype: torch.dtype) -> None:
 
 def shard_pair(pair: LoraPair, group: ShardGroup, dtype: torch.dtype) -> dict[str, Tensor]:
     """A rank's part: A [rank, inputs] and B [rank, outputs]; B is split where outputs are, A where inputs are."""
-    a, b = pair.a, pair.b.T
-    if pair.spec.split == "column":
-        b = b[:, group.slice(b.shape[1])]
-    else:
-        a = a[:, group.slice(a.shape[1])]
+    a = pair.a[:, pair.spec.columns(group)]
+    b = pair.b.T[:, pair.spec.outputs(pair.entry.module, group)]
     name = f"{pair.entry.layer}.{pair.entry.module}"
     return {f"{name}.A": a.to(dtype).contiguous(), f"{name}.B": b.to(dtype).contiguous()}
 

@@ -47,10 +47,15 @@ class ShardGroup:
         dist.all_gather_object(values, value)
         return min(values)
 
-    def slice(self, total: int) -> slice:
-        """This rank's share of `total` rows, a multiple of `tp_size`."""
-        share = total // self.tp_size
-        return slice(self.tp_rank * share, (self.tp_rank + 1) * share)
+    def slice(self, total: int, heads: int = 0) -> slice:
+        """This rank's share of `total` rows, a multiple of `tp_size`.
+
+        If the rows are those of fewer `heads` than ranks, a divisor of `tp_size`, then consecutive ranks have the same
+        head.
+        """
+        shares = min(heads or self.tp_size, self.tp_size)
+        first, size = self.tp_rank * shares // self.tp_size, total // shares
+        return slice(first * size, (first + 1) * size)
 
 
 def join(group: ShardGroup, store: str, device: torch.device) -> ShardGroup:

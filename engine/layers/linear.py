@@ -19,10 +19,15 @@ from motet.engine.lora.pool import FusedLora, LoraPool, ModuleShape
 
 @dataclass(frozen=True)
 class Part:
-    """One module of a fused linear layer: its name in checkpoints and its full output size."""
+    """One module of a fused linear layer: its name in checkpoints and its full output size.
+
+    Where the outputs are key-value heads, `kv_heads` is their number: if there are fewer heads than ranks, several
+    ranks have the same one.
+    """
 
     name: str
     outputs: int
+    kv_heads: int = 0
 
 
 @dataclass(frozen=True)
@@ -38,11 +43,21 @@ class LinearSpec:
     split: Literal["column", "row"]
     bias: bool = False
 
+    def outputs(self, name: str, group: ShardGroup) -> slice:
+        """The outputs of the part called `name` that this rank computes."""
+        part = next(p for p in self.parts if p.name == name)
+        return group.slice(part.outputs, part.kv_heads) if self.split == "column" else slice(0, part.outputs)
+
+    def columns(self, group: ShardGroup) -> slice:
+        """The inputs that this rank reads."""
+        return group.slice(self.inputs) if self.split == "row" else slice(0, self.inputs)
+
     def shapes(self, group: ShardGroup) -> tuple[ModuleShape, ...]:
         """The modules, with the sizes of this rank's shard."""
-        inputs = self.inputs // (group.tp_size if self.split == "row" else 1)
-        share = group.tp_size if self.split == "column" else 1
-        return tuple(ModuleShape(p.name, inputs, p.outputs // share) for p in self.parts)
+        outputs, columns = {p.name: self.outputs(p.name, group) for p in self.parts}, self.columns(group)
+        return tuple(
+            ModuleShape(name, columns.stop - columns.start, rows.stop - rows.start) for name, rows in outputs.items()
+        )
 
 
 class ParallelLinear:
@@ -61,11 +76,11 @@ class ParallelLinear:
         for part in self.spec.parts:
             name = f"{prefix}.{self.spec.parent}.{part.name}"
             if self.spec.split == "column":
-                rows = self.group.slice(part.outputs)
+                rows = self.spec.outputs(part.name, self.group)
                 weights.append(checkpoint.read(f"{name}.weight", (part.outputs, self.spec.inputs), rows=rows))
             else:
                 rows = slice(None)
-                columns = self.group.slice(self.spec.inputs)
+                columns = self.spec.columns(self.group)
                 weights.append(checkpoint.read(f"{name}.weight", (part.outputs, self.spec.inputs), columns=columns))
             if self.spec.bias:
                 biases.append(checkpoint.read(f"{name}.bias", (part.outputs,), rows=rows))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from motet.core.errors import StartupError
+from motet.engine.distributed.shard_counts import SplitSizes
 from motet.engine.layers.rotary import inverse_frequencies
 from motet.engine.models.config_cache import cached_record
 
@@ -45,19 +46,14 @@ class ModelConfig:
 
     def check_shards(self, shards: int) -> None:
         """Raise StartupError if `shards` ranks cannot split this model evenly."""
-        sizes = {
-            "attention heads": self.num_heads,
-            "key-value heads": self.num_kv_heads,
-            "intermediate size": self.intermediate_size,
-        }
-        for what, size in sizes.items():
-            if size % shards:
-                fit = [n for n in range(1, shards + 8) if not any(s % n for s in sizes.values())]
-                raise StartupError(
-                    f"--shards {shards} does not divide the model's {size} {what}; "
-                    f"possible values: {', '.join(map(str, fit))}",
-                    param="shards",
-                )
+        sizes = SplitSizes(self.num_heads, self.num_kv_heads, self.intermediate_size)
+        if obstacle := sizes.obstacle(shards):
+            possible = ", ".join(map(str, sizes.possible()))
+            raise StartupError(f"--shards {shards} {obstacle}; possible values: {possible}", param="shards")
+
+    def kv_heads_per_rank(self, shards: int) -> int:
+        """The key-value heads of each of `shards` ranks: at least one, which several ranks may have."""
+        return max(1, self.num_kv_heads // shards)
 
 
 def _windows(config: Any) -> tuple[int, ...]:

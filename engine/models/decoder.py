@@ -32,7 +32,7 @@ class Layer:
         self._config = config
         self.linears = {name: ParallelLinear(spec, group) for name, spec in linear_specs(config).items()}
         self._heads = config.num_heads // group.tp_size
-        self._kv_heads = config.num_kv_heads // group.tp_size
+        self._kv_heads = config.kv_heads_per_rank(group.tp_size)
         self.input_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.post_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self._q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None

@@ -15,7 +15,8 @@ def linear_specs(config: ModelConfig) -> dict[str, LinearSpec]:
     """The fused linear layers of every decoder layer, by name."""
     heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     hidden, inner = config.hidden_size, config.intermediate_size
-    q, k, v = Part("q_proj", heads), Part("k_proj", kv_heads), Part("v_proj", kv_heads)
+    q = Part("q_proj", heads)
+    k, v = (Part(name, kv_heads, config.num_kv_heads) for name in ("k_proj", "v_proj"))
     gate, up = Part("gate_proj", inner), Part("up_proj", inner)
     return {
         "qkv": LinearSpec("self_attn", (q, k, v), hidden, "column", config.qkv_bias),

@@ -24,6 +24,8 @@ OUTPUT = 8
 PARAMS = SamplingParams(max_tokens=OUTPUT, temperature=0.0, logprobs=0)
 SAMPLED = [("llama3", 2), ("mistral", 1), ("qwen2", 2), ("qwen3", 3), ("smollm3", 1)]
 ENGINES = [(family, shards) for family in FAMILIES for shards in (1, 2, 3)]
+SHARED_HEADS = [(family, kv_heads, shards) for family in FAMILIES for kv_heads, shards in ((1, 2), (1, 4), (2, 4))]
+"""Models whose key-value heads are fewer than the ranks."""
 SWEEPS = [
     pytest.param("llama", 1, pairwise_cases(), id="llama-1"),
     *[pytest.param(f, s, each_value_cases(), id=f"{f}-{s}") for f, s in SAMPLED],
@@ -44,9 +46,26 @@ def make_prompt(number: int, vocab_size: int) -> list[int]:
 
 @pytest.mark.parametrize(("family", "shards", "cases"), SWEEPS)
 def test_sweep_equals_peft(family: str, shards: int, cases: list[AdapterCase], tmp_path: Path) -> None:
-    directory = write_model(family, tmp_path / "model")
+    check_sweep(write_model(family, tmp_path / "model"), shards, cases)
+
+
+@pytest.mark.parametrize(
+    ("family", "kv_heads", "shards", "cases"),
+    [
+        ("qwen2", 2, 4, each_value_cases()[1:]),
+        *[pytest.param(*engine, each_value_cases(), marks=pytest.mark.slow) for engine in SHARED_HEADS],
+    ],
+)
+def test_ranks_that_share_a_key_value_head_equal_peft(
+    family: str, kv_heads: int, shards: int, cases: list[AdapterCase], tmp_path: Path
+) -> None:
+    check_sweep(write_model(family, tmp_path / "model", num_key_value_heads=kv_heads), shards, cases)
+
+
+def check_sweep(directory: Path, shards: int, cases: list[AdapterCase]) -> None:
+    """Compare the model in `directory` on `shards` ranks with the oracle, for every case's adapter and the base."""
     oracle = Oracle(directory)
-    adapters: list[Path | None] = [write_adapter(oracle.base, case, tmp_path / case.name) for case in cases]
+    adapters: list[Path | None] = [write_adapter(oracle.base, case, directory.parent / case.name) for case in cases]
     adapters += [None, None, adapters[0]]
     prompts = [make_prompt(i, oracle.vocab_size) for i in range(len(adapters))]
 

@@ -41,33 +41,37 @@ LLAMA3_ROPE = {
 }
 
 
-def family_config(family: str) -> PreTrainedConfig:
-    """The config of one family's tiny model."""
+def family_config(family: str, **changes: Any) -> PreTrainedConfig:
+    """The config of one family's tiny model, with `changes` to COMMON."""
+    common = COMMON | changes
     match family:
         case "llama":
-            return LlamaConfig(**COMMON, tie_word_embeddings=True)
+            return LlamaConfig(**common, tie_word_embeddings=True)
         case "llama3":
             return LlamaConfig(
-                **COMMON, rope_parameters=LLAMA3_ROPE, attention_bias=True, mlp_bias=True, tie_word_embeddings=False
+                **common, rope_parameters=LLAMA3_ROPE, attention_bias=True, mlp_bias=True, tie_word_embeddings=False
             )
         case "mistral":
-            return MistralConfig(**COMMON, sliding_window=24, head_dim=16, tie_word_embeddings=False)
+            return MistralConfig(**common, sliding_window=24, head_dim=16, tie_word_embeddings=False)
         case "qwen2":
-            return Qwen2Config(**COMMON, use_sliding_window=True, sliding_window=24, max_window_layers=2)
+            return Qwen2Config(**common, use_sliding_window=True, sliding_window=24, max_window_layers=2)
         case "qwen3":
-            return Qwen3Config(**COMMON, head_dim=16, tie_word_embeddings=False)
+            return Qwen3Config(**common, head_dim=16, tie_word_embeddings=False)
         case "smollm3":
-            return SmolLM3Config(**COMMON, no_rope_layer_interval=2)
+            return SmolLM3Config(**common, no_rope_layer_interval=2)
     raise ValueError(family)
 
 
 FAMILIES = ("llama", "llama3", "mistral", "qwen2", "qwen3", "smollm3")
 
 
-def write_model(family: str, directory: Path) -> Path:
-    """Write the family's tiny model with seeded random weights (biases and norms too) into `directory`."""
+def write_model(family: str, directory: Path, **changes: Any) -> Path:
+    """Write the family's tiny model with seeded random weights (biases and norms too) into `directory`.
+
+    `changes` are those of `family_config`.
+    """
     torch.manual_seed(sum(map(ord, family)))
-    model = AutoModelForCausalLM.from_config(family_config(family), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(family_config(family, **changes), dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):

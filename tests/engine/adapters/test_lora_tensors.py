@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace as replaced
 from io import BytesIO
 from pathlib import Path
 
@@ -14,11 +15,13 @@ from support.tiny_adapters import CONFIG, LINEARS, MODEL, PREFIX, Q0, RANK, Tens
 from torch import Tensor
 
 from motet.core.errors import AdapterRefused
+from motet.core.messages import LoraEntry
 from motet.engine.adapters.lora_tensors import LoraPair, check_magnitudes, open_weights, read_pairs, shard_pair
 from motet.engine.adapters.peft_config import parse_config
 from motet.engine.adapters.safetensors_file import SafetensorsFile
 from motet.engine.adapters.tensor_names import read_layout
 from motet.engine.distributed.process_group import ShardGroup
+from motet.engine.models.linear_specs import linear_specs
 
 Change = Callable[[Tensors], None]
 
@@ -281,3 +284,15 @@ def test_shards_put_together_are_the_whole(size: int) -> None:
         else:
             assert all(torch.equal(part, pair.a) for part in a)
             assert torch.equal(torch.cat(b, dim=1), pair.b.T)
+
+
+def test_ranks_that_share_a_key_value_head_have_the_same_shard() -> None:
+    """Two key-value heads on four ranks: each rank's B has the columns of one whole head."""
+    spec = linear_specs(replaced(MODEL, num_kv_heads=2))["qkv"]
+    a, b = torch.randn(RANK, 24), torch.randn(8, RANK)
+    for module in ("k_proj", "v_proj"):
+        pair = LoraPair(LoraEntry(0, module, RANK, 1.0), spec, a, b)
+        for rank in range(4):
+            shard = shard_pair(pair, ShardGroup(rank, 4), torch.float32)
+            assert torch.equal(shard[f"0.{module}.A"], a)
+            assert torch.equal(shard[f"0.{module}.B"], b.T[:, :4] if rank < 2 else b.T[:, 4:])

@@ -130,6 +130,16 @@ def test_slices_cover_everything_once() -> None:
         assert covered == list(range(24))
 
 
+@pytest.mark.parametrize(("kv_heads", "size"), [(1, 2), (1, 4), (2, 4), (2, 6), (4, 4), (8, 4)])
+def test_ranks_have_the_key_value_heads_of_their_query_heads(kv_heads: int, size: int) -> None:
+    """With 24 query heads: the key-value head of query head i is i * kv_heads // 24, as transformers repeats them."""
+    for rank in range(size):
+        group = ShardGroup(rank, size)
+        needed = {i * kv_heads // 24 for i in range(24)[group.slice(24)]}
+        head_of_row = [row // 5 for row in range(kv_heads * 5)]  # heads of 5 rows
+        assert head_of_row[group.slice(kv_heads * 5, kv_heads)] == [head for head in sorted(needed) for _ in range(5)]
+
+
 def collectives(rank: int, size: int, store: str) -> None:
     """Run by each process; a wrong result gives an exit code other than 0."""
     torch.set_num_threads(1)
