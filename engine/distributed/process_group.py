@@ -5,23 +5,32 @@ Shoeybi et al., "Megatron-LM", 2019: column-parallel layers split their outputs,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.distributed as dist
+from loguru import logger
 from torch import Tensor
+
+from motet.engine.distributed.one_shot import OneShotAllReduce, connect
 
 
 @dataclass(frozen=True)
 class ShardGroup:
-    """This rank's number among `tp_size` ranks. With one rank, the collectives do nothing."""
+    """This rank's number among `tp_size` ranks. With one rank, the collectives do nothing.
+
+    With `one_shot`, small tensors are summed by it instead of NCCL.
+    """
 
     tp_rank: int = 0
     tp_size: int = 1
+    one_shot: OneShotAllReduce | None = field(default=None, compare=False)
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """Sum `x` over all ranks, in place."""
-        if self.tp_size > 1:
+        if self.one_shot is not None and self.one_shot.takes(x):
+            self.one_shot(x)
+        elif self.tp_size > 1:
             dist.all_reduce(x)
         return x
 
@@ -62,7 +71,35 @@ def join(group: ShardGroup, store: str, device: torch.device) -> ShardGroup:
     """Use `device` in this process, and connect to the other ranks through the file `store`."""
     if device.type == "cuda":
         torch.cuda.set_device(device)  # Triton and nccl use the current device
-    if group.tp_size > 1:
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, init_method=f"file://{store}", rank=group.tp_rank, world_size=group.tp_size)
+    if group.tp_size == 1:
+        return group
+    is_cuda = device.type == "cuda"
+    dist.init_process_group(
+        "nccl" if is_cuda else "gloo",
+        init_method=f"file://{store}",
+        rank=group.tp_rank,
+        world_size=group.tp_size,
+        device_id=device if is_cuda else None,
+    )
+    if not is_cuda:
+        return group
+    group.all_reduce(torch.zeros(1, device=device))  # now, so that NCCL's buffers are counted when memory is divided
+    return with_one_shot(group, device)
+
+
+def with_one_shot(group: ShardGroup, device: torch.device) -> ShardGroup:
+    """`group` with OneShotAllReduce if it works on all ranks; else `group`, and a log line of rank 0 says why."""
+    found = connect(group.tp_rank, group.tp_size, device)
+    one_shot = None if isinstance(found, str) else found
+    if group.smallest(one_shot is not None):
+        return replace(group, one_shot=one_shot)
+    if group.tp_rank == 0:
+        reason = found if isinstance(found, str) else "another rank cannot use it"
+        logger.info("NCCL sums tensors of all sizes; one-shot all-reduce does not work here: {}", reason)
     return group
+
+
+def leave() -> None:
+    """Leave the process group, if this process is in one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import pytest
 import torch
+from loguru import logger
 from safetensors.torch import save_file
 from torch import Tensor
 
 from motet.engine.checkpoint import Checkpoint
-from motet.engine.distributed.process_group import ShardGroup, join
+from motet.engine.distributed.process_group import ShardGroup, join, leave, with_one_shot
 from motet.engine.kernels.matmul import Weight
 from motet.engine.layers.forward_context import ForwardContext, forward_context
 from motet.engine.layers.linear import LinearSpec, ParallelLinear, Part
@@ -155,12 +157,27 @@ def collectives(rank: int, size: int, store: str) -> None:
     ids = group.broadcast(torch.tensor([7, 8]) if rank == 0 else torch.zeros(2, dtype=torch.long))
     assert ids.tolist() == [7, 8]
     assert group.smallest(5 - rank) == 5 - (size - 1)
-    torch.distributed.destroy_process_group()
+    leave()
+    assert not torch.distributed.is_initialized()
 
 
-def test_collectives_between_processes(tmp_path: Path) -> None:
+def no_symmetric_memory(rank: int, size: int, store: str) -> None:
+    """Run by each process: every rank goes on with the process group, and rank 0 says why in one line."""
+    lines: list[str] = []
+    logger.remove()
+    logger.add(lines.append, format="{message}")
+    group = with_one_shot(join(ShardGroup(rank, size), store, CPU), CPU)
+    assert group.one_shot is None
+    assert len(lines) == (1 if rank == 0 else 0)
+    assert all("one-shot all-reduce does not work here: " in line for line in lines)
+    assert group.all_reduce(torch.ones(4)).tolist() == [float(size)] * 4
+    leave()
+
+
+@pytest.mark.parametrize("work", [collectives, no_symmetric_memory])
+def test_collectives_between_processes(work: Callable[[int, int, str], None], tmp_path: Path) -> None:
     spawn = multiprocessing.get_context("spawn")
-    ranks = [spawn.Process(target=collectives, args=(rank, 2, str(tmp_path / "store"))) for rank in range(2)]
+    ranks = [spawn.Process(target=work, args=(rank, 2, str(tmp_path / "store"))) for rank in range(2)]
     for process in ranks:
         process.start()
     for process in ranks:
