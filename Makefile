@@ -16,11 +16,11 @@ BIN  := $(VENV)/bin
 INSTALLED     := $(VENV)/.installed-$(VERSION)
 INSTALLED_DEV := $(VENV)/.installed-dev-$(VERSION)
 
-# make serve PORT=8080 HOST=127.0.0.1 MODEL=smollm2 SHARDS=1 ARGS="--log-format json"
+# make serve PORT=8080 HOST=127.0.0.1 MODEL=smollm2 SHARDS=auto ARGS="--log-format json"
 HOST   ?= 127.0.0.1
 PORT   ?= 8080
 MODEL  ?= smollm2
-SHARDS ?= 1
+SHARDS ?= auto
 ARGS   ?=
 
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint .ci/constraints.txt

@@ -41,7 +41,7 @@ class ModelSource(ABC):
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
-    """The loaded model, as reported by the engine. `vocab_size` and `max_context` are in tokens."""
+    """The loaded model, as reported by the engine. `vocab_size`, `max_context` and `max_batch_tokens` are in tokens."""
 
     name: str
     architecture: str
@@ -53,3 +53,4 @@ class ModelInfo(msgspec.Struct, frozen=True):
     eos_token_ids: tuple[int, ...]
     device: str = "cpu"
     hidden_size: int = 0
+    max_batch_tokens: int = 0

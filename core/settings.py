@@ -14,7 +14,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from motet.core.errors import StartupError
 
@@ -30,6 +30,7 @@ _SERVICE_LINK = re.compile(
 _SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://.*")
 
 _LIST = "tuple[str, ...]"
+_INT_OR_AUTO = "int | Literal['auto']"
 _PORT = r"[1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5]"
 _DOMAIN = r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*"
 # Excludes what no browser sends: a path, a capital letter, the scheme's default port, `*` within a name.
@@ -99,7 +100,13 @@ class Settings:
     )
     tls_certificate: str = _setting("", "certificate chain (PEM): serve HTTPS", metavar="FILE")
     tls_key: str = _setting("", "the certificate's private key (PEM)", metavar="FILE")
-    shards: int = _setting(1, "ranks that share the model by tensor parallelism", low=1, high=64, group="Engine")
+    shards: int | Literal["auto"] = _setting(
+        "auto",
+        "ranks that share the model by tensor parallelism (auto: the fewest GPUs that have room for it; on the CPU 1)",
+        low=1,
+        high=64,
+        group="Engine",
+    )
     threads: int = _setting(
         0, "CPU threads of all ranks together (0: the CPUs of the machine, or of its cgroup)", low=0, high=1024
     )
@@ -139,7 +146,13 @@ class Settings:
         "how embeddings are pooled (auto: as the model's config says, else last)",
         choices=("auto", "last", "mean"),
     )
-    max_batch_tokens: int = _setting(512, "most tokens in one step", low=16, high=1 << 20, group="Batching and cache")
+    max_batch_tokens: int | Literal["auto"] = _setting(
+        "auto",
+        "most tokens in one step (auto: 512 on the CPU, 2048 on CUDA)",
+        low=16,
+        high=1 << 20,
+        group="Batching and cache",
+    )
     max_sequences: int = _setting(256, "most sequences in one step", low=1, high=1 << 16)
     overlap: str = _setting(
         "auto",
@@ -147,6 +160,9 @@ class Settings:
         choices=("auto", "on", "off"),
     )
     kv_memory: str = _setting("auto", "memory for the key-value cache, such as 4GiB", size=True)
+    memory_fraction: float = _setting(
+        0.92, "share of a GPU's memory for weights, adapters, steps and cache together", low=0.1, high=1.0
+    )
     data_dir: str = _setting(
         "",
         "directory for stored responses, files and batches (default: motet in the user's data directory)",
@@ -193,8 +209,9 @@ def flag(name: str) -> str:
 def _convert(setting: dataclasses.Field[Any], value: Any, origin: str) -> Any:
     """Convert `value` (a string, or a TOML value) to the setting's type. Raises StartupError naming `origin`."""
     name, rules = setting.name, setting.metadata
-    kind: type = {"int": int, "float": float}.get(str(setting.type), str)
+    kind: type = {"int": int, _INT_OR_AUTO: int, "float": float}.get(str(setting.type), str)
     expected = rules.get("expected") or ("a size such as 512MiB" if rules.get("size") else f"of type {kind.__name__}")
+    expected += " or auto" if setting.type == _INT_OR_AUTO else ""
     if not _is_readable(setting, value):
         raise StartupError(f"{origin}: {value!r} is not {expected}", param=name)
     if setting.type == _LIST:
@@ -203,6 +220,8 @@ def _convert(setting: dataclasses.Field[Any], value: Any, origin: str) -> Any:
             if entry and not re.fullmatch(rules.get("pattern", ".*"), entry, re.DOTALL):
                 raise StartupError(f"{origin}: {entry!r} is not {expected}", param=name)
         return tuple(filter(None, entries))
+    if setting.type == _INT_OR_AUTO and value == "auto":
+        return value
     try:
         converted = measured = kind(value)
         if rules.get("size") and (converted != "auto" or setting.default != "auto"):
@@ -221,7 +240,7 @@ def _is_readable(setting: dataclasses.Field[Any], value: Any) -> bool:
     """Whether a value of this type can be converted: a string, or TOML's number or list for such a setting."""
     if isinstance(value, (list, tuple)):
         return setting.type == _LIST and all(isinstance(entry, str) for entry in value)
-    numbers: dict[str, Any] = {"int": int, "float": (int, float)}
+    numbers: dict[str, Any] = {"int": int, _INT_OR_AUTO: int, "float": (int, float)}
     number = numbers.get(str(setting.type), int if setting.metadata.get("size") else ())
     return isinstance(value, str) or (isinstance(value, number) and not isinstance(value, bool))
 

@@ -8,10 +8,11 @@ import msgspec
 
 from motet.core.machine_limits import cpu_count
 from motet.core.settings import Settings
+from motet.engine.auto_shards import resolve_shards
 
 
 class EngineConfig(msgspec.Struct, frozen=True):
-    """The settings of a rank. With None for a size, the rank derives it from its memory."""
+    """The settings of a rank. With None for a size, the rank derives it from its device and memory."""
 
     directory: str
     device: str
@@ -21,14 +22,17 @@ class EngineConfig(msgspec.Struct, frozen=True):
     adapter_memory: int | None
     max_adapter_rank: int
     kv_memory: int | None
-    max_batch_tokens: int
+    memory_fraction: float
+    max_batch_tokens: int | None
     max_sequences: int
+    shards: int
     threads: int
     overlap: str
 
     @classmethod
     def from_settings(cls, settings: Settings, directory: Path) -> EngineConfig:
-        """The config for `settings` and the model in `directory`."""
+        """The config for `settings` and the model in `directory`; chooses the number of ranks if it is `auto`."""
+        shards = resolve_shards(settings, directory)
         return cls(
             directory=str(directory),
             device=settings.device,
@@ -38,8 +42,10 @@ class EngineConfig(msgspec.Struct, frozen=True):
             adapter_memory=settings.size("adapter_memory"),
             max_adapter_rank=settings.max_adapter_rank,
             kv_memory=settings.size("kv_memory"),
-            max_batch_tokens=settings.max_batch_tokens,
+            memory_fraction=settings.memory_fraction,
+            max_batch_tokens=None if settings.max_batch_tokens == "auto" else settings.max_batch_tokens,
             max_sequences=settings.max_sequences,
-            threads=max(1, (settings.threads or cpu_count()) // settings.shards),
+            shards=shards,
+            threads=max(1, (settings.threads or cpu_count()) // shards),
             overlap=settings.overlap,
         )

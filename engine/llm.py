@@ -42,7 +42,8 @@ class Engine:
 
         Raises StartupError or Unavailable if the engine does not start.
         """
-        processes = EngineProcesses(EngineConfig.from_settings(settings, directory), settings.shards, directory.name)
+        config = EngineConfig.from_settings(settings, directory)
+        processes = EngineProcesses(config, config.shards, directory.name)
         engine = cls(
             processes,
             EngineClient(processes.engine_address, processes.state_address),

@@ -17,11 +17,44 @@ from motet.engine.models.linear_specs import module_shapes
 from motet.engine.schedule.adapter_slots import PAGE_ROWS
 from motet.engine.schedule.kv_block_manager import CPU_BLOCK_SIZE, CUDA_BLOCK_SIZE
 
-CPU_CACHE_SHARE, CUDA_CACHE_SHARE = 0.1, 0.8
-"""The cache's default share: of the machine's memory, and of the free GPU memory (a step needs some as well)."""
+CPU_CACHE_SHARE = 0.1
+"""The cache's default share of the machine's memory."""
 
 CPU_ADAPTER_SHARE = 0.25
 """The largest default share of the machine's memory for the adapters of all ranks."""
+
+
+CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS = 512, 2048
+"""The default of --max-batch-tokens. A GPU needs more tokens than a CPU until products are limited by arithmetic."""
+
+
+def batch_tokens(engine_config: EngineConfig, device: torch.device) -> int:
+    """The most tokens in one step."""
+    default = CPU_BATCH_TOKENS if device.type == "cpu" else CUDA_BATCH_TOKENS
+    return default if engine_config.max_batch_tokens is None else engine_config.max_batch_tokens
+
+
+@dataclass(frozen=True)
+class CardUse:
+    """Bytes of one GPU: its `total`, the `peak` of what PyTorch had allocated, and what CUDA, NCCL and other programs
+    have."""
+
+    total: int
+    peak: int
+    others: int
+
+    @classmethod
+    def measure(cls, device: torch.device) -> CardUse:
+        """The use since the last torch.cuda.reset_peak_memory_stats. Waits for the device."""
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(device)
+        others = total - free - torch.cuda.memory_reserved(device)
+        return cls(total, torch.cuda.max_memory_allocated(device), others)
+
+    def rest(self, fraction: float) -> int:
+        """What this leaves of `fraction` of the card; negative if it is too much already."""
+        return int(self.total * fraction) - self.peak - self.others
 
 
 @dataclass(frozen=True)
@@ -50,7 +83,7 @@ class MemoryPlan:
         self._shapes = module_shapes(config, group)
         self._page_bytes = page_bytes(self._shapes, dtype.itemsize)
         self._item_bytes = dtype.itemsize
-        self._block_size = CPU_BLOCK_SIZE if device.type == "cpu" else CUDA_BLOCK_SIZE
+        self.block_size = CPU_BLOCK_SIZE if device.type == "cpu" else CUDA_BLOCK_SIZE
         heads = config.kv_heads_per_rank(group.tp_size)
         self._token_bytes = 2 * config.num_layers * heads * config.head_dim * dtype.itemsize
         self.pages = self._pages()
@@ -59,9 +92,9 @@ class MemoryPlan:
         """Raise StartupError if weights, adapters and cache do not fit into memory together. Call it before loading."""
         available = self._available()
         cache_memory = self._cache_memory()
-        blocks = 0 if cache_memory is None else self._blocks(cache_memory // (self._token_bytes * self._block_size))
+        blocks = 0 if cache_memory is None else self._blocks(cache_memory // (self._token_bytes * self.block_size))
         weights, adapters = self._weights(), self.pages * self._page_bytes
-        cache = blocks * self._block_size * self._token_bytes
+        cache = blocks * self.block_size * self._token_bytes
         if weights + adapters + cache <= available:
             return
         name, remedy = "model", "choose a smaller model, or a machine or container with more memory"
@@ -76,8 +109,17 @@ class MemoryPlan:
             param=name,
         )
 
-    def capacity(self) -> Capacity:
-        """The cache that fits, equal on every rank. Raises StartupError if it is too small for the settings."""
+    @property
+    def longest_context(self) -> int:
+        """The tokens of the longest context, if the cache is large enough."""
+        return self._engine_config.max_context or self._config.max_context
+
+    def capacity(self, use: CardUse | None = None, reserve: int = 0) -> Capacity:
+        """The cache that fits, equal on every rank. Raises StartupError if it is too small for the settings.
+
+        On CUDA, `use` has the memory that the largest steps take, and `reserve` the bytes that something else will take
+        later.
+        """
         engine_config, config = self._engine_config, self._config
         if engine_config.max_context > config.max_context:
             raise StartupError(
@@ -86,19 +128,44 @@ class MemoryPlan:
                 param="max_context",
             )
         memory = self._cache_memory()
-        if memory is None:
-            memory = int(torch.cuda.mem_get_info(self._device)[0] * CUDA_CACHE_SHARE)
-        blocks = self._group.smallest(memory // (self._token_bytes * self._block_size))
+        if use is not None:
+            memory = self._cache_on_card(memory, use, reserve)
+        assert memory is not None, "on CUDA, the use of the card is known"
+        blocks = self._group.smallest(memory // (self._token_bytes * self.block_size))
         context = self._context(blocks)
         if context < (engine_config.max_context or 1):
             required = engine_config.max_context or config.max_context
             raise StartupError(
-                f"--kv-memory: {memory} bytes are enough for {blocks * self._block_size} tokens, and one request may "
-                f"need {required}; set at least {self._token_bytes * (required + self._block_size)} bytes, or lower "
+                f"--kv-memory: {memory} bytes are enough for {blocks * self.block_size} tokens, and one request may "
+                f"need {required}; set at least {self._token_bytes * (required + self.block_size)} bytes, or lower "
                 "--max-context",
                 param="kv_memory",
             )
-        return Capacity(self._blocks(blocks), self._block_size, context)
+        return Capacity(self._blocks(blocks), self.block_size, context)
+
+    def _cache_on_card(self, memory: int | None, use: CardUse, reserve: int) -> int:
+        """Bytes for the cache on a GPU: `memory` if it is set and fits, else all that --memory-fraction allows."""
+        fraction = self._engine_config.memory_fraction
+        block = self._token_bytes * self.block_size
+        if memory is None:
+            rest = use.rest(fraction) - reserve
+            if rest < block:
+                raise StartupError(
+                    f"--memory-fraction {fraction:g}: weights, adapters and the largest step take "
+                    f"{_format_size(use.peak + reserve)} of {_format_size(use.total)}, and "
+                    f"{_format_size(use.others)} are used outside this process's PyTorch, so nothing is left for the "
+                    "key-value cache; lower --adapter-slots, --max-batch-tokens or --max-sequences, or raise --shards",
+                    param="memory_fraction",
+                )
+            return rest
+        rest = use.rest(1.0) - reserve
+        if self._blocks(memory // block) * block > rest:
+            raise StartupError(
+                f"--kv-memory: {_format_size(memory)} for the key-value cache, but weights, adapters and the largest "
+                f"step leave {_format_size(max(0, rest))} of {_format_size(use.total)}; lower it, or leave it at auto",
+                param="kv_memory",
+            )
+        return memory
 
     def _pages(self) -> int:
         memory, layers = self._engine_config.adapter_memory, self._config.num_layers
@@ -123,11 +190,11 @@ class MemoryPlan:
         return self._engine_config.kv_memory
 
     def _context(self, blocks: int) -> int:
-        return min(self._engine_config.max_context or self._config.max_context, blocks * self._block_size)
+        return min(self.longest_context, blocks * self.block_size)
 
     def _blocks(self, blocks: int) -> int:
         """`blocks`, or fewer if fewer are enough for the longest context of every sequence."""
-        return min(blocks, self._engine_config.max_sequences * -(-self._context(blocks) // self._block_size))
+        return min(blocks, self._engine_config.max_sequences * -(-self._context(blocks) // self.block_size))
 
     def _weights(self) -> int:
         """Bytes of the weights on this rank, without norms and biases."""

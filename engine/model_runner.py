@@ -14,16 +14,19 @@ from motet.core.errors import StartupError
 from motet.engine.checkpoint import Checkpoint
 from motet.engine.distributed.process_group import ShardGroup
 from motet.engine.engine_config import EngineConfig
+from motet.engine.largest_steps import largest_steps
 from motet.engine.layers.attention import CacheShape, attention_backend, flash_attention
 from motet.engine.layers.forward_context import ForwardContext, forward_context
 from motet.engine.layers.linear import attach_lora
 from motet.engine.lora.apply import warm_up
 from motet.engine.lora.pool import LoraPool, PoolSize
-from motet.engine.memory import Capacity, MemoryPlan
+from motet.engine.memory import Capacity, CardUse, MemoryPlan, batch_tokens
 from motet.engine.models.architectures import ModelConfig, read_config
 from motet.engine.models.decoder import Decoder
 from motet.engine.models.linear_specs import module_shapes
 from motet.engine.sampling.prompt_logprobs import PromptLogprobs, prompt_logprobs_of
+from motet.engine.sampling.sampler import Sampler
+from motet.engine.schedule.batch import SchedulerConfig
 from motet.engine.schedule.plan import SequencePlan, StepPlan
 from motet.engine.staging import StagingBuffer
 
@@ -115,20 +118,41 @@ class ModelRunner:
         size = PoolSize(config.num_layers, engine_config.adapter_slots, plan.pages, engine_config.max_adapter_rank)
         self.pool = LoraPool(shapes, size, device, self.dtype)
         attach_lora([layer.linears for layer in self._decoder.layers], self.pool)
-        # After the weights and the pool, since the cache takes the rest of the memory.
-        self.capacity = plan.capacity()
+        self.pages = plan.pages
+        limits = SchedulerConfig(batch_tokens(engine_config, device), engine_config.max_sequences, plan.longest_context)
+        self.max_batch_tokens = limits.max_batch_tokens
+        self.staging = StagingBuffer(staging_bytes(limits, plan.block_size), device)
+        self._sampled = torch.zeros(engine_config.max_sequences, dtype=torch.int32, device=device)
+        use = None
+        if device.type == "cuda":  # the cache takes the memory that everything else leaves
+            self._allocate_cache(Capacity(1, plan.block_size, plan.longest_context))
+            torch.cuda.reset_peak_memory_stats(device)
+            self.run_largest_steps(limits, engine_config.adapter_slots)
+            use = CardUse.measure(device)
+        self._allocate_cache(plan.capacity(use))
+
+    def _allocate_cache(self, capacity: Capacity) -> None:
+        config, shards = self.config, self.group.tp_size
         shape = CacheShape(
             layers=config.num_layers,
-            blocks=self.capacity.blocks,
-            block_size=self.capacity.block_size,
-            heads=config.num_heads // group.tp_size,
-            kv_heads=config.kv_heads_per_rank(group.tp_size),
+            blocks=capacity.blocks,
+            block_size=capacity.block_size,
+            heads=config.num_heads // shards,
+            kv_heads=config.kv_heads_per_rank(shards),
             head_dim=config.head_dim,
         )
-        self.pages = plan.pages
-        self.attention = attention_backend(shape, device, self.dtype)
-        self.staging = StagingBuffer(staging_bytes(engine_config, self.capacity), device)
-        self._sampled = torch.zeros(engine_config.max_sequences, dtype=torch.int32, device=device)
+        self.capacity = capacity
+        self.attention = attention_backend(shape, self.device, self.dtype)
+
+    def run_largest_steps(self, limits: SchedulerConfig, adapter_slots: int) -> None:
+        """Run the steps that take the most memory, with their sampling; overwrites block 0 of the cache."""
+        sampler = Sampler(self.config.vocab_size)
+        for step in largest_steps(limits, self.capacity.block_size, adapter_slots):
+            staged = self.stage(step.plan)
+            batch = sampler.stage(step.rows, self.staging)
+            logits = self.execute(staged).logits
+            sampled = None if logits is None else sampler(logits, batch, {}).ids
+            self.store_samples(len(step.rows), sampled)
 
     def stage(self, plan: StepPlan) -> StagedStep:
         """Put the step's numbers into a new content of `staging`; the caller may add its own before `execute`."""
@@ -178,8 +202,8 @@ class ModelRunner:
         warm_up(self.pool.layers[0].values(), self.staging)
 
 
-def staging_bytes(engine_config: EngineConfig, capacity: Capacity) -> int:
+def staging_bytes(limits: SchedulerConfig, block_size: int) -> int:
     """Room for the largest step, in bytes: some numbers of every token, and the block table of every sequence."""
-    per_token, per_sequence = 64, 512 + 4 * -(-capacity.max_context // capacity.block_size)
-    sequences = min(engine_config.max_sequences, engine_config.max_batch_tokens)
-    return (1 << 16) + engine_config.max_batch_tokens * per_token + sequences * per_sequence
+    per_token, per_sequence = 64, 512 + 4 * -(-limits.max_context // block_size)
+    sequences = min(limits.max_sequences, limits.max_batch_tokens)
+    return (1 << 16) + limits.max_batch_tokens * per_token + sequences * per_sequence

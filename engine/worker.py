@@ -53,6 +53,7 @@ def _prepare_environment(spec: WorkerSpec) -> None:
 
 def run_rank_0(spec: WorkerSpec, heartbeat: Heartbeat) -> None:
     """Load the model, wait for the other ranks, and serve until SIGTERM."""
+    from motet.engine.distributed.process_group import leave
     from motet.engine.distributed.transport import EngineSockets
     from motet.engine.engine_core import EngineCore
     from motet.engine.schedule.adapter_slots import AdapterSlots
@@ -65,7 +66,7 @@ def run_rank_0(spec: WorkerSpec, heartbeat: Heartbeat) -> None:
     scheduler = Scheduler(
         BlockManager(capacity.blocks, capacity.block_size),
         AdapterSlots(spec.engine.adapter_slots, dict.fromkeys(runner.modules, runner.pages)),
-        SchedulerConfig(spec.engine.max_batch_tokens, spec.engine.max_sequences, capacity.max_context),
+        SchedulerConfig(runner.max_batch_tokens, spec.engine.max_sequences, capacity.max_context),
         spec.engine_id,
     )
     model = ModelInfo(
@@ -79,6 +80,7 @@ def run_rank_0(spec: WorkerSpec, heartbeat: Heartbeat) -> None:
         eos_token_ids=runner.config.eos_token_ids,
         device=runner.device.type,
         hidden_size=runner.config.hidden_size,
+        max_batch_tokens=runner.max_batch_tokens,
     )
     if spec.tp_size > 1:
         heartbeat.enter("waiting for the other ranks")
@@ -98,7 +100,7 @@ def run_rank_0(spec: WorkerSpec, heartbeat: Heartbeat) -> None:
         cache_tokens=capacity.blocks * capacity.block_size,
         adapter_slots=spec.engine.adapter_slots,
         adapter_pages=runner.pages,
-        batch_tokens=spec.engine.max_batch_tokens,
+        batch_tokens=runner.max_batch_tokens,
         overlap=overlap,
     ).info("engine ready")
     core.heartbeat = heartbeat
@@ -106,10 +108,12 @@ def run_rank_0(spec: WorkerSpec, heartbeat: Heartbeat) -> None:
     signal.signal(signal.SIGTERM, lambda *_: core.stop())
     core.run()
     sockets.close()
+    leave()
 
 
 def run_other_rank(spec: WorkerSpec, heartbeat: Heartbeat) -> None:
     """Load the model, and execute the messages of rank 0 until Shutdown."""
+    from motet.engine.distributed.process_group import leave
     from motet.engine.distributed.transport import WorkerSocket
     from motet.engine.lora.adapter_installer import Installer
     from motet.engine.schedule.plan import ClearSlot, InstallAdapter, Shutdown, StepPlan
@@ -117,7 +121,12 @@ def run_other_rank(spec: WorkerSpec, heartbeat: Heartbeat) -> None:
     runner = _load(spec, heartbeat)
     installer = Installer(runner.pool, spec.tp_rank)
     socket = WorkerSocket(spec.ranks_address, spec.tp_rank)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+
+    def end(*_: object) -> None:
+        leave()
+        sys.exit(0)
+
+    signal.signal(signal.SIGTERM, end)
     heartbeat.enter(SERVING)
     while True:
         message = socket.receive(2 if installer.running else 1000)
@@ -133,6 +142,7 @@ def run_other_rank(spec: WorkerSpec, heartbeat: Heartbeat) -> None:
                 runner.pool.clear(message.slot)
             case Shutdown():
                 socket.close()
+                leave()
                 return
 
 

@@ -101,7 +101,7 @@ def _info(services: Services) -> ServerInfo:
         max_input_length=model.max_context - 1,
         max_total_tokens=model.max_context,
         waiting_served_ratio=0.0,
-        max_batch_total_tokens=settings.max_batch_tokens,
+        max_batch_total_tokens=model.max_batch_tokens,
         max_waiting_tokens=0,
         validation_workers=settings.api_workers,
         eager_prefill=True,

@@ -22,7 +22,7 @@ from motet.core.logs import configure_logging
 from motet.core.plugin_registry import PluginRegistry
 from motet.core.settings import Settings, did_you_mean, flag, load_settings, misspelt_variables, service_links
 
-_METAVARS = {"int": "N", "float": "NUMBER", "str": "TEXT"}
+_METAVARS = {"int": "N", "int | Literal['auto']": "N", "float": "NUMBER", "str": "TEXT"}
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -113,9 +113,10 @@ def _check(arguments: argparse.Namespace) -> None:
     settings = load_settings(options, os.environ, None)
     found = find_adapters(directories)
     location = locate_model(settings)
+    engine = EngineConfig.from_settings(settings, model_directory(location, settings))
     spec = LoaderSpec(
-        engine=EngineConfig.from_settings(settings, model_directory(location, settings)),
-        shards=settings.shards,
+        engine=engine,
+        shards=engine.shards,
         address="",
         cache="",
         names=(settings.model_name or location.name,),

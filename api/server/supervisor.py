@@ -53,7 +53,8 @@ def supervise(settings: Settings) -> None:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
             signal.signal(number, lambda *_: stop.set())
     name = settings.model_name or location.name
-    engine = EngineProcesses(EngineConfig.from_settings(settings, directory), settings.shards, name)
+    config = EngineConfig.from_settings(settings, directory)
+    engine = EngineProcesses(config, config.shards, name)
     deployment = Deployment(
         settings=settings,
         model_directory=str(directory),

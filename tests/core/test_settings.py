@@ -59,6 +59,11 @@ def test_types_are_converted(config: Path) -> None:
         ("port", "-1"),
         ("shards", "0"),
         ("shards", "1.5"),
+        ("shards", "many"),
+        ("max_batch_tokens", "15"),
+        ("port", "auto"),
+        ("memory_fraction", "0"),
+        ("memory_fraction", "1.1"),
         ("device", "tpu"),
         ("dtype", "int8"),
         ("kv_memory", "lots"),
@@ -106,6 +111,7 @@ def test_wrong_values_name_their_origin(name: str, value: str) -> None:
         ("port =", "is not valid TOML"),
         ("[server]\nport = 1", "server"),
         ("port = true", "port: True is not of type int"),
+        ("shards = true", "shards: True is not of type int or auto"),
         ("port = 8080.7", "port: 8080.7 is not of type int"),
         ("drain_seconds = true", "drain_seconds: True is not of type float"),
         ("model = ['x']", "model: .* is not of type str"),
@@ -120,6 +126,18 @@ def test_wrong_files_name_the_key(tmp_path: Path, text: str, named: str) -> None
     with pytest.raises(StartupError, match=named) as caught:
         load_settings({}, {}, path)
     assert str(path) in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["shards", "max_batch_tokens"])
+def test_a_number_may_be_left_to_the_engine(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "motet.toml"
+    for value, expected in (('"auto"', "auto"), ("32", 32), ('"32"', 32)):
+        path.write_text(f"{name} = {value}\n")
+        assert getattr(load_settings({}, {}, path), name) == expected
+        text = value.strip('"')
+        assert getattr(load_settings({name: text}, {}), name) == expected
+        assert getattr(load_settings({}, {f"MOTET_{name.upper()}": text}), name) == expected
+    assert getattr(load_settings({}, {}), name) == "auto"
 
 
 def test_a_binary_file_is_named(tmp_path: Path) -> None:

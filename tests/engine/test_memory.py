@@ -18,7 +18,7 @@ from motet.engine import engine_config as spec
 from motet.engine import memory
 from motet.engine.distributed.process_group import ShardGroup
 from motet.engine.engine_config import EngineConfig
-from motet.engine.memory import MemoryPlan
+from motet.engine.memory import CardUse, MemoryPlan, batch_tokens
 from motet.engine.model_runner import resolve_device, resolve_dtype
 from motet.engine.models.architectures import from_transformers
 from motet.engine.worker import WorkerSpec
@@ -95,6 +95,67 @@ def test_the_longest_context_is_named_and_is_accepted(monkeypatch: pytest.Monkey
         plan(1024 * MIB, monkeypatch, max_context=100_000).capacity()
     longest = int(caught.value.message.split("at most ")[1].split(",")[0])
     assert plan(1024 * MIB, monkeypatch, max_context=longest).capacity().max_context == longest
+
+
+CARD = 100 * MIB
+BLOCK = 256 * TOKEN // 2
+"""Bytes of a block on CUDA, in 16 bits."""
+
+
+def card_plan(**settings: object) -> MemoryPlan:
+    """The plan for the tiny Llama on one GPU; nothing is allocated there."""
+    config = family_config("llama")
+    config.architectures = ["LlamaForCausalLM"]
+    engine = EngineConfig.from_settings(Settings(shards=1, **settings), Path("tiny"))  # type: ignore[arg-type]
+    return MemoryPlan(engine, from_transformers(config), ShardGroup(), torch.bfloat16, torch.device("cuda", 0))
+
+
+def test_on_a_gpu_the_cache_gets_the_fraction_less_the_peak() -> None:
+    use = CardUse(total=CARD, peak=30 * MIB, others=10 * MIB)
+    assert card_plan().capacity(use).blocks == (92 - 30 - 10) * MIB // BLOCK
+    assert card_plan(memory_fraction=0.5).capacity(use).blocks == (50 - 30 - 10) * MIB // BLOCK
+    assert card_plan().capacity(use, reserve=20 * MIB).blocks == (92 - 30 - 10 - 20) * MIB // BLOCK
+    assert card_plan(kv_memory="5MiB").capacity(use).blocks == 5 * MIB // BLOCK
+    assert card_plan(max_sequences=4).capacity(use).blocks == 4 * 2, "more cannot be used"
+
+
+def test_a_gpu_without_room_for_the_cache_is_refused() -> None:
+    use = CardUse(total=CARD, peak=80 * MIB, others=12 * MIB)
+    with pytest.raises(
+        StartupError,
+        match=r"--memory-fraction 0\.92: .* take 80\.0 MiB of 100\.0 MiB, and 12\.0 MiB .*; lower --adapter-slots",
+    ):
+        card_plan().capacity(use)
+    assert card_plan(memory_fraction=0.95).capacity(use).blocks == 3 * MIB // BLOCK
+    assert card_plan(kv_memory="7MiB").capacity(use).blocks == 7 * MIB // BLOCK, "a size goes before the fraction"
+    with pytest.raises(StartupError, match=r"--kv-memory: 9\.0 MiB .* leave 8\.0 MiB of 100\.0 MiB; lower it"):
+        card_plan(kv_memory="9MiB").capacity(use)
+
+
+def test_the_use_of_a_gpu_is_measured_after_unused_memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A simulated card of 100 MiB: 30 allocated, 45 reserved until `empty_cache`, a peak of 40, 12 of others."""
+    reserved = 45 * MIB
+
+    def empty_cache() -> None:
+        nonlocal reserved
+        reserved = 30 * MIB
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: reserved)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 40 * MIB)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (CARD - reserved - 12 * MIB, CARD))
+    use = CardUse.measure(torch.device("cuda", 0))
+    assert use == CardUse(total=CARD, peak=40 * MIB, others=12 * MIB)
+    assert use.rest(0.92) == 40 * MIB
+
+
+@pytest.mark.parametrize(("device", "tokens"), [("cpu", 512), ("cuda", 2048)])
+def test_the_default_of_the_batch_depends_on_the_device(device: str, tokens: int) -> None:
+    automatic = EngineConfig.from_settings(Settings(), Path("tiny"))
+    assert batch_tokens(automatic, torch.device(device)) == tokens
+    chosen = EngineConfig.from_settings(Settings(max_batch_tokens=64), Path("tiny"))
+    assert batch_tokens(chosen, torch.device(device)) == 64
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="PyTorch is built with CUDA")
