@@ -114,11 +114,25 @@ bench: $(INSTALLED_DEV) ## measure on this machine; prints what docs/benchmarks.
 demo-adapters: $(INSTALLED_DEV) ## train the three demo adapters again (PEFT on the CPU, minutes each)
 	$(BIN)/python tests/training/train_demo.py
 
+# flash-attn is compiled for the GPUs of this machine (any compute capability 8.x runs code for architecture 80), with as
+# many compilers as there are cores and as fit into memory: one takes up to 4 GiB.
+# make install-cuda FLASH_ATTN_CUDA_ARCHS="80;90" MAX_JOBS=8 chooses both.
+FLASH_ATTN_CUDA_ARCHS ?= $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null \
+	| sed 's/\..*/0/' | sort -nu | paste -sd ';')
+MAX_JOBS ?= $(shell awk -v cores=$$(nproc) '/^MemAvailable/ { jobs = int($$2 / 4194304); \
+	if (jobs > cores) jobs = cores; print (jobs < 1) ? 1 : jobs }' /proc/meminfo)
+
 .PHONY: install-cuda
-install-cuda: install ## add the GPU kernels: triton, then flash-attn (its build imports torch)
+install-cuda: install ## add flash-attn, the faster attention on GPUs, compiled for the GPUs of this machine
+	@test -n "$(FLASH_ATTN_CUDA_ARCHS)" || { \
+		echo "motet: nvidia-smi shows no GPU. Install the NVIDIA driver (580 or newer), or name the architecture:" \
+		"make install-cuda FLASH_ATTN_CUDA_ARCHS=90" >&2; exit 2; }
 	$(PIP_INSTALL) --editable ".[cuda]"
 	$(PIP_INSTALL) packaging ninja wheel setuptools
-	$(PIP_INSTALL) --no-build-isolation flash-attn
+	@echo "motet: compiling flash-attn for the GPU architecture $(FLASH_ATTN_CUDA_ARCHS) with $(MAX_JOBS) compilers:" \
+		"about $$((180 / $(MAX_JOBS) + 1)) minutes. Motet serves without it too, with PyTorch's own attention."
+	FLASH_ATTENTION_FORCE_BUILD=TRUE FLASH_ATTN_CUDA_ARCHS="$(FLASH_ATTN_CUDA_ARCHS)" MAX_JOBS=$(MAX_JOBS) NVCC_THREADS=1 \
+		$(PIP_INSTALL) --no-build-isolation flash-attn
 
 .PHONY: clean
 clean: ## remove the environment and build output
