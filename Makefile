@@ -114,23 +114,32 @@ bench: $(INSTALLED_DEV) ## measure on this machine; prints what docs/benchmarks.
 demo-adapters: $(INSTALLED_DEV) ## train the three demo adapters again (PEFT on the CPU, minutes each)
 	$(BIN)/python tests/training/train_demo.py
 
-# flash-attn is compiled for the GPUs of this machine (any compute capability 8.x runs code for architecture 80), with as
-# many compilers as there are cores and as fit into memory: one takes up to 4 GiB.
+# flash-attn is compiled for the GPUs of this machine, with as many compilers as there are cores and as fit into memory.
+# One takes up to 4 GiB. Code for architecture 80 runs on every compute capability 8.x, and so on.
 # make install-cuda FLASH_ATTN_CUDA_ARCHS="80;90" MAX_JOBS=8 chooses both.
 FLASH_ATTN_CUDA_ARCHS ?= $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null \
 	| sed 's/\..*/0/' | sort -nu | paste -sd ';')
 MAX_JOBS ?= $(shell awk -v cores=$$(nproc) '/^MemAvailable/ { jobs = int($$2 / 4194304); \
 	if (jobs > cores) jobs = cores; print (jobs < 1) ? 1 : jobs }' /proc/meminfo)
+# It has 73 files to compile, of about two and a half minutes each for one architecture.
+FLASH_ATTN_MINUTES = $$(( 180 * $(words $(subst ;, ,$(FLASH_ATTN_CUDA_ARCHS))) / $(MAX_JOBS) + 1 ))
+NVCC := command -v nvcc || test -x "$${CUDA_HOME:-/usr/local/cuda}/bin/nvcc"
 
 .PHONY: install-cuda
 install-cuda: install ## add flash-attn, the faster attention on GPUs, compiled for the GPUs of this machine
-	@test -n "$(FLASH_ATTN_CUDA_ARCHS)" || { \
-		echo "motet: nvidia-smi shows no GPU. Install the NVIDIA driver (580 or newer), or name the architecture:" \
-		"make install-cuda FLASH_ATTN_CUDA_ARCHS=90" >&2; exit 2; }
+	@case " $(subst ;, ,$(FLASH_ATTN_CUDA_ARCHS)) " in \
+		"  ") echo "motet: nvidia-smi shows no GPU. Install the NVIDIA driver (580 or newer), or name the architecture:" \
+			"make install-cuda FLASH_ATTN_CUDA_ARCHS=90" >&2; exit 2;; \
+		*" 80 "*|*" 90 "*|*" 100 "*|*" 120 "*) ;; \
+		*) echo "motet: flash-attn supports the architectures 80, 90, 100 and 120, and not $(FLASH_ATTN_CUDA_ARCHS)." \
+			"Motet serves without it on a compute capability of 8.0 or higher." >&2; exit 2;; \
+	esac
+	@$(NVCC) >/dev/null || { echo "motet: nvcc is not installed. Install CUDA 13 (package cuda-toolkit-13-0) or set" \
+		"CUDA_HOME. Motet serves without flash-attn too, with PyTorch's own attention." >&2; exit 2; }
 	$(PIP_INSTALL) --editable ".[cuda]"
 	$(PIP_INSTALL) packaging ninja wheel setuptools
 	@echo "motet: compiling flash-attn for the GPU architecture $(FLASH_ATTN_CUDA_ARCHS) with $(MAX_JOBS) compilers:" \
-		"about $$((180 / $(MAX_JOBS) + 1)) minutes. Motet serves without it too, with PyTorch's own attention."
+		"about $(FLASH_ATTN_MINUTES) minutes. Motet serves without it too, with PyTorch's own attention."
 	FLASH_ATTENTION_FORCE_BUILD=TRUE FLASH_ATTN_CUDA_ARCHS="$(FLASH_ATTN_CUDA_ARCHS)" MAX_JOBS=$(MAX_JOBS) NVCC_THREADS=1 \
 		$(PIP_INSTALL) --no-build-isolation flash-attn
 

@@ -135,3 +135,51 @@ def test_pytorch_comes_without_cuda_where_no_nvidia_driver_is(
     assert first.endswith(" torch")
     assert ("--extra-index-url https://download.pytorch.org/whl/cpu" in first) == cpu_build
     assert ("about 3 GB to download" in done.stdout) == (not cpu_build)
+
+
+def install_cuda(directory: Path, capabilities: str, *variables: str) -> subprocess.CompletedProcess[str]:
+    """Run `make install-cuda` on a machine whose nvidia-smi prints `capabilities`, and which has nvcc."""
+    tools = directory / "tools"
+    tools.mkdir()
+    for name, output in (("nvidia-smi", capabilities), ("nvcc", "")):
+        (tools / name).write_text(f"#!/bin/sh\nprintf '{output}'\n")
+        (tools / name).chmod(0o755)
+    python = python_that_reports(directory.parent / "python", "3.12")
+    env = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
+    command = ["make", "install-cuda", f"PYTHON={python}", "HAS_NVIDIA=true", "TYPES=", *variables]
+    return subprocess.run(command, cwd=directory, env=env, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "architectures", "minutes"),
+    [("8.6\\n", "80", "46"), ("9.0\\n9.0\\n", "90", "46"), ("10.3\\n8.9\\n", "80;100", "91")],
+)
+def test_flash_attn_is_compiled_for_the_gpus_of_this_machine(
+    clone: Path, capabilities: str, architectures: str, minutes: str
+) -> None:
+    done = install_cuda(clone, capabilities, "MAX_JOBS=4")
+    assert done.returncode == 0, done.stderr
+    assert f"architecture {architectures} with 4 compilers: about {minutes} minutes" in done.stdout
+    assert f'FLASH_ATTN_CUDA_ARCHS="{architectures}" MAX_JOBS=4' in done.stdout
+    assert (clone / "pip-calls").read_text().splitlines()[-1].endswith(" --no-build-isolation flash-attn")
+
+
+def test_the_architectures_can_be_chosen(clone: Path) -> None:
+    done = install_cuda(clone, "", "FLASH_ATTN_CUDA_ARCHS=90", "MAX_JOBS=8")
+    assert done.returncode == 0, done.stderr
+    assert "architecture 90 with 8 compilers: about 23 minutes" in done.stdout
+
+
+@pytest.mark.parametrize(("capabilities", "message"), [("", "580 or newer"), ("7.5\\n", "8.0 or higher")])
+def test_flash_attn_is_not_compiled_for_a_gpu_that_cannot_run_it(clone: Path, capabilities: str, message: str) -> None:
+    done = install_cuda(clone, capabilities)
+    assert done.returncode == 2
+    assert message in done.stderr.splitlines()[0]
+    assert "flash-attn" not in (clone / "pip-calls").read_text()
+
+
+def test_the_number_of_compilers_fits_the_machine(clone: Path) -> None:
+    done = install_cuda(clone, "9.0\\n")
+    jobs = re.search(r"with (\d+) compilers", done.stdout)
+    assert jobs is not None
+    assert 1 <= int(jobs[1]) <= len(os.sched_getaffinity(0))
