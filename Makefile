@@ -136,6 +136,8 @@ install-cuda: install ## add flash-attn, the faster attention on GPUs, compiled 
 	esac
 	@$(NVCC) >/dev/null || { echo "motet: nvcc is not installed. Install CUDA 13 (package cuda-toolkit-13-0) or set" \
 		"CUDA_HOME. Motet serves without flash-attn too, with PyTorch's own attention." >&2; exit 2; }
+	@# An environment that was made before the driver has PyTorch for the CPU, whose version satisfies the pin.
+	@$(BIN)/python -c 'import sys, torch; sys.exit(torch.version.cuda is None)' || $(PIP_INSTALL) --force-reinstall torch
 	$(PIP_INSTALL) --editable ".[cuda]"
 	$(PIP_INSTALL) packaging ninja wheel setuptools
 	@echo "motet: compiling flash-attn for the GPU architecture $(FLASH_ATTN_CUDA_ARCHS) with $(MAX_JOBS) compilers:" \
