@@ -18,7 +18,10 @@ from typing import Any, Literal
 
 from motet.core.errors import StartupError
 
-OTHER_VARIABLES = ("MOTET_CONFIG", "MOTET_CACHE", "MOTET_HUB_TOKEN")
+HOST_KEY_VARIABLE = "MOTET_HOST_KEY"
+"""Has the secret of --host-key-file itself, as text."""
+
+OTHER_VARIABLES = ("MOTET_CONFIG", "MOTET_CACHE", "MOTET_HUB_TOKEN", HOST_KEY_VARIABLE)
 VARIABLE_SIMILARITY = 0.85
 """Similarity (difflib's ratio, 0 to 1) from which an unknown variable counts as a misspelt setting."""
 FLAG_SIMILARITY = 0.7
@@ -117,6 +120,13 @@ class Settings:
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     max_context: int = _setting(0, "longest prompt and answer together, in tokens (0: the model's own)", low=0)
+    nnodes: int = _setting(
+        1, "hosts that share the model; each runs the same number of ranks", low=1, high=64, group="Several hosts"
+    )
+    node_rank: int = _setting(0, "number of this host; host 0 answers requests", low=0, high=63)
+    master_addr: str = _setting("", "address of host 0 that the other hosts can reach", metavar="ADDRESS")
+    master_port: int = _setting(29500, "first of four consecutive ports of host 0 for the hosts", low=1, high=65532)
+    host_key_file: str = _setting("", "file with the secret that all hosts share", metavar="FILE")
     adapter_root: tuple[str, ...] = _setting(
         (), "directory in which local:NAME is searched (repeatable)", metavar="DIR", group="Adapters"
     )

@@ -12,7 +12,10 @@ from motet.engine.auto_shards import resolve_shards
 
 
 class EngineConfig(msgspec.Struct, frozen=True):
-    """The settings of a rank. With None for a size, the rank derives it from its device and memory."""
+    """The settings of a rank. With None for a size, the rank derives it from its device and memory.
+
+    `shards` ranks share the model, `local_shards` of them on each host; `threads` are those of one rank.
+    """
 
     directory: str
     device: str
@@ -26,6 +29,7 @@ class EngineConfig(msgspec.Struct, frozen=True):
     max_batch_tokens: int | None
     max_sequences: int
     shards: int
+    local_shards: int
     threads: int
     overlap: str
 
@@ -33,6 +37,7 @@ class EngineConfig(msgspec.Struct, frozen=True):
     def from_settings(cls, settings: Settings, directory: Path) -> EngineConfig:
         """The config for `settings` and the model in `directory`; chooses the number of ranks if it is `auto`."""
         shards = resolve_shards(settings, directory)
+        local_shards = shards // settings.nnodes
         return cls(
             directory=str(directory),
             device=settings.device,
@@ -46,6 +51,7 @@ class EngineConfig(msgspec.Struct, frozen=True):
             max_batch_tokens=None if settings.max_batch_tokens == "auto" else settings.max_batch_tokens,
             max_sequences=settings.max_sequences,
             shards=shards,
-            threads=max(1, (settings.threads or cpu_count()) // shards),
+            local_shards=local_shards,
+            threads=max(1, (settings.threads or cpu_count()) // local_shards),
             overlap=settings.overlap,
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from motet.core.sampling_params import SamplingParams
 from motet.core.settings import Settings
 from motet.engine.client.engine_client import EngineClient
 from motet.engine.client.loader_client import LoaderClient
+from motet.engine.distributed.hosts import host_group
 from motet.engine.engine_config import EngineConfig
 from motet.engine.processes.engine_processes import EngineProcesses
 
@@ -42,8 +44,8 @@ class Engine:
 
         Raises StartupError or Unavailable if the engine does not start.
         """
-        config = EngineConfig.from_settings(settings, directory)
-        processes = EngineProcesses(config, config.shards, directory.name)
+        config, hosts = EngineConfig.from_settings(settings, directory), host_group(settings, os.environ)
+        processes = EngineProcesses(config, config.shards, directory.name, hosts)
         engine = cls(
             processes,
             EngineClient(processes.engine_address, processes.state_address),

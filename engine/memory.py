@@ -172,7 +172,7 @@ class MemoryPlan:
         if memory is None:
             pages = self._engine_config.adapter_slots * layers
             if self._device.type == "cpu":
-                share = self._machine * CPU_ADAPTER_SHARE / self._group.tp_size
+                share = self._machine * CPU_ADAPTER_SHARE / self._engine_config.local_shards
                 pages = min(pages, int(share) // self._page_bytes)
             return max(pages, layers)
         if memory // self._page_bytes < layers:
@@ -206,7 +206,7 @@ class MemoryPlan:
     def _available(self) -> int:
         """Bytes that this rank can use: CPU ranks share the machine's memory, and each GPU has its own."""
         if self._device.type == "cpu":
-            return self._machine // self._group.tp_size
+            return self._machine // self._engine_config.local_shards
         return int(torch.cuda.mem_get_info(self._device)[0])
 
 

@@ -20,11 +20,16 @@ from motet.core.model_source import ModelInfo
 from motet.engine.engine_config import EngineConfig
 
 if TYPE_CHECKING:
+    from motet.engine.distributed.transport import EngineSockets
     from motet.engine.model_runner import ModelRunner
 
 
 class WorkerSpec(msgspec.Struct, frozen=True):
-    """How to run one rank of an engine. The ranks find each other through the new file `store`."""
+    """How to run one rank of an engine. The ranks find each other through `store` (engine/distributed/rendezvous.py).
+
+    `local_rank` is the rank's number on its host. On several hosts, rank 0 also listens on `hosts_address`, and the
+    ranks of other hosts keep adapter files from `files_address` in `cache`, up to `cache_size` bytes.
+    """
 
     tp_rank: int
     tp_size: int
@@ -35,6 +40,11 @@ class WorkerSpec(msgspec.Struct, frozen=True):
     ranks_address: str
     store: str
     kernel_cache: str
+    local_rank: int = 0
+    hosts_address: str = ""
+    files_address: str = ""
+    cache: str = ""
+    cache_size: int | None = None
 
 
 def _prepare_environment(spec: WorkerSpec) -> None:
@@ -51,10 +61,18 @@ def _prepare_environment(spec: WorkerSpec) -> None:
         importlib.import_module("numba.np.ufunc.omppool")
 
 
+def _open_sockets(spec: WorkerSpec) -> EngineSockets:
+    """Rank 0's sockets, once all other ranks have loaded the model."""
+    from motet.engine.distributed.host_key import HostKey
+    from motet.engine.distributed.transport import EngineSockets
+
+    hosts = (spec.hosts_address, key) if (key := HostKey.inherited()) is not None else None
+    return EngineSockets(spec.engine_address, spec.ranks_address, spec.tp_size - 1, hosts)
+
+
 def run_rank_0(spec: WorkerSpec, heartbeat: Heartbeat) -> None:
     """Load the model, wait for the other ranks, and serve until SIGTERM."""
     from motet.engine.distributed.process_group import leave
-    from motet.engine.distributed.transport import EngineSockets
     from motet.engine.engine_core import EngineCore
     from motet.engine.schedule.adapter_slots import AdapterSlots
     from motet.engine.schedule.batch import SchedulerConfig
@@ -84,7 +102,7 @@ def run_rank_0(spec: WorkerSpec, heartbeat: Heartbeat) -> None:
     )
     if spec.tp_size > 1:
         heartbeat.enter("waiting for the other ranks")
-    sockets = EngineSockets(spec.engine_address, spec.ranks_address, spec.tp_size - 1)
+    sockets = _open_sockets(spec)
     overlap = model.device != "cpu" if spec.engine.overlap == "auto" else spec.engine.overlap == "on"
     core = EngineCore(runner, model, scheduler, sockets, overlap)
     logger.bind(
@@ -113,14 +131,19 @@ def run_rank_0(spec: WorkerSpec, heartbeat: Heartbeat) -> None:
 
 def run_other_rank(spec: WorkerSpec, heartbeat: Heartbeat) -> None:
     """Load the model, and execute the messages of rank 0 until Shutdown."""
+    from motet.engine.distributed.host_key import HostKey
     from motet.engine.distributed.process_group import leave
+    from motet.engine.distributed.shipped_files import ShippedFiles
     from motet.engine.distributed.transport import WorkerSocket
     from motet.engine.lora.adapter_installer import Installer
     from motet.engine.schedule.plan import ClearSlot, InstallAdapter, Shutdown, StepPlan
 
     runner = _load(spec, heartbeat)
-    installer = Installer(runner.pool, spec.tp_rank)
-    socket = WorkerSocket(spec.ranks_address, spec.tp_rank)
+    key, shipped = HostKey.inherited(), None
+    if key is not None and spec.files_address:
+        shipped = ShippedFiles(spec.files_address, key, Path(spec.cache), spec.cache_size)
+    installer = Installer(runner.pool, spec.tp_rank, shipped)
+    socket = WorkerSocket(spec.ranks_address, spec.tp_rank, key)
 
     def end(*_: object) -> None:
         leave()
@@ -152,7 +175,7 @@ def _load(spec: WorkerSpec, heartbeat: Heartbeat) -> ModelRunner:
     from motet.engine.model_runner import ModelRunner, resolve_device
 
     _set_torch_threads(spec.engine.threads)
-    device = resolve_device(spec.engine, spec.tp_rank)
+    device = resolve_device(spec.engine, spec.local_rank)
     heartbeat.enter("loading the model")
     runner = ModelRunner(spec.engine, join(ShardGroup(spec.tp_rank, spec.tp_size), spec.store, device), device)
     if device.type == "cpu" and not _has_kernels(Path(os.environ["NUMBA_CACHE_DIR"])):

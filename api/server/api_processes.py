@@ -16,6 +16,7 @@ import msgspec
 
 from motet.core.child_processes import ChildStart
 from motet.core.deployment import Deployment
+from motet.core.settings import HOST_KEY_VARIABLE
 from motet.engine.processes.child_process import WatchedProcess, start_child, stop_all
 
 TICK_SECONDS = 0.05
@@ -35,6 +36,7 @@ class ApiProcesses:
         self._run_directory = Path(deployment.run_directory)
         self._counters = self._run_directory / "counters"
         self._variables = dict(os.environ)
+        self._variables.pop(HOST_KEY_VARIABLE, None)  # for the supervisor and the ranks only
         several = deployment.workers > 1
         if several:
             self._counters.mkdir()

@@ -69,9 +69,11 @@ def settings_from(arguments: argparse.Namespace) -> Settings:
 
 def _serve(arguments: argparse.Namespace) -> None:
     from motet.api.server.supervisor import supervise
+    from motet.engine.distributed.hosts import with_torchrun
 
     settings = settings_from(arguments)
     configure_logging(settings.log_format, settings.log_level, process="supervisor")
+    settings = with_torchrun(settings, os.environ)
     if links := service_links(os.environ):
         logger.info("ignoring variables that Kubernetes sets for a Service called motet: {}", ", ".join(links))
     for name, suggestion in misspelt_variables(os.environ).items():

@@ -6,6 +6,7 @@ use is reported at once and connections wait while a worker restarts.
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import socket
@@ -29,18 +30,28 @@ from motet.core.model_source import ModelLocation
 from motet.core.paths import cache_directory, check_writable, data_directory
 from motet.core.plugin_registry import PluginRegistry
 from motet.core.settings import Settings
+from motet.engine.distributed.hosts import HostGroup, host_group
 from motet.engine.engine_config import EngineConfig
 from motet.engine.models.convert_gguf import converted_directory
 from motet.engine.processes.child_process import public_environment
 from motet.engine.processes.engine_processes import EngineProcesses
+from motet.engine.processes.host_agent import HostAgent, LocalConfig, LocalRanks
+from motet.engine.processes.several_hosts import host_facts
 
 OPEN_FILES = 65536
 """Open files per process, if the system allows it; each connection is one."""
 
 
 def supervise(settings: Settings) -> None:
-    """Serve until Ctrl-C, SIGTERM or SIGHUP. Raises StartupError if the server cannot start."""
+    """Serve until Ctrl-C, SIGTERM or SIGHUP. Raises StartupError if the server cannot start.
+
+    With --node-rank above 0, only start the ranks that the first host needs here.
+    """
     allow_open_files()
+    hosts = host_group(settings, os.environ)
+    if hosts is not None and hosts.node_rank:
+        _follow_first_host(settings, hosts)
+        return
     scheme = _scheme(settings)
     if settings.api_keys:
         read_keys(Path(settings.api_keys))
@@ -48,13 +59,10 @@ def supervise(settings: Settings) -> None:
     listener = _listen(settings.host, settings.port)
     location = locate_model(settings)
     directory = model_directory(location, settings)
-    stop = threading.Event()  # not earlier, so that Ctrl-C interrupts a long download
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
-            signal.signal(number, lambda *_: stop.set())
+    stop = _stop_event()  # not earlier, so that Ctrl-C interrupts a long download
     name = settings.model_name or location.name
     config = EngineConfig.from_settings(settings, directory)
-    engine = EngineProcesses(config, config.shards, name)
+    engine = EngineProcesses(config, config.shards, name, hosts)
     deployment = Deployment(
         settings=settings,
         model_directory=str(directory),
@@ -86,6 +94,24 @@ def supervise(settings: Settings) -> None:
         api.stop()
         engine.stop()
         listener.close()
+
+
+def _follow_first_host(settings: Settings, hosts: HostGroup) -> None:
+    """Run this host's ranks of the first host's engine until Ctrl-C, SIGTERM or SIGHUP. Raises StartupError."""
+    _check_directory("the cache", "MOTET_CACHE", cache_directory)
+    directory = model_directory(locate_model(settings), settings)
+    stop = _stop_event()
+    config = LocalConfig(EngineConfig.from_settings(settings, directory), settings.size("cache_size"))
+    HostAgent(hosts, host_facts(hosts, directory), LocalRanks(hosts, config)).run(stop)
+
+
+def _stop_event() -> threading.Event:
+    """An event that Ctrl-C, SIGTERM and SIGHUP set from now on."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
+            signal.signal(number, lambda *_: stop.set())
+    return stop
 
 
 def allow_open_files() -> None:

@@ -13,6 +13,7 @@ from loguru import logger
 from torch import Tensor
 
 from motet.engine.distributed.one_shot import OneShotAllReduce, connect
+from motet.engine.distributed.rendezvous import tcp_store
 
 
 @dataclass(frozen=True)
@@ -68,15 +69,20 @@ class ShardGroup:
 
 
 def join(group: ShardGroup, store: str, device: torch.device) -> ShardGroup:
-    """Use `device` in this process, and connect to the other ranks through the file `store`."""
+    """Use `device` in this process, and connect to the other ranks.
+
+    `store` is a new file, or on several hosts `tcp://HOST:PORT/ENGINE` with an address of rank 0's host.
+    """
     if device.type == "cuda":
         torch.cuda.set_device(device)  # Triton and nccl use the current device
     if group.tp_size == 1:
         return group
     is_cuda = device.type == "cuda"
+    found = tcp_store(store, group.tp_rank, device) if store.startswith("tcp:") else None
     dist.init_process_group(
         "nccl" if is_cuda else "gloo",
-        init_method=f"file://{store}",
+        init_method=f"file://{store}" if found is None else None,
+        store=found,
         rank=group.tp_rank,
         world_size=group.tp_size,
         device_id=device if is_cuda else None,
@@ -84,7 +90,7 @@ def join(group: ShardGroup, store: str, device: torch.device) -> ShardGroup:
     if not is_cuda:
         return group
     group.all_reduce(torch.zeros(1, device=device))  # now, so that NCCL's buffers are counted when memory is divided
-    return with_one_shot(group, device)
+    return with_one_shot(group, device) if found is None else group  # which needs GPUs of one host
 
 
 def with_one_shot(group: ShardGroup, device: torch.device) -> ShardGroup:

@@ -8,7 +8,8 @@ import msgspec
 import zmq
 
 from motet.core.messages import FromEngine, ToEngine
-from motet.engine.schedule.plan import InstallResult, ToRank
+from motet.engine.distributed.host_key import HostKey, bind
+from motet.engine.schedule.plan import InstallResult, Shutdown, ToRank
 
 _to_engine = msgspec.msgpack.Decoder(ToEngine)
 _to_rank = msgspec.msgpack.Decoder(ToRank)
@@ -18,14 +19,28 @@ _install_result = msgspec.msgpack.Decoder(InstallResult)
 class EngineSockets:
     """Rank 0's sockets: a ROUTER for the clients, and one for the other ranks."""
 
-    def __init__(self, engine_address: str, ranks_address: str, other_ranks: int) -> None:
-        """Returns once all other ranks have loaded the model."""
+    def __init__(
+        self, engine_address: str, ranks_address: str, other_ranks: int, hosts: tuple[str, HostKey] | None = None
+    ) -> None:
+        """Returns once all other ranks have loaded the model.
+
+        `hosts` is the tcp address for the ranks of other hosts, and the key that every rank must have then.
+        """
         self._context = zmq.Context()
         self._clients = self._context.socket(zmq.ROUTER)
         self._clients.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._clients.setsockopt(zmq.SNDHWM, 0)
         self._clients.bind(engine_address)
         self._ranks = self._context.socket(zmq.ROUTER)
+        self._authenticator = None
+        if hosts is not None:
+            address, key = hosts
+            self._authenticator = key.authenticator(self._context)
+            key.secure_server(self._ranks)
+            # A rank whose connection breaks would miss plans: fail then, so that the engine starts again.
+            self._ranks.setsockopt(zmq.ROUTER_MANDATORY, 1)
+            self._ranks.setsockopt(zmq.SNDHWM, 0)
+            bind(self._ranks, address)
         self._ranks.bind(ranks_address)
         self._identities: list[bytes] = []
         while len(self._identities) < other_ranks:  # each sends an empty message once its model is loaded
@@ -59,24 +74,33 @@ class EngineSockets:
         return True
 
     def broadcast(self, message: ToRank) -> None:
-        """Send to every other rank."""
+        """Send to every other rank. Raises ZMQError if a rank on another host cannot be reached."""
         body = self._encoder.encode(message)
         for identity in self._identities:
-            self._ranks.send_multipart([identity, body])
+            try:
+                self._ranks.send_multipart([identity, body])
+            except zmq.ZMQError:
+                if not isinstance(message, Shutdown):
+                    raise
 
     def close(self) -> None:
         """Close both sockets; waits a moment for messages that are still being sent."""
+        if self._authenticator is not None:
+            self._authenticator.stop()
         self._context.destroy(linger=500)
 
 
 class WorkerSocket:
     """The socket of another rank."""
 
-    def __init__(self, ranks_address: str, tp_rank: int) -> None:
-        """Connect, and report to rank 0 that the model is loaded."""
+    def __init__(self, ranks_address: str, tp_rank: int, key: HostKey | None = None) -> None:
+        """Connect, with the key of an engine on several hosts, and report to rank 0 that the model is loaded."""
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.IDENTITY, f"rank-{tp_rank}".encode())
+        if key is not None:
+            self._socket.ipv6 = "[" in ranks_address
+            key.secure_client(self._socket)
         self._socket.connect(ranks_address)
         self._socket.send(b"")
 

@@ -13,6 +13,7 @@ from loguru import logger
 from safetensors.torch import load
 
 from motet.core.digests import digest
+from motet.engine.distributed.shipped_files import HEADER_BYTES, ShippedFiles
 from motet.engine.lora.pool import LoraPool
 from motet.engine.schedule.plan import InstallAdapter, InstallResult
 
@@ -23,8 +24,9 @@ REMEMBERED = 4096
 class Installer:
     """One rank's installations. `start` from the step loop, `finish` between steps."""
 
-    def __init__(self, pool: LoraPool, tp_rank: int) -> None:
-        self._pool, self._tp_rank = pool, tp_rank
+    def __init__(self, pool: LoraPool, tp_rank: int, shipped: ShippedFiles | None = None) -> None:
+        """`shipped` fetches files that only the first host has."""
+        self._pool, self._tp_rank, self._shipped = pool, tp_rank, shipped
         self._done: queue.SimpleQueue[tuple[InstallAdapter, str]] = queue.SimpleQueue()
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="install")
         self._intact: dict[Path, tuple[int, int, int]] = {}  # files with the right digest: inode, mtime, size
@@ -49,7 +51,14 @@ class Installer:
 
     def _copy(self, install: InstallAdapter) -> None:
         path = Path(install.files[self._tp_rank])
-        error = _attempt(lambda: self._pool.copy(install, load(self._read(path, install))))
+
+        def work() -> None:
+            nonlocal path
+            if self._shipped is not None and install.digests:
+                path = self._shipped.locate(path, install.digests[self._tp_rank], self._pool.nbytes + HEADER_BYTES)
+            self._pool.copy(install, load(self._read(path, install)))
+
+        error = _attempt(work)
         if error:  # then the next request prepares it again
             with suppress(OSError):
                 path.unlink()

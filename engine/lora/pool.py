@@ -107,6 +107,11 @@ class LoraPool:
             {name: self._fused_lora(layer, shapes) for name, shapes in linears.items()} for layer in range(size.layers)
         ]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all pools, which no adapter's tensors exceed."""
+        return sum(pool.nbytes for pool in (*self._a.values(), *self._b.values()))
+
     def _fused_lora(self, layer: int, shapes: tuple[ModuleShape, ...]) -> FusedLora:
         slots, max_pages = self._size.slots, pages_for(self._size.max_rank, self._size.page_rows)
         offsets = [sum(s.outputs for s in shapes[:i]) for i in range(len(shapes))]

@@ -15,6 +15,7 @@ from loguru import logger
 
 from motet.core.child_processes import REFUSED, ChildStart, refusal
 from motet.core.heartbeat import HeartbeatMonitor
+from motet.core.settings import HOST_KEY_VARIABLE
 from motet.core.startup_failures import ended_at_start
 
 STOP_SECONDS = 0.8
@@ -26,8 +27,9 @@ HANG_SECONDS = 30.0
 RESTART_SECONDS = 0.5
 """Time between the end of a process and its restart."""
 
-SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MOTET_HUB_TOKEN")
-"""Environment variables that the ranks and the loader do not get, because they read foreign files."""
+SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MOTET_HUB_TOKEN", HOST_KEY_VARIABLE)
+"""Environment variables that the ranks and the loader do not get, because they read foreign files. Of several hosts,
+the ranks do get the key of their sockets."""
 
 
 @dataclass

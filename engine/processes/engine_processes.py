@@ -9,20 +9,24 @@ import subprocess
 import time
 import uuid
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 import zmq
 from loguru import logger
 
 from motet.core.child_processes import REFUSED, ChildStart, refusal
+from motet.core.errors import StartupError
 from motet.core.heartbeat import HeartbeatMonitor
 from motet.core.messages import EngineState
 from motet.core.paths import cache_directory
 from motet.core.run_directory import RunDirectory
 from motet.core.startup_failures import ended_at_start
 from motet.engine.adapters.loader import LoaderSpec
+from motet.engine.distributed.hosts import HostGroup
 from motet.engine.engine_config import EngineConfig
 from motet.engine.processes.child_process import WatchedProcess, public_environment, start_child, stop_all
+from motet.engine.processes.several_hosts import SeveralHosts
 from motet.engine.worker import WorkerSpec
 
 HANG_SECONDS = 60.0
@@ -48,12 +52,14 @@ LONG_PHASE_SECONDS = 30.0
 class EngineProcesses:
     """One engine: `shards` ranks, which start and end together, and the loader.
 
-    All addresses are in `run_directory`, so that the engines of one host are independent of each other.
+    All addresses are in `run_directory`, so that the engines of one host are independent of each other. With `hosts`,
+    this is the first of several hosts, and agents start the ranks of the others.
     """
 
     config: EngineConfig
     shards: int
     name: str
+    hosts: HostGroup | None = None
 
     def __post_init__(self) -> None:
         self._directory = RunDirectory()
@@ -74,10 +80,15 @@ class EngineProcesses:
         self._context = zmq.Context()
         self._state = self._context.socket(zmq.PUB)
         self._state.bind(self.state_address)
+        self._engine_id = ""
+        self._others = None if self.hosts is None else SeveralHosts(self.hosts, Path(self.config.directory))
 
     def start(self) -> None:
-        """Start the ranks and the loader; does not wait for them."""
-        self._start_ranks()
+        """Start the ranks and the loader; does not wait for them, nor for other hosts."""
+        if self._others is None:
+            self._start_ranks()
+        else:
+            self._restart_at = time.monotonic()
         self._loader.start()
 
     def tick(self) -> None:
@@ -94,16 +105,20 @@ class EngineProcesses:
         elif self._heartbeat.hung:
             logger.error("the engine has not responded for {:g} s", HANG_SECONDS)
             self._lost([HUNG])
+        elif self._others is not None and self._others.poll(self._engine_id) and self._ranks:
+            self._lost([])
         elif self._ranks and not self._heartbeat.serving and (state := self._progress.state(self._heartbeat.phase)):
             self._publish(state)
-        if self._restart_at is not None and time.monotonic() >= self._restart_at:
+        if self._restart_at is not None and time.monotonic() >= self._restart_at and self._all_hosts_ready():
             self._restart_at = None
             self._start_ranks()
         self._loader.tick()
 
     def stop(self) -> None:
         """End all processes, and remove the run directory."""
-        stop_all([*self._ranks, *self._loader.processes])
+        stop_all([*self._ranks, *self._loader.processes])  # rank 0 tells those of other hosts
+        if self._others is not None:
+            self._others.close()
         self._context.destroy(linger=100)
         self._directory.remove()
 
@@ -112,33 +127,46 @@ class EngineProcesses:
         return [process.pid for process in self._ranks]
 
     def _start_ranks(self) -> None:
-        engine_id = uuid.uuid4().hex[:12]
+        engine_id = self._engine_id = uuid.uuid4().hex[:12]
         self._started = time.monotonic()
         self._progress = StartProgress()
         self._heartbeat.reset()
-        self._ranks = [self._start_rank(rank, engine_id) for rank in range(self.shards)]
+        specs = [self._rank_spec(rank, engine_id) for rank in range(self.shards)]
+        if self._others is not None:
+            specs = self._others.start(specs, self._served)
+        self._ranks = [self._start_rank(spec) for spec in specs]
 
-    def _start_rank(self, rank: int, engine_id: str) -> subprocess.Popen[bytes]:
-        start = ChildStart(f"{self.run_directory}/heartbeat-{rank}", self._served)
-        return start_child(
-            "motet.engine.worker", self._rank_spec(rank, engine_id), start, variables=public_environment()
-        )
+    def _start_rank(self, spec: WorkerSpec) -> subprocess.Popen[bytes]:
+        start = ChildStart(f"{self.run_directory}/heartbeat-{spec.tp_rank}", self._served)
+        variables = public_environment() | (self.hosts.variables() if self.hosts is not None else {})
+        return start_child("motet.engine.worker", spec, start, variables=variables)
 
     def _launch_loader(self, start: ChildStart) -> subprocess.Popen[bytes]:
         spec = LoaderSpec(self.config, self.shards, self.loader_address, str(cache_directory()), (self.name,))
         return start_child("motet.engine.adapters.loader", spec, start, variables=public_environment())
 
+    def _all_hosts_ready(self) -> bool:
+        """Whether every host can start its ranks; publishes which ones cannot."""
+        if self._others is None or not (absent := self._others.absent()):
+            return True
+        if (state := self._progress.state(f"waiting for {absent}")) is not None:
+            self._publish(state)
+        return False
+
     def _lost(self, codes: list[int]) -> None:
-        """End all ranks, since they work together only, and plan the restart. `codes` are those of ranks that ended."""
-        signals = [code for code in codes if code < 0]
-        if not self._served and signals:  # checked first: the other ranks fail because this one was killed
-            raise ended_at_start("engine", signals[0], self._heartbeat.phase)
-        if REFUSED in codes:
-            raise refusal("engine", self.run_directory)
-        if not self._served:
-            raise ended_at_start("engine", codes[0], self._heartbeat.phase)
+        """End all ranks, since they work together only, and plan the restart.
+
+        `codes` are those of this host's ranks that ended; there are none if the cause is on another host.
+        """
+        failure = self._final_failure(codes)
+        if self._others is not None:
+            self._others.stop(failure)
+        elif failure is not None:
+            raise failure
         self._publish(EngineState("down", "the engine stopped and is being restarted"))
-        logger.error("an engine rank ended with {}; restarting the engine", codes[0])
+        if codes:
+            logger.error("an engine rank ended with {}; restarting the engine", codes[0])
+        self._progress = StartProgress()
         for process in self._ranks:
             process.kill()
         stop_all(self._ranks)
@@ -147,6 +175,17 @@ class EngineProcesses:
         # The wait before a restart grows while engines end early.
         self._failures = self._failures + 1 if time.monotonic() - self._started < EARLY_SECONDS else 0
         self._restart_at = time.monotonic() + min(30.0, 0.5 * (2 ** min(self._failures, 6) - 1))
+
+    def _final_failure(self, codes: list[int]) -> StartupError | None:
+        """Why a restart would not help, if so."""
+        signals = [code for code in codes if code < 0]
+        if not self._served and signals:  # checked first: the other ranks fail because this one was killed
+            return ended_at_start("engine", signals[0], self._heartbeat.phase)
+        if REFUSED in codes:
+            return refusal("engine", self.run_directory)
+        if codes and not self._served:
+            return ended_at_start("engine", codes[0], self._heartbeat.phase)
+        return None
 
     def _publish(self, state: EngineState) -> None:
         self._state.send(msgspec.msgpack.encode(state))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from loguru import logger
 from safetensors.torch import save_file
+from support.host_groups import free_ports
 from torch import Tensor
 
 from motet.engine.checkpoint import Checkpoint
@@ -174,10 +175,14 @@ def no_symmetric_memory(rank: int, size: int, store: str) -> None:
     leave()
 
 
-@pytest.mark.parametrize("work", [collectives, no_symmetric_memory])
-def test_collectives_between_processes(work: Callable[[int, int, str], None], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("work", "tcp"),
+    [(collectives, False), (no_symmetric_memory, False), pytest.param(collectives, True, marks=pytest.mark.slow)],
+)
+def test_collectives_between_processes(work: Callable[[int, int, str], None], tcp: bool, tmp_path: Path) -> None:
+    store = f"tcp://127.0.0.1:{free_ports()}/engine" if tcp else str(tmp_path / "store")
     spawn = multiprocessing.get_context("spawn")
-    ranks = [spawn.Process(target=work, args=(rank, 2, str(tmp_path / "store"))) for rank in range(2)]
+    ranks = [spawn.Process(target=work, args=(rank, 2, store)) for rank in range(2)]
     for process in ranks:
         process.start()
     for process in ranks:
