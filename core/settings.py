@@ -111,7 +111,10 @@ class Settings:
         group="Engine",
     )
     threads: int = _setting(
-        0, "CPU threads of all ranks together (0: the CPUs of the machine, or of its cgroup)", low=0, high=1024
+        0,
+        "CPU threads of all ranks of a host together (0: the CPUs of the machine, or of its cgroup)",
+        low=0,
+        high=1024,
     )
     device: str = _setting("auto", "device of the engine", choices=("auto", "cpu", "cuda"))
     dtype: str = _setting(

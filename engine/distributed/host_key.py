@@ -50,7 +50,7 @@ class HostKey:
         """The key in `file`, else in MOTET_HOST_KEY. Raises StartupError."""
         if file:
             return cls(_read(Path(file)))
-        text = environ.get(HOST_KEY_VARIABLE, "").strip()
+        text = environ.get("MOTET_HOST_KEY", "").strip()
         if not text:
             raise StartupError(
                 f"several hosts need a shared secret: set --host-key-file or {HOST_KEY_VARIABLE}; {_HOW}",

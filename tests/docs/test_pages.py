@@ -17,13 +17,14 @@ from docs.pages import NAMES, ROOT, anchors, code_words, fences, links, read
 from motet.api.server.cli import build_parser
 from motet.core.settings import Settings, load_settings
 
-# Variables that are no settings: read where they are needed (core/paths.py, api/server/cli.py, plugins/sources/hub.py).
-OTHER_VARIABLES = {"MOTET_CACHE", "MOTET_CONFIG", "MOTET_HUB_TOKEN"}
+# Variables that are no settings: read where they are needed (core/paths.py, api/server/cli.py, plugins/sources/hub.py,
+# engine/distributed/host_key.py).
+OTHER_VARIABLES = {"MOTET_CACHE", "MOTET_CONFIG", "MOTET_HOST_KEY", "MOTET_HUB_TOKEN"}
 # Other programs' flags that the pages mention.
 LORAX_FLAGS = {"--max-batch-total-tokens", "--max-batch-prefill-tokens", "--num-shard", "--max-active-adapters"}
 LORAX_FLAGS |= {"--adapter-source", "--cors-allow-origin"}
 FOREIGN_FLAGS = {"--build", "--constraint", "--editable", "--no-build-isolation", "--no-deps", "--extra-index-url"}
-FOREIGN_FLAGS |= LORAX_FLAGS
+FOREIGN_FLAGS |= LORAX_FLAGS | {"--nproc-per-node", "--no-python"}
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 # `motet/` is the package's name, not a folder.
 PATH = re.compile(r"\.?(?:core|plugins|engine|api|tests|docker|docs|ci)/[\w./-]*")
@@ -73,7 +74,7 @@ def test_variables_exist(name: str) -> None:
 
 def test_variables_that_are_not_settings_are_read_in_the_code() -> None:
     sources = "".join(
-        path.read_text() for folder in ("core", "plugins", "api") for path in (ROOT / folder).rglob("*.py")
+        path.read_text() for folder in ("core", "plugins", "engine", "api") for path in (ROOT / folder).rglob("*.py")
     )
     assert {name for name in OTHER_VARIABLES if f'environ.get("{name}"' not in sources} == set()
 
