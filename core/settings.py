@@ -112,7 +112,7 @@ class Settings:
     )
     threads: int = _setting(
         0,
-        "CPU threads of all ranks of a host together (0: the CPUs of the machine, or of its cgroup)",
+        "CPU threads of each host's ranks together (0: the CPUs of the machine, or of its cgroup)",
         low=0,
         high=1024,
     )
