@@ -83,6 +83,11 @@ def _refuse(error: StartupError, start: ChildStart) -> NoReturn:
     os._exit(REFUSED)
 
 
+def forget_refusal(run_directory: Path) -> None:
+    """Forget an earlier reason, before processes that may start again although one was refused."""
+    (run_directory / _REASON_FILE).unlink(missing_ok=True)
+
+
 def refusal(name: str, run_directory: Path) -> StartupError:
     """The reason why the child process `name`, or an earlier one, ended with the exit code REFUSED."""
     try:

@@ -15,7 +15,7 @@ import msgspec
 import zmq
 from loguru import logger
 
-from motet.core.child_processes import REFUSED, ChildStart, refusal
+from motet.core.child_processes import REFUSED, ChildStart, forget_refusal, refusal
 from motet.core.errors import StartupError
 from motet.core.heartbeat import HeartbeatMonitor
 from motet.core.messages import EngineState
@@ -62,6 +62,8 @@ class EngineProcesses:
     hosts: HostGroup | None = None
 
     def __post_init__(self) -> None:
+        """Raises StartupError if there is no directory for temporary files, or the ports for hosts cannot be used."""
+        self._others = None if self.hosts is None else SeveralHosts(self.hosts, Path(self.config.directory))
         self._directory = RunDirectory()
         self.run_directory = self._directory.path
         self.engine_address = f"ipc://{self.run_directory}/engine"
@@ -81,7 +83,6 @@ class EngineProcesses:
         self._state = self._context.socket(zmq.PUB)
         self._state.bind(self.state_address)
         self._engine_id = ""
-        self._others = None if self.hosts is None else SeveralHosts(self.hosts, Path(self.config.directory))
 
     def start(self) -> None:
         """Start the ranks and the loader; does not wait for them, nor for other hosts."""
@@ -133,6 +134,7 @@ class EngineProcesses:
         self._heartbeat.reset()
         specs = [self._rank_spec(rank, engine_id) for rank in range(self.shards)]
         if self._others is not None:
+            forget_refusal(self.run_directory)
             specs = self._others.start(specs, self._served)
         self._ranks = [self._start_rank(spec) for spec in specs]
 

@@ -16,7 +16,7 @@ import zmq
 from loguru import logger
 from zmq.utils.monitor import parse_monitor_message
 
-from motet.core.child_processes import REFUSED, ChildStart, refusal
+from motet.core.child_processes import REFUSED, ChildStart, forget_refusal, refusal
 from motet.core.errors import StartupError
 from motet.core.heartbeat import HeartbeatMonitor
 from motet.core.paths import cache_directory
@@ -80,6 +80,7 @@ class LocalRanks:
     def start(self, start: StartRanks) -> None:
         """Start the ranks, in place of earlier ones."""
         self.stop()
+        forget_refusal(self._directory.path)
         self._start = start
         variables = public_environment() | self._group.variables()
         for spec in start.ranks:

@@ -322,3 +322,8 @@ def test_the_fingerprint_is_of_the_config_and_the_weights(tmp_path: Path) -> Non
 def test_starting_an_agent_imports_no_torch() -> None:
     program = "import sys, motet.engine.processes.host_agent; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_ports_in_use_are_named(hosts: Hosts) -> None:
+    with pytest.raises(StartupError, match=f"cannot listen on tcp://127.0.0.1:{hosts.port}: .*--master-addr"):
+        EngineProcesses(hosts.engine.config, 2, "tiny", loopback_group(0, hosts.port))
