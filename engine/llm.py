@@ -44,7 +44,8 @@ class Engine:
 
         Raises StartupError or Unavailable if the engine does not start.
         """
-        config, hosts = EngineConfig.from_settings(settings, directory), host_group(settings, os.environ)
+        hosts = host_group(settings, os.environ)
+        config = EngineConfig.from_settings(settings, directory)
         processes = EngineProcesses(config, config.shards, directory.name, hosts)
         engine = cls(
             processes,
