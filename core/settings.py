@@ -172,6 +172,9 @@ class Settings:
         "whether the next step is scheduled before the last one's tokens are known (auto: on CUDA)",
         choices=("auto", "on", "off"),
     )
+    enforce_eager: str = _setting(
+        "off", "whether decode steps run without CUDA graphs", choices=("off", "on"), bare="on"
+    )
     kv_memory: str = _setting("auto", "memory for the key-value cache, such as 4GiB", size=True)
     memory_fraction: float = _setting(
         0.92, "share of a GPU's memory for weights, adapters, steps and cache together", low=0.1, high=1.0

@@ -32,6 +32,7 @@ class EngineConfig(msgspec.Struct, frozen=True):
     local_shards: int
     threads: int
     overlap: str
+    enforce_eager: bool
 
     @classmethod
     def from_settings(cls, settings: Settings, directory: Path) -> EngineConfig:
@@ -54,4 +55,5 @@ class EngineConfig(msgspec.Struct, frozen=True):
             local_shards=local_shards,
             threads=max(1, (settings.threads or cpu_count()) // local_shards),
             overlap=settings.overlap,
+            enforce_eager=settings.enforce_eager == "on",
         )

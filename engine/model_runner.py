@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,17 +14,18 @@ from torch import Tensor
 
 from motet.core.errors import StartupError
 from motet.engine.checkpoint import Checkpoint
+from motet.engine.decode_graphs import GRAPH_BYTES, DecodeGraphs, Recorder, graph_sizes
 from motet.engine.distributed.process_group import ShardGroup
 from motet.engine.engine_config import EngineConfig
 from motet.engine.largest_steps import largest_steps
 from motet.engine.layers.attention import CacheShape, attention_backend, flash_attention
-from motet.engine.layers.forward_context import ForwardContext, forward_context
+from motet.engine.layers.forward_context import ForwardContext, Padding, forward_context
 from motet.engine.layers.linear import attach_lora
 from motet.engine.lora.apply import warm_up
 from motet.engine.lora.pool import LoraPool, PoolSize
 from motet.engine.memory import Capacity, CardUse, MemoryPlan, batch_tokens
 from motet.engine.models.architectures import ModelConfig, read_config
-from motet.engine.models.decoder import Decoder
+from motet.engine.models.decoder import Decoder, HiddenStates
 from motet.engine.models.linear_specs import module_shapes
 from motet.engine.sampling.prompt_logprobs import PromptLogprobs, prompt_logprobs_of
 from motet.engine.sampling.sampler import Sampler
@@ -79,8 +82,11 @@ def resolve_dtype(engine_config: EngineConfig, config: ModelConfig, device: torc
 @dataclass(frozen=True)
 class StagedStep:
     """A step's tensors. Token i is ids[i] [T], unless from_rows[i] says that it is the id that row rows[i] of the
-    previous step sampled. `prompt_logprob_ids` [M] are the plan's."""
+    previous step sampled. `prompt_logprob_ids` [M] are the plan's. `num_samples` rows are sampled. If the step is a
+    graph, it has `graph_rows` rows; 0: it runs eagerly."""
 
+    num_samples: int
+    graph_rows: int
     context: ForwardContext
     ids: Tensor
     rows: Tensor
@@ -123,19 +129,23 @@ class ModelRunner:
         self.max_batch_tokens = limits.max_batch_tokens
         self.staging = StagingBuffer(staging_bytes(limits, plan.block_size), device)
         self._sampled = torch.zeros(engine_config.max_sequences, dtype=torch.int32, device=device)
+        self._no_states = torch.empty(0, config.hidden_size, device=device)
+        self.graphs = DecodeGraphs()
+        has_graphs = device.type == "cuda" and not engine_config.enforce_eager
+        self.graph_sizes = graph_sizes(min(limits.max_sequences, limits.max_batch_tokens)) if has_graphs else []
         use = None
         if device.type == "cuda":  # the cache takes the memory that everything else leaves
             self._allocate_cache(Capacity(1, plan.block_size, plan.longest_context))
             torch.cuda.reset_peak_memory_stats(device)
             self.run_largest_steps(limits, engine_config.adapter_slots)
             use = CardUse.measure(device)
-        self._allocate_cache(plan.capacity(use))
+        self._allocate_cache(plan.capacity(use, reserve=len(self.graph_sizes) * GRAPH_BYTES))
 
     def _allocate_cache(self, capacity: Capacity) -> None:
         config, shards = self.config, self.group.tp_size
         shape = CacheShape(
             layers=config.num_layers,
-            blocks=capacity.blocks,
+            blocks=capacity.blocks + 1,  # the last one is for padding
             block_size=capacity.block_size,
             heads=config.num_heads // shards,
             kv_heads=config.kv_heads_per_rank(shards),
@@ -154,13 +164,21 @@ class ModelRunner:
             sampled = None if logits is None else sampler(logits, batch, {}).ids
             self.store_samples(len(step.rows), sampled)
 
-    def stage(self, plan: StepPlan) -> StagedStep:
-        """Put the step's numbers into a new content of `staging`; the caller may add its own before `execute`."""
+    def stage(self, plan: StepPlan, graph_rows: int | None = None) -> StagedStep:
+        """Put the step's numbers into a new content of `staging`; the caller may add its own before `execute`.
+
+        `graph_rows` is the number of rows to pad to; by default that of the graph that fits.
+        """
         self.staging.begin()
-        put = self.staging.put
+        put, num_samples = self.staging.put, sum(s.sample for s in plan.sequences)
+        graph_rows = self.graphs.size_for(plan) if graph_rows is None else graph_rows
+        padding = self._padding(graph_rows) if graph_rows else None
+        plan = padding.fill(plan) if padding else plan
         tokens = np.array([t for s in plan.sequences for t in s.tokens], np.int32)
         return StagedStep(
-            context=forward_context(plan, self.capacity.block_size, self.staging),
+            num_samples=num_samples,
+            graph_rows=graph_rows,
+            context=forward_context(plan, self.capacity.block_size, self.staging, padding),
             ids=put(tokens, "int32"),
             rows=put(np.maximum(-1 - tokens, 0), "int32"),
             from_rows=put(tokens < 0, "bool"),
@@ -171,11 +189,36 @@ class ModelRunner:
     def execute(self, step: StagedStep) -> StepOutput:
         """Send what was staged, and begin the step."""
         self.staging.send()
-        ids = torch.where(step.from_rows, self._sampled.index_select(0, step.rows), step.ids)
-        hidden = self._decoder.forward(ids, step.context, self.attention)
+        if step.graph_rows:
+            padded = self.graphs.replay(step.graph_rows)
+            logits = None if padded is None else padded[: step.num_samples]
+            return StepOutput(logits, None, self._no_states)
+        hidden = self._forward(step)
         logits = self._decoder.logits(hidden.sample)
         prompt_logprobs = self._prompt_logprobs(step.prompt_logprob_ids, hidden.prompt_logprobs)
         return StepOutput(logits, prompt_logprobs, hidden.pooling.float())
+
+    def _forward(self, step: StagedStep) -> HiddenStates:
+        ids = torch.where(step.from_rows, self._sampled.index_select(0, step.rows), step.ids)
+        return self._decoder.forward(ids, step.context, self.attention)
+
+    @torch.inference_mode()
+    def record_graphs(self, sizes: list[int], record: Recorder, report: Callable[[int, int], None]) -> None:
+        """Record a decode step of each of `sizes` rows, the largest first; `report(done, of)` is called after each."""
+        for done, rows in enumerate(reversed(sizes), start=1):
+            step = self.stage(StepPlan("", 0, (), ()), rows)
+            self.staging.send()
+            # The first run compiles and allocates what a graph may not.
+            self._decode(step)
+            self.graphs.add(rows, record(functools.partial(self._decode, step)))
+            report(done, len(sizes))
+
+    def _decode(self, step: StagedStep) -> Tensor | None:
+        return self._decoder.logits(self._forward(step).sample)
+
+    def _padding(self, rows: int) -> Padding:
+        width = -(-self.capacity.max_context // self.capacity.block_size)
+        return Padding(rows, width, scratch_block=self.capacity.blocks)
 
     def _prompt_logprobs(self, ids: Tensor, hidden: Tensor) -> PromptLogprobs | None:
         """The logprobs of `ids` [M], from a few rows of logits at a time."""

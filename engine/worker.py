@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from motet.engine.model_runner import ModelRunner
 
 
+PROGRESS_GRAPHS = 8
+"""After this many recorded graphs, the progress is reported."""
+
+
 class WorkerSpec(msgspec.Struct, frozen=True):
     """How to run one rank of an engine. The ranks find each other through `store` (engine/distributed/rendezvous.py).
 
@@ -183,7 +187,20 @@ def _load(spec: WorkerSpec, heartbeat: Heartbeat) -> ModelRunner:
     else:
         heartbeat.enter("running a first step")
     runner.warm_up()
+    if runner.graph_sizes:
+        _record_graphs(runner, heartbeat)
     return runner
+
+
+def _record_graphs(runner: ModelRunner, heartbeat: Heartbeat) -> None:
+    """Record the CUDA graphs, and report the progress."""
+    from motet.engine.decode_graphs import cuda_recorder
+
+    def report(done: int, total: int) -> None:
+        if done % PROGRESS_GRAPHS == 0 or done == total:
+            heartbeat.enter(f"recording CUDA graphs: {done} of {total}")
+
+    runner.record_graphs(runner.graph_sizes, cuda_recorder(runner.device), report)
 
 
 def _set_torch_threads(threads: int) -> None:

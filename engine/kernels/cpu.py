@@ -190,7 +190,7 @@ def decode_attention(qkv, keys, values, block_tables, seq_lens, window, out):
 
 @row_kernel(_lora_elements)
 def lora_rows(x, y, rows, slots, pools, tables, page_rows):
-    """y[row] += scale * (x[row] A) B for single rows, each with the adapter in its own slot.
+    """y[row] += scale * (x[row] A) B for single rows, each with the adapter in its own slot. A row of -1 is skipped.
 
     pools = (A, B): tuples of [pool rows, in] and [pool rows, out], one per part of the fused linear layer.
     tables = (pages [slots, parts, n], ranks [slots, parts], scales [slots, parts], offsets [parts]); rank 0 means
@@ -200,6 +200,8 @@ def lora_rows(x, y, rows, slots, pools, tables, page_rows):
     a_pools, b_pools = pools
     pages, ranks, scales, offsets = tables
     for i in prange(rows.shape[0]):
+        if rows[i] < 0:
+            continue
         slot = slots[i]
         source = x[rows[i]]
         hidden = np.empty(page_rows, np.float32)

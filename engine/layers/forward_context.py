@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from motet.engine.lora.lora_batch import LoraBatch, lora_batch
-from motet.engine.schedule.plan import StepPlan
+from motet.engine.lora.lora_batch import LoraBatch, lora_batch, padded_lora_batch
+from motet.engine.schedule.plan import SequencePlan, StepPlan
 from motet.engine.staging import StagingBuffer
 
 
@@ -44,6 +45,24 @@ class PromptChunk:
 
 
 @dataclass(frozen=True)
+class Padding:
+    """Pads a step of single tokens to `rows` rows and every block table to `table_width`, so that its shapes are fixed.
+
+    The added rows compute a token of the base model at position 0 of the block `scratch_block`.
+    """
+
+    rows: int
+    table_width: int
+    scratch_block: int
+
+    def fill(self, plan: StepPlan) -> StepPlan:
+        """The plan with the added rows."""
+        filler = SequencePlan((0,), 0, (self.scratch_block,), True)
+        added = (filler,) * (self.rows - len(plan.sequences))
+        return msgspec.structs.replace(plan, sequences=(*plan.sequences, *added))
+
+
+@dataclass(frozen=True)
 class ForwardContext:
     """T tokens of S sequences; the first `num_decodes` (D) have one token each, the others are prompt chunks.
 
@@ -72,13 +91,18 @@ class ForwardContext:
     lora: LoraBatch | None
 
 
-def forward_context(plan: StepPlan, block_size: int, staging: StagingBuffer) -> ForwardContext:
-    """The tensors of `plan`, whose blocks have `block_size` tokens. They are valid once `staging` has been sent."""
+def forward_context(
+    plan: StepPlan, block_size: int, staging: StagingBuffer, padding: Padding | None = None
+) -> ForwardContext:
+    """The tensors of `plan`, whose blocks have `block_size` tokens. They are valid once `staging` has been sent.
+
+    With `padding`, the plan has been filled by it.
+    """
     query_lens = np.array([len(s.tokens) for s in plan.sequences], np.int32)
     seq_lens = query_lens + np.array([s.start for s in plan.sequences], np.int32)
     first_rows = _running_sum(query_lens)
     num_decodes = int(np.argmax(query_lens > 1)) if query_lens.max() > 1 else len(query_lens)
-    tables = _block_tables(plan)
+    tables = _block_tables(plan, padding.table_width if padding else 1)
     sequence_of_row = np.repeat(np.arange(len(query_lens)), query_lens)
     positions = np.arange(first_rows[-1]) + np.repeat(seq_lens - first_rows[1:], query_lens)
     slot_mapping = tables[sequence_of_row, positions // block_size] * block_size + positions % block_size
@@ -115,7 +139,7 @@ def forward_context(plan: StepPlan, block_size: int, staging: StagingBuffer) -> 
             )
             for i in range(num_decodes, len(plan.sequences))
         ),
-        lora=lora_batch(plan.lora, staging),
+        lora=padded_lora_batch(plan.lora, padding.rows, staging) if padding else lora_batch(plan.lora, staging),
     )
 
 
@@ -124,9 +148,9 @@ def _running_sum(lengths: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
     return np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
 
 
-def _block_tables(plan: StepPlan) -> npt.NDArray[np.int32]:
-    """The block table of every sequence [S, most blocks], padded with 0."""
-    widest = max(len(s.block_table) for s in plan.sequences)
+def _block_tables(plan: StepPlan, least: int) -> npt.NDArray[np.int32]:
+    """The block table of every sequence [S, most blocks, or `least` if that is more], padded with 0."""
+    widest = max(least, *(len(s.block_table) for s in plan.sequences))
     tables = np.zeros((len(plan.sequences), widest), np.int32)
     for table, sequence in zip(tables, plan.sequences, strict=True):
         table[: len(sequence.block_table)] = sequence.block_table

@@ -18,7 +18,8 @@ class LoraBatch:
     """The adapter rows of a step.
 
     On the CPU, each row is either in one of the `long_chunks` or one of the single `rows` [R] (int32, with their
-    `slots` [R]). Decode rows are always single, since a row's result must not depend on its neighbours.
+    `slots` [R]). Where the number of rows is fixed, -1 stands for none. Decode rows are always single, since a row's
+    result must not depend on its neighbours.
     On CUDA, all rows are in `tiles`: slots [tiles] and rows [tiles, TILE_ROWS] (int32, -1 beyond a tile's end), as
     kernels/lora_triton.py takes them. On the CPU, `tiles` is None.
     """
@@ -47,6 +48,18 @@ def lora_batch(chunks: tuple[LoraChunk, ...], staging: StagingBuffer) -> LoraBat
         slots=staging.put(slots, "int32"),
         tiles=None,
     )
+
+
+def padded_lora_batch(chunks: tuple[LoraChunk, ...], count: int, staging: StagingBuffer) -> LoraBatch:
+    """The batch of a step of `count` single tokens, of any adapters, in a shape that depends on `count` alone."""
+    if staging.device.type != "cpu":
+        batch = lora_batch(chunks, staging, num_tiles=count)
+        assert batch is not None, "a number of tiles always makes a batch"
+        return batch
+    rows, slots = [-1] * count, [0] * count
+    for i, chunk in enumerate(chunks):
+        rows[i], slots[i] = chunk.start, chunk.slot
+    return LoraBatch((), staging.put(rows, "int32"), staging.put(slots, "int32"), None)
 
 
 def slot_tiles(chunks: tuple[LoraChunk, ...], tile_rows: int, staging: StagingBuffer) -> tuple[Tensor, Tensor]:
