@@ -6,8 +6,8 @@ from quart import Quart, Request, Response, g, request
 
 from motet.api.anthropic.objects import AnthropicError, AnthropicErrorObject
 from motet.api.http.errors import add_retry_headers
+from motet.api.http.json_response import json_response
 from motet.api.http.sse import event_frame
-from motet.api.schema.openai_objects import ENCODER
 from motet.core.errors import ContextExceeded, ErrorInfo
 
 PATH = "/v1/messages"
@@ -54,7 +54,7 @@ def anthropic_error_frame(info: ErrorInfo, request_id: str | None) -> bytes:
 def anthropic_error_response(info: ErrorInfo) -> Response:
     """A failure of the current request as a response."""
     body = anthropic_error(info, g.get("request_id"))
-    response = Response(ENCODER.encode(body), info.status, content_type="application/json")
+    response = json_response(body, info.status)
     add_retry_headers(response)
     return response
 

@@ -16,10 +16,10 @@ from motet.api.generating.chat_generation import start_chat
 from motet.api.generating.chat_prompts import render_chat
 from motet.api.generating.checked_chat import check_chat
 from motet.api.http.caller import current_caller
+from motet.api.http.json_response import json_response
 from motet.api.http.request_body import read_body
 from motet.api.http.stream_response import joined, stream_response
 from motet.api.schema.ignored_fields_header import note_ignored
-from motet.api.schema.openai_objects import ENCODER
 from motet.api.schema.operations import GENERATION_STATUSES, TOKEN_HEADER, Operation
 from motet.api.services import Services
 
@@ -70,7 +70,7 @@ def routes(services: Services) -> Blueprint:
                 failed = partial(anthropic_error_frame, request_id=caller.request_id)
                 return await stream_response(joined(write_stream(chat, request.max_tokens)), services.drain, failed)
             message = await write_whole(chat, request.max_tokens)
-            return Response(ENCODER.encode(message), content_type="application/json")
+            return json_response(message)
 
     @blueprint.post(f"{PATH}/count_tokens")
     async def count_tokens() -> Response:
@@ -78,7 +78,7 @@ def routes(services: Services) -> Blueprint:
             request = await read_body(parse_counted)
             with anthropic_names(request.tools):
                 count = await _count(services, request)
-            return Response(ENCODER.encode(TokenCount(count)), content_type="application/json")
+            return json_response(TokenCount(count))
 
     return blueprint
 

@@ -6,7 +6,6 @@ import time
 import uuid
 from typing import Any
 
-import msgspec
 from msgspec import UNSET
 from quart import Blueprint, Response, request
 
@@ -14,9 +13,9 @@ from motet.api.batches.objects import BatchList, BatchObject, BatchRequest
 from motet.api.batches.status import cancelling
 from motet.api.batches.store import BatchStore
 from motet.api.http.caller import current_caller
+from motet.api.http.json_response import json_response
 from motet.api.http.request_body import read_body
 from motet.api.routes.files import file_store
-from motet.api.schema.openai_objects import ENCODER
 from motet.api.schema.operations import Operation, path_parameter, query_parameter
 from motet.api.schema.parsing import Parsed, convert, unknown_fields
 from motet.api.services import Services
@@ -97,22 +96,22 @@ def routes(services: Services) -> Blueprint:
             output_expires_after=batch_request.output_expires_after or UNSET,
         )
         await store.add(owner, batch)
-        return _json(batch)
+        return json_response(batch)
 
     @blueprint.get("/v1/batches")
     async def listing() -> Response:
         page = Page.of(request.args)
         data, more = await store.list(current_caller().owner, page)
         first, last = (data[0].id, data[-1].id) if data else (None, None)
-        return _json(BatchList(data=data, first_id=first, last_id=last, has_more=more))
+        return json_response(BatchList(data=data, first_id=first, last_id=last, has_more=more))
 
     @blueprint.get("/v1/batches/<batch_id>")
     async def retrieve(batch_id: str) -> Response:
-        return _json(await store.get(current_caller().owner, batch_id))
+        return json_response(await store.get(current_caller().owner, batch_id))
 
     @blueprint.post("/v1/batches/<batch_id>/cancel")
     async def cancel(batch_id: str) -> Response:
-        return _json(await store.change(current_caller().owner, batch_id, cancelling))
+        return json_response(await store.change(current_caller().owner, batch_id, cancelling))
 
     return blueprint
 
@@ -121,7 +120,3 @@ def parse_batch(body: dict[str, Any]) -> Parsed[BatchRequest]:
     """A batch request. Raises InvalidRequest."""
     batch_request = convert(body, BatchRequest)
     return Parsed(batch_request, unknown_fields(body, BatchRequest, {}))
-
-
-def _json(answer: msgspec.Struct) -> Response:
-    return Response(ENCODER.encode(answer), content_type="application/json")

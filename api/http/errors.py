@@ -10,9 +10,10 @@ from quart import Quart, Response
 from werkzeug.exceptions import HTTPException
 from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 
+from motet.api.http.json_response import json_response
 from motet.api.http.route_hints import no_route_message
 from motet.api.metrics.request_record import RequestRecord, current_record
-from motet.api.schema.openai_objects import ENCODER, error_body
+from motet.api.schema.openai_objects import error_body
 from motet.core import error_codes, errors
 from motet.core.errors import ErrorInfo, MotetError
 
@@ -44,7 +45,7 @@ def note_failure(info: ErrorInfo, record: RequestRecord) -> None:
 
 def error_response(info: ErrorInfo) -> Response:
     """The response for `info`."""
-    response = Response(ENCODER.encode(error_body(info)), info.status, content_type="application/json")
+    response = json_response(error_body(info), info.status)
     add_retry_headers(response)
     return response
 

@@ -7,13 +7,13 @@ from typing import Any
 from quart import Blueprint, Response
 
 from motet.api.http.caller import current_caller
+from motet.api.http.json_response import json_response
 from motet.api.http.request_body import read_body
 from motet.api.lorax.errors import LORAX_ERRORS, MEANINGS, lorax_blueprint
 from motet.api.lorax.objects import LoraxEmbedding, LoraxError
 from motet.api.lorax.requests import SENT_EVERYWHERE, AdapterParameters, ClassifyRequest, LoraxEmbedRequest
 from motet.api.lorax.translate import adapter_fields
 from motet.api.routes.embeddings import EmbeddingRequest, embed, unit
-from motet.api.schema.openai_objects import ENCODER
 from motet.api.schema.operations import TOKEN_HEADER, Operation
 from motet.api.schema.parsing import Parsed, check_adapters, convert, unknown_fields
 from motet.api.services import Services
@@ -66,7 +66,7 @@ def routes(services: Services) -> Blueprint:
             check_adapters(request)
             _, vectors = await embed(services, request, current_caller())
             answer = LoraxEmbedding(unit(vectors[0]))
-            return Response(ENCODER.encode(answer), content_type="application/json")
+            return json_response(answer)
 
     @blueprint.post("/classify")
     @blueprint.post("/classify_batch")

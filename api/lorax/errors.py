@@ -10,10 +10,10 @@ from quart import Blueprint, Response
 from werkzeug.exceptions import HTTPException
 
 from motet.api.http.errors import DEFAULT_MAX_BODY, RETRY_AFTER_SECONDS, http_failure, internal_error, note_failure
+from motet.api.http.json_response import json_response
 from motet.api.http.sse import event_frame
 from motet.api.lorax.objects import LoraxError
 from motet.api.metrics.request_record import current_record
-from motet.api.schema.openai_objects import ENCODER
 from motet.api.services import Services
 from motet.core.errors import ErrorInfo, JsonInvalid, MotetError
 
@@ -85,7 +85,7 @@ def _named(info: ErrorInfo, names: Mapping[str, str]) -> str:
 def lorax_error_response(info: ErrorInfo, names: Mapping[str, str] = _LORAX_NAMES) -> Response:
     """A failure as a response; `names` maps our names of fields to the caller's."""
     status, body = lorax_error(info, names)
-    response = Response(ENCODER.encode(body), status, content_type="application/json")
+    response = json_response(body, status)
     if status in RETRY_AFTER_SECONDS:
         response.headers["retry-after"] = RETRY_AFTER_SECONDS[status]
     return response

@@ -9,10 +9,11 @@ from importlib.metadata import version
 
 from quart import Blueprint, Response
 
+from motet.api.http.json_response import json_response
 from motet.api.lorax.errors import MEANINGS, lorax_blueprint
 from motet.api.lorax.objects import LoraxError, ServerInfo
 from motet.api.routes.health import health_response
-from motet.api.schema.openai_objects import ENCODER, Health
+from motet.api.schema.openai_objects import Health
 from motet.api.schema.operations import Operation
 from motet.api.schema.request_fields import MAX_CHOICES, MAX_STOP_STRINGS
 from motet.api.services import Services
@@ -69,7 +70,7 @@ def routes(services: Services) -> Blueprint:
 
     @blueprint.get("/info")
     async def info() -> Response:
-        return Response(ENCODER.encode(_info(services)), content_type="application/json")
+        return json_response(_info(services))
 
     @blueprint.get("/")
     @blueprint.get("/ping")

@@ -20,6 +20,7 @@ from motet.api.generating.request_params import truncated
 from motet.api.generating.tools import tool_use
 from motet.api.http.caller import current_caller
 from motet.api.http.errors import error_response
+from motet.api.http.json_response import json_response
 from motet.api.http.request_body import read_body
 from motet.api.lorax.errors import lorax_error_response
 from motet.api.lorax.objects import LoraxError
@@ -27,7 +28,6 @@ from motet.api.schema.adapter_fields import AdapterChoice
 from motet.api.schema.chat_messages import Message
 from motet.api.schema.chat_request import MAX_TEMPLATE_VARIABLES, ChatRequest
 from motet.api.schema.chat_tools import MAX_TOOLS, CustomTool, FunctionTool
-from motet.api.schema.openai_objects import ENCODER
 from motet.api.schema.operations import GENERATION_STATUSES, TOKEN_HEADER, Operation
 from motet.api.schema.parsing import Parsed, check_adapters, convert, parse_chat, unknown_fields
 from motet.api.schema.request_fields import TokenId
@@ -159,7 +159,7 @@ def routes(services: Services) -> Blueprint:
         async with services.drain.interruptible():
             body = await read_body(_parse)
             answer = await (_spans(services, body) if body.inputs is not None else _token_list(services, body))
-            return Response(ENCODER.encode(answer), content_type="application/json")
+            return json_response(answer)
 
     @blueprint.post("/detokenize")
     async def detokenize() -> Response:
@@ -173,7 +173,7 @@ def routes(services: Services) -> Blueprint:
         decode = partial(bound.tokenizer.decode, body.tokens, skip_special_tokens=False)
         text = await services.tokenising.run(bound.flow, len(body.tokens), decode)
         answer = DetokenizedText(text)
-        return Response(ENCODER.encode(answer), content_type="application/json")
+        return json_response(answer)
 
     return blueprint
 

@@ -18,11 +18,6 @@ from motet.api.services import Services
 LINES = "application/x-ndjson"
 
 
-def json_response(answer: OllamaCounts) -> Response:
-    """The response with `answer` as its body."""
-    return Response(ENCODER.encode(answer), content_type="application/json")
-
-
 def line_frame(answer: OllamaCounts) -> bytes:
     """`answer` as one line of a stream."""
     return ENCODER.encode(answer) + b"\n"

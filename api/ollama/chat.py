@@ -14,9 +14,10 @@ from motet.api.generating.answer import Call, collect
 from motet.api.generating.chat_generation import ChatGeneration, start_chat
 from motet.api.generating.tools import complete_arguments
 from motet.api.http.caller import current_caller
+from motet.api.http.json_response import json_response
 from motet.api.http.request_body import read_body
 from motet.api.http.stream_response import Frames
-from motet.api.ollama.answers import json_response, line_frame, load, stream_lines
+from motet.api.ollama.answers import line_frame, load, stream_lines
 from motet.api.ollama.errors import OllamaError
 from motet.api.ollama.objects import (
     OllamaAnswerMessage,

@@ -6,6 +6,7 @@ import msgspec
 from quart import Request, Response
 
 from motet.api.http.errors import add_retry_headers
+from motet.api.http.json_response import json_response
 from motet.api.schema.openai_objects import ENCODER
 from motet.core.errors import ErrorInfo
 
@@ -30,7 +31,7 @@ def _body(info: ErrorInfo) -> OllamaError:
 
 def ollama_error_response(info: ErrorInfo) -> Response:
     """A failure as a response."""
-    response = Response(ENCODER.encode(_body(info)), info.status, content_type="application/json")
+    response = json_response(_body(info), info.status)
     add_retry_headers(response)
     return response
 

@@ -16,9 +16,10 @@ from motet.api.generating.checked_request import check_request
 from motet.api.generating.generation import Generation
 from motet.api.generating.prompts import completion_prompts
 from motet.api.http.caller import current_caller
+from motet.api.http.json_response import json_response
 from motet.api.http.request_body import read_body
 from motet.api.http.stream_response import Frames
-from motet.api.ollama.answers import json_response, line_frame, load, stream_lines
+from motet.api.ollama.answers import line_frame, load, stream_lines
 from motet.api.ollama.errors import OllamaError
 from motet.api.ollama.objects import OllamaText, final_counts, timestamp
 from motet.api.ollama.requests import Images, OllamaRequest, Options, effort, generate_fields, parsed, refuse_images

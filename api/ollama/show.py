@@ -8,12 +8,13 @@ import msgspec
 from msgspec import Meta
 from quart import Blueprint, Response
 
+from motet.api.http.json_response import json_response
 from motet.api.http.request_body import read_body
 from motet.api.ollama.errors import OllamaError
 from motet.api.ollama.objects import OllamaShow, architecture, details, timestamp
 from motet.api.ollama.requests import model_name, parsed
 from motet.api.routes.models import model_card
-from motet.api.schema.openai_objects import ENCODER, ModelCard
+from motet.api.schema.openai_objects import ModelCard
 from motet.api.schema.operations import GENERATION_STATUSES, TOKEN_HEADER, Operation
 from motet.api.schema.parsing import Parsed
 from motet.api.services import Services
@@ -53,7 +54,7 @@ def routes(services: Services) -> Blueprint:
     async def show() -> Response:
         body = await read_body(_parse)
         card = await model_card(services, model_name(services, body.model or body.name or ""))
-        return Response(ENCODER.encode(_show(services, card)), content_type="application/json")
+        return json_response(_show(services, card))
 
     return blueprint
 

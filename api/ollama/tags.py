@@ -6,10 +6,10 @@ import hashlib
 
 from quart import Blueprint, Response
 
+from motet.api.http.json_response import json_response
 from motet.api.ollama.errors import OllamaError
 from motet.api.ollama.objects import OllamaModel, OllamaTags, details, timestamp
 from motet.api.routes.models import model_cards
-from motet.api.schema.openai_objects import ENCODER
 from motet.api.schema.operations import Operation
 from motet.api.services import Services
 
@@ -42,6 +42,6 @@ def routes(services: Services) -> Blueprint:
             )
             for card in await model_cards(services)
         ]
-        return Response(ENCODER.encode(OllamaTags(models)), content_type="application/json")
+        return json_response(OllamaTags(models))
 
     return blueprint

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from quart import Blueprint, Response
 
+from motet.api.http.json_response import json_response
 from motet.api.ollama.errors import OllamaError
 from motet.api.ollama.objects import OllamaVersion
-from motet.api.schema.openai_objects import ENCODER
 from motet.api.schema.operations import Operation
 from motet.api.services import Services
 
@@ -26,6 +26,6 @@ def routes(services: Services) -> Blueprint:
 
     @blueprint.get("/api/version")
     async def api_version() -> Response:
-        return Response(ENCODER.encode(OllamaVersion(VERSION)), content_type="application/json")
+        return json_response(OllamaVersion(VERSION))
 
     return blueprint

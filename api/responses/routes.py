@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-import msgspec
 from msgspec.structs import replace
 from quart import Blueprint, Response, request
 
 from motet.api.http.caller import Caller, current_caller
+from motet.api.http.json_response import json_response
 from motet.api.http.request_body import read_body
 from motet.api.http.stream_response import stream_response
 from motet.api.responses.background import Background
@@ -22,7 +22,6 @@ from motet.api.responses.store import ResponseStore, StoredResponse
 from motet.api.responses.stored_stream import StoredStream
 from motet.api.responses.stream import ResponseStream
 from motet.api.schema.ignored_fields_header import note_ignored
-from motet.api.schema.openai_objects import ENCODER
 from motet.api.schema.operations import GENERATION_STATUSES, TOKEN_HEADER, Operation, path_parameter, query_parameter
 from motet.api.schema.unsupported_fields import RESPONSES
 from motet.api.services import Services
@@ -129,34 +128,36 @@ def routes(services: Services) -> Blueprint:
                 with background.reserve_place():
                     generation = await _started(services, parsed)
                     await background.begin(generation, bool(parsed.stream))
-                return await replayed(generation.response.id, -1) if parsed.stream else _json(generation.response)
+                return (
+                    await replayed(generation.response.id, -1) if parsed.stream else json_response(generation.response)
+                )
             generation = await _started(services, parsed)
             if parsed.stream:
                 stream = ResponseStream(generation, services, parsed.stores)
                 return await stream_response(stream.frames(), services.drain, stream.failure)
-            return _json(await _whole(services, generation, parsed.stores))
+            return json_response(await _whole(services, generation, parsed.stores))
 
     @blueprint.post("/v1/responses/input_tokens")
     async def input_tokens() -> Response:
         parsed = await read_body(parse_counted)
         generation = await _started(services, parsed)
-        return _json(InputTokens(input_tokens=generation.chat.generation.prompt_tokens))
+        return json_response(InputTokens(input_tokens=generation.chat.generation.prompt_tokens))
 
     @blueprint.get("/v1/responses/<response_id>")
     async def retrieve(response_id: str) -> Response:
         if _flag("stream"):
             return await replayed(response_id, _number("starting_after", -1))
-        return _json((await store.get(current_caller().owner, response_id)).response)
+        return json_response((await store.get(current_caller().owner, response_id)).response)
 
     @blueprint.delete("/v1/responses/<response_id>")
     async def delete(response_id: str) -> Response:
         await store.delete(current_caller().owner, response_id)
         await _stop_generation(services, response_id)
-        return _json(DeletedResponse(id=response_id))
+        return json_response(DeletedResponse(id=response_id))
 
     @blueprint.post("/v1/responses/<response_id>/cancel")
     async def cancel(response_id: str) -> Response:
-        return _json(await cancel_response(services, current_caller(), response_id))
+        return json_response(await cancel_response(services, current_caller(), response_id))
 
     @blueprint.get("/v1/responses/<response_id>/input_items")
     async def items(response_id: str) -> Response:
@@ -165,7 +166,7 @@ def routes(services: Services) -> Blueprint:
         data, more = page_of(stored.items, page, lambda item: str(item["id"]))
         ids = [str(item["id"]) for item in data]
         first, last = (ids[0], ids[-1]) if ids else (None, None)
-        return _json(ItemList(data=data, first_id=first, last_id=last, has_more=more))
+        return json_response(ItemList(data=data, first_id=first, last_id=last, has_more=more))
 
     return blueprint
 
@@ -186,10 +187,6 @@ def _number(name: str, default: int) -> int:
     if not (value.isascii() and value.isdigit() and len(value) < 10):
         raise InvalidRequest(f"{name} must be a number, 0 or more", param=name)
     return int(value)
-
-
-def _json(answer: msgspec.Struct) -> Response:
-    return Response(ENCODER.encode(answer), content_type="application/json")
 
 
 async def answer_response(services: Services, parsed: ResponseRequest, caller: Caller) -> ResponseObject:

@@ -12,7 +12,7 @@ import msgspec
 from quart import Blueprint, Response
 
 from motet.api.http.caller import current_caller
-from motet.api.schema.openai_objects import ENCODER
+from motet.api.http.json_response import json_response
 from motet.api.schema.operations import Operation, path_parameter
 from motet.api.services import Services
 from motet.core import error_codes
@@ -59,6 +59,6 @@ def routes(services: Services) -> Blueprint:
         if not sequences:
             raise NotFound("no running request has this id", param="request_id", code=error_codes.NOT_FOUND)
         answer = CancelledRequest(id=request_id, sequences=sequences)
-        return Response(ENCODER.encode(answer), content_type="application/json")
+        return json_response(answer)
 
     return blueprint

@@ -13,6 +13,7 @@ from motet.api.generating.chat_generation import ChatGeneration, start_chat
 from motet.api.generating.generation import Generation
 from motet.api.generating.logprobs import chat_logprobs, packed
 from motet.api.http.caller import Caller, current_caller
+from motet.api.http.json_response import json_response
 from motet.api.http.request_body import read_body
 from motet.api.http.sse import DONE, event_frame
 from motet.api.http.stream_response import Frames, joined, stream_response
@@ -20,7 +21,6 @@ from motet.api.routes.response_headers import answer_headers
 from motet.api.schema.chat_request import ChatRequest
 from motet.api.schema.ignored_fields_header import note_ignored
 from motet.api.schema.openai_objects import (
-    ENCODER,
     AnsweredCall,
     CalledCustomTool,
     CalledFunction,
@@ -77,7 +77,7 @@ def routes(services: Services) -> Blueprint:
             completion = await write_whole(chat)
             characters = sum(len(choice.message.content or "") for choice in completion.choices)
             headers = answer_headers(chat.generation, characters)
-            return Response(ENCODER.encode(completion), headers=headers, content_type="application/json")
+            return json_response(completion, headers=headers)
 
     return blueprint
 

@@ -14,12 +14,13 @@ from motet.api.generating.completion_generation import CompletionGeneration, sta
 from motet.api.generating.generation import Generation
 from motet.api.generating.logprobs import packed
 from motet.api.http.caller import Caller, current_caller
+from motet.api.http.json_response import json_response
 from motet.api.http.request_body import read_body
 from motet.api.http.sse import DONE, event_frame
 from motet.api.http.stream_response import Frames, joined, stream_response
 from motet.api.routes.response_headers import answer_headers
 from motet.api.schema.completion_request import CompletionRequest
-from motet.api.schema.openai_objects import ENCODER, Completion, CompletionChoice, CompletionLogprobs, Usage
+from motet.api.schema.openai_objects import Completion, CompletionChoice, CompletionLogprobs, Usage
 from motet.api.schema.operations import GENERATION_STATUSES, TOKEN_HEADER, Operation
 from motet.api.schema.parsing import parse_completion
 from motet.api.schema.unsupported_fields import COMPLETIONS
@@ -57,7 +58,7 @@ def routes(services: Services) -> Blueprint:
                 return await stream_response(joined(write_stream(started)), services.drain)
             completion = await write_whole(started)
             headers = answer_headers(started.generation, sum(len(choice.text) for choice in completion.choices))
-            return Response(ENCODER.encode(completion), headers=headers, content_type="application/json")
+            return json_response(completion, headers=headers)
 
     return blueprint
 

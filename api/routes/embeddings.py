@@ -22,9 +22,9 @@ from motet.api.generating.logprobs import packed
 from motet.api.generating.prompts import token_lists
 from motet.api.generating.request_params import priority, truncated
 from motet.api.http.caller import Caller, current_caller
+from motet.api.http.json_response import json_response
 from motet.api.http.request_body import read_body
 from motet.api.schema.adapter_fields import AdapterChoice
-from motet.api.schema.openai_objects import ENCODER
 from motet.api.schema.operations import GENERATION_STATUSES, TOKEN_HEADER, Operation
 from motet.api.schema.parsing import Parsed, check_adapters, convert, unknown_fields
 from motet.api.schema.request_fields import Positive, TokenId
@@ -112,7 +112,7 @@ def routes(services: Services) -> Blueprint:
         async with services.drain.interruptible():
             request = await read_body(parse_embedding)
             answer = await answer_embedding(services, request, current_caller())
-            return Response(ENCODER.encode(answer), content_type="application/json")
+            return json_response(answer)
 
     return blueprint
 

@@ -13,8 +13,8 @@ from quart import Blueprint, Response, request
 
 from motet.api.http.body_limits import FORM_BYTES, LimitedRequest, discard_body
 from motet.api.http.caller import current_caller
+from motet.api.http.json_response import json_response
 from motet.api.schema.ignored_fields_header import note_ignored
-from motet.api.schema.openai_objects import ENCODER
 from motet.api.schema.operations import Operation, path_parameter, query_parameter
 from motet.api.schema.parsing import Parsed, field_error
 from motet.api.services import Services
@@ -146,7 +146,7 @@ def routes(services: Services) -> Blueprint:
                 with disk_full_as_unavailable(), store.temporary_files(upload_id) as create:
                     cast(LimitedRequest, request).spool = create
                     file, content = await _read_upload(max_file)
-                    return _json(await store.add_written(owner, file, Path(content.name)))
+                    return json_response(await store.add_written(owner, file, Path(content.name)))
         except MotetError:
             await discard_body(request)
             raise
@@ -156,16 +156,16 @@ def routes(services: Services) -> Blueprint:
         page = Page.of(request.args, MAX_PAGE, MAX_PAGE)
         data, more = await store.list(current_caller().owner, request.args.get("purpose"), page)
         first, last = (data[0].id, data[-1].id) if data else (None, None)
-        return _json(FileList(data=data, first_id=first, last_id=last, has_more=more))
+        return json_response(FileList(data=data, first_id=first, last_id=last, has_more=more))
 
     @blueprint.get("/v1/files/<file_id>")
     async def retrieve(file_id: str) -> Response:
-        return _json(await store.get(current_caller().owner, file_id))
+        return json_response(await store.get(current_caller().owner, file_id))
 
     @blueprint.delete("/v1/files/<file_id>")
     async def delete(file_id: str) -> Response:
         await store.delete(current_caller().owner, file_id)
-        return _json(DeletedFile(id=file_id))
+        return json_response(DeletedFile(id=file_id))
 
     @blueprint.get("/v1/files/<file_id>/content")
     async def content(file_id: str) -> Response:
@@ -234,7 +234,3 @@ async def _chunks(content: BinaryIO) -> AsyncIterator[bytes]:
     with content:
         while piece := await asyncio.to_thread(content.read, _CHUNK_BYTES):
             yield piece
-
-
-def _json(answer: msgspec.Struct) -> Response:
-    return Response(ENCODER.encode(answer), content_type="application/json")

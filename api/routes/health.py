@@ -7,8 +7,9 @@ import asyncio
 from quart import Blueprint, Response
 
 from motet.api.http.errors import RETRY_AFTER_SECONDS
+from motet.api.http.json_response import json_response
 from motet.api.http.probe_paths import HEALTH_PATHS, LIVE_PATHS, READY_PATHS
-from motet.api.schema.openai_objects import ENCODER, Health, Live
+from motet.api.schema.openai_objects import Health, Live
 from motet.api.schema.operations import Operation
 from motet.api.services import Services
 from motet.core.errors import Unavailable
@@ -44,7 +45,7 @@ def routes(services: Services) -> Blueprint:
         return await health_response(services)
 
     async def live() -> Response:
-        response = Response(ENCODER.encode(Live()), content_type="application/json")
+        response = json_response(Live())
         response.headers["cache-control"] = "no-store"
         return response
 
@@ -59,7 +60,7 @@ async def health_response(services: Services) -> Response:
     """The state as a response: 200, or 503 with `retry-after`."""
     state = await health_of(services)
     status = 200 if state.status == "ok" else 503
-    response = Response(ENCODER.encode(state), status, content_type="application/json")
+    response = json_response(state, status)
     response.headers["cache-control"] = "no-store"
     if status == 503:
         response.headers["retry-after"] = RETRY_AFTER_SECONDS[status]

@@ -8,7 +8,8 @@ from motet.api.anthropic.errors import VERSION_HEADER
 from motet.api.anthropic.models import MAX_LIMIT, anthropic_model, anthropic_page
 from motet.api.anthropic.objects import AnthropicError, AnthropicModel, AnthropicModelList
 from motet.api.http.caller import current_caller
-from motet.api.schema.openai_objects import ENCODER, ErrorBody, ModelCard, ModelList
+from motet.api.http.json_response import json_response
+from motet.api.schema.openai_objects import ErrorBody, ModelCard, ModelList
 from motet.api.schema.operations import Operation, Parameter, path_parameter, query_parameter
 from motet.api.services import Services
 from motet.core.adapter_source import AdapterListing
@@ -68,13 +69,13 @@ def routes(services: Services) -> Blueprint:
     async def models() -> Response:
         cards = await model_cards(services)
         answer = anthropic_page(cards, request.args) if VERSION_HEADER in request.headers else ModelList(data=cards)
-        return Response(ENCODER.encode(answer), content_type="application/json")
+        return json_response(answer)
 
     @blueprint.get("/v1/models/<path:model>")
     async def model(model: str) -> Response:
         card = await model_card(services, model)
         answer = anthropic_model(card) if VERSION_HEADER in request.headers else card
-        return Response(ENCODER.encode(answer), content_type="application/json")
+        return json_response(answer)
 
     return blueprint
 

@@ -10,7 +10,7 @@ from msgspec import Meta
 from quart import Blueprint, Response
 
 from motet.api.generating.chat_template_choice import find_template
-from motet.api.schema.openai_objects import ENCODER
+from motet.api.http.json_response import json_response
 from motet.api.schema.operations import Operation
 from motet.api.services import Services
 from motet.core.errors import InvalidRequest
@@ -48,7 +48,7 @@ def routes(services: Services) -> Blueprint:
 
     @blueprint.get("/version")
     async def server_version() -> Response:
-        return Response(ENCODER.encode(ServerVersion(version("motet"))), content_type="application/json")
+        return json_response(ServerVersion(version("motet")))
 
     @blueprint.get("/tokenizer_info")
     async def tokenizer_info() -> Response:
@@ -61,7 +61,7 @@ def routes(services: Services) -> Blueprint:
             pad_token=tokens.get("pad_token"),
             chat_template=await _template(services),
         )
-        return Response(ENCODER.encode(info), content_type="application/json")
+        return json_response(info)
 
     return blueprint
 
