@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from quart import Response
@@ -10,6 +9,6 @@ from quart import Response
 from motet.api.schema.openai_objects import ENCODER
 
 
-def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """The response with `body`, a msgspec struct or plain data, as JSON."""
     return Response(ENCODER.encode(body), status, headers, content_type="application/json")
