@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 from motet.engine.schedule.plan import LoraChunk
 from motet.engine.staging import StagingBuffer
+
+EMPTY_SLOT = -1
+"""The slot of tiles without rows."""
 
 LONG_CHUNK = 16
 """On the CPU, chunks of at least this many rows get matrix products of their own."""
@@ -20,8 +24,8 @@ class LoraBatch:
     On the CPU, each row is either in one of the `long_chunks` or one of the single `rows` [R] (int32, with their
     `slots` [R]). Where the number of rows is fixed, -1 stands for none. Decode rows are always single, since a row's
     result must not depend on its neighbours.
-    On CUDA, all rows are in `tiles`: slots [tiles] and rows [tiles, TILE_ROWS] (int32, -1 beyond a tile's end), as
-    kernels/lora_triton.py takes them. On the CPU, `tiles` is None.
+    On CUDA, all rows are in `tiles`: slots [tiles] (EMPTY_SLOT for tiles without rows) and rows [tiles, TILE_ROWS]
+    (int32, -1 beyond a tile's end), as kernels/lora_triton.py takes them. On the CPU, `tiles` is None.
     """
 
     long_chunks: tuple[LoraChunk, ...]
@@ -30,15 +34,21 @@ class LoraBatch:
     tiles: tuple[Tensor, Tensor] | None
 
 
-def lora_batch(chunks: tuple[LoraChunk, ...], staging: StagingBuffer) -> LoraBatch | None:
-    """The batch for a plan's chunks; None when every row is the base model's."""
-    if not chunks:
-        return None
+def lora_batch(chunks: tuple[LoraChunk, ...], staging: StagingBuffer, num_tiles: int | None = None) -> LoraBatch | None:
+    """The batch for a plan's chunks; None when every row is the base model's.
+
+    On CUDA, `num_tiles` sets the number of tiles, even without chunks, since a captured graph never changes it.
+    Raises ValueError if the chunks need more.
+    """
     if staging.device.type != "cpu":
         from motet.engine.kernels.lora_triton import TILE_ROWS
 
+        if not chunks and num_tiles is None:
+            return None
         none = staging.put([], "int32")
-        return LoraBatch((), none, none, slot_tiles(chunks, TILE_ROWS, staging))
+        return LoraBatch((), none, none, slot_tiles(chunks, TILE_ROWS, staging, num_tiles))
+    if not chunks:
+        return None
     short = [c for c in chunks if c.length < LONG_CHUNK]
     rows = [row for c in short for row in range(c.start, c.start + c.length)]
     slots = [c.slot for c in short for _ in range(c.length)]
@@ -62,15 +72,23 @@ def padded_lora_batch(chunks: tuple[LoraChunk, ...], count: int, staging: Stagin
     return LoraBatch((), staging.put(rows, "int32"), staging.put(slots, "int32"), None)
 
 
-def slot_tiles(chunks: tuple[LoraChunk, ...], tile_rows: int, staging: StagingBuffer) -> tuple[Tensor, Tensor]:
-    """The chunks' rows in tiles of one slot each: slots [tiles] and rows [tiles, tile_rows], int32, padded with -1."""
+def slot_tiles(
+    chunks: tuple[LoraChunk, ...], tile_rows: int, staging: StagingBuffer, num_tiles: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """The chunks' rows in tiles of one slot each: slots [tiles] and rows [tiles, tile_rows], int32, padded with -1.
+
+    Tiles without rows make them `num_tiles`; as many tiles as rows are always enough.
+    """
     by_slot: dict[int, list[int]] = {}
     for chunk in chunks:
         by_slot.setdefault(chunk.slot, []).extend(range(chunk.start, chunk.start + chunk.length))
-    slots, tiles = [], []
-    for slot, rows in by_slot.items():
-        for i in range(0, len(rows), tile_rows):
-            tile = rows[i : i + tile_rows]
-            slots.append(slot)
-            tiles.append([*tile, *[-1] * (tile_rows - len(tile))])
-    return staging.put(slots, "int32"), staging.put(tiles, "int32")
+    tiles = [(slot, rows[i : i + tile_rows]) for slot, rows in by_slot.items() for i in range(0, len(rows), tile_rows)]
+    count = len(tiles) if num_tiles is None else num_tiles
+    if len(tiles) > count:
+        raise ValueError(f"{len(tiles)} tiles are needed, and there are {count}")
+    slots = np.full(count, EMPTY_SLOT, np.int32)
+    rows_of_tiles = np.full((count, tile_rows), -1, np.int32)
+    for i, (slot, rows) in enumerate(tiles):
+        slots[i] = slot
+        rows_of_tiles[i, : len(rows)] = rows
+    return staging.put(slots, "int32"), staging.put(rows_of_tiles, "int32")
