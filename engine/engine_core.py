@@ -76,8 +76,8 @@ class EngineCore:
         self._installer = Installer(runner.pool, tp_rank=0)
         self._install_results: dict[str, list[InstallResult]] = {}  # by fingerprint, until every rank has answered
         self._refused_adapters: dict[str, ErrorInfo] = {}  # by fingerprint: those that do not fit into the pool
-        self._sampler = Sampler(model.vocab_size)
-        self._sampler.warm_up()
+        self._sampler = Sampler(model.vocab_size, runner.device)
+        self._sampler.warm_up(runner.staging)
         self._grammars = RequestGrammars(GrammarCompiler(runner.directory, model.vocab_size, model.eos_token_ids))
         self._prompt_outputs = PromptOutputs()
         self._stats = StatLogger(scheduler)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -74,3 +76,9 @@ class StagingBuffer:
         if self._is_cuda and self._used:
             self._memory[: self._used].copy_(self._hosts[self._current][0][: self._used], non_blocking=True)
             self._copied[self._current].record()
+
+
+def upload(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """The device's tensor of `array`, for what few steps need. Nothing waits for the copy; on the CPU there is none."""
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

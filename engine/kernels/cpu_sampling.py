@@ -1,7 +1,10 @@
-"""The CPU kernel that draws tokens: truncation and inversion in a fixed number of passes over the vocabulary.
+"""The CPU kernels of sampling: penalties and biases, and the draw, in a fixed number of passes over the vocabulary.
 
-Nothing is sorted. The kernel finds a cut by rank or by mass by counting in buckets of the floats' bits, which order
+Nothing is sorted. The draw finds a cut by rank or by mass by counting in buckets of the floats' bits, which order
 positive floats like their values: 2048 buckets, then 1024 inside one of them, then 1024 inside one of those.
+
+A table has a row for each request with penalties or a bias: `sizes` [R] int32 entries of distinct token `ids` [R, W]
+int32, with `counts` [R, W] fp32 in the output (0: only in the prompt; NOT_SEEN: in neither) and `biases` [R, W] fp32.
 """
 
 from __future__ import annotations
@@ -19,6 +22,9 @@ ABSENT = -1
 
 LARGEST = 0x7F7FFFFF
 """The bits of the largest finite float32."""
+
+NOT_SEEN = -1.0
+"""The count of a token that is in a table for its bias only."""
 
 _helper = njit
 
@@ -159,22 +165,67 @@ def _volume(probabilities: Any, *_: Any) -> int:
 
 @row_kernel(_volume, fastmath=False)
 def draw_rows(probabilities, top_k, cuts, draws, out):
-    """out[N] (int64): the id that each row of probabilities [N, V] gives for draws[N] (fp64 in [0, 1)).
+    """out[N] (int32): the id that each row of probabilities [N, V] gives for draws[N] (fp64 in [0, 1)).
 
-    top_k [N] is int64 (0: off); cuts [N, 3] fp64 are top_p, min_p and typical_p. `probabilities` is overwritten. Where
-    top_k, top_p or min_p is set, the ids are in the order of their probability (equal ones by id), else by id.
+    top_k [N] is int32 (0: off); cuts [N, 3] fp64 are top_p, min_p and typical_p. `probabilities` is overwritten. Where
+    top_k, top_p or min_p is set, the ids are in the order of their probability (equal ones by id), else by id. Where a
+    draw is negative, `out` stays as it is.
     """
     bits = probabilities.view(np.int32)
     for i in prange(probabilities.shape[0]):
-        weights = probabilities[i]
-        keys = np.empty(weights.shape[0], np.int32)
-        truncated = top_k[i] > 0 or cuts[i, 0] < 1.0 or cuts[i, 1] > 0.0
-        if truncated:
-            _truncate(keys, bits[i], weights, top_k[i], cuts[i, 0], cuts[i, 1])
-        if cuts[i, 2] < 1.0:
-            _keep_typical(keys, weights, cuts[i, 2])
-        target = draws[i] * _total(weights)
-        if truncated:
-            out[i] = _best_first(keys, bits[i], weights, target)
-        else:
-            out[i] = _first_past(weights, target)
+        if draws[i] >= 0.0:
+            weights = probabilities[i]
+            keys = np.empty(weights.shape[0], np.int32)
+            truncated = top_k[i] > 0 or cuts[i, 0] < 1.0 or cuts[i, 1] > 0.0
+            if truncated:
+                _truncate(keys, bits[i], weights, top_k[i], cuts[i, 0], cuts[i, 1])
+            if cuts[i, 2] < 1.0:
+                _keep_typical(keys, weights, cuts[i, 2])
+            target = draws[i] * _total(weights)
+            if truncated:
+                out[i] = _best_first(keys, bits[i], weights, target)
+            else:
+                out[i] = _first_past(weights, target)
+
+
+def _entries(
+    logits: Any, rows: Any, places: Any, penalties: Any, ids: Any, counts: Any, biases: Any, sizes: Any
+) -> int:
+    return int(sizes[places].sum())
+
+
+@row_kernel(_entries, fastmath=False)
+def adjust_rows(logits, rows, places, penalties, ids, counts, biases, sizes):
+    """Penalise and bias rows[M] of logits [N, V] in place, by the rows places[M] of the table.
+
+    penalties [M, 3] fp32 are the repetition penalty (Keskar et al., "CTRL", 2019), and OpenAI's presence and frequency
+    penalties.
+    """
+    for i in prange(rows.shape[0]):
+        line, place = logits[rows[i]], places[i]
+        repetition, presence, frequency = penalties[i, 0], penalties[i, 1], penalties[i, 2]
+        for j in range(sizes[place]):
+            value, count = line[ids[place, j]], counts[place, j]
+            if count >= 0:
+                value = value / repetition if value > 0 else value * repetition
+                value -= frequency * count + (presence if count > 0 else np.float32(0))
+            line[ids[place, j]] = value + biases[place, j]
+
+
+def _searched(sampled: Any, rows: Any, places: Any, ids: Any, counts: Any, biases: Any, sizes: Any) -> int:
+    return int(sizes[places].sum())
+
+
+@row_kernel(_searched, fastmath=False)
+def count_rows(sampled, rows, places, ids, counts, biases, sizes):
+    """Count sampled[rows[M]] (int32) in the rows places[M] of the table, which have room for an entry more."""
+    for i in prange(rows.shape[0]):
+        token, place = sampled[rows[i]], places[i]
+        size = sizes[place]
+        entry = 0
+        while entry < size and ids[place, entry] != token:
+            entry += 1
+        if entry == size:
+            ids[place, entry], counts[place, entry], biases[place, entry] = token, 0, 0
+            sizes[place] = size + 1
+        counts[place, entry] = max(counts[place, entry], np.float32(0)) + np.float32(1)

@@ -1,22 +1,26 @@
 """Samples the next token of every row: penalties, bias, masks, temperature, then a draw. Rows are independent.
 
 A row's draw depends only on its own seed and output position, its penalties only on its own tokens. Logprobs are the
-model's, before any of these changes. N is rows, V the vocabulary.
+model's, before any of these changes. All rows are handled at once, and nothing waits for the device but
+`SampledRows.read`. N is rows, V the vocabulary.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from motet.core.messages import AddRequest
-from motet.core.sampling_params import MAX_TOP_LOGPROBS, SamplingParams, uniform
-from motet.engine.sampling.top_k_top_p import draw_tokens
+from motet.core.sampling_params import MAX_TOP_LOGPROBS, SamplingParams
+from motet.engine.sampling.sampling_batch import ReportedRows, SamplingBatch, stage_batch
+from motet.engine.sampling.token_table import TokenTable
+from motet.engine.sampling.top_k_top_p import DrawParameters, draw_tokens
+from motet.engine.schedule.priority import Precedence
 from motet.engine.schedule.sequence import Sequence
-from motet.engine.staging import StagingBuffer
+from motet.engine.staging import StagingBuffer, upload
 
 
 @dataclass(frozen=True)
@@ -29,162 +33,175 @@ class SampledToken:
 
 
 @dataclass(frozen=True)
-class SamplingBatch:
-    """The rows of a step that sample a token, with what the device needs to know about them."""
+class RowLogprobs:
+    """The model's logprobs [L, V] of the rows that report them; the top ids [L, k] with theirs, if a row needs them."""
 
-    rows: list[Sequence]
+    logprobs: Tensor
+    top_ids: Tensor | None
+    top_logprobs: Tensor | None
 
 
-@dataclass(frozen=True)
 class SampledRows:
     """The sampled ids [N] int32, on the device; `read` waits for them."""
 
-    ids: Tensor
-    _tokens: list[SampledToken]
+    def __init__(self, ids: Tensor, reported: ReportedRows | None = None, logprobs: RowLogprobs | None = None) -> None:
+        """Begin to copy the ids, and the logprobs of the rows `reported`, to the host, in one piece."""
+        self.ids = ids
+        self._reported = reported
+        parts = [ids]
+        if reported is not None and logprobs is not None:
+            chosen = ids.index_select(0, reported.rows).long()
+            parts.append(logprobs.logprobs.gather(1, chosen[:, None]).view(torch.int32).flatten())
+            if logprobs.top_ids is not None and logprobs.top_logprobs is not None:
+                parts += [logprobs.top_ids.int().flatten(), logprobs.top_logprobs.view(torch.int32).flatten()]
+        packed = torch.cat(parts) if len(parts) > 1 else ids
+        # Asynchronous, into pinned memory, on CUDA. On the CPU nothing is copied.
+        self._host = packed.to("cpu", non_blocking=True)
+        self._copied = torch.cuda.Event() if packed.device.type == "cuda" else None
+        if self._copied is not None:
+            self._copied.record()
 
     def read(self) -> list[SampledToken]:
         """The sampled tokens, in the order of the rows."""
-        return self._tokens
+        if self._copied is not None:
+            self._copied.synchronize()
+        count = len(self.ids)
+        packed = self._host.numpy()
+        sampled = [SampledToken(token) for token in packed[:count].tolist()]
+        if self._reported is None:
+            return sampled
+        rows = self._reported.top_counts
+        logprobs = packed[count : count + len(rows)].view(np.float32).tolist()
+        tops = packed[count + len(rows) :].reshape(2, len(rows), -1)
+        for i, (j, top_count) in enumerate(rows):
+            pairs = zip(tops[0, i, :top_count].tolist(), tops[1, i, :top_count].view(np.float32).tolist(), strict=True)
+            sampled[j] = SampledToken(sampled[j].token, logprobs[i], tuple(pairs))
+        return sampled
 
 
-class _History:
-    """The distinct tokens of a request with penalties, and their counts in the output (0: only in the prompt)."""
-
-    def __init__(self, request: AddRequest, output: list[int], device: torch.device) -> None:
-        ids = np.unique([*request.prompt, *output])
-        counts = np.bincount(np.searchsorted(ids, np.array(output, np.int64)), minlength=len(ids))
-        self._places = {int(id): place for place, id in enumerate(ids)}
-        self._ids = torch.from_numpy(ids).to(device)
-        self._counts = torch.from_numpy(counts).float().to(device)
-
-    def add(self, token: int) -> None:
-        """Count a sampled token."""
-        place = self._places.setdefault(token, len(self._places))
-        if place == len(self._ids):  # full: double the room
-            self._ids = torch.cat([self._ids, torch.zeros_like(self._ids)])
-            self._counts = torch.cat([self._counts, torch.zeros_like(self._counts)])
-        self._ids[place] = token
-        self._counts[place] += 1
-
-    def penalise(self, row_logits: Tensor, p: SamplingParams) -> None:
-        """Lower logits [V] in place: Keskar et al., "CTRL", 2019 (repetition); OpenAI (presence and frequency)."""
-        size = len(self._places)
-        ids, counts = self._ids[:size], self._counts[:size]
-        seen = row_logits[ids]
-        if p.repetition_penalty != 1:
-            seen = torch.where(seen > 0, seen / p.repetition_penalty, seen * p.repetition_penalty)
-        row_logits[ids] = seen - (p.frequency_penalty * counts + p.presence_penalty * (counts > 0))
-
-
-@dataclass
 class Sampler:
     """Samples tokens, and stores token counts and biases of requests between steps until `forget`."""
 
-    vocab_size: int
-    _histories: dict[str, _History] = field(default_factory=dict)
-    _biases: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    def __init__(self, vocab_size: int, device: torch.device | str = "cpu") -> None:
+        self._vocab_size, self._device = vocab_size, torch.device(device)
+        self._table = TokenTable(vocab_size, self._device)
 
-    def stage(self, rows: list[Sequence], staging: StagingBuffer) -> SamplingBatch:
-        """Put what the device needs to sample a token for each of `rows`."""
-        return SamplingBatch(rows)
+    @torch.inference_mode()
+    def stage(self, rows: list[Sequence], staging: StagingBuffer, size: int | None = None) -> SamplingBatch:
+        """Put what the device needs to sample a token for each of `rows`.
+
+        With `size`, the arrays have the shapes and the order that a graph of `sample_ids` with `size` rows needs,
+        whatever the rows, as long as the batch is capturable.
+        """
+        return stage_batch(rows, staging, self._table, size)
 
     @torch.inference_mode()
     def __call__(self, logits: Tensor, batch: SamplingBatch, masks: dict[int, Tensor]) -> SampledRows:
         """Begin to sample a token per row of logits [N, V] (fp32, changed in place).
 
-        masks[j] (bool [V]) has the ids that row j's grammar allows.
+        masks[j] (bool [V], on the host) has the ids that row j's grammar allows.
         """
-        rows = batch.rows
-        params = [row.request.params for row in rows]
-        reported = _reported_logprobs(logits, params)
-        self._penalise(logits, rows)
-        for j, p in enumerate(params):
-            if p.logit_bias:
-                ids, values = self._bias(rows[j].id, p, logits.device)
-                logits[j, ids] += values
-        for j, mask in masks.items():
-            logits[j].masked_fill_(~mask.to(logits.device), -torch.inf)
-        for j, p in enumerate(params):
-            if rows[j].sampled_index < p.min_tokens:
-                self._exclude_ending(logits[j], rows[j].ending_ids)
-        tokens = _next_tokens(logits, params, [row.sampled_index for row in rows])
-        sampled: list[SampledToken] = []
-        for j, (row, token) in enumerate(zip(rows, tokens, strict=True)):
-            if history := self._histories.get(row.id):
-                history.add(token)
-            if j in reported:
-                logprobs, top = reported[j]
-                sampled.append(SampledToken(token, float(logprobs[token]), top))
-            else:
-                sampled.append(SampledToken(token))
-        return SampledRows(torch.tensor(tokens, dtype=torch.int32, device=logits.device), sampled)
+        logits = logits.contiguous()
+        logprobs = _row_logprobs(logits, batch.reported) if batch.reported is not None else None
+        if batch.adjusted is not None:
+            self._table.adjust(logits, batch.adjusted)
+        if masks or batch.below_min_tokens:
+            self._exclude(logits, batch, masks)
+        ids = self.sample_ids(logits, batch)
+        if batch.adjusted is not None and batch.adjusted.num_penalised:
+            self._table.count(ids, batch.adjusted)
+        return SampledRows(ids, batch.reported, logprobs)
 
-    def warm_up(self) -> None:
+    @torch.inference_mode()
+    def sample_ids(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
+        """The ids [N] int32 of logits [N, V] (fp32, contiguous, changed in place), for a batch that is capturable.
+
+        It can be captured in a graph: shapes depend on N alone, and the host reads nothing from the device.
+        """
+        return _next_ids(logits, batch.draw)
+
+    def warm_up(self, staging: StagingBuffer) -> None:
         """Compile the kernels, so that no request waits for it."""
-        draw_tokens(torch.ones(1, 8), [SamplingParams(max_tokens=1)], [0.0])
+        for typical_p in (1.0, 0.5):
+            params = SamplingParams(max_tokens=1, repetition_penalty=2.0, typical_p=typical_p)
+            row = Sequence(AddRequest("warm-up", (0,), params), b"", Precedence(0, 0, 0), 0.0, params.max_tokens)
+            staging.begin()
+            batch = self.stage([row], staging)
+            staging.send()
+            self(torch.zeros(1, self._vocab_size, device=self._device), batch, {}).read()
+            self.forget(row.id)
 
     def forget(self, id: str) -> None:
         """Drop the state of a request that has ended."""
-        self._histories.pop(id, None)
-        self._biases.pop(id, None)
+        self._table.forget(id)
 
-    def _bias(self, id: str, p: SamplingParams, device: torch.device) -> tuple[Tensor, Tensor]:
-        if id not in self._biases:
-            ids = torch.tensor(list(p.logit_bias), device=device)
-            self._biases[id] = ids, torch.tensor(list(p.logit_bias.values()), device=device)
-        return self._biases[id]
+    def _exclude(self, logits: Tensor, batch: SamplingBatch, masks: dict[int, Tensor]) -> None:
+        """Exclude what grammars do not allow and, below min_tokens, the ids that end the output.
 
-    def _exclude_ending(self, row_logits: Tensor, ending_ids: frozenset[int]) -> None:
-        """Exclude the ids that end the output, unless a grammar allows no others."""
-        ending = [id for id in ending_ids if id < self.vocab_size]
-        allowed = row_logits[ending]
-        row_logits[ending] = -torch.inf
-        if bool(torch.isneginf(row_logits).all()):
-            row_logits[ending] = allowed
-
-    def _penalise(self, logits: Tensor, rows: list[Sequence]) -> None:
-        for j, row in enumerate(rows):
-            p = row.request.params
-            if p.repetition_penalty == 1 and not p.presence_penalty and not p.frequency_penalty:
-                continue
-            history = self._histories.get(row.id)
-            if history is None:
-                history = self._histories[row.id] = _History(row.request, row.output, logits.device)
-            history.penalise(logits[j], p)
+        If a grammar allows only ids that end the output, they stay.
+        """
+        masks = dict(masks)
+        rows: list[int] = []
+        ids: list[int] = []
+        for j in batch.below_min_tokens:
+            ending = [id for id in batch.rows[j].ending_ids if id < self._vocab_size]
+            if j in masks:
+                masks[j] = _without(masks[j], ending)
+            elif len(ending) < self._vocab_size:
+                rows += [j] * len(ending)
+                ids += ending
+        if ids:
+            row_index, id_index = upload(np.array([rows, ids], np.int64), self._device)
+            logits[row_index, id_index] = -torch.inf
+        if masks:
+            _apply_masks(logits, masks)
 
 
-def _reported_logprobs(
-    logits: Tensor, params: list[SamplingParams]
-) -> dict[int, tuple[Tensor, tuple[tuple[int, float], ...]]]:
-    """For each row with logprobs: the model's logprobs [V], and the top ids with theirs as pairs."""
-    with_logprobs = [j for j, p in enumerate(params) if p.logprobs is not None]
-    if not with_logprobs:
-        return {}
-    logprobs = torch.log_softmax(logits[with_logprobs], dim=-1)
+def _without(mask: Tensor, ids: list[int]) -> Tensor:
+    """`mask` without `ids`, if that leaves any."""
+    rest = mask.clone()
+    rest[ids] = False
+    return rest if bool(rest.any()) else mask
+
+
+def _apply_masks(logits: Tensor, masks: dict[int, Tensor]) -> None:
+    """Exclude the ids that masks[j] (bool [V], on the host) does not allow in row j, for all j."""
+    if logits.device.type == "cpu":
+        for j, mask in masks.items():
+            logits[j].masked_fill_(~mask, -torch.inf)
+        return
+    rows = upload(np.array(list(masks), np.int64), logits.device)
+    allowed = upload(torch.stack(list(masks.values())).numpy(), logits.device)
+    logits.index_copy_(0, rows, logits.index_select(0, rows).masked_fill_(~allowed, -torch.inf))
+
+
+def _row_logprobs(logits: Tensor, reported: ReportedRows) -> RowLogprobs:
+    """The logprobs of the rows that report them."""
+    logprobs = torch.log_softmax(logits.index_select(0, reported.rows), dim=-1)
+    if not reported.most:
+        return RowLogprobs(logprobs, None, None)
     # The count is fixed, since the order of ties depends on it.
-    most = min(MAX_TOP_LOGPROBS, logits.shape[1])
-    best = torch.topk(logprobs, most, dim=-1) if any(params[j].logprobs for j in with_logprobs) else None
-    reported: dict[int, tuple[Tensor, tuple[tuple[int, float], ...]]] = {}
-    for i, j in enumerate(with_logprobs):
-        count = params[j].logprobs or 0
-        pairs = zip(best.indices[i, :count].tolist(), best.values[i, :count].tolist(), strict=True) if best else ()
-        reported[j] = logprobs[i], tuple(pairs)
-    return reported
+    best = torch.topk(logprobs, min(MAX_TOP_LOGPROBS, logits.shape[1]), dim=-1)
+    return RowLogprobs(logprobs, best.indices, best.values)
 
 
-def _next_tokens(logits: Tensor, params: list[SamplingParams], positions: list[int]) -> list[int]:
-    """The next id of every row: argmax where temperature is 0, else the draw at its output position."""
-    tokens: list[int] = logits.argmax(dim=-1).tolist()
-    drawing = [j for j, p in enumerate(params) if p.temperature > 0]
-    if not drawing:
-        return tokens
-    # Subtracting the maximum first keeps tiny temperatures from overflowing; in fp32 the tiniest would be 0.
-    smallest = torch.finfo(torch.float32).tiny
-    temperatures = torch.tensor([max(params[j].temperature, smallest) for j in drawing], device=logits.device)
-    warped = logits[drawing]
-    warped = (warped - warped.amax(dim=-1, keepdim=True)) / temperatures[:, None]
+def _next_ids(logits: Tensor, draw: DrawParameters | None) -> Tensor:
+    """The next id of every row: argmax where it is greedy, else the draw."""
+    if draw is None:
+        return logits.argmax(dim=-1).int()
+    if draw.has_greedy:
+        ids = logits.argmax(dim=-1).int()
+    else:
+        ids = torch.empty(len(logits), dtype=torch.int32, device=logits.device)
+    if draw.rows is not None:
+        logits = logits.index_select(0, draw.rows)
+    # Subtracting the maximum first keeps tiny temperatures from overflowing.
+    warped = logits.sub_(logits.amax(dim=-1, keepdim=True)).div_(draw.temperatures[:, None])
     probabilities = torch.softmax(warped, dim=-1)
-    draws = [uniform(params[j].seed, positions[j]) for j in drawing]
-    for j, token in zip(drawing, draw_tokens(probabilities, [params[j] for j in drawing], draws), strict=True):
-        tokens[j] = token
-    return tokens
+    if draw.rows is None:
+        draw_tokens(probabilities, draw, ids)
+    else:
+        drawn = torch.empty(len(logits), dtype=torch.int32, device=logits.device)
+        draw_tokens(probabilities, draw, drawn)
+        ids.index_copy_(0, draw.rows, drawn)
+    return ids

@@ -24,7 +24,7 @@ from transformers import (
 
 from motet.core.messages import AddRequest
 from motet.core.sampling_params import SamplingParams
-from motet.engine.sampling import sampler as module
+from motet.engine.sampling import sampling_batch as module
 from motet.engine.sampling.sampler import SampledToken, Sampler
 from motet.engine.schedule.priority import Precedence
 from motet.engine.schedule.sequence import Sequence

@@ -1,4 +1,4 @@
-"""The kernel that draws tokens against its batched PyTorch form, and at what a sort would make costly."""
+"""The kernel that draws tokens against sorting, and at what a sort would make costly."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.draw_reference import draw, draw_by_sorting
 
 from motet.core.sampling_params import SamplingParams
-from motet.engine.sampling.top_k_top_p import draw_rows_torch, draw_tokens
 
 # Shares of a mass that is a sum of powers of two; rounder ones (0.9 of 5/8) would be such sums themselves, so that the
 # last bit decided.
@@ -22,13 +22,6 @@ PARAMS = st.builds(
     typical_p=st.sampled_from((1.0, 0.8713, 0.2137)),
 )
 DRAWS = st.floats(0, 1, exclude_max=True)
-
-
-def batched(probabilities: torch.Tensor, params: list[SamplingParams], draws: list[float]) -> list[int]:
-    """The tokens by PyTorch's operations."""
-    top_k = torch.tensor([p.top_k for p in params])
-    cuts = torch.tensor([(p.top_p, p.min_p, p.typical_p) for p in params], dtype=torch.float64)
-    return draw_rows_torch(probabilities, top_k, cuts, torch.tensor(draws, dtype=torch.float64)).tolist()
 
 
 @settings(max_examples=300, deadline=None)
@@ -48,11 +41,11 @@ def test_the_kernel_draws_what_sorting_draws(
     if masked:
         weights *= torch.from_numpy(rng.random(weights.shape) < 0.5)
         weights[:, 7] = 1.0
-    params, draws = [p for p, _ in rows], [draw for _, draw in rows]
+    params, draws = [p for p, _ in rows], [number for _, number in rows]
     # Not normalised, as division would round; a power of two keeps top_p's meaning.
     weights /= float(2.0 ** np.ceil(np.log2(float(weights.sum(-1).max()))))
-    expected = batched(weights.clone(), params, draws)
-    assert draw_tokens(weights, params, draws) == expected
+    expected = draw_by_sorting(weights.clone(), params, draws)
+    assert draw(weights, params, draws) == expected
 
 
 @pytest.mark.parametrize("cut", [{}, {"top_k": 20_000}, {"top_p": 0.999999}, {"typical_p": 0.5}], ids=str)
@@ -62,7 +55,7 @@ def test_a_flat_distribution_of_a_large_vocabulary(cut: dict[str, float]) -> Non
     flat = torch.full((3, size), 1 / size)
     params = [SamplingParams(max_tokens=1, **cut)] * 3  # type: ignore[arg-type]
     kept = {"top_k": 20_000, "top_p": size}.get(next(iter(cut), ""), size)
-    first, middle, last = draw_tokens(flat, params, [0.0, 0.5, 1 - 2**-53])
+    first, middle, last = draw(flat, params, [0.0, 0.5, 1 - 2**-53])
     assert (first, middle) == (0, kept // 2)
     assert last >= kept - 2
 
@@ -74,6 +67,6 @@ def test_a_row_of_nan_yields_some_id_and_leaves_the_others_alone() -> None:
         SamplingParams(max_tokens=1),
         SamplingParams(max_tokens=1, top_k=3, top_p=0.5, min_p=0.1, typical_p=0.5),
     ):
-        broken, sound = draw_tokens(rows.clone(), [params, SamplingParams(max_tokens=1)], [0.5, 0.5])
+        broken, sound = draw(rows.clone(), [params, SamplingParams(max_tokens=1)], [0.5, 0.5])
         assert 0 <= broken < 16
         assert sound == 8
