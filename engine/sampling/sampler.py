@@ -124,7 +124,8 @@ class Sampler:
         """Compile the kernels, so that no request waits for it."""
         for typical_p in (1.0, 0.5):
             params = SamplingParams(max_tokens=1, repetition_penalty=2.0, typical_p=typical_p)
-            row = Sequence(AddRequest("warm-up", (0,), params), b"", Precedence(0, 0, 0), 0.0, params.max_tokens)
+            request = AddRequest("warm-up", (0,), params)
+            row = Sequence(request, b"", Precedence(0, 0, 0), 0.0, params.max_tokens, num_unread=1)
             staging.begin()
             batch = self.stage([row], staging)
             staging.send()

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
+import torch
 from support.scheduler_setup import SchedulerSize
 
 from motet.core.errors import Overloaded
@@ -17,6 +18,7 @@ from motet.core.sampling_params import SamplingParams
 from motet.engine import engine_core as core
 from motet.engine.distributed.transport import EngineSockets
 from motet.engine.model_runner import ModelRunner
+from motet.engine.staging import StagingBuffer
 
 
 @pytest.fixture
@@ -26,7 +28,9 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[core.Eng
     monkeypatch.setattr(core, "MAX_PER_OWNER", 4)
     sockets = EngineSockets(f"ipc://{tmp_path}/engine", f"ipc://{tmp_path}/ranks", 0)
     info = ModelInfo("tiny", "llama", str(tmp_path), 259, 256, "float32", 1, (2,))
-    runner = cast(ModelRunner, SimpleNamespace(pool=None, directory=tmp_path))
+    cpu = torch.device("cpu")
+    staging = StagingBuffer(1 << 16, cpu)
+    runner = cast(ModelRunner, SimpleNamespace(pool=None, directory=tmp_path, device=cpu, staging=staging))
     engine = core.EngineCore(runner, info, SchedulerSize().runner().scheduler, sockets, overlap=False)
     yield engine
     engine._grammars.close()

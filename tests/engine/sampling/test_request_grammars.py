@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import TypeVar, cast
 
 import pytest
+import torch
 from support.scheduler_setup import SchedulerSize
 from support.tiny_chat_model import write_chat_model
 
@@ -24,6 +25,7 @@ from motet.engine import engine_core as core
 from motet.engine.distributed.transport import EngineSockets
 from motet.engine.llm import Engine
 from motet.engine.model_runner import ModelRunner
+from motet.engine.staging import StagingBuffer
 
 T = TypeVar("T")
 SETTINGS = Settings(device="cpu", kv_memory="64MiB", max_context=256)
@@ -126,9 +128,9 @@ def test_requests_whose_grammar_is_compiled_count_as_waiting(
     scheduler = SchedulerSize().runner().scheduler
     sockets = EngineSockets(f"ipc://{tmp_path}/engine", f"ipc://{tmp_path}/ranks", 0)
     info = ModelInfo("tiny", "llama", str(model), 259, 256, "float32", 1, (2,), "cpu", 48)
-    engine = core.EngineCore(
-        cast(ModelRunner, SimpleNamespace(pool=None, directory=model)), info, scheduler, sockets, overlap=False
-    )
+    cpu = torch.device("cpu")
+    runner = SimpleNamespace(pool=None, directory=model, device=cpu, staging=StagingBuffer(1 << 16, cpu))
+    engine = core.EngineCore(cast(ModelRunner, runner), info, scheduler, sockets, overlap=False)
     requests = [AddRequest(f"r{i}", PROMPT, SamplingParams(max_tokens=1), grammar=SCHEMA) for i in range(4)]
     for request in requests[:3]:
         assert engine._refusal(request) is None
