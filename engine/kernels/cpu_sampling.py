@@ -188,10 +188,8 @@ def draw_rows(probabilities, top_k, cuts, draws, out):
                 out[i] = _first_past(weights, target)
 
 
-def _entries(
-    logits: Any, rows: Any, places: Any, penalties: Any, ids: Any, counts: Any, biases: Any, sizes: Any
-) -> int:
-    return int(sizes[places].sum())
+def _entries(logits: Any, rows: Any, places: Any, penalties: Any, ids: Any, *_: Any) -> int:
+    return int(rows.size * ids.shape[1])
 
 
 @row_kernel(_entries, fastmath=False)
@@ -212,8 +210,8 @@ def adjust_rows(logits, rows, places, penalties, ids, counts, biases, sizes):
             line[ids[place, j]] = value + biases[place, j]
 
 
-def _searched(sampled: Any, rows: Any, places: Any, ids: Any, counts: Any, biases: Any, sizes: Any) -> int:
-    return int(sizes[places].sum())
+def _searched(sampled: Any, rows: Any, places: Any, ids: Any, *_: Any) -> int:
+    return int(rows.size * ids.shape[1])
 
 
 @row_kernel(_searched, fastmath=False)

@@ -8,8 +8,10 @@ model's, before any of these changes. All rows are handled at once, and nothing 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -47,36 +49,42 @@ class SampledRows:
     def __init__(self, ids: Tensor, reported: ReportedRows | None = None, logprobs: RowLogprobs | None = None) -> None:
         """Begin to copy the ids, and the logprobs of the rows `reported`, to the host, in one piece."""
         self.ids = ids
-        self._reported = reported
-        parts = [ids]
+        self._top_counts = reported.top_counts if reported is not None else []
+        self._parts = [ids]
         if reported is not None and logprobs is not None:
             chosen = ids.index_select(0, reported.rows).long()
-            parts.append(logprobs.logprobs.gather(1, chosen[:, None]).view(torch.int32).flatten())
+            self._parts.append(logprobs.logprobs.gather(1, chosen[:, None]))
             if logprobs.top_ids is not None and logprobs.top_logprobs is not None:
-                parts += [logprobs.top_ids.int().flatten(), logprobs.top_logprobs.view(torch.int32).flatten()]
-        packed = torch.cat(parts) if len(parts) > 1 else ids
-        # Asynchronous, into pinned memory, on CUDA. On the CPU nothing is copied.
-        self._host = packed.to("cpu", non_blocking=True)
-        self._copied = torch.cuda.Event() if packed.device.type == "cuda" else None
-        if self._copied is not None:
+                self._parts += [logprobs.top_ids.int(), logprobs.top_logprobs]
+        self._copied: torch.cuda.Event | None = None
+        if ids.device.type == "cuda":
+            packed = torch.cat([part.view(torch.int32).flatten() for part in self._parts])
+            self._host = packed.to("cpu", non_blocking=True)  # into pinned memory
+            self._copied = torch.cuda.Event()
             self._copied.record()
 
     def read(self) -> list[SampledToken]:
         """The sampled tokens, in the order of the rows."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        count = len(self.ids)
-        packed = self._host.numpy()
-        sampled = [SampledToken(token) for token in packed[:count].tolist()]
-        if self._reported is None:
+        ids, *others = self._arrays()
+        sampled = [SampledToken(token) for token in ids.tolist()]
+        if not others:
             return sampled
-        rows = self._reported.top_counts
-        logprobs = packed[count : count + len(rows)].view(np.float32).tolist()
-        tops = packed[count + len(rows) :].reshape(2, len(rows), -1)
-        for i, (j, top_count) in enumerate(rows):
-            pairs = zip(tops[0, i, :top_count].tolist(), tops[1, i, :top_count].view(np.float32).tolist(), strict=True)
-            sampled[j] = SampledToken(sampled[j].token, logprobs[i], tuple(pairs))
+        logprobs, *best = others
+        for i, (j, count) in enumerate(self._top_counts):
+            top = zip(*(array[i, :count].tolist() for array in best), strict=True) if best else ()
+            sampled[j] = SampledToken(sampled[j].token, float(logprobs[i, 0]), tuple(top))
         return sampled
+
+    def _arrays(self) -> list[npt.NDArray[Any]]:
+        """The parts on the host. On the CPU nothing has been copied."""
+        if self._copied is None:
+            return [part.numpy() for part in self._parts]
+        self._copied.synchronize()
+        arrays: list[npt.NDArray[Any]] = []
+        pieces = self._host.split([part.numel() for part in self._parts])
+        for piece, part in zip(pieces, self._parts, strict=True):
+            arrays.append(piece.view(part.dtype).view(part.shape).numpy())
+        return arrays
 
 
 class Sampler:
@@ -86,7 +94,6 @@ class Sampler:
         self._vocab_size, self._device = vocab_size, torch.device(device)
         self._table = TokenTable(vocab_size, self._device)
 
-    @torch.inference_mode()
     def stage(self, rows: list[Sequence], staging: StagingBuffer, size: int | None = None) -> SamplingBatch:
         """Put what the device needs to sample a token for each of `rows`.
 
@@ -107,7 +114,7 @@ class Sampler:
             self._table.adjust(logits, batch.adjusted)
         if masks or batch.below_min_tokens:
             self._exclude(logits, batch, masks)
-        ids = self.sample_ids(logits, batch)
+        ids = _next_ids(logits, batch.draw)
         if batch.adjusted is not None and batch.adjusted.num_penalised:
             self._table.count(ids, batch.adjusted)
         return SampledRows(ids, batch.reported, logprobs)

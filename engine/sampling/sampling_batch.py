@@ -55,15 +55,26 @@ class SamplingBatch:
 
 def stage_batch(rows: list[Sequence], staging: StagingBuffer, table: TokenTable, size: int | None) -> SamplingBatch:
     """Put what the device needs to know about `rows`. With `size`, all of them draw, with padding up to this many."""
-    params = [row.request.params for row in rows]
-    adjusted = [j for j, p in enumerate(params) if p.logit_bias or is_penalised(p)]
-    reported = [(j, p.logprobs) for j, p in enumerate(params) if p.logprobs is not None]
+    drawing: list[int] = []
+    adjusted: list[int] = []
+    reported: list[tuple[int, int]] = []
+    below_min_tokens: list[int] = []
+    for j, row in enumerate(rows):
+        p = row.request.params
+        if p.temperature > 0:
+            drawing.append(j)
+        if p.logit_bias or is_penalised(p):
+            adjusted.append(j)
+        if p.logprobs is not None:
+            reported.append((j, p.logprobs))
+        if row.sampled_index < p.min_tokens:
+            below_min_tokens.append(j)
     return SamplingBatch(
         rows=rows,
-        draw=_stage_draw(rows, staging, size),
+        draw=_stage_draw(rows, drawing, staging, size),
         adjusted=_stage_adjusted(rows, adjusted, staging, table) if adjusted else None,
         reported=ReportedRows(staging.put([j for j, _ in reported], "int64"), reported) if reported else None,
-        below_min_tokens=[j for j, p in enumerate(params) if rows[j].sampled_index < p.min_tokens],
+        below_min_tokens=below_min_tokens,
     )
 
 
@@ -82,8 +93,10 @@ def draw_parameters(
     )
 
 
-def _stage_draw(rows: list[Sequence], staging: StagingBuffer, size: int | None) -> DrawParameters | None:
-    drawing = [j for j, row in enumerate(rows) if row.request.params.temperature > 0]
+def _stage_draw(
+    rows: list[Sequence], drawing: list[int], staging: StagingBuffer, size: int | None
+) -> DrawParameters | None:
+    """Put the draws of the rows `drawing`; with `size`, of all rows, and of padding up to this many."""
     if size is None and not drawing:
         return None
     params = [rows[j].request.params for j in drawing]

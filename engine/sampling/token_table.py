@@ -48,7 +48,7 @@ class TokenTable:
         self._places: dict[str, int] = {}
         self._free: list[int] = []
         self._most_entries: dict[str, int] = {}  # the host does not know which sampled tokens were new
-        self._entries, self._sizes = self._new_table(0, 0)
+        self._allocate(0, 0)
 
     def places(self, rows: list[Sequence]) -> list[int]:
         """The table's rows for the sequences `rows`, with room for the tokens that they sample next."""
@@ -65,22 +65,22 @@ class TokenTable:
         """Penalise and bias logits [N, V] (fp32, contiguous) in place."""
         arguments = (logits, adjusted.rows, adjusted.places, adjusted.penalties)
         if logits.device.type == "cpu":
-            cpu_sampling.adjust_rows(*(tensor.numpy() for tensor in (*arguments, *self._tensors())))
+            cpu_sampling.adjust_rows(*(tensor.numpy() for tensor in arguments), *self._arrays)
             return
         from motet.engine.kernels import sampling_triton
 
-        sampling_triton.adjust_rows(*arguments, self._tensors())
+        sampling_triton.adjust_rows(*arguments, self._table)
 
     def count(self, sampled: Tensor, adjusted: AdjustedRows) -> None:
         """Count the ids that the rows with penalties sampled, of sampled [N] (int32)."""
-        penalised = slice(adjusted.num_penalised)
-        arguments = (sampled, adjusted.rows[penalised], adjusted.places[penalised])
+        n = adjusted.num_penalised
         if sampled.device.type == "cpu":
-            cpu_sampling.count_rows(*(tensor.numpy() for tensor in (*arguments, *self._tensors())))
+            rows, places = adjusted.rows.numpy()[:n], adjusted.places.numpy()[:n]
+            cpu_sampling.count_rows(sampled.numpy(), rows, places, *self._arrays)
             return
         from motet.engine.kernels import sampling_triton
 
-        sampling_triton.count_rows(*arguments, self._tensors())
+        sampling_triton.count_rows(sampled, adjusted.rows[:n], adjusted.places[:n], self._table)
 
     def forget(self, id: str) -> None:
         """Free the row of a request that has ended, if it has one."""
@@ -91,7 +91,7 @@ class TokenTable:
         self._free.append(place)
         if not self._places:  # one long prompt may have made it large
             self._free.clear()
-            self._entries, self._sizes = self._new_table(0, 0)
+            self._allocate(0, 0)
 
     def _add(self, sequence: Sequence) -> None:
         """Give a request a row with the tokens so far that its penalties count, and those that have a bias."""
@@ -113,27 +113,24 @@ class TokenTable:
         self._reserve(place + 1, len(ids))
         entries = np.stack([ids.astype(np.int32), counts.view(np.int32), biases.view(np.int32)])
         self._entries[:, place, : len(ids)].copy_(upload(entries, self._device))
-        self._sizes[place] = len(ids)
+        self._table[3][place] = len(ids)
 
     def _reserve(self, rows: int, width: int) -> None:
         """Double the table's sizes until it has at least this many rows and entries per row."""
-        old_rows, old_width = self._entries.shape[1:]
-        if rows <= old_rows and width <= old_width:
-            return
-        entries, sizes = self._new_table(_doubled(old_rows, FIRST_ROWS, rows), _doubled(old_width, FIRST_WIDTH, width))
-        entries[:, :old_rows, :old_width].copy_(self._entries)
-        sizes[:old_rows].copy_(self._sizes)
-        self._entries, self._sizes = entries, sizes
+        old, old_sizes = self._entries, self._table[3]
+        old_rows, old_width = old.shape[1:]
+        if rows > old_rows or width > old_width:
+            self._allocate(_doubled(old_rows, FIRST_ROWS, rows), _doubled(old_width, FIRST_WIDTH, width))
+            self._entries[:, :old_rows, :old_width].copy_(old)
+            self._table[3][:old_rows].copy_(old_sizes)
 
-    def _new_table(self, rows: int, width: int) -> tuple[Tensor, Tensor]:
-        """Entries [3, rows, width] and sizes [rows] of an empty table."""
-        entries = torch.zeros(3, rows, width, dtype=torch.int32, device=self._device)
-        return entries, torch.zeros(rows, dtype=torch.int32, device=self._device)
-
-    def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """ids, counts, biases and sizes."""
+    def _allocate(self, rows: int, width: int) -> None:
+        """Make a new, empty table."""
+        self._entries = torch.zeros(3, rows, width, dtype=torch.int32, device=self._device)
+        sizes = torch.zeros(rows, dtype=torch.int32, device=self._device)
         ids, counts, biases = self._entries.unbind()
-        return ids, counts.view(torch.float32), biases.view(torch.float32), self._sizes
+        self._table = (ids, counts.view(torch.float32), biases.view(torch.float32), sizes)
+        self._arrays = tuple(tensor.numpy() for tensor in self._table) if self._device.type == "cpu" else ()
 
 
 def _doubled(size: int, first: int, needed: int) -> int:
