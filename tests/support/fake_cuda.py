@@ -84,7 +84,10 @@ class DeviceCounts(TorchDispatchMode):
     def pinned(self, size: Any, **options: Any) -> Tensor:
         """Pinned host memory: real, so that NumPy can write it."""
         with unset_fake_temporarily():
-            tensor = torch.empty(size, **options).zero_()
+            return self.pin(torch.zeros(*size, **options))
+
+    def pin(self, tensor: Tensor) -> Tensor:
+        """Take host memory for pinned."""
         self._pinned.add(tensor.untyped_storage().data_ptr())
         return tensor
 
@@ -112,7 +115,7 @@ class DeviceCounts(TorchDispatchMode):
         result = func(*args, **kwargs)
         tensors = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
         launches = any(t.device.type == "cuda" and t.numel() for t in tensors)
-        if launches and name not in NO_KERNEL and not func.is_view and name.startswith("aten::"):
+        if launches and name not in NO_KERNEL and not func.is_view:
             self.launches[name] += 1
         return result
 
@@ -202,8 +205,9 @@ def install_stand_ins(counts: DeviceCounts) -> None:
     _replace_reads(counts)
     _replace_indexing()
     _replace_triton(counts)
+    attend = _attention(counts)
     sys.modules["flash_attn"] = types.SimpleNamespace(  # type: ignore[assignment]
-        flash_attn_varlen_func=_attention(counts), __version__="2.8.3"
+        flash_attn_varlen_func=attend, flash_attn_with_kvcache=attend
     )
 
 
@@ -223,6 +227,7 @@ def _replace_memory(counts: DeviceCounts) -> None:
         return result.to(device)
 
     torch.empty, torch.zeros, torch.tensor = pinned_or(empty), pinned_or(zeros), made
+    Tensor.pin_memory = lambda self: counts.pin(self)  # type: ignore[method-assign,assignment]
     addresses: dict[int, int] = {}
     pointer = Tensor.data_ptr
 
@@ -278,8 +283,10 @@ def _replace_triton(counts: DeviceCounts) -> None:
 
 
 def _attention(counts: DeviceCounts) -> Callable[..., Tensor]:
+    """Both of flash-attn's functions."""
+
     def attend(q: Tensor, k: Tensor, v: Tensor, *lengths: Any, **options: Any) -> Tensor:
         counts.launches["flash_attn"] += 1
-        return torch.empty_like(q) if options.get("out") is None else options["out"]
+        return torch.empty_like(q)
 
     return attend

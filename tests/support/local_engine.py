@@ -69,7 +69,7 @@ def engine_core(runner: ModelRunner, config: EngineConfig, sockets: InProcessSoc
     scheduler = Scheduler(
         BlockManager(capacity.blocks, capacity.block_size),
         AdapterSlots(config.adapter_slots, dict.fromkeys(runner.modules, runner.pages)),
-        SchedulerConfig(config.max_batch_tokens, config.max_sequences, capacity.max_context),
+        SchedulerConfig(runner.max_batch_tokens, config.max_sequences, capacity.max_context),
         "local",
     )
     model = ModelInfo(
