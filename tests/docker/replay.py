@@ -23,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SUITE = "bookworm"
-MOUNTS = ("/proc", "/dev")
+MOUNTS = ("/proc", "/dev", "/dev/shm")
 # What the base image has beyond a minimal Debian. Its pip may install into the system's Python.
 BASE = "python3 python3-pip ca-certificates"
 START_SECONDS = 600.0
@@ -117,7 +117,7 @@ class Replay:
 
     def close(self) -> None:
         """Unmount what `prepare` mounted."""
-        for mount in MOUNTS:
+        for mount in reversed(MOUNTS):
             with suppress(subprocess.CalledProcessError):
                 subprocess.run(["umount", f"{self.place}{mount}"], check=True)
 

@@ -179,12 +179,16 @@ def test_compose_has_defaults_for_all_variables_on_the_cpu() -> None:
     assert (settings.model, settings.shards) == ("smollm2", 1)
 
 
-def test_compose_reserves_a_gpu_for_each_rank() -> None:
-    server = compose("compose.gpu.yaml", MODEL="org/name", SHARDS="4")["services"]["motet"]
+@pytest.mark.parametrize("name", ["motet", "replica"])
+def test_compose_gives_a_server_the_gpus(name: str) -> None:
+    server = compose("compose.gpu.yaml", MODEL="org/name")["services"][name]
     (devices,) = server["deploy"]["resources"]["reservations"]["devices"]
-    assert devices["driver"] == "nvidia"
-    assert devices["count"] == server["environment"]["MOTET_SHARDS"] == 4
-    assert devices["capabilities"] == ["gpu"]
+    assert devices == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
+
+
+def test_compose_shards_the_model_with_room_for_nccl() -> None:
+    server = compose("compose.gpu.yaml", MODEL="org/name")["services"]["motet"]
+    assert settings_of(server["environment"]).shards == "auto"
     assert server["shm_size"] == "4gb"
 
 
