@@ -22,10 +22,14 @@ PYTHONS = ["3.11", *(pytest.param(version, marks=pytest.mark.slow) for version i
 CHOOSES_PACKAGES = ("PIP_FIND_LINKS", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_CONSTRAINT", "PIP_NO_INDEX")
 
 
+# What `make install-cuda` installs to build flash-attn, and what flash-attn requires.
+BUILD_REQUIREMENTS = ("packaging", "ninja", "wheel", "setuptools", "einops")
+
+
 def requirements() -> list[str]:
-    """Everything that pyproject.toml requires of a development environment."""
+    """Everything that pyproject.toml and `make install-cuda` require, but flash-attn, which has no wheel."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    return [*project["dependencies"], *project["optional-dependencies"]["dev"], *BUILD_REQUIREMENTS]
 
 
 def normalised(name: str) -> str:
