@@ -21,8 +21,8 @@ from motet.engine.largest_steps import largest_steps
 from motet.engine.layers.attention import CacheShape, attention_backend, flash_attention
 from motet.engine.layers.forward_context import ForwardContext, Padding, forward_context
 from motet.engine.layers.linear import attach_lora
-from motet.engine.lora.apply import warm_up
 from motet.engine.lora.pool import LoraPool, PoolSize
+from motet.engine.lora.warm_up import warm_up
 from motet.engine.memory import Capacity, CardUse, MemoryPlan, batch_tokens
 from motet.engine.models.architectures import ModelConfig, read_config
 from motet.engine.models.decoder import Decoder, HiddenStates
@@ -121,11 +121,17 @@ class ModelRunner:
         self._decoder.load(Checkpoint(self.directory, self.dtype, device))
         shapes = module_shapes(config, group)
         self.modules = [shape.name for fused in shapes.values() for shape in fused]
-        size = PoolSize(config.num_layers, engine_config.adapter_slots, plan.pages, engine_config.max_adapter_rank)
+        limits = SchedulerConfig(batch_tokens(engine_config, device), engine_config.max_sequences, plan.longest_context)
+        size = PoolSize(
+            layers=config.num_layers,
+            slots=engine_config.adapter_slots,
+            pages=plan.pages,
+            max_rank=engine_config.max_adapter_rank,
+            max_tokens=limits.max_batch_tokens,
+        )
         self.pool = LoraPool(shapes, size, device, self.dtype)
         attach_lora([layer.linears for layer in self._decoder.layers], self.pool)
         self.pages = plan.pages
-        limits = SchedulerConfig(batch_tokens(engine_config, device), engine_config.max_sequences, plan.longest_context)
         self.max_batch_tokens = limits.max_batch_tokens
         self.staging = StagingBuffer(staging_bytes(limits, plan.block_size), device)
         self._sampled = torch.zeros(engine_config.max_sequences, dtype=torch.int32, device=device)
@@ -242,7 +248,7 @@ class ModelRunner:
         prompt = SequencePlan((0, 0), 0, (0,), True)
         for sequence in (prompt, SequencePlan((0,), 2, (0,), True)):
             self.execute(self.stage(StepPlan("", 0, (sequence,), ())))
-        warm_up(self.pool.layers[0].values(), self.staging)
+        warm_up(self.pool, self.staging)
 
 
 def staging_bytes(limits: SchedulerConfig, block_size: int) -> int:

@@ -16,6 +16,7 @@ REMEMBERED_VIEWS = 4096
 
 _TORCH_TYPES = {
     "bool": torch.bool,
+    "int16": torch.int16,
     "int32": torch.int32,
     "int64": torch.int64,
     "float32": torch.float32,
@@ -54,7 +55,7 @@ class StagingBuffer:
     def put(self, values: npt.ArrayLike, dtype: str) -> Tensor:
         """The device's tensor of `values`, which has them after `send`, until the next `begin`.
 
-        `dtype` is bool, int32, int64, float32 or float64. Raises ValueError if the capacity is exceeded.
+        `dtype` is bool, int16, int32, int64, float32 or float64. Raises ValueError if the capacity is exceeded.
         """
         array = np.asarray(values, dtype)
         start, stop = self._used, self._used + array.nbytes

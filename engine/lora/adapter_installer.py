@@ -1,4 +1,7 @@
-"""Copies prepared adapters into the pools in a thread, while steps run."""
+"""Copies prepared adapters into the pools in a thread, while steps run.
+
+The thread alone waits for the device, so on CUDA too nothing between `start` and `finish` blocks the step loop.
+"""
 
 from __future__ import annotations
 

@@ -6,23 +6,18 @@ there like the input, so each rank adds its partial delta and LoRA needs no coll
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from torch import Tensor
 
-from motet.engine.lora.lora_batch import LoraBatch, lora_batch
+from motet.engine.lora.lora_batch import LoraBatch
 from motet.engine.lora.pool import FusedLora
 from motet.engine.schedule.plan import LoraChunk
-from motet.engine.staging import StagingBuffer
 
 
 def apply_lora(x: Tensor, y: Tensor, fused: FusedLora, batch: LoraBatch) -> None:
     """Add each adapter row's delta to y [T, out] in place; x [T, in] is the linear layer's input."""
     if batch.tiles is not None:
-        from motet.engine.kernels.lora_triton import lora_tiles
-
-        tables = (fused.pages, fused.ranks, fused.scales)
-        lora_tiles(x, y, (fused.a, fused.b), tables, batch.tiles, fused.page_rows)
+        assert fused.tiled is not None, "a pool on CUDA has kernels"
+        fused.tiled(x, y, *batch.tiles)
         return
     apply_reference(x, y, fused, batch.long_chunks)
     if len(batch.rows):
@@ -35,20 +30,8 @@ def apply_reference(x: Tensor, y: Tensor, fused: FusedLora, chunks: tuple[LoraCh
     """The same product with two matrix products per chunk: the kernels' specification, and fast for long chunks."""
     for chunk in chunks:
         rows = slice(chunk.start, chunk.start + chunk.length)
-        for part, offset in enumerate(fused.offsets.tolist()):
+        for part, offset in enumerate(fused.offsets):
             pair = fused.pair(chunk.slot, part)
             if pair is not None:
                 a, b, scale = pair
                 y[rows, offset : offset + b.shape[1]].addmm_((x[rows] @ a.T).mul_(scale), b)
-
-
-def warm_up(linears: Iterable[FusedLora], staging: StagingBuffer) -> None:
-    """Compile the kernel for each fused linear layer, on an empty slot."""
-    for fused in linears:
-        staging.begin()
-        batch = lora_batch((LoraChunk(0, 0, 1),), staging)
-        staging.send()
-        assert batch is not None
-        width = sum(b.shape[1] for b in fused.b)
-        x, y = (fused.a[0].new_zeros(1, size) for size in (fused.a[0].shape[1], width))
-        apply_lora(x, y, fused, batch)

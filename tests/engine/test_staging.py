@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from motet.engine.staging import ALIGNMENT, StagingBuffer
 
 CPU = torch.device("cpu")
-DTYPES = ("bool", "int32", "int64", "float32", "float64")
+DTYPES = ("bool", "int16", "int32", "int64", "float32", "float64")
 STEPS = st.lists(
     st.lists(st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 3), min_size=1, max_size=3)), max_size=8),
     min_size=1,

@@ -92,7 +92,7 @@ def piece(out: Tensor, parts: tuple[Part, ...], index: int, size: int) -> Tensor
 
 def installed_lora(spec: LinearSpec, group: ShardGroup, pairs: dict[str, tuple[Tensor, Tensor]]):  # type: ignore[no-untyped-def]
     """This rank's pools with its shard of `pairs` in slot 0."""
-    pool = LoraPool({"qk": spec.shapes(group)}, PoolSize(1, 1, 4, 16), CPU, torch.float32)
+    pool = LoraPool({"qk": spec.shapes(group)}, PoolSize(1, 1, 4, 16, ROWS), CPU, torch.float32)
     tensors = {}
     for name, (a, b) in pairs.items():
         tensors[f"0.{name}.A"] = a if spec.split == "column" else a[:, group.slice(a.shape[1])]

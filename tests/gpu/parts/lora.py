@@ -24,6 +24,8 @@ from motet.engine.staging import StagingBuffer
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float32: 1e-4}
 """The largest error as a share of the largest delta. bfloat16 has 8 bits, and y is rounded to it."""
 
+MAX_ROWS = 128
+
 MIXED_RANKS = (1, 3, 8, 16, 64, 0)
 
 
@@ -52,7 +54,7 @@ class Adapters:
         self.shapes = linears(self.bench.tiny)
         modules = [shape.name for parts in self.shapes.values() for shape in parts]
         pages = 4 * len(self.ranks)
-        size = PoolSize(1, len(self.ranks) + 1, pages, 64)
+        size = PoolSize(1, len(self.ranks) + 1, pages, 64, MAX_ROWS)
         self.pool = LoraPool(self.shapes, size, self.bench.device, self.bench.dtype)
         slots, installer = AdapterSlots(len(self.ranks), dict.fromkeys(modules, pages)), Installer(self.pool, 0)
         for number, rank in enumerate(self.ranks):
@@ -111,6 +113,8 @@ def _results(adapters: Adapters) -> None:
         expected, result = adapters.expected(linear, x, y, chunks), y.clone()
         fused = adapters.pool.layers[0][linear]
         adapters.bench.poison()
+        if fused.tiled is not None:
+            fused.tiled.hidden.fill_(torch.nan)
         apply_lora(x, result, fused, adapters.batch(chunks))
         error = relative_error(result - y, expected - y)
         covered = {row for c in chunks for row in range(c.start, c.start + c.length)}
