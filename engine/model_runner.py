@@ -18,7 +18,7 @@ from motet.engine.decode_graphs import GRAPH_BYTES, DecodeGraphs, Recorder, grap
 from motet.engine.distributed.process_group import ShardGroup
 from motet.engine.engine_config import EngineConfig
 from motet.engine.largest_steps import largest_steps
-from motet.engine.layers.attention import CacheShape, attention_backend, flash_attention
+from motet.engine.layers.attention import CacheShape, attention_backend
 from motet.engine.layers.forward_context import ForwardContext, Padding, forward_context
 from motet.engine.layers.linear import attach_lora
 from motet.engine.lora.pool import LoraPool, PoolSize
@@ -33,6 +33,9 @@ from motet.engine.schedule.batch import SchedulerConfig
 from motet.engine.schedule.plan import SequencePlan, StepPlan
 from motet.engine.staging import StagingBuffer
 
+COMPUTE_CAPABILITY = (8, 0)
+"""What attention on CUDA and bfloat16 need."""
+
 PROMPT_LOGPROB_ROWS = 64
 """Rows of logits [rows, vocab] that are in memory at once while prompt logprobs are computed."""
 
@@ -41,12 +44,10 @@ def resolve_device(engine_config: EngineConfig, rank: int) -> torch.device:
     """The rank's device; `auto` is CUDA if it is usable. Raises StartupError if CUDA is required and not usable."""
     kind = engine_config.device
     if kind == "auto":
-        usable = torch.cuda.is_available() and flash_attention() is not None
-        if torch.cuda.is_available() and not usable:
-            logger.warning(
-                "using the CPU although there is a GPU, since flash-attn is not installed; run `make install-cuda`"
-            )
-        kind = "cuda" if usable else "cpu"
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+        if kind == "cuda" and (capability := torch.cuda.get_device_capability()) < COMPUTE_CAPABILITY:
+            logger.warning("using the CPU, since the GPU has compute capability {}.{}, and 8.0 is needed", *capability)
+            kind = "cpu"
     if kind == "cuda" and torch.version.cuda is None:
         raise StartupError(
             "--device cuda: this PyTorch is built without CUDA; run `make install-cuda`, or leave --device at auto",
@@ -72,7 +73,7 @@ def resolve_dtype(engine_config: EngineConfig, config: ModelConfig, device: torc
         return torch.float32
     if engine_config.dtype == "float32":
         raise StartupError(
-            "--dtype float32: flash-attn supports bfloat16 and float16 only; set one of them", param="dtype"
+            "--dtype float32: attention on CUDA supports bfloat16 and float16 only; set one of them", param="dtype"
         )
     if engine_config.dtype == "auto":
         return config.dtype if config.dtype == torch.float16 else torch.bfloat16

@@ -1,8 +1,7 @@
-"""Norm and activation: the CPU kernels on the CPU, PyTorch elsewhere."""
+"""Norm and activation: Numba kernels on the CPU, Triton kernels on CUDA."""
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from motet.engine.checkpoint import Checkpoint
@@ -21,48 +20,48 @@ class RMSNorm:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, size], normalised."""
-        out = x.new_empty(x.shape)
         if x.device.type == "cpu":
-            from motet.engine.kernels.cpu import rms_norm
+            from motet.engine.kernels import cpu
 
-            rms_norm(x.numpy(), self.weight.numpy(), self._eps, out.numpy())
+            out = x.new_empty(x.shape)
+            cpu.rms_norm(x.numpy(), self.weight.numpy(), self._eps, out.numpy())
             return out
-        return self._plain(x)
+        from motet.engine.kernels import gpu
+
+        return gpu.rms_norm(x, self.weight, self._eps)
 
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
         """residual += x in place; returns the sum normalised."""
         if x.device.type == "cpu":
-            from motet.engine.kernels.cpu import add_rms_norm
+            from motet.engine.kernels import cpu
 
             out = x.new_empty(x.shape)
-            add_rms_norm(x.numpy(), residual.numpy(), self.weight.numpy(), self._eps, out.numpy())
+            cpu.add_rms_norm(x.numpy(), residual.numpy(), self.weight.numpy(), self._eps, out.numpy())
             return out
-        residual += x
-        return self._plain(residual)
+        from motet.engine.kernels import gpu
+
+        return gpu.add_rms_norm(x, residual, self.weight, self._eps)
 
     def heads(self, qkv: Tensor, first: int, heads: int) -> None:
         """Normalise `heads` heads in place, starting at column `first` of qkv [T, n]."""
         if qkv.device.type == "cpu":
-            from motet.engine.kernels.cpu import head_norm
+            from motet.engine.kernels import cpu
 
-            head_norm(qkv.numpy(), first, heads, self.weight.numpy(), self._eps)
+            cpu.head_norm(qkv.numpy(), first, heads, self.weight.numpy(), self._eps)
             return
-        part = qkv[:, first : first + heads * self._size].unflatten(1, (heads, self._size))
-        part.copy_(self._plain(part))
+        from motet.engine.kernels import gpu
 
-    def _plain(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        wide = wide * (wide.pow(2).mean(-1, keepdim=True) + self._eps).rsqrt()
-        return self.weight * wide.to(x.dtype)
+        gpu.head_norm(qkv, first, heads, self.weight, self._eps)
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
     """silu(gate) * up for gate_up [T, 2n]; [T, n]."""
-    n = gate_up.shape[1] // 2
     if gate_up.device.type == "cpu":
         from motet.engine.kernels import cpu
 
-        out = gate_up.new_empty(gate_up.shape[0], n)
+        out = gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
         cpu.silu_mul(gate_up.numpy(), out.numpy())
         return out
-    return F.silu(gate_up[:, :n]) * gate_up[:, n:]
+    from motet.engine.kernels import gpu
+
+    return gpu.silu_mul(gate_up)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 
 import msgspec
@@ -63,6 +64,20 @@ class Padding:
 
 
 @dataclass(frozen=True)
+class AttentionRows:
+    """What one attention call needs to know of S sequences: the `rows` of the token list that are theirs, and of the
+    ForwardContext's numbers their part."""
+
+    rows: slice
+    block_tables: Tensor
+    seq_lens: Tensor
+    cu_seqlens_q: Tensor
+    cu_seqlens_k: Tensor
+    max_seqlen_q: int
+    max_seqlen_k: int
+
+
+@dataclass(frozen=True)
 class ForwardContext:
     """T tokens of S sequences; the first `num_decodes` (D) have one token each, the others are prompt chunks.
 
@@ -89,6 +104,27 @@ class ForwardContext:
     num_decodes: int
     prompt_chunks: tuple[PromptChunk, ...]
     lora: LoraBatch | None
+
+    @functools.cached_property
+    def attention_rows(self) -> tuple[AttentionRows, ...]:
+        """The decode rows, if there are any, and the prompt chunks, if there are any.
+
+        Decode row i is sequence i, so the same slice has a part's rows and its sequences.
+        """
+        n = self.num_decodes
+        return tuple(
+            AttentionRows(
+                rows=rows,
+                block_tables=self.block_tables[rows],
+                seq_lens=self.seq_lens[rows],
+                cu_seqlens_q=self.cu_seqlens_q[half],
+                cu_seqlens_k=self.cu_seqlens_k[sums],
+                max_seqlen_q=self.max_seqlen_q[half],
+                max_seqlen_k=self.max_seqlen_k[half],
+            )
+            for half, (rows, sums) in enumerate(((slice(n), slice(n + 1)), (slice(n, None), slice(n, None))))
+            if self.max_seqlen_q[half]
+        )
 
 
 def forward_context(

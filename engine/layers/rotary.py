@@ -43,16 +43,3 @@ class RotaryTable:
         angles = torch.arange(max_context, dtype=torch.float)[:, None] * frequencies[None, :]
         self.cos = (angles.cos() * scale).contiguous().to(device)
         self.sin = (angles.sin() * scale).contiguous().to(device)
-
-    def rotate(self, qkv: Tensor, heads: int, positions: Tensor) -> None:
-        """Rotate the first `heads` heads of qkv [T, n] in place; positions is [T] int64."""
-        if qkv.device.type == "cpu":
-            from motet.engine.kernels.cpu import rotate
-
-            rotate(qkv.numpy(), heads, positions.numpy(), self.cos.numpy(), self.sin.numpy())
-            return
-        half = self.cos.shape[1]
-        part = qkv[:, : heads * 2 * half].unflatten(1, (heads, 2, half))
-        cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]
-        low, high = part[:, :, 0].float(), part[:, :, 1].float()
-        part[:, :, 0], part[:, :, 1] = low * cos - high * sin, high * cos + low * sin

@@ -55,8 +55,7 @@ class Layer:
         if self._q_norm is not None and self._k_norm is not None:
             self._q_norm.heads(qkv, 0, self._heads)
             self._k_norm.heads(qkv, self._heads * self._config.head_dim, self._kv_heads)
-        if self._config.rotates[self.index]:
-            rotary.rotate(qkv, self._heads + self._kv_heads, context.positions)
+        attention.store(self.index, qkv, context, rotary if self._config.rotates[self.index] else None)
         attended = attention(self.index, self._config.window[self.index], qkv, context)
         return self.linears["o"](attended, context)
 

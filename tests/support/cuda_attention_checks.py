@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn.attention import varlen
 
 from motet.engine.layers.attention import (
-    AttentionBackend,
     CacheShape,
     CpuAttention,
     CudaAttention,
@@ -34,16 +33,19 @@ WINDOWS = (0, 1, 100, 256, 300)
 TOLERANCE = 6e-3
 """fp16 has 11 bits; a token too many or too few would make a difference of about 0.1."""
 
-STEPS = ((300, 3), (1, 254), (256, 1), (1, 1), (40, 1), (1, 2), (1, 1))
-"""The tokens of two sequences in each step: chunks across the block's edge, mixed steps, decode steps, and 1 token."""
+STARTS = (0, 240, 500)
+"""Tokens of each sequence that are in the cache before the first step."""
+
+STEPS = ((5, 30, 1), (1, 1, 20), (1, 1, 1), (2, 1, 1))
+"""Each sequence's tokens in each step: chunks, some across a block's edge, mixed steps, a decode step."""
 
 
 @dataclass
 class Sequence:
-    """Blocks in random order, and how many tokens are in the cache."""
+    """Its blocks, and how many tokens are in the cache."""
 
     blocks: list[int]
-    done: int = 0
+    done: int
 
     def plan(self, count: int) -> SequencePlan:
         """The next `count` tokens."""
@@ -57,11 +59,14 @@ def rotary_table(size: int) -> RotaryTable:
     return RotaryTable(frequencies, 1.0, 1024, torch.device("cpu"))
 
 
-def compare(backends: list[CudaAttention], cpu: AttentionBackend, shape: CacheShape, rotate: bool) -> None:
-    """Every backend and window after each of STEPS; `backends` share one cache, which the first one fills."""
+def compare(backends: list[CudaAttention], cpu: CpuAttention, shape: CacheShape, rotate: bool) -> None:
+    """Every backend and window after each of STEPS; `backends` share one cache, to which the first one stores."""
     generator = torch.Generator().manual_seed(shape.heads)
+    for cache, exact in zip(backends[0]._caches[0], (cpu._keys, cpu._values), strict=True):
+        cache.copy_(torch.randn(cache.shape, generator=generator))
+        exact[0] = cache.float().transpose(1, 2)
     free = torch.randperm(BLOCKS, generator=generator).tolist()
-    sequences = [Sequence(free[:4]), Sequence(free[4:8])]
+    sequences = [Sequence(free[4 * i : 4 * i + 4], start) for i, start in enumerate(STARTS)]
     rotary = rotary_table(shape.head_dim) if rotate else None
     staging = StagingBuffer(1 << 18, torch.device("cpu"))
     width = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
@@ -71,11 +76,11 @@ def compare(backends: list[CudaAttention], cpu: AttentionBackend, shape: CacheSh
         context = forward_context(StepPlan("", 0, tuple(plans), ()), BLOCK_SIZE, staging)
         staging.send()
         qkv = torch.randn(sum(counts), width, generator=generator).half()
-        exact = qkv.float()
-        cpu.store(0, exact, context, rotary)
+        precise = qkv.float()
+        cpu.store(0, precise, context, rotary)
         backends[0].store(0, qkv, context, rotary)
         for window in WINDOWS:
-            expected = cpu(0, window, exact, context)
+            expected = cpu(0, window, precise, context)
             for backend in backends:
                 check_step(backend, window, (qkv, expected), context)
 

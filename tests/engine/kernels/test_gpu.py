@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
+from support.triton_process import run_triton
 
 COMPILE = """
 import re, subprocess, sys, tempfile
@@ -52,21 +49,13 @@ for capability in sys.argv[1].split(","):
 """
 
 
-def run(arguments: list[str], interpret: bool) -> None:
-    """Python with `arguments`, in a process of its own: Triton decides at import whether it interprets."""
-    pytest.importorskip("triton")
-    env = {**os.environ, "TRITON_INTERPRET": "1" if interpret else "0", "PYTHONPATH": "tests"}
-    done = subprocess.run([sys.executable, *arguments], env=env, capture_output=True, text=True, timeout=580)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 @pytest.mark.parametrize("sweep", ["quick", pytest.param("all", marks=pytest.mark.slow)])
 def test_interpreted(sweep: str) -> None:
-    run(["-m", "support.gpu_kernel_checks", sweep], interpret=True)
+    run_triton(["-m", "support.gpu_kernel_checks", sweep], interpret=True)
 
 
 @pytest.mark.parametrize(
     ("capabilities", "numbers"), [("90", "bf16"), pytest.param("80,90,100", "fp32,fp16,bf16", marks=pytest.mark.slow)]
 )
 def test_compiled(capabilities: str, numbers: str) -> None:
-    run(["-c", COMPILE, capabilities, numbers], interpret=False)
+    run_triton(["-c", COMPILE, capabilities, numbers], interpret=False)

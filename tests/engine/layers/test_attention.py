@@ -16,7 +16,13 @@ from loguru import logger
 from torch import Tensor
 
 from motet.core.errors import StartupError
-from motet.engine.layers.attention import CacheShape, CpuAttention, attention_backend, flash_attention
+from motet.engine.layers.attention import (
+    CacheShape,
+    CpuAttention,
+    VarlenAttention,
+    attention_backend,
+    flash_attention,
+)
 from motet.engine.layers.forward_context import forward_context
 from motet.engine.schedule.plan import SequencePlan, StepPlan
 from motet.engine.staging import StagingBuffer
@@ -68,7 +74,9 @@ class Batch:
         context = forward_context(
             StepPlan("", 0, tuple(plans), ()), BLOCK_SIZE, StagingBuffer(1 << 16, torch.device("cpu"))
         )
-        out = self.attention(0, window, torch.cat(rows), context)
+        qkv = torch.cat(rows)
+        self.attention.store(0, qkv, context, None)
+        out = self.attention(0, window, qkv, context)
         for i, part in zip(order, out.split([counts[i] for i in order]), strict=True):
             self.texts[i].outputs.append(part)
             self.texts[i].done += counts[i]
@@ -160,6 +168,13 @@ def test_context_of_a_plan() -> None:
     assert context.cu_seqlens_k.tolist() == [0, 5, 6, 12]
     assert (context.max_seqlen_q, context.max_seqlen_k) == ((1, 3), (5, 6))
     assert (context.num_decodes, context.lora) == (2, None)
+    decodes, prompts = context.attention_rows
+    assert (decodes.rows, prompts.rows) == (slice(2), slice(2, None))
+    assert [rows.seq_lens.tolist() for rows in (decodes, prompts)] == [[5, 1], [6]]
+    assert [rows.cu_seqlens_q.tolist() for rows in (decodes, prompts)] == [[0, 1, 2], [0, 3]]
+    assert [rows.cu_seqlens_k.tolist() for rows in (decodes, prompts)] == [[0, 5, 6], [6, 12]]
+    assert [rows.block_tables.tolist() for rows in (decodes, prompts)] == [[[3, 5], [2, 0]], [[7, 1]]]
+    assert [(rows.max_seqlen_q, rows.max_seqlen_k) for rows in (decodes, prompts)] == [(1, 5), (3, 6)]
     (chunk,) = context.prompt_chunks
     assert (chunk.rows, chunk.start, chunk.length) == (slice(2, 5), 3, 3)
     assert chunk.block_table.tolist() == [7, 1]
@@ -189,11 +204,27 @@ def test_flash_attention_is_what_can_be_imported(
     flash_attention.cache_clear()
     try:
         assert flash_attention() is None
-        with pytest.raises(StartupError, match="make install-cuda"):
-            attention_backend(CacheShape(1, 1, 256, 1, 1, 8), torch.device("cuda"), torch.float16)
+        backend = attention_backend(CacheShape(1, 1, 256, 1, 1, 8), torch.device("meta"), torch.float16)
+        assert isinstance(backend, VarlenAttention)
     finally:
         flash_attention.cache_clear()
         logger.remove(sink)
         sys.modules.pop("flash_attn", None)
     (line,) = lines
     assert said in line
+    assert "make install-cuda" in line
+
+
+def test_only_half_a_step_has_one_call() -> None:
+    staging = StagingBuffer(1 << 16, torch.device("cpu"))
+    decode, chunk = SequencePlan((9,), 4, (3,), True), SequencePlan((1, 2, 3), 0, (7,), True)
+    for sequence, most in ((decode, 1), (chunk, 3)):
+        staging.begin()
+        (rows,) = forward_context(StepPlan("", 0, (sequence,), ()), 8, staging).attention_rows
+        assert (rows.max_seqlen_q, len(rows.block_tables), len(rows.cu_seqlens_k)) == (most, 1, 2)
+
+
+@pytest.mark.parametrize("head_dim", [20, 264])
+def test_a_head_size_that_no_cuda_kernel_supports(head_dim: int) -> None:
+    with pytest.raises(StartupError, match=rf"head size is {head_dim}; .* multiple of 8"):
+        attention_backend(CacheShape(1, 1, 256, 1, 1, head_dim), torch.device("cuda"), torch.float16)
