@@ -85,7 +85,8 @@ class ForwardContext:
     token's key and value; block_tables [S, most blocks]; seq_lens [S]: tokens of each sequence, this step's included.
     cu_seqlens_k [S + 1] has the running sums of seq_lens. cu_seqlens_q has those of the step's tokens, for the decodes
     [D + 1] and for the prompt chunks [S - D + 1] from 0 each, since attention computes them in two calls;
-    max_seqlen_q and max_seqlen_k are the largest numbers of tokens in both (0: none).
+    max_seqlen_q and max_seqlen_k are the largest numbers of tokens in both (0: none); with padding, max_seqlen_k is the
+    most that the block tables have room for.
     sample_rows [N], prompt_logprob_rows [M] and pooling_rows [P] are the rows that sample a token, have prompt
     logprobs, and return their hidden state.
     """
@@ -159,7 +160,8 @@ def forward_context(
             staging.put(first_rows[num_decodes:] - num_decodes, "int32"),
         ),
         max_seqlen_q=halves(query_lens),
-        max_seqlen_k=halves(seq_lens),
+        # A recorded step keeps these numbers, so they must hold for every step that replays it.
+        max_seqlen_k=(padding.table_width * block_size, 0) if padding else halves(seq_lens),
         sample_rows=staging.put([first + len(s.tokens) - 1 for s, first in rows if s.sample], "int32"),
         prompt_logprob_rows=staging.put(
             [first + j for s, first in rows for j in range(len(s.prompt_logprob_ids))], "int32"
