@@ -23,7 +23,7 @@ from motet.engine.layers.attention import (
     attention_backend,
     flash_attention,
 )
-from motet.engine.layers.forward_context import forward_context
+from motet.engine.layers.forward_context import Padding, forward_context
 from motet.engine.schedule.plan import SequencePlan, StepPlan
 from motet.engine.staging import StagingBuffer
 
@@ -222,6 +222,17 @@ def test_only_half_a_step_has_one_call() -> None:
         staging.begin()
         (rows,) = forward_context(StepPlan("", 0, (sequence,), ()), 8, staging).attention_rows
         assert (rows.max_seqlen_q, len(rows.block_tables), len(rows.cu_seqlens_k)) == (most, 1, 2)
+
+
+def test_a_padded_step_bounds_every_step_that_fits() -> None:
+    """A recorded step keeps its host numbers: the longest context must be the one that the tables have room for."""
+    padding = Padding(rows=4, table_width=3, scratch_block=9)
+    plan = padding.fill(StepPlan("", 0, (SequencePlan((9,), 4, (3,), True),), ()))
+    context = forward_context(plan, 8, StagingBuffer(1 << 16, torch.device("cpu")), padding)
+    (rows,) = context.attention_rows
+    assert (rows.max_seqlen_q, rows.max_seqlen_k) == (1, 24)
+    assert rows.block_tables.shape == (4, 3)
+    assert context.slot_mapping.tolist() == [28, 72, 72, 72]
 
 
 @pytest.mark.parametrize("head_dim", [20, 264])

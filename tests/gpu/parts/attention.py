@@ -44,8 +44,11 @@ def backends(bench: Bench) -> Iterator[tuple[str, Callable[[CacheShape], Attenti
     if not bench.is_cuda:
         yield CpuAttention.name, CpuAttention
         return
-    if attention.flash_attention() is not None:
-        yield attention.FlashAttention.name, lambda shape: attention.FlashAttention(shape, bench.dtype)
+    device, dtype = bench.device, bench.dtype
+    functions = attention.flash_attention()
+    if functions is not None:
+        yield attention.FlashAttention.name, lambda shape: attention.FlashAttention(shape, dtype, device, functions)
+    yield attention.VarlenAttention.name, lambda shape: attention.VarlenAttention(shape, dtype, device)
 
 
 def run(bench: Bench) -> None:
@@ -106,7 +109,9 @@ class _Case:
             table = text.blocks[: -(-end // self._block_size)]
             plans.append(SequencePlan((0,) * counts[i], text.done, table, True))
             rows.append(text.qkv[text.done : end])
-        out = backend(0, window, torch.cat(rows), _context(plans, self._bench))
+        qkv, context = torch.cat(rows), _context(plans, self._bench)
+        backend.store(0, qkv, context, None)
+        out = backend(0, window, qkv, context)
         for i, part in zip(order, out.split([counts[i] for i in order]), strict=True):
             self.texts[i].outputs.append(part)
             self.texts[i].done += counts[i]

@@ -8,8 +8,13 @@ import torch
 from gpu.measuring import Bench, Table, microseconds, percent, relative_error, require
 from torch import Tensor
 
+from motet.engine.layers.attention import CacheShape, attention_backend
 from motet.engine.layers.elementwise import RMSNorm, silu_mul
+from motet.engine.layers.forward_context import forward_context
 from motet.engine.layers.rotary import RotaryTable
+from motet.engine.schedule.kv_block_manager import CPU_BLOCK_SIZE, CUDA_BLOCK_SIZE
+from motet.engine.schedule.plan import SequencePlan, StepPlan
+from motet.engine.staging import StagingBuffer
 
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float32: 1e-5}
 EPS = 1e-5
@@ -94,24 +99,30 @@ def _silu_mul(bench: Bench, rows: int) -> Case:
 
 
 def _rotate(bench: Bench, rows: int) -> Case:
-    heads, size = (6, 16) if bench.tiny else (40, 128)
+    heads, kv_heads, size = (4, 2, 16) if bench.tiny else (32, 8, 128)
+    block_size = CUDA_BLOCK_SIZE if bench.is_cuda else CPU_BLOCK_SIZE
+    blocks = -(-rows // block_size)
     frequencies = 1.0 / 10000.0 ** (torch.arange(0, size, 2).float() / size)
-    rotary = RotaryTable(frequencies, 1.0, 4096, bench.device)
-    qkv = bench.random(rows, (heads + 2) * size)
-    positions = torch.randint(4096, (rows,), dtype=torch.int32, device=bench.device)
+    rotary = RotaryTable(frequencies, 1.0, rows, bench.device)
+    shape = CacheShape(1, blocks, block_size, heads, kv_heads, size)
+    backend = attention_backend(shape, bench.device, bench.dtype)
+    staging = StagingBuffer(4 << 20, bench.device)
+    prompt = SequencePlan((0,) * rows, 0, tuple(range(blocks)), True)
+    context = forward_context(StepPlan("", 0, (prompt,), ()), block_size, staging)
+    staging.send()
+    qkv = bench.random(rows, (heads + 2 * kv_heads) * size)
     original = qkv.clone()
 
     def error() -> float:
         own = original.clone()
-        rotary.rotate(own, heads, positions)
-        angles = positions.float()[:, None, None] * frequencies.to(bench.device)
-        expected = original.float().unflatten(1, (heads + 2, 2, size // 2))
-        low, high = expected[:, :heads, 0].clone(), expected[:, :heads, 1].clone()
-        expected[:, :heads, 0] = low * angles.cos() - high * angles.sin()
-        expected[:, :heads, 1] = high * angles.cos() + low * angles.sin()
-        return relative_error(own, expected.flatten(1))
+        backend.store(0, own, context, rotary)
+        angles = torch.arange(rows, device=bench.device)[:, None, None] * frequencies.to(bench.device)
+        low, high = original.float().unflatten(1, (heads + 2 * kv_heads, 2, size // 2)).unbind(2)
+        expected = torch.cat([low * angles.cos() - high * angles.sin(), high * angles.cos() + low * angles.sin()], 2)
+        return relative_error(own[:, : heads * size], expected[:, :heads].flatten(1))
 
-    return lambda: rotary.rotate(qkv, heads, positions), error, 2 * heads * size * rows * qkv.itemsize
+    moved = (2 * heads + 4 * kv_heads) * size * rows * qkv.itemsize
+    return lambda: backend.store(0, qkv, context, rotary), error, moved
 
 
 CASES: dict[str, Callable[[Bench, int], Case]] = {
@@ -119,5 +130,5 @@ CASES: dict[str, Callable[[Bench, int], Case]] = {
     "add and RMS norm": _add_rms_norm,
     "head norm": _head_norm,
     "silu × up": _silu_mul,
-    "rotation": _rotate,
+    "rotation and cache write": _rotate,
 }
