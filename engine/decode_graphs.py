@@ -18,8 +18,8 @@ from torch import Tensor
 from motet.engine.schedule.plan import SequencePlan, StepPlan
 
 GRAPH_BYTES = 16 << 20
-"""Device memory of one graph, by estimate: its kernels and their arguments. Graphs share the memory of their tensors,
-which is that of the largest step."""
+"""Device memory of one graph, by estimate: its kernels and their arguments. All graphs share the memory of their
+tensors."""
 
 Recorder: TypeAlias = Callable[[Callable[[], Tensor | None]], "Recording"]
 """Runs a function once, and records its kernels."""

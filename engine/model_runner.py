@@ -140,13 +140,14 @@ class ModelRunner:
         self.graphs = DecodeGraphs()
         has_graphs = device.type == "cuda" and not engine_config.enforce_eager
         self.graph_sizes = graph_sizes(min(limits.max_sequences, limits.max_batch_tokens)) if has_graphs else []
-        use = None
+        use, reserve = None, 0
         if device.type == "cuda":  # the cache takes the memory that everything else leaves
             self._allocate_cache(Capacity(1, plan.block_size, plan.longest_context))
             torch.cuda.reset_peak_memory_stats(device)
             self.run_largest_steps(limits, engine_config.adapter_slots)
             use = CardUse.measure(device)
-        self._allocate_cache(plan.capacity(use, reserve=len(self.graph_sizes) * GRAPH_BYTES))
+            reserve = self._graph_memory(limits)
+        self._allocate_cache(plan.capacity(use, reserve))
 
     def _allocate_cache(self, capacity: Capacity) -> None:
         config, shards = self.config, self.group.tp_size
@@ -170,6 +171,16 @@ class ModelRunner:
             logits = self.execute(staged).logits
             sampled = None if logits is None else sampler(logits, batch, {}).ids
             self.store_samples(len(step.rows), sampled)
+
+    def _graph_memory(self, limits: SchedulerConfig) -> int:
+        """Bytes that the graphs will take: their kernels, and the tensors of the largest one, in a pool of its own."""
+        if not self.graph_sizes:
+            return 0
+        _, decodes = largest_steps(limits, self.capacity.block_size, 1)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        self.execute(self.stage(decodes.plan))
+        return torch.cuda.max_memory_allocated(self.device) - before + len(self.graph_sizes) * GRAPH_BYTES
 
     def stage(self, plan: StepPlan, graph_rows: int | None = None) -> StagedStep:
         """Put the step's numbers into a new content of `staging`; the caller may add its own before `execute`.

@@ -93,6 +93,8 @@ def run(bench: Bench) -> None:
                     for with_lora in (False, True):
                         for sampling in SAMPLINGS:
                             _measure(bench, engine, Case(mode, rows, with_lora, sampling), (table, bandwidth))
+                memory = _memory(engine) if bench.is_cuda else ""
+        print(memory)
 
 
 def modes(settings: Settings) -> Iterator[tuple[str, Settings]]:
@@ -170,6 +172,16 @@ def _bytes(engine: LocalEngine, case: Case) -> int:
     context = PROMPT + 20
     token = 2 * config.num_layers * config.num_kv_heads * config.head_dim
     return size * (weights + case.rows * (factors + context * token))
+
+
+def _memory(engine: LocalEngine) -> str:
+    """How the cache was sized, and what the steps have left."""
+    free, total = (size / 2**30 for size in torch.cuda.mem_get_info())
+    peak, capacity = torch.cuda.max_memory_allocated() / 2**30, engine.runner.capacity
+    return (
+        f"\nThe cache has {capacity.blocks * capacity.block_size} tokens. Of {total:.1f} GiB, PyTorch had "
+        f"{peak:.1f} at most, and {free:.1f} are free after these steps."
+    )
 
 
 def _reported_waits(engine: LocalEngine, steps: int = 4) -> float:
