@@ -8,7 +8,7 @@ the rows that are too many belong to no adapter and write to a cache block of th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -71,6 +71,12 @@ class DecodeGraphs:
         if not self._sizes or not all(is_decode(sequence) for sequence in plan.sequences):
             return 0
         return next((rows for rows in self._sizes if rows >= len(plan.sequences)), 0)
+
+    def outputs(self) -> Iterator[tuple[int, Tensor]]:
+        """The recorded numbers of rows, each with its logits; the largest first. Only rank 0 has any."""
+        for rows in reversed(self._sizes):
+            if (logits := self._recordings[rows].output) is not None:
+                yield rows, logits
 
     def replay(self, rows: int) -> Tensor | None:
         """Run a step of `rows` rows; returns its logits [rows, vocab] on rank 0, which the next replay overwrites."""

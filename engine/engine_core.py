@@ -28,6 +28,7 @@ from motet.core.messages import (
     TokenEvents,
 )
 from motet.core.model_source import ModelInfo
+from motet.engine.decode_graphs import Recorder
 from motet.engine.distributed.transport import EngineSockets
 from motet.engine.lora.adapter_installer import Installer
 from motet.engine.model_runner import ModelRunner, StepOutput
@@ -36,7 +37,7 @@ from motet.engine.sampling.prompt_outputs import PromptOutputs
 from motet.engine.sampling.request_grammars import RequestGrammars
 from motet.engine.sampling.sampler import SampledRows, SampledToken, Sampler
 from motet.engine.schedule.batch import Step
-from motet.engine.schedule.plan import InstallAdapter, InstallResult, Shutdown
+from motet.engine.schedule.plan import InstallAdapter, InstallResult, Shutdown, StepPlan
 from motet.engine.schedule.scheduler import Scheduler
 from motet.engine.schedule.sequence import Sequence
 from motet.engine.stat_logger import StatLogger
@@ -85,6 +86,12 @@ class EngineCore:
         self._launched: deque[LaunchedStep] = deque()
         self._stopping = False
         self.heartbeat: Heartbeat | None = None
+
+    def record_draws(self, recorder: Recorder) -> None:
+        """Record the draw from the logits of every recorded step."""
+        for rows, logits in self._runner.graphs.outputs():
+            self._runner.stage(StepPlan("", 0, (), ()), rows)
+            self._sampler.record(logits, self._runner.staging, recorder)
 
     def run(self) -> None:
         """Run steps until `stop` is called; then end the other ranks."""
@@ -246,7 +253,7 @@ class EngineCore:
         """Begin a step on all ranks, and the sampling of a token for each of its rows."""
         self._sockets.broadcast(step.plan)
         staged = self._runner.stage(step.plan)
-        batch = self._sampler.stage(step.rows, self._runner.staging)
+        batch = self._sampler.stage(step.rows, self._runner.staging, staged.graph_rows)
         output = self._runner.execute(staged)
         sampled = None
         if output.logits is not None:

@@ -20,6 +20,7 @@ from motet.core.model_source import ModelInfo
 from motet.engine.engine_config import EngineConfig
 
 if TYPE_CHECKING:
+    from motet.engine.decode_graphs import cuda_recorder
     from motet.engine.distributed.transport import EngineSockets
     from motet.engine.model_runner import ModelRunner
 
@@ -109,6 +110,8 @@ def run_rank_0(spec: WorkerSpec, heartbeat: Heartbeat) -> None:
     sockets = _open_sockets(spec)
     overlap = model.device != "cpu" if spec.engine.overlap == "auto" else spec.engine.overlap == "on"
     core = EngineCore(runner, model, scheduler, sockets, overlap)
+    if runner.graph_sizes:
+        core.record_draws(cuda_recorder(runner.device))
     logger.bind(
         engine=spec.engine_id,
         model=model.name,

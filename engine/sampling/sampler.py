@@ -7,7 +7,7 @@ model's, before any of these changes. All rows are handled at once, and nothing 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from motet.core.messages import AddRequest
 from motet.core.sampling_params import MAX_TOP_LOGPROBS, SamplingParams
-from motet.engine.sampling.sampling_batch import ReportedRows, SamplingBatch, stage_batch
+from motet.engine.decode_graphs import Recorder, Recording
+from motet.engine.sampling.sampling_batch import ReportedRows, SamplingBatch, is_capturable, stage_batch
 from motet.engine.sampling.token_table import TokenTable
 from motet.engine.sampling.top_k_top_p import DrawParameters, draw_tokens
 from motet.engine.schedule.priority import Precedence
@@ -93,14 +94,32 @@ class Sampler:
     def __init__(self, vocab_size: int, device: torch.device | str = "cpu") -> None:
         self._vocab_size, self._device = vocab_size, torch.device(device)
         self._table = TokenTable(vocab_size, self._device)
+        self._recorded: dict[int, Recording] = {}  # by the number of rows
 
-    def stage(self, rows: list[Sequence], staging: StagingBuffer, size: int | None = None) -> SamplingBatch:
+    def stage(self, rows: list[Sequence], staging: StagingBuffer, logits_rows: int = 0) -> SamplingBatch:
         """Put what the device needs to sample a token for each of `rows`.
 
-        With `size`, the arrays have the shapes and the order that a graph of `sample_ids` with `size` rows needs,
-        whatever the rows, as long as the batch is capturable.
+        `logits_rows` is the number of rows of recorded logits, 0 if the logits are not recorded. A recorded draw is
+        used if there is one, a row draws, and none needs more than that.
         """
-        return stage_batch(rows, staging, self._table, size)
+        is_recorded = (
+            logits_rows in self._recorded
+            and any(row.request.params.temperature > 0 for row in rows)
+            and all(map(is_capturable, rows))
+        )
+        batch = stage_batch(rows, staging, self._table, logits_rows if is_recorded else None)
+        return replace(batch, recorded_rows=logits_rows if is_recorded else 0)
+
+    @torch.inference_mode()
+    def record(self, logits: Tensor, staging: StagingBuffer, recorder: Recorder) -> None:
+        """Record the draw from recorded logits [N, V], whatever the rows' temperatures and truncations are.
+
+        The caller has put the numbers of a recorded step of N rows, as before each `stage`.
+        """
+        batch = stage_batch([], staging, self._table, len(logits))
+        staging.send()
+        self.sample_ids(logits.clone(), batch)  # compiles and allocates what a graph may not
+        self._recorded[len(logits)] = recorder(lambda: self.sample_ids(logits, batch))
 
     @torch.inference_mode()
     def __call__(self, logits: Tensor, batch: SamplingBatch, masks: dict[int, Tensor]) -> SampledRows:
@@ -108,6 +127,11 @@ class Sampler:
 
         masks[j] (bool [V], on the host) has the ids that row j's grammar allows.
         """
+        if batch.recorded_rows:
+            recording = self._recorded[batch.recorded_rows]
+            recording.replay()
+            assert recording.output is not None, "a draw has ids"
+            return SampledRows(recording.output[: len(batch.rows)])
         logits = logits.contiguous()
         logprobs = _row_logprobs(logits, batch.reported) if batch.reported is not None else None
         if batch.adjusted is not None:

@@ -35,6 +35,13 @@ class ReportedRows:
         return max(count for _, count in self.top_counts)
 
 
+def is_capturable(row: Sequence) -> bool:
+    """Whether a row needs nothing but a draw without typical_p, or the most likely token."""
+    p = row.request.params
+    adjusted = p.logit_bias or is_penalised(p) or row.sampled_index < p.min_tokens or row.request.grammar is not None
+    return not adjusted and p.logprobs is None and p.typical_p >= 1
+
+
 @dataclass(frozen=True)
 class SamplingBatch:
     """The rows of a step that sample a token, with what the device needs to know about them. None: no row needs it."""
@@ -44,13 +51,13 @@ class SamplingBatch:
     adjusted: AdjustedRows | None
     reported: ReportedRows | None
     below_min_tokens: list[int]
+    recorded_rows: int = 0
+    """The number of rows of the recorded graph that samples this batch; 0: none."""
 
     @property
     def capturable(self) -> bool:
         """Whether `Sampler.sample_ids`, which a graph can capture, is all that the rows need."""
-        plain = self.adjusted is None and self.reported is None and not self.below_min_tokens
-        has_typical = self.draw is not None and self.draw.has_typical
-        return plain and not has_typical and all(row.request.grammar is None for row in self.rows)
+        return all(map(is_capturable, self.rows))
 
 
 def stage_batch(rows: list[Sequence], staging: StagingBuffer, table: TokenTable, size: int | None) -> SamplingBatch:

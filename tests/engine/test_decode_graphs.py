@@ -1,42 +1,28 @@
-"""Recorded decode steps: fixed shapes and addresses give the same bits as steps of their own shapes.
-
-On the CPU a recording runs the same Python code again, over the tensors of the step that it was recorded with. So the
-results are wrong if a step depends on anything but the content of these tensors.
-"""
+"""Recorded decode steps: fixed shapes and addresses give the same bits as steps of their own shapes."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
+from support.recording import record
+from support.sampling_checks import row, sample
 from support.tiny_models import write_model
-from torch import Tensor
 
+from motet.core.sampling_params import SamplingParams
 from motet.core.settings import Settings
 from motet.engine.decode_graphs import DecodeGraphs, Recording, graph_sizes
 from motet.engine.distributed.process_group import ShardGroup
 from motet.engine.engine_config import EngineConfig
 from motet.engine.model_runner import ModelRunner
+from motet.engine.sampling.sampler import Sampler
 from motet.engine.schedule.plan import InstallAdapter, LoraChunk, Placement, SequencePlan, StepPlan
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(device="cpu", adapter_slots=3, max_sequences=8, kv_memory="64MiB", max_adapter_rank=16)
-
-
-def record(work: Callable[[], Tensor | None]) -> Recording:
-    """Record work on the CPU."""
-    output = work()
-    assert output is not None
-
-    def replay() -> None:
-        again = work()
-        assert again is not None
-        output.copy_(again)
-
-    return Recording(replay, output)
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +52,11 @@ def new_runner(directory: Path) -> ModelRunner:
 
 def plan(*sequences: tuple[tuple[int, ...], int, int, int | None]) -> StepPlan:
     """A step of (tokens, start, block, slot) sequences, which all sample."""
-    chunks, row = [], 0
+    chunks, first = [], 0
     for tokens, _, _, slot in sequences:
         if slot is not None:
-            chunks.append(LoraChunk(slot, row, len(tokens)))
-        row += len(tokens)
+            chunks.append(LoraChunk(slot, first, len(tokens)))
+        first += len(tokens)
     shares = tuple(SequencePlan(tokens, start, (block,), True) for tokens, start, block, _ in sequences)
     return StepPlan("", 0, shares, tuple(chunks))
 
@@ -103,6 +89,30 @@ def test_recorded_steps_have_the_same_bits(directory: Path) -> None:
             runner.store_samples(len(logits), sampled[: len(logits)])
         assert torch.equal(*results), f"step {number}"
     assert replayed == 5, "all but the prompts and the mixed step are replayed"
+
+
+def test_recorded_draws_are_the_eager_ones(directory: Path) -> None:
+    """The draw is recorded on the logits of recorded steps; greedy steps and logprobs are sampled eagerly from them."""
+    drawing = SamplingParams(max_tokens=99, temperature=0.8, top_p=0.9, seed=4)
+    kinds = [drawing, SamplingParams(max_tokens=99, temperature=0.0), SamplingParams(max_tokens=99, top_k=3, seed=7)]
+    runner = new_runner(directory)
+    recorded, eager = Sampler(runner.config.vocab_size), Sampler(runner.config.vocab_size)
+    runner.record_graphs([2, 4], record, lambda done, total: None)
+    for rows, logits in runner.graphs.outputs():
+        runner.stage(StepPlan("", 0, (), ()), rows)
+        recorded.record(logits, runner.staging, record)
+    used = []
+    for params in (kinds, kinds[:1], kinds[1:2], [msgspec.structs.replace(drawing, logprobs=2), *kinds[:2]]):
+        step = plan(*[((3 + i,), i, i, i % 2 or None) for i in range(len(params))])
+        rows = [row(p, id=str(i)) for i, p in enumerate(params)]
+        staged = runner.stage(step)
+        batch = recorded.stage(rows, runner.staging, staged.graph_rows)
+        logits = runner.execute(staged).logits
+        assert logits is not None
+        expected = sample(eager, logits.clone(), rows, {})
+        assert recorded(logits, batch, {}).read() == expected
+        used.append(batch.recorded_rows)
+    assert used == [4, 2, 0, 0]
 
 
 def test_a_plan_gets_the_smallest_graph_that_it_fits() -> None:

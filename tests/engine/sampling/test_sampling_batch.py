@@ -9,11 +9,14 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from support.recording import record
 from support.sampling_checks import GREEDY, PLAIN, random_logits, row, sample
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from motet.core.sampling_params import SamplingParams
-from motet.engine.sampling.sampler import SampledRows, Sampler
+from motet.engine.sampling.sampler import Sampler
+from motet.engine.sampling.sampling_batch import stage_batch
+from motet.engine.sampling.token_table import TokenTable
 from motet.engine.schedule.sequence import Sequence
 from motet.engine.staging import StagingBuffer
 
@@ -70,17 +73,18 @@ def test_the_number_of_launches_does_not_depend_on_the_rows(kinds: list[Sampling
 )
 def test_padded_rows_sample_what_plain_ones_sample(seed: int, kinds: list[SamplingParams], padding: int) -> None:
     rows, size = rows_of(kinds), len(kinds) + padding
-    assume(size > 0)
+    assume(rows)
     sampler, staging = Sampler(30), StagingBuffer(1 << 16, torch.device("cpu"))
+    recorded = torch.zeros(size, 30)
+    staging.begin()
+    sampler.record(recorded, staging, record)
     staging.begin()
     batch = sampler.stage(rows, staging, size)
     assert batch.capturable
-    logits = random_logits(seed, size, 30)
-    ids = sampler.sample_ids(logits.clone(), batch)
-    assert ids.dtype == torch.int32
-    expected = sample(Sampler(30), logits[: len(rows)].clone(), rows, {}) if rows else []
-    assert SampledRows(ids[: len(rows)]).read() == expected
-    assert ids[len(rows) :].tolist() == logits[len(rows) :].argmax(-1).tolist()
+    assert bool(batch.recorded_rows) == any(kind.temperature > 0 for kind in kinds)
+    recorded.copy_(random_logits(seed, size, 30))
+    expected = sample(Sampler(30), recorded[: len(rows)].clone(), rows, {})
+    assert sampler(recorded[: len(rows)], batch, {}).read() == expected
 
 
 def test_padded_batches_have_the_same_addresses_and_operations() -> None:
@@ -89,7 +93,7 @@ def test_padded_batches_have_the_same_addresses_and_operations() -> None:
     seen = []
     for kinds in ([], [GREEDY] * 4, [PLAIN] * 4, [PLAIN, GREEDY]):
         staging.begin()
-        batch = sampler.stage(rows_of(kinds), staging, 4)
+        batch = stage_batch(rows_of(kinds), staging, TokenTable(30, torch.device("cpu")), 4)
         draw = batch.draw
         assert draw is not None
         with Operations() as operations:
