@@ -164,7 +164,7 @@ class ModelRunner:
 
     def run_largest_steps(self, limits: SchedulerConfig, adapter_slots: int) -> None:
         """Run the steps that take the most memory, with their sampling; overwrites block 0 of the cache."""
-        sampler = Sampler(self.config.vocab_size)
+        sampler = Sampler(self.config.vocab_size, self.device)
         for step in largest_steps(limits, self.capacity.block_size, adapter_slots):
             staged = self.stage(step.plan)
             batch = sampler.stage(step.rows, self.staging)
