@@ -122,6 +122,11 @@ class Settings:
         "compute dtype (auto: float32 on the CPU; on CUDA the checkpoint's 16-bit dtype, else bfloat16)",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
+    quantize: str = _setting(
+        "auto",
+        "stored form of the linear layers' weights (auto: on CUDA the checkpoint's, on the CPU none)",
+        choices=("auto", "none", "fp8", "int8", "int4"),
+    )
     max_context: int = _setting(0, "longest prompt and answer together, in tokens (0: the model's own)", low=0)
     nnodes: int = _setting(
         1, "hosts that share the model; each runs the same number of ranks", low=1, high=64, group="Several hosts"

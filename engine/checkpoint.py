@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from motet.core.errors import StartupError
+from motet.engine.kernels.quantized_weight import FP8, StoredWeight
 
 _MAX_HEADER_BYTES = 100 << 20
 
@@ -51,6 +52,9 @@ def _weight_files(directory: Path) -> list[Path]:
 class Checkpoint:
     """The tensors of all *.safetensors files in a directory."""
 
+    _scaled: frozenset[str] = frozenset()
+    """The weights that are stored with scales; none in a checkpoint that has a `read` of its own."""
+
     def __init__(self, directory: Path, dtype: torch.dtype, device: torch.device) -> None:
         """Raises StartupError if there are no files, or one is truncated."""
         self._dtype, self._device, self._directory = dtype, device, directory
@@ -63,6 +67,7 @@ class Checkpoint:
                 raise StartupError(f"{path}: {error}; download the model again", param="model") from error
             self._files.update((name, handle) for name in list(handle.keys()))
         self._unread = set(self._files)
+        self._scaled = frozenset(name.removesuffix("_scale") for name in self._files if name.endswith(".weight_scale"))
 
     def __contains__(self, name: str) -> bool:
         return name in self._files
@@ -70,7 +75,44 @@ class Checkpoint:
     def read(
         self, name: str, shape: tuple[int, ...], rows: slice = slice(None), columns: slice | None = None
     ) -> Tensor:
-        """Rows, and columns, of a tensor in the engine's dtype. Raises StartupError if its shape is not `shape`."""
+        """Rows, and columns, of a tensor in the engine's dtype. Raises StartupError if its shape is not `shape`, or if
+        it is not of 16 bits or more."""
+        tensor = self._stored(name, shape, rows, columns)
+        if not tensor.is_floating_point() or tensor.itemsize == 1:
+            raise StartupError(
+                f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}, which is not supported for this "
+                "tensor; use the unquantised checkpoint",
+                param="model",
+            )
+        return tensor.to(device=self._device, dtype=self._dtype)
+
+    def read_weight(
+        self, module: str, shape: tuple[int, int], rows: slice = slice(None), columns: slice | None = None
+    ) -> StoredWeight:
+        """Rows, and columns, of a linear module's weight: as it is stored if it is quantised, else in the engine's
+        dtype. Raises StartupError if its shape is not `shape`, or its scales are missing."""
+        name = f"{module}.weight"
+        if name not in self._scaled:
+            dense = self.read(name, shape, rows, columns)
+            return StoredWeight(dense, dense.dtype)
+        values = self._stored(name, shape, rows, columns)
+        scales = self._scales(f"{name}_scale", shape[0])[rows]
+        if values.dtype not in (FP8, torch.int8):
+            kind = str(values.dtype).removeprefix("torch.")
+            raise StartupError(f"{name} is stored as {kind} with scales, which is not supported", param="model")
+        return StoredWeight(values.to(self._device), self._dtype, scales.to(self._device))
+
+    def _scales(self, name: str, outputs: int) -> Tensor:
+        """The fp32 scales [outputs, 1] of a weight; a scale for the whole tensor is repeated."""
+        shape = tuple(self._files[name].get_slice(name).get_shape())
+        if shape not in ((), (1,), (outputs,), (outputs, 1)):
+            raise StartupError(f"{name} has shape {list(shape)}; expected one scale, or [{outputs}, 1]", param="model")
+        self._unread.discard(name)
+        scales: Tensor = self._files[name].get_tensor(name)
+        return scales.float().reshape(-1, 1).expand(outputs, 1)
+
+    def _stored(self, name: str, shape: tuple[int, ...], rows: slice, columns: slice | None) -> Tensor:
+        """Rows, and columns, of a tensor as it is stored."""
         if name not in self._files:
             raise StartupError(f"{self._directory} has no tensor {name}", param="model")
         piece = self._files[name].get_slice(name)
@@ -78,7 +120,7 @@ class Checkpoint:
             raise StartupError(f"{name} has shape {list(piece.get_shape())}; expected {list(shape)}", param="model")
         self._unread.discard(name)
         tensor: Tensor = piece[rows] if columns is None else piece[rows, columns]
-        return tensor.to(device=self._device, dtype=self._dtype)
+        return tensor
 
     def finish(self, ignorable: str) -> None:
         """Raise StartupError if there are unread tensors whose names do not match the pattern `ignorable`."""

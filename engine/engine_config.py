@@ -20,6 +20,7 @@ class EngineConfig(msgspec.Struct, frozen=True):
     directory: str
     device: str
     dtype: str
+    quantize: str
     max_context: int
     adapter_slots: int
     adapter_memory: int | None
@@ -43,6 +44,7 @@ class EngineConfig(msgspec.Struct, frozen=True):
             directory=str(directory),
             device=settings.device,
             dtype=settings.dtype,
+            quantize=settings.quantize,
             max_context=settings.max_context,
             adapter_slots=settings.adapter_slots,
             adapter_memory=settings.size("adapter_memory"),

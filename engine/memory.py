@@ -11,9 +11,11 @@ from motet.core.machine_limits import memory_bytes
 from motet.core.settings import flag
 from motet.engine.distributed.process_group import ShardGroup
 from motet.engine.engine_config import EngineConfig
+from motet.engine.kernels.quantized_weight import weight_bytes
 from motet.engine.lora.pool import page_bytes
 from motet.engine.models.architectures import ModelConfig
 from motet.engine.models.linear_specs import module_shapes
+from motet.engine.models.quantization import check_shapes, resolve_quantization
 from motet.engine.schedule.adapter_slots import PAGE_ROWS
 from motet.engine.schedule.kv_block_manager import CPU_BLOCK_SIZE, CUDA_BLOCK_SIZE
 
@@ -83,6 +85,8 @@ class MemoryPlan:
         self._shapes = module_shapes(config, group)
         self._page_bytes = page_bytes(self._shapes, dtype.itemsize)
         self._item_bytes = dtype.itemsize
+        self.quantization = resolve_quantization(engine_config.quantize, config.stored_quantization, device, dtype)
+        check_shapes(self.quantization, self._shapes.values())
         self.block_size = CPU_BLOCK_SIZE if device.type == "cpu" else CUDA_BLOCK_SIZE
         heads = config.kv_heads_per_rank(group.tp_size)
         self._token_bytes = 2 * config.num_layers * heads * config.head_dim * dtype.itemsize
@@ -199,9 +203,10 @@ class MemoryPlan:
     def _weights(self) -> int:
         """Bytes of the weights on this rank, without norms and biases."""
         config = self._config
-        layer = sum(shape.inputs * shape.outputs for shapes in self._shapes.values() for shape in shapes)
+        modules = [shape for shapes in self._shapes.values() for shape in shapes]
+        layer = sum(weight_bytes(self.quantization, m.outputs, m.inputs, self._item_bytes) for m in modules)
         vocabulary = config.vocab_size * config.hidden_size * (1 if config.tied_embeddings else 2)
-        return (config.num_layers * layer + vocabulary // self._group.tp_size) * self._item_bytes
+        return config.num_layers * layer + vocabulary // self._group.tp_size * self._item_bytes
 
     def _available(self) -> int:
         """Bytes that this rank can use: CPU ranks share the machine's memory, and each GPU has its own."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from motet.engine.checkpoint import Checkpoint
 from motet.engine.distributed.process_group import ShardGroup
-from motet.engine.kernels.matmul import Weight
+from motet.engine.kernels.quantized_weight import MatrixProduct, Quantization, StoredWeight, linear_weight
 from motet.engine.layers.forward_context import ForwardContext
 from motet.engine.lora.apply import apply_lora
 from motet.engine.lora.pool import FusedLora, LoraPool, ModuleShape
@@ -63,28 +63,29 @@ class LinearSpec:
 class ParallelLinear:
     """y = x W.T (+ LoRA) (+ bias), with W's shard of this rank."""
 
-    def __init__(self, spec: LinearSpec, group: ShardGroup) -> None:
+    def __init__(self, spec: LinearSpec, group: ShardGroup, quantization: Quantization = "none") -> None:
         self.spec = spec
         self.group = group
+        self._quantization = quantization
         self.lora: FusedLora | None = None
-        self._weight: Weight
+        self._weight: MatrixProduct
         self._bias: Tensor | None = None
 
     def load(self, checkpoint: Checkpoint, prefix: str) -> None:
         """Read this rank's rows (column split) or columns (row split) of every part; `prefix` names the layer."""
-        weights, biases = [], []
+        weights: list[StoredWeight] = []
+        biases: list[Tensor] = []
         for part in self.spec.parts:
-            name = f"{prefix}.{self.spec.parent}.{part.name}"
+            name, shape = f"{prefix}.{self.spec.parent}.{part.name}", (part.outputs, self.spec.inputs)
             if self.spec.split == "column":
                 rows = self.spec.outputs(part.name, self.group)
-                weights.append(checkpoint.read(f"{name}.weight", (part.outputs, self.spec.inputs), rows=rows))
+                weights.append(checkpoint.read_weight(name, shape, rows=rows))
             else:
                 rows = slice(None)
-                columns = self.spec.columns(self.group)
-                weights.append(checkpoint.read(f"{name}.weight", (part.outputs, self.spec.inputs), columns=columns))
+                weights.append(checkpoint.read_weight(name, shape, columns=self.spec.columns(self.group)))
             if self.spec.bias:
                 biases.append(checkpoint.read(f"{name}.bias", (part.outputs,), rows=rows))
-        self._weight = Weight(torch.cat(weights) if len(weights) > 1 else weights[0])
+        self._weight = linear_weight(StoredWeight.concatenated(weights), self._quantization)
         self._bias = torch.cat(biases) if biases else None
 
     def __call__(self, x: Tensor, context: ForwardContext) -> Tensor:

@@ -11,8 +11,10 @@ import torch
 
 from motet.core.errors import StartupError
 from motet.engine.distributed.shard_counts import SplitSizes
+from motet.engine.kernels.quantized_weight import Quantization
 from motet.engine.layers.rotary import inverse_frequencies
 from motet.engine.models.config_cache import cached_record
+from motet.engine.models.quantization import stored_quantization
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class ModelConfig:
     mlp_bias: bool = False
     qk_norm: bool = False
     eos_token_ids: tuple[int, ...] = ()
+    stored_quantization: Quantization = "none"
 
     def check_shards(self, shards: int) -> None:
         """Raise StartupError if `shards` ranks cannot split this model evenly."""
@@ -132,6 +135,7 @@ def from_transformers(config: Any) -> ModelConfig:
         "window": _windows(config),
         "rotates": (True,) * layers,
         "dtype": config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32,
+        "stored_quantization": stored_quantization(getattr(config, "quantization_config", None)),
         "eos_token_ids": () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos),
     }
     return ModelConfig(**(record | ARCHITECTURES[architecture](config)))

@@ -17,7 +17,8 @@ from motet.core.paths import cache_directory, write_file
 T = TypeVar("T")
 
 _ENGINE = Path(__file__).parent.parent
-_CODE = (_ENGINE / "models" / "architectures.py", _ENGINE / "layers" / "rotary.py", Path(__file__))
+_MODELS = _ENGINE / "models"
+_CODE = (_MODELS / "architectures.py", _MODELS / "quantization.py", _ENGINE / "layers" / "rotary.py", Path(__file__))
 """The code that makes the records: a change of it invalidates them."""
 
 

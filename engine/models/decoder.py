@@ -14,6 +14,7 @@ from torch import Tensor
 from motet.engine.checkpoint import Checkpoint
 from motet.engine.distributed.process_group import ShardGroup
 from motet.engine.kernels.matmul import Weight
+from motet.engine.kernels.quantized_weight import Quantization
 from motet.engine.layers.attention import AttentionBackend
 from motet.engine.layers.elementwise import RMSNorm, silu_mul
 from motet.engine.layers.forward_context import ForwardContext
@@ -27,10 +28,11 @@ from motet.engine.models.linear_specs import linear_specs
 class Layer:
     """One decoder layer: attention and a gated MLP, each with a norm before it and a residual sum."""
 
-    def __init__(self, config: ModelConfig, index: int, group: ShardGroup) -> None:
+    def __init__(self, config: ModelConfig, index: int, group: ShardGroup, quantization: Quantization = "none") -> None:
         self.index = index
         self._config = config
-        self.linears = {name: ParallelLinear(spec, group) for name, spec in linear_specs(config).items()}
+        specs = linear_specs(config)
+        self.linears = {name: ParallelLinear(spec, group, quantization) for name, spec in specs.items()}
         self._heads = config.num_heads // group.tp_size
         self._kv_heads = config.kv_heads_per_rank(group.tp_size)
         self.input_norm = RMSNorm(config.hidden_size, config.norm_eps)
@@ -77,11 +79,14 @@ class HiddenStates:
 class Decoder:
     """The whole model on one rank."""
 
-    def __init__(self, config: ModelConfig, group: ShardGroup, device: torch.device) -> None:
+    def __init__(
+        self, config: ModelConfig, group: ShardGroup, device: torch.device, quantization: Quantization = "none"
+    ) -> None:
+        """`quantization` is that of the linear layers; the embedding and the head are never quantised."""
         self.config = config
         self.group = group
         self._device = device
-        self.layers = [Layer(config, i, group) for i in range(config.num_layers)]
+        self.layers = [Layer(config, i, group, quantization) for i in range(config.num_layers)]
         self._norm = RMSNorm(config.hidden_size, config.norm_eps)
         self._vocabulary = VocabularyShard(config.vocab_size, config.hidden_size, group)
         self._rotary = RotaryTable(config.inverse_frequencies, config.rope_scale, config.max_context, device)
@@ -97,7 +102,9 @@ class Decoder:
         for layer in self.layers:
             layer.load(checkpoint)
         self._norm.load(checkpoint, "model.norm")
-        checkpoint.finish(r".*rotary_emb\.inv_freq" + (r"|lm_head\.weight" if tied else ""))
+        # Scales for activations and the KV cache, which are computed here, or not rounded at all.
+        ignorable = r".*rotary_emb\.inv_freq|.*\.(input|output|k|v)_scale"
+        checkpoint.finish(ignorable + (r"|lm_head\.weight" if tied else ""))
 
     def forward(self, ids: Tensor, context: ForwardContext, attention: AttentionBackend) -> HiddenStates:
         """Run the step; returns the hidden states after the final norm of the context's rows. ids is [T] int64."""

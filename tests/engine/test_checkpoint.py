@@ -89,6 +89,32 @@ def test_no_safetensors_at_all(tmp_path: Path) -> None:
     assert caught.value.param == "model"
 
 
+def test_a_quantised_weight_is_read_with_its_scales(tmp_path: Path) -> None:
+    values = torch.arange(-6, 6, dtype=torch.int8).reshape(3, 4)
+    tensors = {"a.weight": values, "a.weight_scale": torch.tensor([[1.0], [2.0], [4.0]], dtype=torch.bfloat16)}
+    tensors |= {"b.weight": values.float().to(torch.float8_e4m3fn), "b.weight_scale": torch.tensor(0.5)}
+    tensors |= {"c.weight": torch.ones(3, 4), "d.weight": values.clone(), "d.weight_scale": torch.ones(4)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    files = opened(tmp_path, torch.bfloat16)
+    a = files.read_weight("a", (3, 4), rows=slice(1, 3))
+    assert a.scales is not None
+    assert a.scales.dtype == torch.float32
+    assert torch.equal(a.dense(), (values * torch.tensor([[1], [2], [4]]))[1:].bfloat16())
+    b = files.read_weight("b", (3, 4), columns=slice(2, 4))
+    assert torch.equal(b.dense(), (values * 0.5)[:, 2:].bfloat16())
+    c = files.read_weight("c", (3, 4))
+    assert (c.values.dtype, c.scales) == (torch.bfloat16, None)
+    with pytest.raises(StartupError, match=r"d\.weight_scale has shape \[4\]; expected one scale, or \[3, 1\]"):
+        files.read_weight("d", (3, 4))
+
+
+def test_packed_weights_are_not_taken_for_numbers(tmp_path: Path) -> None:
+    save_file({"a.weight": torch.ones(3, 4, dtype=torch.int8)}, tmp_path / "model.safetensors")
+    for read in (opened(tmp_path).read_weight, lambda name, shape: opened(tmp_path).read(f"{name}.weight", shape)):
+        with pytest.raises(StartupError, match=r"a\.weight is stored as int8, which is not supported"):
+            read("a", (3, 4))
+
+
 @pytest.mark.parametrize(
     "index",
     ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}', '{"weight_map": {"a": "gone.safetensors"}}'],

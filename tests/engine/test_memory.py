@@ -66,6 +66,17 @@ def test_sizes_that_do_not_fit_are_refused(
     plan(64 * 1024 * MIB, monkeypatch, **settings).check()
 
 
+def test_quantised_weights_are_counted_in_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedding and the head stay in the compute dtype."""
+    sizes = {kind: plan(1024 * MIB, monkeypatch, quantize=kind)._weights() for kind in ("auto", "none", "int8", "int4")}
+    assert sizes["auto"] == sizes["none"]
+    layers = 4 * (4 * 96 * 96 + 3 * 96 * 132 - 2 * 96 * 48)
+    assert sizes["none"] - sizes["int8"] > 0.7 * 4 * layers
+    assert sizes["int8"] - sizes["int4"] > 0.1 * layers
+    with pytest.raises(StartupError, match=r"--quantize fp8: gate_proj has 96 inputs and 132 outputs"):
+        plan(1024 * MIB, monkeypatch, quantize="fp8")
+
+
 def test_unusable_blocks_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """16 sequences of 512 tokens need 12 MiB, whatever --kv-memory allows."""
     plan(1024 * MIB, monkeypatch, kv_memory="90GiB", max_sequences=16).check()
