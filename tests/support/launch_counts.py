@@ -1,7 +1,7 @@
 """Counts the launches, copies and waits of decode steps of an 8B on fake CUDA.
 
-`python -m support.launch_counts DIRECTORY LAYERS CASE,CASE…` prints a JSON object: for each case, such as
-`greedy-32` (32 rows), the counts of one turn of rank 0's loop, which has one decode step.
+`python -m support.launch_counts DIRECTORY LAYERS:CASE,CASE…` prints a JSON object: for each case, such as
+`2:greedy-32` (2 layers, 32 rows), the counts of one turn of rank 0's loop, which has one decode step.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from motet.engine.model_runner import ModelRunner
 RANK = 16
 MOST_ROWS = 32
 SAMPLINGS = {
+    "base": {"temperature": 0.0},
     "greedy": {"temperature": 0.0},
     "sampled": {"temperature": 0.8, "top_p": 0.9, "top_k": 40, "min_p": 0.01},
     "penalties": {"temperature": 0.8, "repetition_penalty": 1.1, "presence_penalty": 0.5, "logit_bias": {7: 1.0}},
@@ -48,11 +49,12 @@ def install_all(core: EngineCore, runner: ModelRunner, count: int) -> None:
 def decode_step(
     core: EngineCore, sockets: InProcessSockets, counts: fake_cuda.DeviceCounts, case: str
 ) -> dict[str, object]:
-    """The counts of one decode step, in which each row has its own adapter."""
+    """The counts of one decode step, in which each row has its own adapter, or none in the case `base`."""
     sampling, rows = case.split("-")[0], int(case.split("-")[1])
     for row in range(rows):
         params = SamplingParams(max_tokens=50, seed=row, **SAMPLINGS[sampling])
-        sockets.inbox.append(AddRequest(f"{case}-{row}", (5, 6, 7), params, str(row)))
+        adapter = None if sampling == "base" else str(row)
+        sockets.inbox.append(AddRequest(f"{case}-{row}", (5, 6, 7), params, adapter))
     for _ in range(3):  # the prompts, and two decode steps
         core.run_once()
     running = core.scheduler.running
@@ -73,23 +75,37 @@ def decode_step(
     return found
 
 
-def main() -> None:
-    """Count every case."""
-    directory, layers, cases = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3].split(",")
-    fake_cuda.register_device_guard(directory)
+def count_cases(directory: Path, layers: int, cases: list[str], counts: fake_cuda.DeviceCounts) -> dict[str, object]:
+    """The counts of every case with a model of `layers` layers."""
     model = copy.deepcopy(LLAMA_8B)
     model.num_hidden_layers = layers
     model.save_pretrained(directory)
-    counts = fake_cuda.DeviceCounts()
-    settings = Settings(device="cuda", max_context=1024, adapter_slots=MOST_ROWS, max_sequences=64, kv_memory="8GiB")
+    settings = Settings(
+        device="cuda",
+        max_context=1024,
+        adapter_slots=MOST_ROWS,
+        max_sequences=64,
+        max_batch_tokens=256,
+        kv_memory="8GiB",
+        enforce_eager="on",
+    )
     config = EngineConfig.from_settings(settings, directory)
+    runner = random_runner(config, torch.device("cuda", 0))
+    sockets = InProcessSockets()
+    core = engine_core(runner, config, sockets, overlap=True)
+    install_all(core, runner, MOST_ROWS)
+    return {f"{layers}:{case}": decode_step(core, sockets, counts, case) for case in cases}
+
+
+def main() -> None:
+    """Count every case."""
+    directory, counts, found = Path(sys.argv[1]), fake_cuda.DeviceCounts(), {}
+    fake_cuda.register_device_guard(directory)
     fake_cuda.install_stand_ins(counts)
-    with FakeTensorMode(allow_non_fake_inputs=True), counts:
-        runner = random_runner(config, torch.device("cuda", 0))
-        sockets = InProcessSockets()
-        core = engine_core(runner, config, sockets, overlap=True)
-        install_all(core, runner, MOST_ROWS)
-        found = {case: decode_step(core, sockets, counts, case) for case in cases}
+    for argument in sys.argv[2:]:
+        layers, _, cases = argument.partition(":")
+        with FakeTensorMode(allow_non_fake_inputs=True), counts:
+            found |= count_cases(directory, int(layers), cases.split(","), counts)
     print(json.dumps(found))
 
 

@@ -16,6 +16,7 @@ from motet.core.model_source import ModelInfo
 from motet.core.sampling_params import SamplingParams
 from motet.core.settings import Settings
 from motet.engine import model_runner
+from motet.engine.decode_graphs import cuda_recorder
 from motet.engine.distributed.process_group import ShardGroup
 from motet.engine.engine_config import EngineConfig
 from motet.engine.engine_core import EngineCore
@@ -94,6 +95,8 @@ class LocalEngine:
         config = EngineConfig.from_settings(settings, directory)
         self.runner = random_runner(config, device)
         self.runner.warm_up()
+        if self.runner.graph_sizes:
+            self.runner.record_graphs(self.runner.graph_sizes, cuda_recorder(device), lambda done, total: None)
         self.sockets = InProcessSockets()
         self.core = engine_core(self.runner, config, self.sockets, overlap=device.type == "cuda")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
 import tempfile
 import time
 import warnings
@@ -86,7 +88,7 @@ def run(bench: Bench) -> None:
     )
     with tempfile.TemporaryDirectory() as path:
         directory = model_directory(bench, Path(path))
-        for mode, settings in modes(settings_for(bench, batches[-1])):
+        for mode, settings in modes(bench, settings_for(bench, batches[-1])):
             with opened(bench, directory, settings) as engine:
                 _register(engine, batches[-1], directory)
                 for rows in batches:
@@ -97,9 +99,11 @@ def run(bench: Bench) -> None:
         print(memory)
 
 
-def modes(settings: Settings) -> Iterator[tuple[str, Settings]]:
-    """The ways to run a step, with their settings."""
-    yield "eager", settings
+def modes(bench: Bench, settings: Settings) -> Iterator[tuple[str, Settings]]:
+    """The ways to run a step, with their settings. There are no graphs on the CPU."""
+    if bench.is_cuda:
+        yield "graphs", settings
+    yield "eager", dataclasses.replace(settings, enforce_eager="on")
 
 
 @contextmanager
@@ -110,6 +114,7 @@ def opened(bench: Bench, directory: Path, settings: Settings) -> Iterator[LocalE
         yield engine
     finally:
         vars(engine).clear()
+        gc.collect()
         if bench.is_cuda:
             torch.cuda.empty_cache()
 
