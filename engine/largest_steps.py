@@ -37,10 +37,16 @@ def largest_steps(config: SchedulerConfig, block_size: int, adapter_slots: int) 
     tokens = min(config.max_batch_tokens, count * config.max_context)
     shortest, longer = divmod(tokens, count)
     prompts = [shortest] * (count - longer) + [shortest + 1] * longer  # single tokens come first in a step
-    return [_step(lengths, block_size, adapter_slots) for lengths in (prompts, [1] * count)]
+    return [_step(lengths, block_size, adapter_slots, _PARAMS) for lengths in (prompts, [1] * count)]
 
 
-def _step(lengths: list[int], block_size: int, adapter_slots: int) -> Step:
+def plain_decodes(config: SchedulerConfig) -> Step:
+    """A step with the most sequences that decode, with one adapter, and draw their tokens without anything else."""
+    count = min(config.max_sequences, config.max_batch_tokens)
+    return _step([1] * count, 1, 1, SamplingParams(max_tokens=1, top_p=0.99))
+
+
+def _step(lengths: list[int], block_size: int, adapter_slots: int, params: SamplingParams) -> Step:
     sequences, chunks = [], []
     first_rows = accumulate(lengths, initial=0)
     for i, (length, first_row) in enumerate(zip(lengths, first_rows, strict=False)):
@@ -55,10 +61,10 @@ def _step(lengths: list[int], block_size: int, adapter_slots: int) -> Step:
             )
         )
         chunks.append(LoraChunk(i % adapter_slots, first_row, length))
-    rows = [_sequence(i, length) for i, length in enumerate(lengths)]
+    rows = [_sequence(i, length, params) for i, length in enumerate(lengths)]
     return Step(StepPlan("", 0, tuple(sequences), tuple(chunks)), rows, rows)
 
 
-def _sequence(number: int, length: int) -> Sequence:
-    request = AddRequest(f"largest-{number}", (0,) * length, _PARAMS)
+def _sequence(number: int, length: int, params: SamplingParams) -> Sequence:
+    request = AddRequest(f"largest-{number}", (0,) * length, params)
     return Sequence(request, b"", Precedence(0, 0, number), 0.0, max_output=1, num_unread=1)

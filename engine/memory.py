@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -18,6 +20,8 @@ from motet.engine.models.linear_specs import module_shapes
 from motet.engine.models.quantization import check_shapes, resolve_quantization
 from motet.engine.schedule.adapter_slots import PAGE_ROWS
 from motet.engine.schedule.kv_block_manager import CPU_BLOCK_SIZE, CUDA_BLOCK_SIZE
+
+Result = TypeVar("Result")
 
 CPU_CACHE_SHARE = 0.1
 """The cache's default share of the machine's memory."""
@@ -57,6 +61,14 @@ class CardUse:
     def rest(self, fraction: float) -> int:
         """What this leaves of `fraction` of the card; negative if it is too much already."""
         return int(self.total * fraction) - self.peak - self.others
+
+
+def allocated_by(device: torch.device, work: Callable[[], Result]) -> tuple[Result, int]:
+    """What `work` returns, and the bytes of a GPU that PyTorch allocated for it at most, beside those from before."""
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    result = work()
+    return result, torch.cuda.max_memory_allocated(device) - before
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from motet.engine.checkpoint import Checkpoint
 from motet.engine.decode_graphs import GRAPH_BYTES, DecodeGraphs, Recorder, graph_sizes
 from motet.engine.distributed.process_group import ShardGroup
 from motet.engine.engine_config import EngineConfig
-from motet.engine.largest_steps import largest_steps
+from motet.engine.largest_steps import largest_steps, plain_decodes
 from motet.engine.layers.attention import CacheShape, attention_backend
 from motet.engine.layers.forward_context import ForwardContext, Padding, forward_context
 from motet.engine.layers.linear import attach_lora
 from motet.engine.lora.pool import LoraPool, PoolSize
 from motet.engine.lora.warm_up import warm_up
-from motet.engine.memory import Capacity, CardUse, MemoryPlan, batch_tokens
+from motet.engine.memory import Capacity, CardUse, MemoryPlan, allocated_by, batch_tokens
 from motet.engine.models.architectures import ModelConfig, read_config
 from motet.engine.models.decoder import Decoder, HiddenStates
 from motet.engine.models.linear_specs import module_shapes
@@ -173,14 +173,18 @@ class ModelRunner:
             self.store_samples(len(step.rows), sampled)
 
     def _graph_memory(self, limits: SchedulerConfig) -> int:
-        """Bytes that the graphs will take: their kernels, and the tensors of the largest one, in a pool of its own."""
+        """Bytes that the graphs will take: their kernels, and the tensors of the largest step and of its draw.
+
+        These tensors are in pools of their own, which eager steps cannot use.
+        """
         if not self.graph_sizes:
             return 0
-        _, decodes = largest_steps(limits, self.capacity.block_size, 1)
-        torch.cuda.reset_peak_memory_stats(self.device)
-        before = torch.cuda.memory_allocated(self.device)
-        self.execute(self.stage(decodes.plan))
-        return torch.cuda.max_memory_allocated(self.device) - before + len(self.graph_sizes) * GRAPH_BYTES
+        step, sampler = plain_decodes(limits), Sampler(self.config.vocab_size)
+        staged, batch = self.stage(step.plan), sampler.stage(step.rows, self.staging)
+        logits, total = allocated_by(self.device, lambda: self.execute(staged).logits)
+        if logits is not None:
+            total += allocated_by(self.device, lambda: sampler(logits, batch, {}))[1]
+        return total + len(self.graph_sizes) * GRAPH_BYTES
 
     def stage(self, plan: StepPlan, graph_rows: int | None = None) -> StagedStep:
         """Put the step's numbers into a new content of `staging`; the caller may add its own before `execute`.
@@ -223,16 +227,18 @@ class ModelRunner:
     @torch.inference_mode()
     def record_graphs(self, sizes: list[int], record: Recorder, report: Callable[[int, int], None]) -> None:
         """Record a decode step of each of `sizes` rows, the largest first; `report(done, of)` is called after each."""
+        # One buffer for all graphs: the graphs' pool could not use the memory of their results again.
+        logits = torch.empty(max(sizes), self.config.vocab_size, device=self.device)
         for done, rows in enumerate(reversed(sizes), start=1):
             step = self.stage(StepPlan("", 0, (), ()), rows)
             self.staging.send()
-            # The first run compiles and allocates what a graph may not.
-            self._decode(step)
-            self.graphs.add(rows, record(functools.partial(self._decode, step)))
+            decode = functools.partial(self._decode, step, logits[:rows])
+            decode()  # compiles and allocates what a graph may not
+            self.graphs.add(rows, record(decode))
             report(done, len(sizes))
 
-    def _decode(self, step: StagedStep) -> Tensor | None:
-        return self._decoder.logits(self._forward(step).sample)
+    def _decode(self, step: StagedStep, logits: Tensor) -> Tensor | None:
+        return self._decoder.logits(self._forward(step).sample, logits)
 
     def _padding(self, rows: int) -> Padding:
         width = -(-self.capacity.max_context // self.capacity.block_size)

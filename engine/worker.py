@@ -20,7 +20,6 @@ from motet.core.model_source import ModelInfo
 from motet.engine.engine_config import EngineConfig
 
 if TYPE_CHECKING:
-    from motet.engine.decode_graphs import cuda_recorder
     from motet.engine.distributed.transport import EngineSockets
     from motet.engine.model_runner import ModelRunner
 
@@ -77,6 +76,7 @@ def _open_sockets(spec: WorkerSpec) -> EngineSockets:
 
 def run_rank_0(spec: WorkerSpec, heartbeat: Heartbeat) -> None:
     """Load the model, wait for the other ranks, and serve until SIGTERM."""
+    from motet.engine.decode_graphs import cuda_recorder
     from motet.engine.distributed.process_group import leave
     from motet.engine.engine_core import EngineCore
     from motet.engine.schedule.adapter_slots import AdapterSlots

@@ -35,7 +35,10 @@ class VocabularyShard:
         rows = F.embedding(torch.where(in_shard, local, 0), table)
         return self._group.all_reduce(rows * in_shard[:, None])
 
-    def logits(self, head: Weight, hidden: Tensor) -> Tensor | None:
-        """fp32 logits [N, vocab] on rank 0, None on the others."""
+    def logits(self, head: Weight, hidden: Tensor, out: Tensor | None = None) -> Tensor | None:
+        """fp32 logits [N, vocab] on rank 0, in `out` if it is given; None on the others."""
         logits = self._group.gather_columns(head(hidden))
-        return None if logits is None else logits[:, : self._shape[0]].float()
+        if logits is None:
+            return None
+        logits = logits[:, : self._shape[0]]
+        return logits.float() if out is None else out.copy_(logits)

@@ -126,6 +126,9 @@ class Decoder:
             pooling=states(context.pooling_rows),
         )
 
-    def logits(self, hidden: Tensor) -> Tensor | None:
-        """fp32 logits [N, vocab] of hidden states [N, n] on rank 0, None on the others. Every rank must call it."""
-        return self._vocabulary.logits(self._head, hidden) if len(hidden) else None
+    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor | None:
+        """fp32 logits [N, vocab] of hidden states [N, n] on rank 0, None on the others. Every rank must call it.
+
+        They are in `out`, if it is given.
+        """
+        return self._vocabulary.logits(self._head, hidden, out) if len(hidden) else None

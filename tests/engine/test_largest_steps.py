@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.tiny_models import write_model
+from support.tiny_models import COMMON, write_model
 
 from motet.core.settings import Settings
+from motet.engine.decode_graphs import is_decode
 from motet.engine.distributed.process_group import ShardGroup
 from motet.engine.engine_config import EngineConfig
-from motet.engine.largest_steps import largest_steps
+from motet.engine.largest_steps import largest_steps, plain_decodes
 from motet.engine.model_runner import ModelRunner
 from motet.engine.sampling.sampler import Sampler
+from motet.engine.sampling.sampling_batch import is_capturable
 from motet.engine.schedule.batch import SchedulerConfig
 
 
@@ -44,6 +46,13 @@ def test_they_are_as_large_as_the_settings_allow(config: SchedulerConfig, tokens
         assert {chunk.slot for chunk in plan.lora} == set(range(min(2, rows)))
 
 
+def test_plain_decodes_can_be_graphs() -> None:
+    step = plain_decodes(SchedulerConfig(2048, 256, 8192))
+    assert len(step.rows) == len(step.plan.sequences) == 256
+    assert all(map(is_decode, step.plan.sequences))
+    assert all(map(is_capturable, step.rows))
+
+
 def test_a_runner_runs_them_and_samples_in_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU, where nothing is measured: it shows that the made-up plans and requests are complete."""
     sampled = []
@@ -51,7 +60,7 @@ def test_a_runner_runs_them_and_samples_in_every_row(tmp_path: Path, monkeypatch
     class RecordingSampler(Sampler):
         def __call__(self, *arguments):  # type: ignore[no-untyped-def]
             rows = super().__call__(*arguments)
-            sampled.append([(0 <= row.token < self.vocab_size, len(row.top)) for row in rows.read()])
+            sampled.append([(0 <= row.token < COMMON["vocab_size"], len(row.top)) for row in rows.read()])
             return rows
 
     monkeypatch.setattr("motet.engine.model_runner.Sampler", RecordingSampler)
