@@ -30,7 +30,10 @@ _SIOCGIFADDR = 0x8915
 
 @dataclass(frozen=True)
 class HostGroup:
-    """`nnodes` hosts, each with `shards / nnodes` ranks; `address` is an IP address of the first host."""
+    """`nnodes` hosts, each with `shards / nnodes` ranks.
+
+    `address` is an IP address of the first host, and `name` the same or a name of it, whose address may change.
+    """
 
     nnodes: int
     node_rank: int
@@ -38,6 +41,7 @@ class HostGroup:
     address: str
     port: int
     key: HostKey
+    name: str
 
     @property
     def local_shards(self) -> int:
@@ -50,14 +54,22 @@ class HostGroup:
 
     def endpoint(self, service: int) -> str:
         """The address of one of the first host's services, such as AGENTS."""
-        host = f"[{self.address}]" if ":" in self.address else self.address
-        return f"tcp://{host}:{self.port + service}"
+        return _endpoint(self.address, self.port + service)
+
+    @property
+    def named_endpoint(self) -> str:
+        """The address at which agents join; ZeroMQ resolves the name at each attempt."""
+        return _endpoint(self.name, self.port + AGENTS)
 
     def variables(self) -> dict[str, str]:
         """The environment of this host's ranks: the key, and the interface for gloo and NCCL unless the user set it."""
         found = interface(self.address)
         names = [name for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if name not in os.environ]
         return {HOST_KEY_VARIABLE: self.key.text} | (dict.fromkeys(names, found) if found else {})
+
+
+def _endpoint(host: str, port: int) -> str:
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 
 def with_torchrun(settings: Settings, environ: Mapping[str, str]) -> Settings:
@@ -112,7 +124,8 @@ def host_group(settings: Settings, environ: Mapping[str, str]) -> HostGroup | No
     if not settings.master_addr:
         raise StartupError("--nnodes needs --master-addr: an address of the first host", param="master_addr")
     key = HostKey.load(settings.host_key_file, environ)
-    return HostGroup(nnodes, node_rank, shards, _resolved(settings.master_addr), settings.master_port, key)
+    address, port = _resolved(settings.master_addr), settings.master_port
+    return HostGroup(nnodes, node_rank, shards, address, port, key, settings.master_addr)
 
 
 def interface(address: str) -> str:

@@ -22,7 +22,7 @@ from motet.core.heartbeat import HeartbeatMonitor
 from motet.core.paths import cache_directory
 from motet.core.run_directory import RunDirectory
 from motet.core.startup_failures import ended_at_start
-from motet.engine.distributed.hosts import AGENTS, HostGroup
+from motet.engine.distributed.hosts import HostGroup
 from motet.engine.engine_config import EngineConfig
 from motet.engine.processes.child_process import public_environment, start_child, stop_all
 from motet.engine.processes.host_messages import (
@@ -36,6 +36,7 @@ from motet.engine.processes.host_messages import (
     JoinAgain,
     JoinHosts,
     JoinRefused,
+    LeaveHosts,
     RanksEnded,
     StartRanks,
     StopRanks,
@@ -158,11 +159,13 @@ class HostAgent:
 
     def run(self, stop: threading.Event) -> None:
         """Raises StartupError if the first host refuses this one, or its engine cannot start."""
-        address = self._group.endpoint(AGENTS)
+        address = self._group.named_endpoint
         logger.info("host {}: joining the first host at {}", self._group.node_rank, address)
         self._socket.connect(address)
         try:
             self._loop(stop)
+            self._ranks.stop()
+            self._send(LeaveHosts())
         finally:
             self._ranks.close()
             self._socket.disable_monitor()
@@ -217,7 +220,7 @@ class HostAgent:
 
     def _leave(self, reason: str) -> None:
         """End the ranks, and join again when the first host is there."""
-        logger.error("the first host ({}) {}; ending this host's ranks until it is back", self._group.address, reason)
+        logger.error("the first host ({}) {}; ending this host's ranks until it is back", self._group.name, reason)
         self._ranks.stop()
         self._joined = False
 
@@ -226,7 +229,7 @@ class HostAgent:
         self._failed_handshakes = 0 if event == zmq.EVENT_HANDSHAKE_SUCCEEDED else self._failed_handshakes + 1
         if self._failed_handshakes >= MAX_HANDSHAKES:
             raise StartupError(
-                f"the first host ({self._group.endpoint(AGENTS)}) refuses this host's key; set the same "
+                f"the first host ({self._group.named_endpoint}) refuses this host's key; set the same "
                 "--host-key-file or MOTET_HOST_KEY on all hosts",
                 param="host_key_file",
             )

@@ -2,6 +2,7 @@
 
 agent ──JoinHosts──> first host ──JoinAccepted | JoinRefused──> agent
 agent ──HostState, each second──> first host ──FirstHostState, each second──> agent
+agent ──RanksEnded | LeaveHosts──> first host
 first host ──StartRanks | StopRanks──> agent
 """
 
@@ -86,6 +87,10 @@ class HostState(msgspec.Struct, frozen=True, tag=True):
     running: bool
 
 
+class LeaveHosts(msgspec.Struct, frozen=True, tag=True):
+    """The host's agent is about to end."""
+
+
 class RanksEnded(msgspec.Struct, frozen=True, tag=True):
     """A rank of the host ended, and the agent has ended the others.
 
@@ -99,7 +104,7 @@ class RanksEnded(msgspec.Struct, frozen=True, tag=True):
     killed: bool
 
 
-ToFirstHost: TypeAlias = JoinHosts | HostState | RanksEnded
+ToFirstHost: TypeAlias = JoinHosts | HostState | RanksEnded | LeaveHosts
 ToAgent: TypeAlias = JoinAccepted | JoinRefused | JoinAgain | StartRanks | StopRanks | FirstHostState
 
 

@@ -31,6 +31,7 @@ from motet.engine.processes.host_messages import (
     JoinAgain,
     JoinHosts,
     JoinRefused,
+    LeaveHosts,
     RanksEnded,
     StartRanks,
     StopRanks,
@@ -43,6 +44,9 @@ POLL_MILLISECONDS = 50
 REFUSAL_SECONDS = 10.0
 """How often a connection with a wrong key is logged: the host tries again at once."""
 
+RIVAL_SECONDS = LOST_SECONDS + 2 * BEAT_SECONDS
+"""An agent whose number another one has is refused after this time: a dead one is lost earlier."""
+
 CLOSE_MILLISECONDS = 500
 """How long the end of the engine may wait for messages to the hosts."""
 
@@ -51,13 +55,18 @@ _WRONG_KEY = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AU
 
 @dataclass
 class _Host:
-    """A host that has joined; `idle`: it has reported since the last command that it runs no ranks."""
+    """A host that has joined; `idle`: it has reported since the last command that it runs no ranks.
+
+    `rival` is another agent that wants to join with the same number, for `rival_seconds` already.
+    """
 
     identity: bytes
     name: str
     address: str
     idle: bool = True
     silent_seconds: float = 0.0
+    rival: bytes = b""
+    rival_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -175,14 +184,16 @@ class OtherHosts:
             else:
                 self._handle(identity.bytes, message)
 
-    def _handle(self, identity: bytes, message: HostState | RanksEnded) -> None:
+    def _handle(self, identity: bytes, message: HostState | RanksEnded | LeaveHosts) -> None:
         found = [(rank, host) for rank, host in self._hosts.items() if host.identity == identity]
         if not found:
             self._send(identity, JoinAgain())
             return
         rank, host = found[0]
         host.silent_seconds = 0.0
-        if isinstance(message, RanksEnded):
+        if isinstance(message, LeaveHosts):
+            self._lost(rank, "it was stopped")
+        elif isinstance(message, RanksEnded):
             text = f"host {rank} ({host.name}, {host.address}): {message.reason}"
             self._failures.put(HostFailure(text, message))
         else:
@@ -195,18 +206,19 @@ class OtherHosts:
         if not reason and not 1 <= rank < self._group.nnodes:
             reason = f"--node-rank {rank} is not one of 1 to {self._group.nnodes - 1}"
         present = self._hosts.get(rank)
-        if not reason and present is not None and identity == present.identity:
-            self._send(identity, JoinAccepted())  # the agent has sent the message twice
-            return
-        if not reason and present is not None and present.address != address:
+        if not reason and present is not None and present.identity != identity:
+            if present.rival != identity:
+                present.rival, present.rival_seconds = identity, 0.0
+            if present.rival_seconds <= RIVAL_SECONDS:  # the present one may be dead; the other one asks again
+                return
             reason = f"{present.name} ({present.address}) has already joined with --node-rank {rank}"
         if reason:
             self._refuse(identity, f"{message.name} ({address})", reason)
             return
-        if present is not None:
-            self._lost(rank, "its agent was started again")
-        self._hosts[rank] = _Host(identity, message.name, address)
         self._send(identity, JoinAccepted())
+        if present is not None:  # the agent has sent the message twice
+            return
+        self._hosts[rank] = _Host(identity, message.name, address)
         logger.info("host {} of {} has joined: {} ({})", rank, self._group.nnodes, message.name, address)
 
     def _refuse(self, identity: bytes, peer: str, reason: str) -> None:
@@ -216,6 +228,7 @@ class OtherHosts:
     def _count_silence(self, seconds: float) -> None:
         for rank, host in list(self._hosts.items()):
             host.silent_seconds += seconds
+            host.rival_seconds += seconds
             if host.silent_seconds > LOST_SECONDS:
                 self._lost(rank, f"it has not responded for {LOST_SECONDS:g} s")
 

@@ -24,4 +24,4 @@ def free_ports() -> int:
 
 def loopback_group(node_rank: int = 0, port: int = 0, key: str = KEY) -> HostGroup:
     """One of two hosts with one rank each; `port` is the first host's, or a new one."""
-    return HostGroup(2, node_rank, 2, "127.0.0.1", port or free_ports(), HostKey(key))
+    return HostGroup(2, node_rank, 2, "127.0.0.1", port or free_ports(), HostKey(key), "localhost")

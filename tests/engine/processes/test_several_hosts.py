@@ -58,8 +58,13 @@ class Agent:
         """Whether the agent has not ended."""
         return self._thread.is_alive()
 
+    def die(self) -> None:
+        """End the agent as if it was killed: it does not say so to the first host."""
+        self.agent._send = lambda message: None  # type: ignore[method-assign]
+        self.stop()
+
     def stop(self) -> None:
-        """End the agent, which does not say so to the first host."""
+        """End the agent."""
         self._stop.set()
         self._thread.join()
 
@@ -91,6 +96,7 @@ class Hosts:
             monkeypatch.setattr(module, "start_child", start)
         for module in (host_messages, host_agent, other_hosts):
             monkeypatch.setattr(module, "LOST_SECONDS", 2.0)
+        monkeypatch.setattr(other_hosts, "RIVAL_SECONDS", 4.0)
         config = EngineConfig.from_settings(Settings(shards=2, nnodes=2, threads=2), self.model)
         self.engine = EngineProcesses(config, 2, "tiny", loopback_group(0, self.port))
         self._sink = logger.add(lambda message: self.log.append(message.record["message"]), level="INFO")
@@ -219,7 +225,7 @@ def test_a_lost_host_ends_the_engine_until_it_is_back(hosts: Hosts) -> None:
             return bool(states) and states[-1].state == "starting"
 
         time.sleep(0.2)  # until the subscription has arrived
-        agent.stop()
+        agent.die()
         hosts.until(waits)
     assert [state.state for state in states[:2]] == ["down", "starting"]
     assert states[-1].reason == "the engine is starting (waiting for host 1)"
@@ -230,6 +236,7 @@ def test_a_lost_host_ends_the_engine_until_it_is_back(hosts: Hosts) -> None:
     assert [start.restarted for start in (hosts.first.starts[1], hosts.other.starts[1])] == [True, True]
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_on_either_host_restarts_both(hosts: Hosts) -> None:
     hosts.first.bodies, hosts.other.bodies = [SERVE, DIES_LATER, SERVE], [DIES_LATER, SERVE]
     hosts.join()
@@ -291,16 +298,37 @@ def test_the_first_host_s_end_ends_the_ranks_and_the_agent_waits(hosts: Hosts, m
     others._others._closing.set()
     rank.wait(10)
     assert agent.running
-    assert hosts.logged("the first host (127.0.0.1) has not responded for 2 s")()
+    assert hosts.logged("the first host (localhost) has not responded for 2 s")()
     others._others.close()
     others._files.close()
 
 
-def test_a_second_agent_replaces_the_first_one_of_its_address(hosts: Hosts) -> None:
+@pytest.mark.slow
+def test_a_second_agent_with_the_same_number_is_refused(hosts: Hosts) -> None:
     hosts.join()
     hosts.until(hosts.serving(1))
+    second = hosts.join()
+    hosts.until(lambda: not second.running)
+    assert "has already joined with --node-rank 1" in str(second.error)
+    assert hosts.serving(1)(), "the first one goes on"
+
+
+@pytest.mark.slow
+def test_an_agent_that_is_started_again_joins_when_the_dead_one_is_lost(hosts: Hosts) -> None:
+    agent = hosts.join()
+    hosts.until(hosts.serving(1))
+    agent.die()
     hosts.join()
-    hosts.until(hosts.logged("is lost: its agent was started again"))
+    hosts.until(hosts.serving(2))
+
+
+def test_a_stopped_agent_is_missed_at_once(hosts: Hosts) -> None:
+    agent = hosts.join()
+    hosts.until(hosts.serving(1))
+    begun = time.monotonic()
+    agent.stop()
+    hosts.until(hosts.logged("is lost: it was stopped"))
+    assert time.monotonic() - begun < 2
 
 
 def test_the_fingerprint_is_of_the_config_and_the_weights(tmp_path: Path) -> None:
