@@ -53,9 +53,11 @@ class ShardGroup:
         """The smallest `value` of all ranks."""
         if self.tp_size == 1:
             return value
-        values: list[int] = [0] * self.tp_size
-        dist.all_gather_object(values, value)
-        return min(values)
+        # A tensor, since collectives of objects unpickle what other hosts send.
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        smallest = torch.tensor([value], dtype=torch.int64, device=device)
+        dist.all_reduce(smallest, dist.ReduceOp.MIN)
+        return int(smallest)
 
     def slice(self, total: int, heads: int = 0) -> slice:
         """This rank's share of `total` rows, a multiple of `tp_size`.

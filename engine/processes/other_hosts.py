@@ -192,7 +192,7 @@ class OtherHosts:
         rank, host = found[0]
         host.silent_seconds = 0.0
         if isinstance(message, LeaveHosts):
-            self._lost(rank, "it was stopped")
+            self._lost(rank, "it was stopped", "WARNING")
         elif isinstance(message, RanksEnded):
             text = f"host {rank} ({host.name}, {host.address}): {message.reason}"
             self._failures.put(HostFailure(text, message))
@@ -232,10 +232,10 @@ class OtherHosts:
             if host.silent_seconds > LOST_SECONDS:
                 self._lost(rank, f"it has not responded for {LOST_SECONDS:g} s")
 
-    def _lost(self, rank: int, reason: str) -> None:
+    def _lost(self, rank: int, reason: str, level: str = "ERROR") -> None:
         host = self._hosts.pop(rank)
         message = f"host {rank} ({host.name}, {host.address}) is lost: {reason}"
-        logger.error("{}", message)
+        logger.log(level, "{}", message)
         self._failures.put(HostFailure(message))
 
     def _watch_connections(self) -> None:
