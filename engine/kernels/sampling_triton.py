@@ -15,6 +15,9 @@ from torch import Tensor
 BLOCK, WARPS = 4096, 16
 """Elements of a row that `draw` reads at a time, and its warps: few programs run, so each must keep loads in flight."""
 
+UNROLL = tl.constexpr(4)
+"""Blocks that `_sums` reads at a time."""
+
 TABLE_BLOCK = 1024
 """Entries of a table row that `adjust` and `count` read at a time."""
 
@@ -31,18 +34,19 @@ def _sums(weights, distances, size, key_1, key_2, key_3, KIND: tl.constexpr, BLO
     sum_1 = tl.zeros((BLOCK,), tl.float64)
     sum_2 = tl.zeros((BLOCK,), tl.float64)
     sum_3 = tl.zeros((BLOCK,), tl.float64)
-    for start in range(0, size, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        weight = tl.load(weights + at, mask=at < size, other=0.0)
+    offsets = tl.arange(0, UNROLL)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    for start in range(0, size, UNROLL * BLOCK):
+        inside = start + offsets < size
+        weight = tl.load(weights + start + offsets, mask=inside, other=0.0)
         keys = weight.to(tl.int32, bitcast=True)
         value = weight.to(tl.float64)
         if KIND == COUNT:
-            value = tl.full((BLOCK,), 1.0, tl.float64)
+            value = tl.full((UNROLL, BLOCK), 1.0, tl.float64)
         if KIND == TYPICAL:
-            keys = LARGEST - tl.load(distances + at, mask=at < size, other=0.0).to(tl.int32, bitcast=True)
-        sum_1 += tl.where(keys >= key_1, value, 0.0)
-        sum_2 += tl.where(keys >= key_2, value, 0.0)
-        sum_3 += tl.where(keys >= key_3, value, 0.0)
+            keys = LARGEST - tl.load(distances + start + offsets, mask=inside, other=0.0).to(tl.int32, bitcast=True)
+        sum_1 += tl.sum(tl.where(keys >= key_1, value, 0.0), 0)
+        sum_2 += tl.sum(tl.where(keys >= key_2, value, 0.0), 0)
+        sum_3 += tl.sum(tl.where(keys >= key_3, value, 0.0), 0)
     return tl.sum(sum_1, 0), tl.sum(sum_2, 0), tl.sum(sum_3, 0)
 
 

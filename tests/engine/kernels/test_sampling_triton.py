@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from motet.engine.kernels import cpu_sampling, sampling_triton
 
-sampling_triton.BLOCK = 128
+sampling_triton.BLOCK = 32
 rng = np.random.default_rng(int(sys.argv[1]))
 for case in range(int(sys.argv[2])):
     size, count = int(rng.choice([5, 64, 100, 193])), 6
