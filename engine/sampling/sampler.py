@@ -91,8 +91,8 @@ class SampledRows:
 class Sampler:
     """Samples tokens, and stores token counts and biases of requests between steps until `forget`."""
 
-    def __init__(self, vocab_size: int, device: torch.device | str = "cpu") -> None:
-        self._vocab_size, self._device = vocab_size, torch.device(device)
+    def __init__(self, vocab_size: int, device: torch.device) -> None:
+        self.vocab_size, self._device = vocab_size, device
         self._table = TokenTable(vocab_size, self._device)
         self._recorded: dict[int, Recording] = {}  # by the number of rows
 
@@ -160,7 +160,7 @@ class Sampler:
             staging.begin()
             batch = self.stage([row], staging)
             staging.send()
-            self(torch.zeros(1, self._vocab_size, device=self._device), batch, {}).read()
+            self(torch.zeros(1, self.vocab_size, device=self._device), batch, {}).read()
             self.forget(row.id)
 
     def forget(self, id: str) -> None:
@@ -176,10 +176,10 @@ class Sampler:
         rows: list[int] = []
         ids: list[int] = []
         for j in batch.below_min_tokens:
-            ending = [id for id in batch.rows[j].ending_ids if id < self._vocab_size]
+            ending = [id for id in batch.rows[j].ending_ids if id < self.vocab_size]
             if j in masks:
                 masks[j] = _without(masks[j], ending)
-            elif len(ending) < self._vocab_size:
+            elif len(ending) < self.vocab_size:
                 rows += [j] * len(ending)
                 ids += ending
         if ids:

@@ -32,6 +32,7 @@ from motet.engine.staging import StagingBuffer
 
 GREEDY = SamplingParams(max_tokens=99, temperature=0.0)
 PLAIN = SamplingParams(max_tokens=99)
+CPU = torch.device("cpu")
 NARROW = 1e-4
 """Intervals narrower than this are within rounding errors of their neighbours."""
 
@@ -70,9 +71,9 @@ def choose(logits: Tensor, sequence: Sequence, draw: float | None = None, mask: 
     """The token that a new sampler picks for one row of logits [V]."""
     masks = {} if mask is None else {0: mask}
     if draw is None:
-        return sample(Sampler(len(logits)), logits[None].clone(), [sequence], masks)[0].token
+        return sample(Sampler(len(logits), CPU), logits[None].clone(), [sequence], masks)[0].token
     with drawing(draw):
-        return sample(Sampler(len(logits)), logits[None].clone(), [sequence], masks)[0].token
+        return sample(Sampler(len(logits), CPU), logits[None].clone(), [sequence], masks)[0].token
 
 
 def transformers_distribution(logits: Tensor, sequence: Sequence) -> Tensor:

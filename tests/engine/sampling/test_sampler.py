@@ -11,6 +11,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from support.sampling_checks import (
+    CPU,
     GREEDY,
     PLAIN,
     assert_samples_from,
@@ -102,7 +103,7 @@ def test_penalties_and_bias_are_openais(
 
 def test_history_kept_over_steps_equals_history_rebuilt() -> None:
     params = SamplingParams(max_tokens=99, repetition_penalty=1.2, presence_penalty=0.5, frequency_penalty=0.4, seed=9)
-    kept, output = Sampler(30), []
+    kept, output = Sampler(30, CPU), []
     for step in range(40):
         logits = random_logits(step, 1, 30, spread=1.0)
         sequence = row(params, prompt=(1, 2), output=tuple(output))
@@ -114,7 +115,7 @@ def test_history_kept_over_steps_equals_history_rebuilt() -> None:
 
 def test_forgotten_histories_are_gone() -> None:
     """An id that comes again starts from nothing."""
-    sampler = Sampler(4)
+    sampler = Sampler(4, CPU)
     logits = torch.tensor([[1.0, 0.9, 0.0, 0.0]])
     params = msgspec.structs.replace(GREEDY, presence_penalty=2.0)
     assert sample(sampler, logits.clone(), [row(params, prompt=(3,))], {})[0].token == 0
@@ -131,7 +132,7 @@ def test_top_k_top_ps_have_the_right_distribution() -> None:
     for cut in ({}, {"top_k": 6}, {"top_p": 0.8}, {"min_p": 0.1}, {"temperature": 0.7, "top_k": 9, "top_p": 0.9}):
         params = [SamplingParams(max_tokens=9, seed=seed, **cut) for seed in range(count)]  # type: ignore[arg-type]
         rows = [row(p, id=str(i)) for i, p in enumerate(params)]
-        choices = sample(Sampler(16), logits.repeat(count, 1), rows, {})
+        choices = sample(Sampler(16, CPU), logits.repeat(count, 1), rows, {})
         expected = transformers_distribution(logits, rows[0]) * count
         counts = torch.bincount(torch.tensor([c.token for c in choices]), minlength=16)
         kept = expected > 0
@@ -179,9 +180,9 @@ def test_a_row_is_sampled_alike_alone_and_in_company(
     masks = {j: torch.from_numpy(rng.random(33) < 0.6) for j in masked if j < len(rows)}
     for mask in masks.values():
         mask[:8] = True
-    together = sample(Sampler(33), logits.clone(), rows, masks)
+    together = sample(Sampler(33, CPU), logits.clone(), rows, masks)
     alone = [
-        sample(Sampler(33), logits[j : j + 1].clone(), [rows[j]], {0: masks[j]} if j in masks else {})[0]
+        sample(Sampler(33, CPU), logits[j : j + 1].clone(), [rows[j]], {0: masks[j]} if j in masks else {})[0]
         for j in range(len(rows))
     ]
     assert together == alone
@@ -197,7 +198,7 @@ def test_logprobs_are_the_models(seed: int, top: int) -> None:
     )
     masks = {0: torch.arange(25) > 2}
     reference = torch.log_softmax(logits.double(), dim=-1)
-    reported, silent = sample(Sampler(25), logits, [row(params, id="a"), row(PLAIN, id="b")], masks)
+    reported, silent = sample(Sampler(25, CPU), logits, [row(params, id="a"), row(PLAIN, id="b")], masks)
     assert reported.logprob == pytest.approx(float(reference[0, reported.token]), abs=1e-5)
     best = reference[0].topk(top)
     assert [id for id, _ in reported.top] == best.indices.tolist()
@@ -208,7 +209,7 @@ def test_logprobs_are_the_models(seed: int, top: int) -> None:
 def test_greedy_next_to_sampled_rows() -> None:
     logits = random_logits(1, 3, 50)
     rows = [row(PLAIN, id="a"), row(GREEDY, id="b"), row(PLAIN, id="c")]
-    assert sample(Sampler(50), logits.clone(), rows, {})[1] == SampledToken(int(logits[1].argmax()))
+    assert sample(Sampler(50, CPU), logits.clone(), rows, {})[1] == SampledToken(int(logits[1].argmax()))
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-8, 1e-30, 1e-44, 1e-60, 5e-324])

@@ -10,7 +10,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from support.recording import record
-from support.sampling_checks import GREEDY, PLAIN, random_logits, row, sample
+from support.sampling_checks import CPU, GREEDY, PLAIN, random_logits, row, sample
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from motet.core.sampling_params import SamplingParams
@@ -50,7 +50,7 @@ def rows_of(params: list[SamplingParams]) -> list[Sequence]:
 def test_the_number_of_launches_does_not_depend_on_the_rows(kinds: list[SamplingParams]) -> None:
     launches: list[int] = []
     for count in (2, 32):
-        sampler, staging = Sampler(60), StagingBuffer(1 << 16, torch.device("cpu"))
+        sampler, staging = Sampler(60, CPU), StagingBuffer(1 << 16, CPU)
         rows = rows_of([kinds[i % len(kinds)] for i in range(count)])
         for _ in range(2):  # the second step, since the first one fills the table
             staging.begin()
@@ -74,7 +74,7 @@ def test_the_number_of_launches_does_not_depend_on_the_rows(kinds: list[Sampling
 def test_padded_rows_sample_what_plain_ones_sample(seed: int, kinds: list[SamplingParams], padding: int) -> None:
     rows, size = rows_of(kinds), len(kinds) + padding
     assume(rows)
-    sampler, staging = Sampler(30), StagingBuffer(1 << 16, torch.device("cpu"))
+    sampler, staging = Sampler(30, CPU), StagingBuffer(1 << 16, CPU)
     recorded = torch.zeros(size, 30)
     staging.begin()
     sampler.record(recorded, staging, record)
@@ -83,17 +83,17 @@ def test_padded_rows_sample_what_plain_ones_sample(seed: int, kinds: list[Sampli
     assert batch.capturable
     assert bool(batch.recorded_rows) == any(kind.temperature > 0 for kind in kinds)
     recorded.copy_(random_logits(seed, size, 30))
-    expected = sample(Sampler(30), recorded[: len(rows)].clone(), rows, {})
+    expected = sample(Sampler(30, CPU), recorded[: len(rows)].clone(), rows, {})
     assert sampler(recorded[: len(rows)], batch, {}).read() == expected
 
 
 def test_padded_batches_have_the_same_addresses_and_operations() -> None:
     """So a captured graph reads the parameters of the step that replays it."""
-    sampler, staging = Sampler(30), StagingBuffer(1 << 16, torch.device("cpu"))
+    sampler, staging = Sampler(30, CPU), StagingBuffer(1 << 16, CPU)
     seen = []
     for kinds in ([], [GREEDY] * 4, [PLAIN] * 4, [PLAIN, GREEDY]):
         staging.begin()
-        batch = stage_batch(rows_of(kinds), staging, TokenTable(30, torch.device("cpu")), 4)
+        batch = stage_batch(rows_of(kinds), staging, TokenTable(30, CPU), 4)
         draw = batch.draw
         assert draw is not None
         with Operations() as operations:
@@ -110,6 +110,6 @@ def test_padded_batches_have_the_same_addresses_and_operations() -> None:
     ids=str,
 )
 def test_what_sample_ids_leaves_out_is_not_capturable(change: dict[str, Any]) -> None:
-    sampler, staging = Sampler(30), StagingBuffer(1 << 16, torch.device("cpu"))
+    sampler, staging = Sampler(30, CPU), StagingBuffer(1 << 16, CPU)
     staging.begin()
     assert not sampler.stage(rows_of([PLAIN, msgspec.structs.replace(PLAIN, **change)]), staging).capturable

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.sampling_checks import random_logits, row, sample
+from support.sampling_checks import CPU, random_logits, row, sample
 
 from motet.core.sampling_params import SamplingParams
 from motet.engine.sampling import token_table
@@ -24,7 +23,7 @@ PARAMS = [
     {"logit_bias": {0: 1.0, 7: 3.0}},
     {},
 ]
-STAGING = StagingBuffer(1 << 16, torch.device("cpu"))
+STAGING = StagingBuffer(1 << 16, CPU)
 
 
 @settings(max_examples=12, deadline=None)
@@ -35,7 +34,7 @@ def test_late_reads_and_reused_rows_change_nothing(seed: int, steps: int) -> Non
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(token_table, "FIRST_ROWS", 1)
         patch.setattr(token_table, "FIRST_WIDTH", 2)
-        sampler, started = Sampler(VOCAB), 0
+        sampler, started = Sampler(VOCAB, CPU), 0
         running: list[Sequence] = []
         truth: dict[str, list[int]] = {}
         unread: list[tuple[Sequence, int]] = []
@@ -60,14 +59,14 @@ def test_late_reads_and_reused_rows_change_nothing(seed: int, steps: int) -> Non
             unread = list(zip(rows, tokens, strict=True))
             for j, sequence in enumerate(rows):
                 known = row(sequence.request.params, sequence.request.prompt, tuple(truth[sequence.id]))
-                assert tokens[j] == sample(Sampler(VOCAB), logits[j : j + 1].clone(), [known], {})[0].token
+                assert tokens[j] == sample(Sampler(VOCAB, CPU), logits[j : j + 1].clone(), [known], {})[0].token
                 truth[sequence.id].append(tokens[j])
             if running and rng.random() < 0.3:  # it ends while its last token is unread
                 sampler.forget(running.pop(int(rng.integers(len(running)))).id)
 
 
 def test_rows_are_reused_and_an_empty_table_is_dropped() -> None:
-    table = TokenTable(VOCAB, torch.device("cpu"))
+    table = TokenTable(VOCAB, CPU)
     rows = [row(SamplingParams(max_tokens=9, presence_penalty=1.0), id=str(i)) for i in range(3)]
     assert table.places(rows) == [0, 1, 2]
     table.forget("1")
@@ -82,7 +81,7 @@ def test_rows_are_reused_and_an_empty_table_is_dropped() -> None:
 
 def test_only_tokens_that_may_change_are_entries() -> None:
     """The prompt matters to the repetition penalty alone."""
-    table = TokenTable(VOCAB, torch.device("cpu"))
+    table = TokenTable(VOCAB, CPU)
     repetition = SamplingParams(max_tokens=9, repetition_penalty=1.1)
     frequency = SamplingParams(max_tokens=9, frequency_penalty=1.0)
     rows = [row(p, (1, 2, 2), (5, 5), id=str(i)) for i, p in enumerate((repetition, frequency))]
