@@ -59,7 +59,8 @@ class SampledRows:
                 self._parts += [logprobs.top_ids.int(), logprobs.top_logprobs]
         self._copied: torch.cuda.Event | None = None
         if ids.device.type == "cuda":
-            packed = torch.cat([part.view(torch.int32).flatten() for part in self._parts])
+            pieces = [part.view(torch.int32).flatten() for part in self._parts]
+            packed = torch.cat(pieces) if len(pieces) > 1 else ids
             self._host = packed.to("cpu", non_blocking=True)  # into pinned memory
             self._copied = torch.cuda.Event()
             self._copied.record()
