@@ -96,7 +96,7 @@ def test_recorded_draws_are_the_eager_ones(directory: Path) -> None:
     drawing = SamplingParams(max_tokens=99, temperature=0.8, top_p=0.9, seed=4)
     kinds = [drawing, SamplingParams(max_tokens=99, temperature=0.0), SamplingParams(max_tokens=99, top_k=3, seed=7)]
     runner = new_runner(directory)
-    recorded, eager = Sampler(runner.config.vocab_size), Sampler(runner.config.vocab_size)
+    recorded, eager = (Sampler(runner.config.vocab_size, runner.device) for _ in range(2))
     runner.record_graphs([2, 4], record, lambda done, total: None)
     for rows, logits in runner.graphs.outputs():
         runner.stage(StepPlan("", 0, (), ()), rows)
