@@ -179,7 +179,7 @@ class ModelRunner:
         """
         if not self.graph_sizes:
             return 0
-        step, sampler = plain_decodes(limits), Sampler(self.config.vocab_size)
+        step, sampler = plain_decodes(limits), Sampler(self.config.vocab_size, self.device)
         staged, batch = self.stage(step.plan), sampler.stage(step.rows, self.staging)
         logits, total = allocated_by(self.device, lambda: self.execute(staged).logits)
         if logits is not None:
