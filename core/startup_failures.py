@@ -59,7 +59,7 @@ def startup_failure(error: Exception, process: str, phase: str) -> StartupError:
     """The StartupError for an `error` that `process` (such as `engine`) raised during the startup phase `phase`."""
     description = f"{type(error).__name__}: {_without_advice(str(error))}"
     description = " ".join(description.split()).rstrip(":.")[:MAX_MESSAGE]
-    return StartupError(f"the {process} failed to start ({phase}): {description}; {_remedy(error)}")
+    return StartupError(f"the {process} failed to start ({phase}): {description}; {remedy(error)}")
 
 
 def ended_at_start(process: str, code: int, phase: str) -> StartupError:
@@ -67,23 +67,17 @@ def ended_at_start(process: str, code: int, phase: str) -> StartupError:
     if code >= 0:
         return StartupError(f"the {process} ended with exit code {code} while it started ({phase})")
     name = signal.Signals(-code).name
-    remedy = "please report it"
+    advice = "please report it"
     if -code == signal.SIGKILL:
-        remedy = f"memory has probably run out: {OUT_OF_MEMORY}"
+        advice = f"memory has probably run out: {OUT_OF_MEMORY}"
     elif -code in (signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT):
-        remedy = "a library does not support this machine, or a cached file is damaged: reinstall Motet, or set"
-        remedy += " MOTET_CACHE to an empty directory"
-    return StartupError(f"the {process} was ended by {name} while it started ({phase}); {remedy}")
+        advice = "a library does not support this machine, or a cached file is damaged: reinstall Motet, or set"
+        advice += " MOTET_CACHE to an empty directory"
+    return StartupError(f"the {process} was ended by {name} while it started ({phase}); {advice}")
 
 
-def _without_advice(message: str) -> str:
-    """The message without what torch appends for developers: advice on debugging, and a C++ stack trace."""
-    if message.startswith("CUDA error:"):
-        return message.partition("\n")[0]
-    return message.partition("Exception raised from ")[0]
-
-
-def _remedy(error: Exception) -> str:
+def remedy(error: Exception) -> str:
+    """What to do about an `error`, which is recognised by its class, its number, or words of its message."""
     message = str(error)
     number = error.errno if isinstance(error, OSError) else None
     memory = type(error).__name__ == "OutOfMemoryError" or any(words in message.lower() for words in _MEMORY_WORDS)
@@ -95,7 +89,14 @@ def _remedy(error: Exception) -> str:
         return "give this user access to it, or set MOTET_CACHE to another directory"
     if isinstance(error, subprocess.CalledProcessError):
         return _NO_COMPILER
-    for words, remedy in _REMEDIES:
+    for words, advice in _REMEDIES:
         if any(word in message for word in words):
-            return remedy
+            return advice
     return "--log-level debug shows the traceback"
+
+
+def _without_advice(message: str) -> str:
+    """The message without what torch appends for developers: advice on debugging, and a C++ stack trace."""
+    if message.startswith("CUDA error:"):
+        return message.partition("\n")[0]
+    return message.partition("Exception raised from ")[0]

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from loguru import logger
 from torch import Tensor
 
-from motet.core.errors import StartupError
 from motet.engine.checkpoint import Checkpoint
 from motet.engine.decode_graphs import GRAPH_BYTES, DecodeGraphs, Recorder, graph_sizes
+from motet.engine.device import resolve_dtype
 from motet.engine.distributed.process_group import ShardGroup
 from motet.engine.engine_config import EngineConfig
 from motet.engine.largest_steps import largest_steps, plain_decodes
@@ -24,7 +23,7 @@ from motet.engine.layers.linear import attach_lora
 from motet.engine.lora.pool import LoraPool, PoolSize
 from motet.engine.lora.warm_up import warm_up
 from motet.engine.memory import Capacity, CardUse, MemoryPlan, allocated_by, batch_tokens
-from motet.engine.models.architectures import ModelConfig, read_config
+from motet.engine.models.architectures import read_config
 from motet.engine.models.decoder import Decoder, HiddenStates
 from motet.engine.models.linear_specs import module_shapes
 from motet.engine.sampling.prompt_logprobs import PromptLogprobs, prompt_logprobs_of
@@ -33,51 +32,8 @@ from motet.engine.schedule.batch import SchedulerConfig
 from motet.engine.schedule.plan import SequencePlan, StepPlan
 from motet.engine.staging import StagingBuffer
 
-COMPUTE_CAPABILITY = (8, 0)
-"""What attention on CUDA and bfloat16 need."""
-
 PROMPT_LOGPROB_ROWS = 64
 """Rows of logits [rows, vocab] that are in memory at once while prompt logprobs are computed."""
-
-
-def resolve_device(engine_config: EngineConfig, rank: int) -> torch.device:
-    """The rank's device; `auto` is CUDA if it is usable. Raises StartupError if CUDA is required and not usable."""
-    kind = engine_config.device
-    if kind == "auto":
-        kind = "cuda" if torch.cuda.is_available() else "cpu"
-        if kind == "cuda" and (capability := torch.cuda.get_device_capability()) < COMPUTE_CAPABILITY:
-            logger.warning("using the CPU, since the GPU has compute capability {}.{}, and 8.0 is needed", *capability)
-            kind = "cpu"
-    if kind == "cuda" and torch.version.cuda is None:
-        raise StartupError(
-            "--device cuda: this PyTorch is built without CUDA; run `make install-cuda`, or leave --device at auto",
-            param="device",
-        )
-    if kind == "cuda" and torch.cuda.device_count() <= rank:
-        raise StartupError(
-            f"--device cuda: rank {rank} needs a GPU of its own, and PyTorch finds {torch.cuda.device_count()} "
-            f"(built for CUDA {torch.version.cuda}); check the driver's version with nvidia-smi, or lower --shards",
-            param="device",
-        )
-    return torch.device("cpu") if kind == "cpu" else torch.device("cuda", rank)
-
-
-def resolve_dtype(engine_config: EngineConfig, config: ModelConfig, device: torch.device) -> torch.dtype:
-    """The compute dtype. Raises StartupError if the device does not support --dtype."""
-    if device.type == "cpu":
-        if engine_config.dtype not in ("auto", "float32"):
-            raise StartupError(
-                f"--dtype {engine_config.dtype}: the CPU supports float32 only; leave --dtype at auto",
-                param="dtype",
-            )
-        return torch.float32
-    if engine_config.dtype == "float32":
-        raise StartupError(
-            "--dtype float32: attention on CUDA supports bfloat16 and float16 only; set one of them", param="dtype"
-        )
-    if engine_config.dtype == "auto":
-        return config.dtype if config.dtype == torch.float16 else torch.bfloat16
-    return torch.bfloat16 if engine_config.dtype == "bfloat16" else torch.float16
 
 
 @dataclass(frozen=True)

@@ -178,8 +178,9 @@ def run_other_rank(spec: WorkerSpec, heartbeat: Heartbeat) -> None:
 
 def _load(spec: WorkerSpec, heartbeat: Heartbeat) -> ModelRunner:
     """This rank's model runner, loaded and warmed up."""
+    from motet.engine.device import resolve_device
     from motet.engine.distributed.process_group import ShardGroup, join
-    from motet.engine.model_runner import ModelRunner, resolve_device
+    from motet.engine.model_runner import ModelRunner
 
     _set_torch_threads(spec.engine.threads)
     device = resolve_device(spec.engine, spec.local_rank)

@@ -57,7 +57,7 @@ def make_target(spec: LoaderSpec) -> Target:
     """Read the base model's facts for preparing adapters. Raises StartupError."""
     from motet.engine.adapters.added_tokens import BaseTokens
     from motet.engine.adapters.prepare import Target
-    from motet.engine.model_runner import resolve_device, resolve_dtype
+    from motet.engine.device import resolve_device, resolve_dtype
     from motet.engine.models.architectures import read_config
 
     directory = Path(spec.engine.directory)

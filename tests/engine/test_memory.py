@@ -16,10 +16,10 @@ from motet.core.errors import StartupError
 from motet.core.settings import Settings
 from motet.engine import engine_config as spec
 from motet.engine import memory
+from motet.engine.device import resolve_device, resolve_dtype
 from motet.engine.distributed.process_group import ShardGroup
 from motet.engine.engine_config import EngineConfig
 from motet.engine.memory import CardUse, MemoryPlan, batch_tokens
-from motet.engine.model_runner import resolve_device, resolve_dtype
 from motet.engine.models.architectures import from_transformers
 from motet.engine.worker import WorkerSpec
 
