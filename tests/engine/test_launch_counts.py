@@ -58,14 +58,13 @@ def kernels(counts: dict[str, Any], sampling: str) -> float:
     return float(counts[f"2:{sampling}-32"]["kernels"] + (LAYERS - 2) * layer)
 
 
-def test_docs_have_the_counts(counts: dict[str, Any]) -> None:
-    """In the table of docs/gpu.md, which is where a change of these numbers should be noticed."""
-    rows = {row[0]: row[1:] for row in table(section("docs/gpu.md", "What a step asks of the GPU"))}
+def test_a_decode_step_launches_no_more_than_the_docs_say(counts: dict[str, Any]) -> None:
+    documented = {row[0]: row[1:] for row in table(section("docs/gpu.md", "What a step asks of the GPU"))}
     for sampling, name in NAMES.items():
         found = counts[f"2:{sampling}-32"]
-        copies = [sum(found[direction].values()) for direction in ("uploads", "downloads")]
-        assert rows[name] == [f"{number:.0f}" for number in (kernels(counts, sampling), *copies)], found["launches"]
-        assert kernels(counts, sampling) <= MOST_LAUNCHES
+        launches, uploads, downloads = map(int, documented[name])
+        assert kernels(counts, sampling) <= min(launches, MOST_LAUNCHES), found["launches"]
+        assert (sum(found["uploads"].values()), sum(found["downloads"].values())) == (uploads, downloads)
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
