@@ -109,7 +109,7 @@ class Sampler:
             and all(map(is_capturable, rows))
         )
         batch = stage_batch(rows, staging, self._table, logits_rows if is_recorded else None)
-        return replace(batch, recorded_rows=logits_rows if is_recorded else 0)
+        return replace(batch, recorded_rows=logits_rows) if is_recorded else batch
 
     @torch.inference_mode()
     def record(self, logits: Tensor, staging: StagingBuffer, recorder: Recorder) -> None:
