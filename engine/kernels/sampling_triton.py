@@ -15,7 +15,7 @@ from torch import Tensor
 BLOCK, WARPS = 4096, 16
 """Elements of a row that `draw` reads at a time, and its warps: few programs run, so each must keep loads in flight."""
 
-UNROLL = tl.constexpr(4)
+UNROLL = tl.constexpr(2)
 """Blocks that `_sums` reads at a time."""
 
 TABLE_BLOCK = 1024
@@ -276,6 +276,7 @@ def count(sampled, rows, places, ids, counts, biases, sizes, width, BLOCK: tl.co
     place = tl.load(places + i)
     first = place.to(tl.int64) * width
     size = tl.load(sizes + place)
+    tl.debug_barrier()  # every warp has the size before one of them changes it
     entry = size
     for start in range(0, size, BLOCK):
         at = start + tl.arange(0, BLOCK)

@@ -17,16 +17,17 @@ def draw(probabilities: Tensor, params: list[SamplingParams], draws: list[float]
     staging.begin()
     parameters = draw_parameters(None, params, draws, staging)
     staging.send()
-    ids = torch.empty(len(params), dtype=torch.int32)
+    ids = torch.empty(len(params), dtype=torch.int32, device=probabilities.device)
     draw_tokens(probabilities, parameters, ids)
     return ids.tolist()
 
 
 def draw_by_sorting(probabilities: Tensor, params: list[SamplingParams], draws: list[float]) -> list[int]:
     """The same ids by sorting."""
-    top_k = torch.tensor([p.top_k for p in params])
-    cuts = torch.tensor([(p.top_p, p.min_p, p.typical_p) for p in params], dtype=torch.float64)
-    return _draw_rows(probabilities, top_k, cuts, torch.tensor(draws, dtype=torch.float64)).tolist()
+    device = probabilities.device
+    top_k = torch.tensor([p.top_k for p in params], device=device)
+    cuts = torch.tensor([(p.top_p, p.min_p, p.typical_p) for p in params], dtype=torch.float64, device=device)
+    return _draw_rows(probabilities, top_k, cuts, torch.tensor(draws, dtype=torch.float64, device=device)).tolist()
 
 
 def _draw_rows(probabilities: Tensor, top_k: Tensor, cuts: Tensor, draws: Tensor) -> Tensor:
