@@ -5,11 +5,16 @@ from __future__ import annotations
 import contextlib
 import random
 import socket
+from pathlib import Path
+
+import pytest
 
 from motet.engine.distributed.host_key import HostKey
 from motet.engine.distributed.hosts import HostGroup
 
 KEY, OTHER_KEY = "0123456789abcdef" * 4, "fedcba9876543210" * 4
+
+NEEDS_IPV6 = pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this machine has no IPv6")
 
 
 def free_ports() -> int:

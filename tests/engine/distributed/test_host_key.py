@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import zmq
-from support.host_groups import KEY, OTHER_KEY, free_ports
+from support.host_groups import KEY, NEEDS_IPV6, OTHER_KEY, free_ports
 
 from motet.core.errors import StartupError
 from motet.engine.distributed.host_key import HostKey, bind
@@ -75,8 +75,9 @@ def test_a_server_without_the_key_gets_nothing() -> None:
         assert not impostor.poll(500)
 
 
-def test_ranks_of_both_kinds_reach_rank_0_with_the_key_only(tmp_path: Path) -> None:
-    local, address = f"ipc://{tmp_path}/ranks", f"tcp://127.0.0.1:{free_ports()}"
+@pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("[::1]", marks=NEEDS_IPV6)])
+def test_ranks_of_both_kinds_reach_rank_0_with_the_key_only(host: str, tmp_path: Path) -> None:
+    local, address = f"ipc://{tmp_path}/ranks", f"tcp://{host}:{free_ports()}"
     key, stranger = HostKey(KEY), HostKey(OTHER_KEY)
     others = [WorkerSocket(local, 3, stranger), WorkerSocket(address, 4), WorkerSocket(address, 5, stranger)]
     ranks = [WorkerSocket(local, 1, key), WorkerSocket(address, 2, key)]

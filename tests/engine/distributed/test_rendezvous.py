@@ -6,7 +6,8 @@ import socket
 
 import pytest
 import torch
-from support.host_groups import free_ports
+from support.host_groups import NEEDS_IPV6, free_ports
+from torch.distributed.distributed_c10d import PrefixStore
 
 from motet.core.errors import StartupError
 from motet.engine.distributed.rendezvous import tcp_store
@@ -14,13 +15,15 @@ from motet.engine.distributed.rendezvous import tcp_store
 CPU = torch.device("cpu")
 
 
-def test_engines_do_not_see_each_other_s_keys_and_devices_must_be_equal() -> None:
-    address = f"tcp://127.0.0.1:{free_ports()}"
+@pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("[::1]", marks=NEEDS_IPV6)])
+def test_engines_do_not_see_each_other_s_keys_and_devices_must_be_equal(host: str) -> None:
+    address = f"tcp://{host}:{free_ports()}"
     first = tcp_store(f"{address}/one", 0, CPU)
     first.set("key", "value")
     assert tcp_store(f"{address}/one", 1, CPU).get("key") == b"value"
-    other = tcp_store(f"{address}/one", 1, CPU)
-    assert other.check(["key"])
+    assert isinstance(first, PrefixStore)
+    PrefixStore("/two", first.underlying_store).set("device", "cpu")
+    assert not tcp_store(f"{address}/two", 1, CPU).check(["key"])
     with pytest.raises(StartupError, match="rank 1 would run on cuda and rank 0 on cpu; set --device"):
         tcp_store(f"{address}/one", 1, torch.device("cuda"))
 
