@@ -30,6 +30,7 @@ from motet.engine.processes.host_messages import (
     HEARTBEAT_MILLISECONDS,
     LOST_SECONDS,
     MAX_TICK_SECONDS,
+    FirstHostLeaves,
     FirstHostState,
     HostState,
     JoinAccepted,
@@ -202,6 +203,8 @@ class HostAgent:
                 raise StartupError(message.reason)
             case JoinAgain() if self._joined:
                 self._leave("was started again")
+            case FirstHostLeaves():
+                self._leave("was stopped")
             case StartRanks():
                 logger.info("starting {} ranks of engine {}", len(message.ranks), message.engine_id)
                 self._ranks.start(message)
@@ -220,7 +223,7 @@ class HostAgent:
 
     def _leave(self, reason: str) -> None:
         """End the ranks, and join again when the first host is there."""
-        logger.error("the first host ({}) {}; ending this host's ranks until it is back", self._group.name, reason)
+        logger.warning("the first host ({}) {}; ending this host's ranks until it is back", self._group.name, reason)
         self._ranks.stop()
         self._joined = False
 

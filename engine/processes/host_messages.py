@@ -3,7 +3,7 @@
 agent ──JoinHosts──> first host ──JoinAccepted | JoinRefused──> agent
 agent ──HostState, each second──> first host ──FirstHostState, each second──> agent
 agent ──RanksEnded | LeaveHosts──> first host
-first host ──StartRanks | StopRanks──> agent
+first host ──StartRanks | StopRanks | FirstHostLeaves──> agent
 """
 
 from __future__ import annotations
@@ -77,6 +77,10 @@ class StopRanks(msgspec.Struct, frozen=True, tag=True):
     """End the host's ranks; the next HostState confirms it."""
 
 
+class FirstHostLeaves(msgspec.Struct, frozen=True, tag=True):
+    """The first host is about to end. Agents end their ranks and wait for it."""
+
+
 class FirstHostState(msgspec.Struct, frozen=True, tag=True):
     """The first host responds."""
 
@@ -105,7 +109,7 @@ class RanksEnded(msgspec.Struct, frozen=True, tag=True):
 
 
 ToFirstHost: TypeAlias = JoinHosts | HostState | RanksEnded | LeaveHosts
-ToAgent: TypeAlias = JoinAccepted | JoinRefused | JoinAgain | StartRanks | StopRanks | FirstHostState
+ToAgent: TypeAlias = JoinAccepted | JoinRefused | JoinAgain | StartRanks | StopRanks | FirstHostState | FirstHostLeaves
 
 
 def versions() -> str:

@@ -25,6 +25,7 @@ from motet.engine.processes.host_messages import (
     HEARTBEAT_MILLISECONDS,
     LOST_SECONDS,
     MAX_TICK_SECONDS,
+    FirstHostLeaves,
     FirstHostState,
     HostState,
     JoinAccepted,
@@ -128,7 +129,7 @@ class OtherHosts:
 
     def close(self, reason: str = "") -> None:
         """End the ranks of all hosts; with `reason`, why the engine cannot start, also their agents."""
-        self._command(lambda rank: JoinRefused(reason) if reason else StopRanks())
+        self._command(lambda rank: JoinRefused(reason) if reason else FirstHostLeaves())
         self._closing.set()
         self._thread.join()
         self._end_sockets()

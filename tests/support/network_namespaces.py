@@ -98,4 +98,4 @@ def two_hosts(directory: Path) -> Iterator[tuple[Host, Host]]:
         yield hosts
     finally:
         for name in names:
-            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+            subprocess.run(["ip", "netns", "del", name], check=False)

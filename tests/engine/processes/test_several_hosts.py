@@ -303,6 +303,19 @@ def test_the_first_host_s_end_ends_the_ranks_and_the_agent_waits(hosts: Hosts, m
     others._files.close()
 
 
+def test_a_stopped_first_host_says_so(hosts: Hosts) -> None:
+    agent = hosts.join()
+    hosts.until(hosts.serving(1))
+    (rank,) = agent.ranks._processes
+    hosts.stop_engine()
+    rank.wait(5)
+    deadline = time.monotonic() + 5
+    while not hosts.logged("the first host (localhost) was stopped")() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert hosts.logged("the first host (localhost) was stopped; ending this host's ranks until it is back")()
+    assert agent.running
+
+
 @pytest.mark.slow
 def test_a_second_agent_with_the_same_number_is_refused(hosts: Hosts) -> None:
     hosts.join()
