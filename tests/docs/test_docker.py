@@ -131,7 +131,12 @@ def test_pinned_versions_match_the_makefile() -> None:
         assert len(commands) > 2
         pinned = ("--constraint .ci/constraints.txt", "--constraint /opt/pins.txt", f"--no-deps {model[1]}")
         assert all(any(words in command for words in pinned) for command in commands)
-    flags = ("FLASH_ATTENTION_FORCE_BUILD=TRUE", "--no-build-isolation", "packaging ninja wheel setuptools")
+    flags = (
+        "FLASH_ATTENTION_FORCE_BUILD=TRUE",
+        "NVCC_THREADS=1",
+        "--no-build-isolation",
+        "packaging ninja wheel setuptools",
+    )
     for text in (makefile, read("docker/Dockerfile.cuda")):
         assert [flag for flag in flags if flag not in text] == []
 
