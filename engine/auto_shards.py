@@ -32,16 +32,33 @@ _DRIVER_FILES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
 _ITEM_BYTES = 2
 """Of a number on CUDA: float16 or bfloat16."""
 
+_WEIGHT_BYTES = {"none": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.6}
+"""Of a linear layer's weight with its part of the scales, by --quantize."""
+
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What a model needs on CUDA: how it can be split, the bytes of its weights, and of one adapter on every rank."""
+    """What a model needs on CUDA: how it can be split, the bytes of its weights, and of one adapter on every rank.
+
+    `stored_weights` is the size of the weights in 16 bits, or as the checkpoint has quantised them; `vocabulary` counts
+    the numbers of embedding and head.
+    """
 
     split: SplitSizes
-    weights: int
+    stored_weights: int
+    vocabulary: int
     hidden_size: int
     head_dim: int
     num_layers: int
+
+    def weights(self, quantize: str) -> float:
+        """Bytes of the weights of all ranks with `--quantize`."""
+        if quantize == "auto":
+            return self.stored_weights
+        split = self.split
+        attention = 2 * (split.heads + split.kv_heads) * self.head_dim
+        linear = self.num_layers * self.hidden_size * (attention + 3 * split.intermediate_size)
+        return linear * _WEIGHT_BYTES[quantize] + self.vocabulary * _ITEM_BYTES
 
     def adapter_bytes(self, shards: int) -> int:
         """Bytes on each rank of an adapter of rank PAGE_ROWS on every linear layer."""
@@ -74,12 +91,13 @@ def resolve_shards(settings: Settings, directory: Path) -> int:
 def choose_shards(model: ModelSize, gpus: list[int], settings: Settings) -> int:
     """The smallest possible number of ranks that fits on `gpus` (bytes of each); else the largest possible number."""
     possible = [n for n in model.split.possible() if n <= len(gpus)]
+    weights = model.weights(settings.quantize)
     limit = min(gpus) * settings.memory_fraction * (1 - CACHE_SHARE)
     adapter_memory = settings.size("adapter_memory")
 
     def fits(shards: int) -> bool:
         adapters = settings.adapter_slots * model.adapter_bytes(shards) if adapter_memory is None else adapter_memory
-        return model.weights / shards + adapters <= limit
+        return weights / shards + adapters <= limit
 
     return next((n for n in possible if fits(n)), possible[-1])
 
@@ -91,7 +109,8 @@ def read_model_size(directory: Path) -> ModelSize:
     wide = (config.get("dtype") or config.get("torch_dtype")) == "float32"
     return ModelSize(
         split=SplitSizes(heads, config["num_key_value_heads"] or heads, config["intermediate_size"]),
-        weights=_weight_bytes(directory) // (2 if wide else 1),
+        stored_weights=_weight_bytes(directory) // (2 if wide else 1),
+        vocabulary=config["vocab_size"] * config["hidden_size"] * (1 if config.get("tie_word_embeddings") else 2),
         hidden_size=config["hidden_size"],
         head_dim=config.get("head_dim") or config["hidden_size"] // heads,
         num_layers=config["num_hidden_layers"],

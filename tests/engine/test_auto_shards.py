@@ -23,10 +23,10 @@ from motet.engine.models.architectures import read_config
 from motet.engine.models.linear_specs import module_shapes
 
 GB = 1 << 30
-SMOLLM2_135M = ModelSize(SplitSizes(9, 3, 1536), int(0.25 * GB), 576, 64, 30)
-QWEN2_5_3B = ModelSize(SplitSizes(16, 2, 11008), 6 * GB, 2048, 128, 36)
-LLAMA_8B = ModelSize(SplitSizes(32, 8, 14336), 15 * GB, 4096, 128, 32)
-LLAMA_70B = ModelSize(SplitSizes(64, 8, 28672), 131 * GB, 8192, 128, 80)
+SMOLLM2_135M = ModelSize(SplitSizes(9, 3, 1536), int(0.25 * GB), 49_152 * 576, 576, 64, 30)
+QWEN2_5_3B = ModelSize(SplitSizes(16, 2, 11008), 6 * GB, 151_936 * 2048, 2048, 128, 36)
+LLAMA_8B = ModelSize(SplitSizes(32, 8, 14336), 15 * GB, 2 * 128_256 * 4096, 4096, 128, 32)
+LLAMA_70B = ModelSize(SplitSizes(64, 8, 28672), 131 * GB, 2 * 128_256 * 8192, 8192, 128, 80)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,9 @@ LLAMA_70B = ModelSize(SplitSizes(64, 8, 28672), 131 * GB, 8192, 128, 80)
         (LLAMA_8B, [24] * 2, {"memory_fraction": 0.8}, 2),
         (LLAMA_8B, [80, 16], {}, 2),  # the smallest GPU decides
         (LLAMA_70B, [80] * 8, {}, 4),
+        (LLAMA_70B, [80] * 8, {"quantize": "fp8"}, 2),
+        (LLAMA_70B, [80] * 8, {"quantize": "none"}, 4),
+        (LLAMA_8B, [12] * 2, {"quantize": "int4"}, 1),
         (LLAMA_70B, [80] * 3, {}, 2),  # no number fits: the largest that can split the model
         (LLAMA_70B, [141] * 4, {}, 2),
         (QWEN2_5_3B, [3] * 4, {"adapter_slots": 4}, 4),  # two key-value heads on four ranks
@@ -60,18 +63,20 @@ def test_the_size_is_that_of_the_files_and_of_the_pools(model: Path) -> None:
     size, config = read_model_size(model), read_config(model)
     assert size.split == SplitSizes(config.num_heads, config.num_kv_heads, config.intermediate_size)
     weights = (model / "model.safetensors").stat().st_size
-    assert size.weights == weights // 2, "the files are float32, and CUDA serves 16 bits"
+    assert size.stored_weights == weights // 2, "the files are float32, and CUDA serves 16 bits"
+    assert size.weights("auto") == size.stored_weights == pytest.approx(size.weights("none"), rel=0.1)
+    assert size.weights("fp8") < 0.7 * size.weights("none")
     for shards in size.split.possible():
         pages = page_bytes(module_shapes(config, ShardGroup(0, shards)), 2)
         assert size.adapter_bytes(shards) == config.num_layers * pages
 
 
 def test_an_index_names_the_files(model: Path) -> None:
-    whole = read_model_size(model).weights
+    whole = read_model_size(model).stored_weights
     shutil.copy(model / "model.safetensors", model / "consolidated.safetensors")
-    assert read_model_size(model).weights == 2 * whole
+    assert read_model_size(model).stored_weights == 2 * whole
     (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model.safetensors"}}))
-    assert read_model_size(model).weights == whole
+    assert read_model_size(model).stored_weights == whole
 
 
 def test_what_decides(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
