@@ -79,7 +79,7 @@ def compare(backends: list[CudaAttention], cpu: CpuAttention, shape: CacheShape,
         precise = qkv.float()
         cpu.store(0, precise, context, rotary)
         backends[0].store(0, qkv, context, rotary)
-        for window in WINDOWS:
+        for window in (*WINDOWS, max(context.max_seqlen_k) - 1, max(context.max_seqlen_k)):
             expected = cpu(0, window, precise, context)
             for backend in backends:
                 check_step(backend, window, (qkv, expected), context)
