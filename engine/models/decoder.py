@@ -118,7 +118,10 @@ class Decoder:
         output, last_residual = x, residual
 
         def states(rows: Tensor) -> Tensor:
-            return self._norm.add(output[rows], last_residual[rows]) if len(rows) else output[:0]
+            if not len(rows):
+                return output[:0]
+            # Unlike an index in brackets, this takes int32 rows as they are.
+            return self._norm.add(output.index_select(0, rows), last_residual.index_select(0, rows))
 
         return HiddenStates(
             sample=states(context.sample_rows),
