@@ -60,6 +60,8 @@ class CpuAttention(AttentionBackend):
         size = (shape.layers, shape.blocks, shape.kv_heads, shape.block_size, shape.head_dim)
         self._keys = torch.empty(size)
         self._values = torch.empty(size)
+        # Views of each layer, which take some time to make.
+        self._arrays = list(zip(self._keys.numpy(), self._values.numpy(), strict=True))
 
     def store(self, layer: int, qkv: Tensor, context: ForwardContext, rotary: RotaryTable | None) -> None:
         """Rotate in place, then store."""
@@ -69,22 +71,20 @@ class CpuAttention(AttentionBackend):
         if rotary is not None:
             rotated = heads + self._shape.kv_heads
             rotate(array, rotated, context.positions.numpy(), rotary.cos.numpy(), rotary.sin.numpy())
-        keys, values = self._keys[layer].numpy(), self._values[layer].numpy()
-        store_kv(array, heads, context.slot_mapping.numpy(), keys, values)
+        store_kv(array, heads, context.slot_mapping.numpy(), *self._arrays[layer])
 
     def __call__(self, layer: int, window: int, qkv: Tensor, context: ForwardContext) -> Tensor:
         """Decode rows by the kernel, each prompt chunk by SDPA."""
         from motet.engine.kernels.cpu import decode_attention
 
         heads, size = self._shape.heads, self._shape.head_dim
-        keys, values = self._keys[layer], self._values[layer]
         out = qkv.new_empty(qkv.shape[0], heads * size)
         if n := context.num_decodes:
             block_tables, seq_lens = context.block_tables.numpy()[:n], context.seq_lens.numpy()[:n]
-            decode_attention(qkv.numpy(), keys.numpy(), values.numpy(), block_tables, seq_lens, window, out[:n].numpy())
+            decode_attention(qkv.numpy(), *self._arrays[layer], block_tables, seq_lens, window, out[:n].numpy())
         for chunk in context.prompt_chunks:
             query = qkv[chunk.rows, : heads * size].unflatten(1, (heads, size)).transpose(0, 1)
-            key, value = _gather(keys, chunk), _gather(values, chunk)
+            key, value = _gather(self._keys[layer], chunk), _gather(self._values[layer], chunk)
             mask = chunk.mask(window)
             result = F.scaled_dot_product_attention(
                 query[None], key[None], value[None], mask, is_causal=mask is None, enable_gqa=True
