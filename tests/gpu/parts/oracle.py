@@ -22,7 +22,15 @@ def compare(bench: Bench, shards: int) -> None:
     lengths = (40, 300) if bench.tiny else LENGTHS
     with tempfile.TemporaryDirectory() as path:
         model = write_head_64_model(Path(path) / "model")
-        settings = Settings(device=device, shards=shards, kv_memory="256MiB" if bench.tiny else "2GiB")
+        settings = Settings(
+            device=device,
+            shards=shards,
+            kv_memory="256MiB" if bench.tiny else "1GiB",
+            max_batch_tokens=512,  # the longest prompt is cut into chunks
+            max_sequences=16,
+            adapter_slots=8,
+            max_adapter_rank=128,
+        )
         found = differences(model, settings, lengths, Path(path))
     print(f"\n{shards} rank(s). Logprobs may differ by {TOLERANCE[device]}.")
     table = Table("adapter", "prompt tokens", "largest difference of a logprob", "other tokens than a clear choice")

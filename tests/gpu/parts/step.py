@@ -25,7 +25,7 @@ from motet.engine.distributed.process_group import ShardGroup
 from motet.engine.models.linear_specs import module_shapes
 
 RANK = 16
-PROMPT = 200
+PROMPT = 100
 SAMPLINGS = {
     "greedy": {"temperature": 0.0},
     "top_p 0.9": {"temperature": 1.0, "top_p": 0.9},
