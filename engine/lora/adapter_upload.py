@@ -47,7 +47,7 @@ class AdapterUpload:
     def write(self, writes: Iterable[PoolWrite], after: torch.cuda.Event) -> None:
         """Write to the pools once the device has reached `after`; returns when the device has finished.
 
-        The calling thread sleeps meanwhile; it must not be the one that runs steps.
+        The calling thread sleeps meanwhile, so while the engine serves it must not be the one that runs steps.
         """
         by_pool = sorted(writes, key=lambda write: id(write.pool))
         with torch.cuda.stream(self._stream):
