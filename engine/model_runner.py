@@ -74,7 +74,8 @@ class ModelRunner:
         self.dtype = resolve_dtype(engine_config, config, device)
         plan = MemoryPlan(engine_config, config, group, self.dtype, device)
         plan.check()
-        self._decoder = Decoder(config, group, device, plan.quantization)
+        self.quantization = plan.quantization
+        self._decoder = Decoder(config, group, device, self.quantization)
         self._decoder.load(Checkpoint(self.directory, self.dtype, device))
         shapes = module_shapes(config, group)
         self.modules = [shape.name for fused in shapes.values() for shape in fused]

@@ -117,6 +117,7 @@ def run_rank_0(spec: WorkerSpec, heartbeat: Heartbeat) -> None:
         model=model.name,
         device=str(runner.device),
         dtype=model.dtype,
+        quantize=runner.quantization,
         shards=model.shards,
         attention=runner.attention.name,
         lora_kernels="numba" if model.device == "cpu" else "triton",

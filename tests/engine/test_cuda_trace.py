@@ -15,3 +15,4 @@ def test_steps_trace_on_fake_cuda(tmp_path: Path) -> None:
     output = run_triton(["-m", "support.cuda_trace", str(tmp_path)], interpret=False)
     assert output.count("FlashAttention traced") == 6
     assert output.count("VarlenAttention traced") == 3
+    assert all(f"{quantize} traced" in output for quantize in ("fp8", "int8", "int4"))

@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.equality import TOLERANCE, Scored, assert_close
 from support.peft_oracle import LINEARS, AdapterCase, Oracle, write_adapter
+from support.tiny_models import write_even_llama
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig
 
 from motet.core.sampling_params import SamplingParams
 from motet.core.settings import Settings
@@ -36,11 +36,6 @@ from motet.engine.kernels.quantized_weight import (
 )
 from motet.engine.llm import Engine
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 259, "hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 3,
-    "num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 512, "initializer_range": 0.25,
-    "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, "tie_word_embeddings": False,
-}  # fmt: skip
 PARAMS = SamplingParams(max_tokens=6, temperature=0.0, logprobs=0)
 SLOW = pytest.mark.slow
 ENGINES = [
@@ -54,13 +49,6 @@ CHECKPOINTS = [
     pytest.param("fp8", True, "fp8", marks=SLOW),
 ]
 CASES = [AdapterCase(8, "plain", "all"), AdapterCase(3, "rslora", "qv"), AdapterCase(16, "patterns", "some_layers")]
-
-
-def write_llama(directory: Path) -> Path:
-    """A small Llama whose sizes float8's product takes at two shards."""
-    torch.manual_seed(11)
-    AutoModelForCausalLM.from_config(LlamaConfig(**SIZES), dtype=torch.float32).save_pretrained(directory)
-    return directory
 
 
 def shares(name: str, whole: Tensor, shards: int) -> Iterator[Tensor]:
@@ -133,7 +121,7 @@ def assert_mostly_close(ours: list[list[Scored]], reference: list[list[Scored]],
 
 @pytest.mark.parametrize(("kind", "shards"), ENGINES)
 def test_equal_to_the_dequantised_model_with_adapters(kind: Quantization, shards: int, tmp_path: Path) -> None:
-    directory = write_llama(tmp_path / "model")
+    directory = write_even_llama(tmp_path / "model")
     oracle = Oracle(directory)
     written = [write_adapter(oracle.base, case, tmp_path / case.name) for case in CASES]
     lengths = [5] * 8 if kind == "fp8" else [5, 14, 23, 32]
@@ -199,7 +187,7 @@ def write_plain(quantised: Path, directory: Path) -> Path:
 @pytest.mark.parametrize(("kind", "per_tensor", "setting"), CHECKPOINTS)
 def test_quantised_checkpoints(kind: Quantization, per_tensor: bool, setting: str, tmp_path: Path) -> None:
     """Their own weights are served: dequantised with `auto` on the CPU, else in the stored form."""
-    directory = write_llama(tmp_path / "model")
+    directory = write_even_llama(tmp_path / "model")
     quantize_files(directory, kind, per_tensor)
     oracle = Oracle(write_plain(directory, tmp_path / "plain"))
     adapters = [write_adapter(oracle.base, CASES[0], tmp_path / "adapter"), None] * 3

@@ -12,7 +12,7 @@ from gpu import check
 from gpu.check import PARTS, Part
 from gpu.measuring import Bench, require
 
-IN_PROCESS = ("machine", "lora", "attention", "elementwise", "sampling", "step", "install", "sanitizer")
+IN_PROCESS = ("machine", "lora", "quantised", "attention", "elementwise", "sampling", "step", "install", "sanitizer")
 
 
 @pytest.mark.parametrize("name", IN_PROCESS)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from support import fake_cuda, flash_attn_stand_in
 from support.local_engine import random_runner
-from support.tiny_models import FAMILIES, write_model
+from support.tiny_models import FAMILIES, write_even_llama, write_model
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.runtime.jit import JITFunction
@@ -83,9 +83,11 @@ def check_recording(runner: ModelRunner, counts: fake_cuda.DeviceCounts) -> None
     assert logits.shape == (1, runner.config.vocab_size)
 
 
-def check_family(directory: Path, backend: type, counts: fake_cuda.DeviceCounts) -> None:
+def check_model(directory: Path, backend: type, counts: fake_cuda.DeviceCounts, quantize: str = "none") -> None:
     """A mixed step, and recorded decode steps."""
-    settings = Settings(device="cuda", adapter_slots=2, max_sequences=8, max_batch_tokens=64, kv_memory="64MiB")
+    settings = Settings(
+        device="cuda", adapter_slots=2, max_sequences=8, max_batch_tokens=64, kv_memory="64MiB", quantize=quantize
+    )
     runner = random_runner(EngineConfig.from_settings(settings, directory), torch.device("cuda", 0))
     assert isinstance(runner.attention, backend)
     output = runner.execute(runner.stage(MIXED))
@@ -101,6 +103,7 @@ def main() -> None:
     root = Path(sys.argv[1])
     fake_cuda.register_device_guard(root)
     directories = [write_model(family, root / family) for family in FAMILIES]
+    even = write_even_llama(root / "even")
     counts = fake_cuda.DeviceCounts()
     fake_cuda.install_stand_ins(counts)
     JITFunction.run = launch
@@ -120,8 +123,11 @@ def main() -> None:
             sys.modules["flash_attn"] = module  # type: ignore[assignment]
             flash_attention.cache_clear()
             for directory in chosen:
-                check_family(directory, backend, counts)
+                check_model(directory, backend, counts)
                 print(directory.name, backend.__name__, "traced")
+        for quantize in ("fp8", "int8", "int4"):
+            check_model(even, backend, counts, quantize)
+            print(quantize, "traced")
 
 
 if __name__ == "__main__":

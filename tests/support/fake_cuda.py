@@ -198,6 +198,7 @@ def install_stand_ins(counts: DeviceCounts) -> None:
     cuda.mem_get_info = lambda *args: (80 << 30, 80 << 30)
     cuda.is_available = lambda: True
     cuda.device_count = lambda: 1
+    cuda.get_device_capability = lambda *args: (9, 0)
     cuda.set_device = cuda.empty_cache = cuda.reset_peak_memory_stats = lambda *args: None
     cuda.max_memory_allocated = cuda.memory_allocated = cuda.max_memory_reserved = lambda *args: 0
     cuda.synchronize = lambda *args: counts.waits.update(["synchronize"])

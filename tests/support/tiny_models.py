@@ -65,6 +65,15 @@ def family_config(family: str, **changes: Any) -> PreTrainedConfig:
 FAMILIES = ("llama", "llama3", "mistral", "qwen2", "qwen3", "smollm3")
 
 
+def write_even_llama(directory: Path) -> Path:
+    """Write a small Llama whose layers have sizes in multiples of 16 on one and two ranks, as fp8 needs."""
+    torch.manual_seed(11)
+    sizes = {"hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 3, "num_attention_heads": 8}
+    config = LlamaConfig(**COMMON | sizes | {"num_key_value_heads": 4}, tie_word_embeddings=False)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(directory)
+    return directory
+
+
 def write_model(family: str, directory: Path, **changes: Any) -> Path:
     """Write the family's tiny model with seeded random weights (biases and norms too) into `directory`.
 
