@@ -7,6 +7,7 @@ and Triton that need a GPU.
 from __future__ import annotations
 
 import ctypes
+import os
 import subprocess
 import sys
 import types
@@ -46,7 +47,11 @@ passes, sort's segments, flash-attn's split and combine. Other calls count as on
 
 
 def register_device_guard(directory: Path) -> None:
-    """Compile and load a device guard for CUDA that does nothing. Needs g++."""
+    """Compile and load a device guard for CUDA that does nothing. Needs g++.
+
+    Motet's cache is moved into `directory`, too: the records of configs that are read from now on have fake numbers.
+    """
+    os.environ["MOTET_CACHE"] = str(directory / "cache")
     source, library = directory / "guard.cpp", directory / "guard.so"
     source.write_text(GUARD)
     command = ["g++", "-std=c++20", "-shared", "-fPIC", "-O0", str(source), "-o", str(library)]
