@@ -39,14 +39,12 @@ from motet.engine.llm import Engine
 PARAMS = SamplingParams(max_tokens=6, temperature=0.0, logprobs=0)
 SLOW = pytest.mark.slow
 ENGINES = [
-    ("int4", 2),
-    ("fp8", 1),
-    *[pytest.param(*engine, marks=SLOW) for engine in [("int4", 1), ("int8", 1), ("int8", 2), ("fp8", 2)]],
+    ("int4", 1),
+    *[pytest.param(*engine, marks=SLOW) for engine in [("int4", 2), ("int8", 1), ("int8", 2), ("fp8", 1), ("fp8", 2)]],
 ]
 CHECKPOINTS = [
     ("int8", False, "int8"),
-    ("fp8", False, "auto"),
-    pytest.param("fp8", True, "fp8", marks=SLOW),
+    *[pytest.param("fp8", *case, marks=SLOW) for case in [(False, "auto"), (True, "fp8")]],
 ]
 CASES = [AdapterCase(8, "plain", "all"), AdapterCase(3, "rslora", "qv"), AdapterCase(16, "patterns", "some_layers")]
 
