@@ -92,19 +92,7 @@ def run_rank_0(spec: WorkerSpec, heartbeat: Heartbeat) -> None:
         SchedulerConfig(runner.max_batch_tokens, spec.engine.max_sequences, capacity.max_context),
         spec.engine_id,
     )
-    model = ModelInfo(
-        name=spec.name,
-        architecture=runner.config.architecture,
-        directory=spec.engine.directory,
-        vocab_size=runner.config.vocab_size,
-        max_context=capacity.max_context,
-        dtype=str(runner.dtype).removeprefix("torch."),
-        shards=spec.tp_size,
-        eos_token_ids=runner.config.eos_token_ids,
-        device=runner.device.type,
-        hidden_size=runner.config.hidden_size,
-        max_batch_tokens=runner.max_batch_tokens,
-    )
+    model = _model_info(spec, runner)
     if spec.tp_size > 1:
         heartbeat.enter("waiting for the other ranks")
     sockets = _open_sockets(spec)
@@ -135,6 +123,23 @@ def run_rank_0(spec: WorkerSpec, heartbeat: Heartbeat) -> None:
     core.run()
     sockets.close()
     leave()
+
+
+def _model_info(spec: WorkerSpec, runner: ModelRunner) -> ModelInfo:
+    """What the clients learn of the loaded model."""
+    return ModelInfo(
+        name=spec.name,
+        architecture=runner.config.architecture,
+        directory=spec.engine.directory,
+        vocab_size=runner.config.vocab_size,
+        max_context=runner.capacity.max_context,
+        dtype=str(runner.dtype).removeprefix("torch."),
+        shards=spec.tp_size,
+        eos_token_ids=runner.config.eos_token_ids,
+        device=runner.device.type,
+        hidden_size=runner.config.hidden_size,
+        max_batch_tokens=runner.max_batch_tokens,
+    )
 
 
 def run_other_rank(spec: WorkerSpec, heartbeat: Heartbeat) -> None:
