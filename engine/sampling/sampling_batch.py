@@ -74,7 +74,7 @@ def stage_batch(rows: list[Sequence], staging: StagingBuffer, table: TokenTable,
             adjusted.append(j)
         if p.logprobs is not None:
             reported.append((j, p.logprobs))
-        if row.sampled_index < p.min_tokens:
+        if p.min_tokens and row.sampled_index < p.min_tokens:
             below_min_tokens.append(j)
     return SamplingBatch(
         rows=rows,
