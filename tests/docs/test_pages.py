@@ -23,7 +23,16 @@ OTHER_VARIABLES = {"MOTET_CACHE", "MOTET_CONFIG", "MOTET_HOST_KEY", "MOTET_HUB_T
 # Other programs' flags that the pages mention.
 LORAX_FLAGS = {"--max-batch-total-tokens", "--max-batch-prefill-tokens", "--num-shard", "--max-active-adapters"}
 LORAX_FLAGS |= {"--adapter-source", "--cors-allow-origin"}
-FOREIGN_FLAGS = {"--build", "--constraint", "--editable", "--no-build-isolation", "--no-deps", "--extra-index-url"}
+FOREIGN_FLAGS = {
+    "--build",
+    "--build-arg",
+    "--profile",
+    "--constraint",
+    "--editable",
+    "--no-build-isolation",
+    "--no-deps",
+    "--extra-index-url",
+}
 FOREIGN_FLAGS |= LORAX_FLAGS | {"--nproc-per-node", "--no-python"}
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 # `motet/` is the package's name, not a folder.
