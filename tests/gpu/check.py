@@ -34,16 +34,16 @@ class Part:
 
 
 PARTS = (
-    Part("machine", "Machine, bandwidth and GEMM", 20),
+    Part("machine", "Machine, bandwidth and GEMM", 15),
     Part("lora", "LoRA kernels", 45),
     Part("quantised", "Quantised weights", 25),
     Part("attention", "Attention", 30),
     Part("elementwise", "Elementwise kernels", 15),
     Part("sampling", "Sampling kernels", 15),
-    Part("oracle", "The engine against PEFT", 55),
-    Part("step", "Steps of an 8B model with random weights", 90),
-    Part("install", "Adapter installs", 30),
-    Part("sanitizer", "compute-sanitizer", 35),
+    Part("oracle", "The engine against PEFT", 50),
+    Part("step", "Steps of an 8B model with random weights", 110),
+    Part("install", "Adapter installs", 25),
+    Part("sanitizer", "compute-sanitizer", 30),
     Part("shards", "The engine against PEFT on several GPUs", 90, min_gpus=2),
 )
 
