@@ -114,7 +114,7 @@ for capability in map(int, sys.argv[1].split(",")):
     ("code", "interpret", "arguments"),
     [
         pytest.param(DRAW, "1", ("1", "3"), id="the draw, interpreted"),
-        pytest.param(DRAW, "1", ("2", "200"), id="many draws, interpreted", marks=pytest.mark.slow),
+        pytest.param(DRAW, "1", ("2", "10"), id="many draws, interpreted", marks=pytest.mark.slow),
         pytest.param(TABLE, "1", ("1", "8"), id="penalties, interpreted"),
         pytest.param(COMPILE, "0", ("90", "adjust,count,draw"), id="compiled"),
         pytest.param(
