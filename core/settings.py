@@ -182,7 +182,11 @@ class Settings:
     )
     kv_memory: str = _setting("auto", "memory for the key-value cache, such as 4GiB", size=True)
     memory_fraction: float = _setting(
-        0.92, "share of a GPU's memory for weights, adapters, steps and cache together", low=0.1, high=1.0
+        0.92,
+        "share of a GPU's memory for weights, adapters, steps and cache together",
+        low=0.1,
+        high=1.0,
+        metavar="SHARE",
     )
     data_dir: str = _setting(
         "",

@@ -13,7 +13,7 @@ from docs.voices import BEGIN, END, answers, rendered
 
 PRINTED = "http://127.0.0.1:8080"
 CURL = [
-    pytest.param(name, number, id=f"{name}-{number}")
+    pytest.param(name, number, id=f"{name}-{number}", marks=[] if name == "README.md" else pytest.mark.slow)
     for name in ("README.md", "docs/quickstart.md", "docs/api.md")
     for number, fence in enumerate(fences(name, "bash"))
     if fence.text.startswith("curl ")

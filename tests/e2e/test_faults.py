@@ -86,7 +86,14 @@ def terminal() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("terminal")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        signal.SIGTERM,
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
+    ],
+)
 def test_shutdown_drains_and_leaves_nothing_behind(number: signal.Signals, smollm2_directory: Path) -> None:
     with serving("--drain-seconds", "1") as server, httpx2.Client(base_url=server.url, timeout=60) as client:
         family = psutil.Process(server.process.pid).children(recursive=True)
@@ -140,7 +147,7 @@ def test_a_port_in_use() -> None:
         (("--model", "/nowhere/at/all"), "--model"),
         pytest.param(("--model", "missing.gguf"), "missing.gguf", marks=pytest.mark.slow),
         pytest.param(("--shards", "0"), "--shards", marks=pytest.mark.slow),
-        (("--shards", "2"), "--shards 2"),  # 9 heads
+        pytest.param(("--shards", "2"), "--shards 2", marks=pytest.mark.slow),  # 9 heads
         pytest.param(("--dtype", "bfloat16", "--device", "cpu"), "--dtype", marks=pytest.mark.slow),
         pytest.param(("--max-context", "100000"), "--max-context", marks=pytest.mark.slow),
         pytest.param(("--kv-memory", "lots"), "--kv-memory", marks=pytest.mark.slow),

@@ -88,7 +88,7 @@ FRAGMENTS = (
 
 
 @pytest.mark.parametrize("parser", [Hermes(), Llama3Json()], ids=["hermes", "llama3"])
-@settings(deadline=None, max_examples=600)
+@settings(deadline=None, max_examples=200)
 @given(fragments=st.lists(st.sampled_from(FRAGMENTS), max_size=8), places=st.lists(st.integers(0, 400), max_size=8))
 @example(fragments=["<tool_call>", "oops", "<tool_call>", '{"name": "f", "arguments": {}}'], places=[11, 15])
 @example(fragments=['{"name": "f", "parameters": {}', " " * 40, " " * 40, "<|<|"], places=[])

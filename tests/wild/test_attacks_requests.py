@@ -23,7 +23,9 @@ from motet.core.errors import InvalidRequest
 from motet.core.sampling_params import SamplingParams
 from motet.core.settings import Settings
 from motet.engine.client.template_renderer import TemplateRenderer
+from motet.engine.sampling.sampling_batch import draw_parameters
 from motet.engine.sampling.top_k_top_p import draw_tokens
+from motet.engine.staging import StagingBuffer
 
 SECONDS = 10.0
 """The time limit for a normal request during an attack: far above the usual time, and below that of attacks."""
@@ -86,9 +88,12 @@ def test_4_sampling_has_no_cliff() -> None:
 
     def cost(**cuts: float) -> float:
         params = [SamplingParams(max_tokens=1, **cuts)] * rows  # type: ignore[arg-type]
-        draw_tokens(probabilities.clone(), params, draws)
+        staging, ids = StagingBuffer(1 << 16, torch.device("cpu")), torch.zeros(rows, dtype=torch.int32)
+        staging.begin()
+        parameters = draw_parameters(None, params, draws, staging)
+        draw_tokens(probabilities.clone(), parameters, ids)
         began = time.process_time()
-        draw_tokens(probabilities.clone(), params, draws)
+        draw_tokens(probabilities.clone(), parameters, ids)
         return (time.process_time() - began) / rows
 
     assert cost(top_p=0.999999, typical_p=0.5) < max(0.008, 20 * cost())

@@ -105,7 +105,7 @@ class Run:
                 raise AssertionError(outcome)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(steps=st.lists(st.tuples(ACTIONS, st.integers(0, 6)), max_size=14))
 def test_callers_get_what_is_theirs_whatever_else_happens(steps: list[tuple[Serve | Publish | Break, int]]) -> None:
     async def body(cache: Path) -> None:

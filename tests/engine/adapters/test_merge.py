@@ -114,7 +114,7 @@ def assert_sum(prepared: PreparedAdapter, parts: list[Part]) -> None:
             assert float(error) <= 1e-5 * size, (layer, module)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(parts=st.lists(PARTS, min_size=1, max_size=4), shards=st.sampled_from([1, 2]))
 def test_the_delta_is_the_weighted_sum_of_the_deltas(parts: list[Part], shards: int) -> None:
     with tempfile.TemporaryDirectory() as place:

@@ -214,7 +214,7 @@ def module_config(ours: LoraConfig, module: str) -> ModuleConfig:
     return ours.modules({module: int(module.split(".")[2])})[module]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(module=DECODER_NAMES, keys=st.lists(VALID_PATTERNS, max_size=4, unique=True))
 def test_rank_and_alpha_patterns_are_looked_up_as_peft_does(module: str, keys: list[str]) -> None:
     ranks = {key: i + 1 for i, key in enumerate(keys)}
@@ -226,7 +226,7 @@ def test_rank_and_alpha_patterns_are_looked_up_as_peft_does(module: str, keys: l
     assert found.scale == alphas.get(key, 16) / ranks.get(key, 8)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     module=DECODER_NAMES,
     targets=VALID_PATTERNS | st.lists(NAMES | DECODER_NAMES, min_size=1, max_size=4),

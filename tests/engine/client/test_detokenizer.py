@@ -41,7 +41,7 @@ def deltas(text: ModelTokenizer, ids: list[int], prompt: list[int] | None = None
     return [*map(detokenizer.push, ids), detokenizer.flush()]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(text=TEXTS)
 def test_byte_level_text_comes_back_whole(smollm2: ModelTokenizer, model_directory: Path, text: str) -> None:
     ids = smollm2.encode(text, add_special_tokens=False)
@@ -59,7 +59,7 @@ def test_no_character_is_ever_shown_in_halves(smollm2: ModelTokenizer) -> None:
     assert parts.count("") > 10, "the test needs characters of several tokens"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(ids=st.lists(st.integers(0, 49_151), max_size=40))
 def test_any_ids_decode_like_the_tokenizer(smollm2: ModelTokenizer, model_directory: Path, ids: list[int]) -> None:
     """Invalid UTF-8 and special tokens too: the library's decode of the whole is the reference."""
@@ -68,7 +68,7 @@ def test_any_ids_decode_like_the_tokenizer(smollm2: ModelTokenizer, model_direct
     assert smollm2.decode(ids, skip_special_tokens=False) == tokenizer.decode(ids, skip_special_tokens=False)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(text=TEXTS)
 def test_byte_fallback_decodes_like_the_tokenizer(byte_fallback: ModelTokenizer, text: str) -> None:
     ids = byte_fallback.encode(text, add_special_tokens=False)
@@ -77,7 +77,7 @@ def test_byte_fallback_decodes_like_the_tokenizer(byte_fallback: ModelTokenizer,
     assert "\ufffd" in text or not any("\ufffd" in part for part in parts)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_metaspace_decodes_like_the_tokenizer(metaspace: ModelTokenizer, data: st.DataObject) -> None:
     ids = data.draw(st.lists(st.integers(0, metaspace.vocab_size - 1), max_size=12))

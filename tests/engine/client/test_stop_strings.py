@@ -25,7 +25,7 @@ def naive(pieces: list[tuple[str, bool]], stops: list[str]) -> tuple[str, str | 
     return text, None
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(pieces=PIECES, stops=st.lists(WORDS, max_size=4))
 def test_equals_the_definition(pieces: list[tuple[str, bool]], stops: list[str]) -> None:
     expected, expected_stop = naive(pieces, stops)
@@ -40,7 +40,7 @@ def test_equals_the_definition(pieces: list[tuple[str, bool]], stops: list[str])
     assert (shown + finder.flush(), found) == (expected, expected_stop)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(text=st.text(alphabet="ab", max_size=20), stops=st.lists(WORDS, min_size=1, max_size=3))
 def test_holds_back_no_more_than_the_start_of_a_stop_string(text: str, stops: list[str]) -> None:
     finder = StopStrings(stops)

@@ -177,7 +177,11 @@ def no_symmetric_memory(rank: int, size: int, store: str) -> None:
 
 @pytest.mark.parametrize(
     ("work", "tcp"),
-    [(collectives, False), (no_symmetric_memory, False), pytest.param(collectives, True, marks=pytest.mark.slow)],
+    [
+        (collectives, False),
+        pytest.param(no_symmetric_memory, False, marks=pytest.mark.slow),
+        pytest.param(collectives, True, marks=pytest.mark.slow),
+    ],
 )
 def test_collectives_between_processes(work: Callable[[int, int, str], None], tcp: bool, tmp_path: Path) -> None:
     store = f"tcp://127.0.0.1:{free_ports()}/engine" if tcp else str(tmp_path / "store")

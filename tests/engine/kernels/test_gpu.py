@@ -55,7 +55,8 @@ def test_interpreted(sweep: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "numbers"), [("90", "bf16"), pytest.param("80,90,100", "fp32,fp16,bf16", marks=pytest.mark.slow)]
+    ("capabilities", "numbers"),
+    [pytest.param(*sizes, marks=pytest.mark.slow) for sizes in (("90", "bf16"), ("80,90,100", "fp32,fp16,bf16"))],
 )
 def test_compiled(capabilities: str, numbers: str) -> None:
     run_triton(["-c", COMPILE, capabilities, numbers], interpret=False)

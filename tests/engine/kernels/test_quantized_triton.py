@@ -83,7 +83,7 @@ for capability in (89, 90, 100):
 """
 
 
-@pytest.mark.parametrize("case", ["interpret", "compile"])
+@pytest.mark.parametrize("case", ["interpret", pytest.param("compile", marks=pytest.mark.slow)])
 def test_kernels(case: str) -> None:
     code, env = {"interpret": (INTERPRET, {"TRITON_INTERPRET": "1"}), "compile": (COMPILE, {})}[case]
     command = [sys.executable, "-c", code]

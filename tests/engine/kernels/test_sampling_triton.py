@@ -116,7 +116,7 @@ for capability in map(int, sys.argv[1].split(",")):
         pytest.param(DRAW, "1", ("1", "3"), id="the draw, interpreted"),
         pytest.param(DRAW, "1", ("2", "10"), id="many draws, interpreted", marks=pytest.mark.slow),
         pytest.param(TABLE, "1", ("1", "8"), id="penalties, interpreted"),
-        pytest.param(COMPILE, "0", ("90", "adjust,count,draw"), id="compiled"),
+        pytest.param(COMPILE, "0", ("90", "adjust,count,draw"), id="compiled", marks=pytest.mark.slow),
         pytest.param(
             COMPILE, "0", ("80,90,100", "adjust,count,draw,typical"), id="all compiled", marks=pytest.mark.slow
         ),

@@ -27,7 +27,7 @@ from motet.core.sampling_params import SamplingParams
 from motet.engine.sampling.sampler import SampledToken, Sampler
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     size=st.sampled_from((2, 7, 40)),
@@ -160,7 +160,7 @@ ROW_PARAMS = st.builds(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     params=st.lists(ROW_PARAMS, min_size=1, max_size=6),
@@ -188,7 +188,7 @@ def test_a_row_is_sampled_alike_alone_and_in_company(
     assert together == alone
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32), top=st.integers(0, 20))
 def test_logprobs_are_the_models(seed: int, top: int) -> None:
     """Before penalties, bias, masks and temperature; best first; the chosen token's own is always there."""

@@ -24,7 +24,7 @@ PARAMS = st.builds(
 DRAWS = st.floats(0, 1, exclude_max=True)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     spread=st.sampled_from((0.0, 0.01, 1.0, 6.0)),

@@ -124,7 +124,7 @@ class Slots(RuleBasedStateMachine):
         assert fewest is None or pinned[fewest] == min(pinned.values())
 
 
-Slots.TestCase.settings = settings(max_examples=80, deadline=None)
+Slots.TestCase.settings = settings(max_examples=40, deadline=None)
 TestSlots = Slots.TestCase
 
 

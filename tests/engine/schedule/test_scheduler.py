@@ -62,11 +62,11 @@ class Scheduling(RuleBasedStateMachine):
             finish_everything(self.runner)
 
 
-Scheduling.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+Scheduling.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestScheduling = Scheduling.TestCase
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(
     size=SIZES.filter(lambda size: size.blocks * size.block_size >= 8),
     crowd=st.lists(st.tuples(st.integers(1, 7), st.integers(1, 4), st.integers(0, 5)), min_size=1, max_size=6),
