@@ -1,16 +1,32 @@
-"""Detects that a write failed because the disk is full, and makes the errors to report."""
+"""Free space for caches, and writes that fail because the disk is full: how to recognise and report them."""
 
 from __future__ import annotations
 
 import errno
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from motet.core import error_codes
 from motet.core.errors import Unavailable
 
+AUTO_CACHE_BYTES = 20 << 30
+"""The most that `--cache-size auto` allows."""
+
 FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def free_bytes(directory: Path) -> int:
+    """The free space for this user on the disk of `directory`."""
+    return shutil.disk_usage(directory).free
+
+
+def cache_limit(cache_size: int | None, directory: Path, used: int) -> int:
+    """The bytes that a cache in `directory`, which has `used` bytes, may have; with None, half of the available space,
+    but at most AUTO_CACHE_BYTES."""
+    return min(AUTO_CACHE_BYTES, (free_bytes(directory) + used) // 2) if cache_size is None else cache_size
 
 
 def is_disk_full(error: BaseException) -> bool:

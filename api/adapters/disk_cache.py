@@ -24,6 +24,7 @@ import msgspec
 from loguru import logger
 
 from motet.core.adapter_source import AdapterRef
+from motet.core.disk_space import cache_limit
 from motet.core.messages import PreparedAdapter
 
 
@@ -44,8 +45,6 @@ LEFTOVER_SECONDS = 3600.0
 
 TRIM_TO = 0.9
 """Over the limit, entries are removed down to this fraction of it, so that not every load has to remove some."""
-
-AUTO_BYTES = 20 << 30
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -102,9 +101,7 @@ class DiskCache:
         if not entries:
             return
         total = sum(self._sizes.values())
-        limit = self._limit
-        if limit is None:
-            limit = min(AUTO_BYTES, (free_bytes(self._root) + total) // 2)
+        limit = cache_limit(self._limit, self._root, total)
         if total <= limit:
             self._is_over = False
             return
@@ -165,11 +162,6 @@ class DiskCache:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         return True
-
-
-def free_bytes(directory: Path) -> int:
-    """The free space for this user on the disk of `directory`."""
-    return shutil.disk_usage(directory).free
 
 
 def _sweep(scratch: Path) -> None:

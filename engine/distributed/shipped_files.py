@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 import tempfile
 import threading
 import time
@@ -25,6 +24,7 @@ import zmq
 from loguru import logger
 
 from motet.core.digests import DIGEST_BYTES, file_digest
+from motet.core.disk_space import cache_limit
 from motet.core.errors import StartupError
 from motet.engine.distributed.host_key import HostKey, bind
 
@@ -39,7 +39,6 @@ HEADER_BYTES = 16 << 20
 ANSWER_SECONDS = 10.0
 """How long the first host may take to answer; then the adapter's requests fail, and the next one tries again."""
 
-AUTO_BYTES = 20 << 30
 LEFTOVER_SECONDS = 3600.0
 POLL_MILLISECONDS = 200
 
@@ -137,9 +136,7 @@ class ShippedFiles:
                 elif not path.name.startswith("."):
                     files.append((state.st_mtime, state.st_size, path))
         total = sum(size for _, size, _ in files)
-        limit = self._limit
-        if limit is None:
-            limit = min(AUTO_BYTES, (shutil.disk_usage(self._folder).free + total) // 2)
+        limit = cache_limit(self._limit, self._folder, total)
         for _, size, path in sorted(files):
             if total > limit and path != newest:
                 path.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from support.scripted_registry import RegistrySetup, failure, run
 
 from motet.api.adapters import disk_cache, merging
 from motet.api.adapters.disk_cache import IN_USE_SECONDS, LEFTOVER_SECONDS, DiskCache, Loaded
+from motet.core import disk_space
 from motet.core.adapter_source import AdapterRef
 from motet.core.errors import Overloaded
 from motet.core.messages import PreparedAdapter
@@ -112,7 +113,7 @@ def test_the_limit_without_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyP
     cache = DiskCache(tmp_path)
     for number in range(4):
         entry(tmp_path, f"prepared/{number}", old(number))
-    monkeypatch.setattr(disk_cache, "free_bytes", lambda root: 2 * KB)
+    monkeypatch.setattr(disk_space, "free_bytes", lambda root: 2 * KB)
     cache.trim()  # half of 4 + 2
     cache.close()
     assert left(tmp_path) == {"prepared/0", "prepared/1"}
