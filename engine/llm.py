@@ -45,8 +45,7 @@ class Engine:
         Raises StartupError or Unavailable if the engine does not start.
         """
         hosts = host_group(settings, os.environ)
-        config = EngineConfig.from_settings(settings, directory)
-        processes = EngineProcesses(config, config.shards, directory.name, hosts)
+        processes = EngineProcesses(EngineConfig.from_settings(settings, directory), directory.name, hosts)
         engine = cls(
             processes,
             EngineClient(processes.engine_address, processes.state_address),

@@ -115,10 +115,8 @@ def _check(arguments: argparse.Namespace) -> None:
     settings = load_settings(options, os.environ, None)
     found = find_adapters(directories)
     location = locate_model(settings)
-    engine = EngineConfig.from_settings(settings, model_directory(location, settings))
     spec = LoaderSpec(
-        engine=engine,
-        shards=engine.shards,
+        engine=EngineConfig.from_settings(settings, model_directory(location, settings)),
         address="",
         cache="",
         names=(settings.model_name or location.name,),

@@ -61,8 +61,7 @@ def supervise(settings: Settings) -> None:
     directory = model_directory(location, settings)
     stop = _stop_event()  # not earlier, so that Ctrl-C interrupts a long download
     name = settings.model_name or location.name
-    config = EngineConfig.from_settings(settings, directory)
-    engine = EngineProcesses(config, config.shards, name, hosts)
+    engine = EngineProcesses(EngineConfig.from_settings(settings, directory), name, hosts)
     deployment = Deployment(
         settings=settings,
         model_directory=str(directory),

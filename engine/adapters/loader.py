@@ -46,7 +46,6 @@ class LoaderSpec(msgspec.Struct, frozen=True):
     """The base model and settings to prepare adapters for, and the loader's address."""
 
     engine: EngineConfig
-    shards: int
     address: str
     cache: str
     names: tuple[str, ...] = ()
@@ -65,7 +64,7 @@ def make_target(spec: LoaderSpec) -> Target:
     return Target(
         model=model,
         base_fingerprint=hashlib.sha256((directory / "config.json").read_bytes()).hexdigest(),
-        shards=spec.shards,
+        shards=spec.engine.shards,
         dtype=resolve_dtype(spec.engine, model, resolve_device(spec.engine, 0)),
         max_rank=spec.engine.max_adapter_rank,
         cache=Path(spec.cache),

@@ -50,14 +50,13 @@ LONG_PHASE_SECONDS = 30.0
 
 @dataclass
 class EngineProcesses:
-    """One engine: `shards` ranks, which start and end together, and the loader.
+    """One engine: `config.shards` ranks, which start and end together, and the loader.
 
     All addresses are in `run_directory`, so that the engines of one host are independent of each other. With `hosts`,
     this is the first of several hosts, and agents start the ranks of the others.
     """
 
     config: EngineConfig
-    shards: int
     name: str
     hosts: HostGroup | None = None
 
@@ -132,7 +131,7 @@ class EngineProcesses:
         self._started = time.monotonic()
         self._progress = StartProgress()
         self._heartbeat.reset()
-        specs = [self._rank_spec(rank, engine_id) for rank in range(self.shards)]
+        specs = [self._rank_spec(rank, engine_id) for rank in range(self.config.shards)]
         if self._others is not None:
             forget_refusal(self.run_directory)
             specs = self._others.start(specs, self._served)
@@ -144,7 +143,7 @@ class EngineProcesses:
         return start_child("motet.engine.worker", spec, start, variables=variables)
 
     def _launch_loader(self, start: ChildStart) -> subprocess.Popen[bytes]:
-        spec = LoaderSpec(self.config, self.shards, self.loader_address, str(cache_directory()), (self.name,))
+        spec = LoaderSpec(self.config, self.loader_address, str(cache_directory()), (self.name,))
         return start_child("motet.engine.adapters.loader", spec, start, variables=public_environment())
 
     def _all_hosts_ready(self) -> bool:
@@ -195,7 +194,7 @@ class EngineProcesses:
     def _rank_spec(self, rank: int, engine_id: str) -> WorkerSpec:
         return WorkerSpec(
             tp_rank=rank,
-            tp_size=self.shards,
+            tp_size=self.config.shards,
             engine_id=engine_id,
             name=self.name,
             engine=self.config,

@@ -98,7 +98,7 @@ class LocalRanks:
         for heartbeat in self._heartbeats:
             heartbeat.poll()
         ended = [(i, p.returncode) for i, p in enumerate(self._processes) if p.poll() is not None]
-        if self._start is None or all(code == 0 for _, code in ended):  # 0: rank 0 has told them to exit
+        if self._start is None or all(code == 0 for _, code in ended):  # 0: by order of rank 0
             if len(ended) == len(self._processes):
                 self.stop()
             return None

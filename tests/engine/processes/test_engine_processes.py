@@ -37,7 +37,7 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable
             return (loader if module.endswith("loader") else ranks)(start)
 
         monkeypatch.setattr(engine_processes, "start_child", start)
-        made.append(EngineProcesses(EngineConfig.from_settings(Settings(shards=shards), tmp_path), shards, "tiny"))
+        made.append(EngineProcesses(EngineConfig.from_settings(Settings(shards=shards), tmp_path), "tiny"))
         made[-1].start()
         return made[-1]
 

@@ -98,7 +98,7 @@ class Hosts:
             monkeypatch.setattr(module, "LOST_SECONDS", 2.0)
         monkeypatch.setattr(other_hosts, "RIVAL_SECONDS", 4.0)
         config = EngineConfig.from_settings(Settings(shards=2, nnodes=2, threads=2), self.model)
-        self.engine = EngineProcesses(config, 2, "tiny", loopback_group(0, self.port))
+        self.engine = EngineProcesses(config, "tiny", loopback_group(0, self.port))
         self._sink = logger.add(lambda message: self.log.append(message.record["message"]), level="INFO")
         self.engine.start()
 
@@ -367,4 +367,4 @@ def test_starting_an_agent_imports_no_torch() -> None:
 
 def test_ports_in_use_are_named(hosts: Hosts) -> None:
     with pytest.raises(StartupError, match=f"cannot listen on tcp://127.0.0.1:{hosts.port}: .*--master-addr"):
-        EngineProcesses(hosts.engine.config, 2, "tiny", loopback_group(0, hosts.port))
+        EngineProcesses(hosts.engine.config, "tiny", loopback_group(0, hosts.port))
