@@ -82,7 +82,7 @@ def _unusable(rank: int) -> str | None:
     if count <= rank:
         return (
             f"rank {rank} needs a GPU of its own, and PyTorch finds {count}; lower --shards to {count}, or check "
-            + ("CUDA_VISIBLE_DEVICES")
+            "CUDA_VISIBLE_DEVICES"
         )
     capability = torch.cuda.get_device_capability(rank)
     if capability < MIN_CAPABILITY:

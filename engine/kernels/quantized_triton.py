@@ -12,8 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-GROUP = 64
-"""Inputs of an int4 group, as in quantized_weight.py; a constant that a kernel can read."""
+from motet.engine.kernels.quantized_weight import GROUP
 
 ROW_BLOCK = 1024
 """Elements of a row that `quantize_row` reads at a time."""

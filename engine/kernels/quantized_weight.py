@@ -67,21 +67,25 @@ class StoredWeight:
         return cls(values.view(first.values.dtype), first.dtype, torch.cat(scales))
 
 
-class Fp8Weight:
-    """float8_e4m3 values [out, in] with fp32 scales [out, 1]; in and out are multiples of FP8_MULTIPLE."""
+class _ScaledWeight:
+    """Values [out, in] of 8 bits with fp32 scales [out, 1]."""
 
     def __init__(self, values: Tensor, scales: Tensor) -> None:
         self.shape = tuple(values.shape)
         self._values, self._scales = values.contiguous(), scales.contiguous()
 
+    def dequantized(self, dtype: torch.dtype) -> Tensor:
+        """The weight [out, in] in `dtype`."""
+        return (self._values.float() * self._scales).to(dtype)
+
+
+class Fp8Weight(_ScaledWeight):
+    """The values are float8_e4m3; in and out are multiples of FP8_MULTIPLE."""
+
     @classmethod
     def quantized(cls, dense: Tensor) -> Fp8Weight:
         """The weight with the nearest values to `dense` [out, in]."""
         return cls(*fp8_rows(dense))
-
-    def dequantized(self, dtype: torch.dtype) -> Tensor:
-        """The weight [out, in] in `dtype`."""
-        return (self._values.float() * self._scales).to(dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, in] @ weight.T, [T, out], in x's dtype, with x rounded to float8."""
@@ -107,22 +111,14 @@ def scaled_product(x: Tensor, x_scales: Tensor, weight: Tensor, scales: Tensor, 
     return y
 
 
-class Int8Weight:
-    """int8 values [out, in] with fp32 scales [out, 1]."""
-
-    def __init__(self, values: Tensor, scales: Tensor) -> None:
-        self.shape = tuple(values.shape)
-        self._values, self._scales = values.contiguous(), scales.contiguous()
+class Int8Weight(_ScaledWeight):
+    """The values are int8."""
 
     @classmethod
     def quantized(cls, dense: Tensor) -> Int8Weight:
         """The weight with the nearest values to `dense` [out, in]."""
         scales = (dense.abs().amax(1, keepdim=True).float() / 127).clamp(min=_LEAST_SCALE)
         return cls((dense.float() / scales).round().to(torch.int8), scales)
-
-    def dequantized(self, dtype: torch.dtype) -> Tensor:
-        """The weight [out, in] in `dtype`."""
-        return (self._values.float() * self._scales).to(dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, in] @ weight.T, [T, out], in x's dtype."""

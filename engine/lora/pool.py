@@ -122,8 +122,8 @@ class LoraPool:
         self._device = device
         self._a: dict[str, Tensor] = {}
         self._b: dict[str, Tensor] = {}
-        self._entries: dict[tuple[int, str], int] = {}
-        self._parts: dict[tuple[int, str], tuple[FusedLora, int]] = {}
+        # By decoder layer and module: the fused layer, the part of it, and the entry in the tables.
+        self._parts: dict[tuple[int, str], tuple[FusedLora, int, int]] = {}
         self._tables = SlotTables(size.slots, size.layers * sum(map(len, linears.values())), size.max_pages, device)
         pools = {name: self._allocate(shapes, dtype) for name, shapes in linears.items()}
         self.layers = [
@@ -151,12 +151,11 @@ class LoraPool:
         return a, parts
 
     def _fused_lora(self, layer: int, shapes: tuple[ModuleShape, ...], a: Tensor, b: tuple[Tensor, ...]) -> FusedLora:
-        first = len(self._entries)
+        first = len(self._parts)
         tables = self._tables.device[:, first : first + len(shapes)]
         fused = FusedLora(tuple(s.name for s in shapes), a, b, tables, self.size.page_rows)
         for i, shape in enumerate(shapes):
-            self._parts[layer, shape.name] = fused, i
-            self._entries[layer, shape.name] = first + i
+            self._parts[layer, shape.name] = fused, i, first + i
         return fused
 
     def _prepare_cuda(self, dtype: torch.dtype) -> None:
@@ -195,9 +194,9 @@ class LoraPool:
         """Make the slot refer to the copied pages. Call it between steps."""
         self._empty(install.slot)
         for p in install.placements:
-            fused, part = self._parts[p.layer, p.module]
+            fused, part, entry = self._parts[p.layer, p.module]
             fused.point(install.slot, part, p)
-            self._tables.set(install.slot, self._entries[p.layer, p.module], p)
+            self._tables.set(install.slot, entry, p)
         self._tables.send(install.slot)
 
     def clear(self, slot: int) -> None:

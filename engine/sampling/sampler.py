@@ -139,14 +139,14 @@ class Sampler:
             self._table.adjust(logits, batch.adjusted)
         if masks or batch.below_min_tokens:
             self._exclude(logits, batch, masks)
-        ids = _next_ids(logits, batch.draw)
+        ids = self.sample_ids(logits, batch)
         if batch.adjusted is not None and batch.adjusted.num_penalised:
             self._table.count(ids, batch.adjusted)
         return SampledRows(ids, batch.reported, logprobs)
 
     @torch.inference_mode()
     def sample_ids(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
-        """The ids [N] int32 of logits [N, V] (fp32, contiguous, changed in place), for a batch that is capturable.
+        """The ids [N] int32 of logits [N, V] (fp32, contiguous, changed in place), for rows that are capturable.
 
         It can be captured in a graph: shapes depend on N alone, and the host reads nothing from the device.
         """

@@ -36,7 +36,10 @@ class ReportedRows:
 
 
 def is_capturable(row: Sequence) -> bool:
-    """Whether a row needs nothing but a draw without typical_p, or the most likely token."""
+    """Whether `Sampler.sample_ids`, which a graph can capture, is all that a row needs.
+
+    That is a draw without typical_p, or the most likely token.
+    """
     p = row.request.params
     adjusted = p.logit_bias or is_penalised(p) or row.sampled_index < p.min_tokens or row.request.grammar is not None
     return not adjusted and p.logprobs is None and p.typical_p >= 1
@@ -53,11 +56,6 @@ class SamplingBatch:
     below_min_tokens: list[int]
     recorded_rows: int = 0
     """The number of rows of the recorded graph that samples this batch; 0: none."""
-
-    @property
-    def capturable(self) -> bool:
-        """Whether `Sampler.sample_ids`, which a graph can capture, is all that the rows need."""
-        return all(map(is_capturable, self.rows))
 
 
 def stage_batch(rows: list[Sequence], staging: StagingBuffer, table: TokenTable, size: int | None) -> SamplingBatch:
