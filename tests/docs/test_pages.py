@@ -17,7 +17,7 @@ from docs.pages import NAMES, ROOT, anchors, code_words, fences, links, read
 from motet.api.server.cli import build_parser
 from motet.core.settings import Settings, load_settings
 
-# Variables that are no settings: read where they are needed (core/paths.py, api/server/cli.py, plugins/sources/hub.py,
+# Variables that are not settings: read where they are needed (core/paths.py, api/server/cli.py, plugins/sources/hub.py,
 # engine/distributed/host_key.py).
 OTHER_VARIABLES = {"MOTET_CACHE", "MOTET_CONFIG", "MOTET_HOST_KEY", "MOTET_HUB_TOKEN"}
 # Other programs' flags that the pages mention.

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support.triton_process import run_triton
 
 
 @pytest.mark.slow  # compiles a device guard, and traces an 8B's layers on fake tensors
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the device guard is compiled with g++")
 def test_recorded_steps_are_safe_to_capture(tmp_path: Path) -> None:
-    pytest.importorskip("triton")
-    command = [sys.executable, "-W", "ignore", "-m", "support.capture_trace", str(tmp_path)]
-    done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": "tests"}, capture_output=True, text=True, timeout=400
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    command = ["-W", "ignore", "-m", "support.capture_trace", str(tmp_path)]
+    found = json.loads(run_triton(command, interpret=False, seconds=400).splitlines()[-1])
     assert len(found["recorded"]) == 6, "a step and a draw of 1, 2 and 4 rows"
     for recording in found["recorded"]:
         assert recording["kernels"] > 0

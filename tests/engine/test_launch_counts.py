@@ -7,15 +7,13 @@ All layers launch the same, so models of 2 and 4 layers are counted; a slow test
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from docs.pages import section, table
+from support.triton_process import run_triton
 
 LAYERS = 32
 SAMPLINGS = ("greedy", "sampled", "penalties")
@@ -35,12 +33,8 @@ def count(directory: Path, *cases: str) -> dict[str, Any]:
     """The counts of cases such as `2:greedy-32` (2 layers, 32 rows)."""
     if shutil.which("g++") is None:
         pytest.skip("the device guard is compiled with g++")
-    pytest.importorskip("triton")
-    env = {**os.environ, "PYTHONPATH": "tests", "TRITON_INTERPRET": "0"}
-    command = [sys.executable, "-W", "ignore", "-m", "support.launch_counts", str(directory), *cases]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-5000:]
-    result: dict[str, Any] = json.loads(done.stdout)
+    command = ["-W", "ignore", "-m", "support.launch_counts", str(directory), *cases]
+    result: dict[str, Any] = json.loads(run_triton(command, interpret=False, seconds=500))
     return result
 
 
@@ -52,7 +46,7 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def kernels(counts: dict[str, Any], sampling: str) -> float:
-    """The kernels of a step with all layers and 32 rows. Sampling is no part of a layer."""
+    """The kernels of a step with all layers and 32 rows. Sampling is not part of a layer."""
     layers = "base" if sampling == "base" else "greedy"
     layer = (counts[f"4:{layers}-32"]["kernels"] - counts[f"2:{layers}-32"]["kernels"]) / 2
     return float(counts[f"2:{sampling}-32"]["kernels"] + (LAYERS - 2) * layer)

@@ -5,11 +5,8 @@ Each runs in a process of its own: Triton decides at import whether it interpret
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
+from support.triton_process import run_triton
 
 INTERPRET = """
 import torch
@@ -85,7 +82,4 @@ for capability in (89, 90, 100):
 
 @pytest.mark.parametrize("case", ["interpret", pytest.param("compile", marks=pytest.mark.slow)])
 def test_kernels(case: str) -> None:
-    code, env = {"interpret": (INTERPRET, {"TRITON_INTERPRET": "1"}), "compile": (COMPILE, {})}[case]
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_triton(["-c", {"interpret": INTERPRET, "compile": COMPILE}[case]], case == "interpret", seconds=400)

@@ -5,11 +5,8 @@ Each runs in a process of its own: Triton decides at import whether it interpret
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
+from support.triton_process import run_triton
 
 DRAW = """
 import sys
@@ -29,7 +26,7 @@ for case in range(int(sys.argv[2])):
         weights[:, size // 2] = 1.0
     weights /= np.float32(2.0) ** np.ceil(np.log2(weights.sum(-1).max()))
     top_k = rng.choice([0, 1, 3, 40, 1000], count).astype(np.int32)
-    # Shares that are no sums of powers of two.
+    # Shares that are not sums of powers of two.
     cuts = np.stack([rng.choice([1.0, 0.9991, 0.9137, 0.3071, 0.0], count), rng.choice([0, 0, 0.01, 0.5, 1], count),
                      rng.choice([1.0, 1.0, 0.8713, 0.2137], count)], 1)
     draws = rng.choice([0.0, rng.random(), rng.random(), 1 - 2**-53, -1.0], count)
@@ -113,19 +110,14 @@ for capability in map(int, sys.argv[1].split(",")):
 @pytest.mark.parametrize(
     ("code", "interpret", "arguments"),
     [
-        pytest.param(DRAW, "1", ("1", "3"), id="the draw, interpreted"),
-        pytest.param(DRAW, "1", ("2", "10"), id="many draws, interpreted", marks=pytest.mark.slow),
-        pytest.param(TABLE, "1", ("1", "8"), id="penalties, interpreted"),
-        pytest.param(COMPILE, "0", ("90", "adjust,count,draw"), id="compiled", marks=pytest.mark.slow),
+        pytest.param(DRAW, True, ("1", "3"), id="the draw, interpreted"),
+        pytest.param(DRAW, True, ("2", "10"), id="many draws, interpreted", marks=pytest.mark.slow),
+        pytest.param(TABLE, True, ("1", "8"), id="penalties, interpreted"),
+        pytest.param(COMPILE, False, ("90", "adjust,count,draw"), id="compiled", marks=pytest.mark.slow),
         pytest.param(
-            COMPILE, "0", ("80,90,100", "adjust,count,draw,typical"), id="all compiled", marks=pytest.mark.slow
+            COMPILE, False, ("80,90,100", "adjust,count,draw,typical"), id="all compiled", marks=pytest.mark.slow
         ),
     ],
 )
-def test_triton(code: str, interpret: str, arguments: tuple[str, ...]) -> None:
-    pytest.importorskip("triton")
-    env = {**os.environ, "TRITON_INTERPRET": interpret}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], env=env, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_triton(code: str, interpret: bool, arguments: tuple[str, ...]) -> None:
+    run_triton(["-c", code, *arguments], interpret, seconds=300)

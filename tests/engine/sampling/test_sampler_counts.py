@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support.triton_process import run_triton
 
 MOST_KERNELS = {"greedy": 2, "drawn": 5, "everything": 45}
 
@@ -17,14 +15,9 @@ MOST_KERNELS = {"greedy": 2, "drawn": 5, "everything": 45}
 @pytest.mark.slow  # imports and traces for ten seconds
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the device guard is compiled with g++")
 def test_launches_do_not_depend_on_the_rows_and_nothing_waits(tmp_path: Path) -> None:
-    pytest.importorskip("triton")
     cases = [f"{kind}-{rows}" for kind in MOST_KERNELS for rows in (4, 32)]
-    command = [sys.executable, "-m", "support.sampler_counts", str(tmp_path), ",".join(cases)]
-    done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": "tests"}, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    command = ["-m", "support.sampler_counts", str(tmp_path), ",".join(cases)]
+    found = json.loads(run_triton(command, interpret=False, seconds=300).splitlines()[-1])
     for kind, most in MOST_KERNELS.items():
         few, many = found[f"{kind}-4"], found[f"{kind}-32"]
         assert few == many
