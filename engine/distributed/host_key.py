@@ -47,10 +47,10 @@ class HostKey:
 
     @classmethod
     def load(cls, file: str, environ: Mapping[str, str]) -> HostKey:
-        """The key in `file`, else in HOST_KEY_VARIABLE. Raises StartupError."""
+        """The key in `file`, else in MOTET_HOST_KEY. Raises StartupError."""
         if file:
             return cls(_read(Path(file)))
-        text = environ.get(HOST_KEY_VARIABLE, "").strip()
+        text = environ.get("MOTET_HOST_KEY", "").strip()
         if not text:
             raise StartupError(
                 f"several hosts need a shared secret: set --host-key-file or {HOST_KEY_VARIABLE}; {_HOW}",
